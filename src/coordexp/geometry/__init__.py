@@ -1,0 +1,1 @@
+"""Boxes, polygons, picture sizes and the norm1000 codec. Pure numpy and shapely, no files."""
