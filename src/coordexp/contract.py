@@ -27,7 +27,7 @@ WILDCARD_TOKEN = "<|coord_*|>"
 COORD_TOKEN = re.compile(r"<\|coord_(0|[1-9]\d{0,2})\|>")
 
 CoordSpace = Literal["pixel", "norm1000", "token"]
-Number = int | float
+Coordinate = int | float | str  # a number, or a token in token space
 
 
 def coord_token(k: int) -> str:
@@ -56,12 +56,12 @@ class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     desc: str
     category_id: int
     norm: list[float]
-    bbox_2d: list[Number] | list[str] | None = None
-    poly: list[Number] | list[str] | None = None
+    bbox_2d: list[Coordinate] | None = None
+    poly: list[Coordinate] | None = None
     iscrowd: bool = False
 
     @property
-    def coords(self) -> list[Number] | list[str]:
+    def coords(self) -> list[Coordinate]:
         """The geometry in the record's space, whichever kind it is."""
         return self.bbox_2d if self.bbox_2d is not None else self.poly  # type: ignore[return-value]
 
