@@ -1,1 +1,1 @@
-"""Checkpoints: building, fetching, growing the vocabulary, coordinate offsets, merging. Streams, never loads a model."""
+"""Checkpoints: build, fetch, expand the vocabulary, coordinate offsets, merge. Streams; never loads a whole model."""
