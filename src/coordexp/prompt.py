@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from coordexp.contract import Object, coord_token
+from coordexp.contract import Object, coord_bin
 
 IMAGE_TAG = "<image>"
 OPEN_PROMPT = "Detect every object in the image."
@@ -25,12 +25,14 @@ class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category_prompt: text of the category prompt, with the place `{categories}`.
     object_field_order: whether an object names itself before or after its geometry.
     json_format: `standard` writes ", " and ": ", `compact` writes "," and ":".
+    coordinates: bins as coordinate tokens, or as plain integers 0..999 for a base without them.
     """
 
     user_prompt: str = OPEN_PROMPT
     category_prompt: str = CATEGORY_PROMPT
     object_field_order: Literal["desc_first", "geometry_first"] = "desc_first"
     json_format: Literal["standard", "compact"] = "standard"
+    coordinates: Literal["token", "integer"] = "token"
 
     @property
     def comma(self) -> str:
@@ -70,7 +72,7 @@ def render_answer(objects: Iterable[Object], style: PromptStyle) -> str:
 
 def _render_object(obj: Object, style: PromptStyle) -> str:
     name = "bbox_2d" if obj.bbox_2d is not None else "poly"
-    tokens = style.comma.join(c if isinstance(c, str) else coord_token(c) for c in obj.coords)
+    tokens = style.comma.join(obj.coords if style.coordinates == "token" else (str(coord_bin(c)) for c in obj.coords))
     desc = f'"desc"{style.colon}{json.dumps(obj.desc, ensure_ascii=False)}'
     geometry = f'"{name}"{style.colon}[{tokens}]'
     fields = (desc, geometry) if style.object_field_order == "desc_first" else (geometry, desc)

@@ -1,0 +1,67 @@
+"""Terms at one coordinate slot. S slots, 1,000 bins; coordinates in [0, 1], bins in norm1000 space.
+
+Every function returns one value a slot, [S] float32; averaging is the objective's business.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from coordexp.contract import COORD_BINS
+
+LAST_BIN = COORD_BINS - 1
+
+
+def bin_centres(like: torch.Tensor) -> torch.Tensor:
+    """phi_k = k / 999, [1000], on the device and in the dtype of `like`."""
+    return torch.arange(COORD_BINS, device=like.device, dtype=like.dtype) / LAST_BIN
+
+
+def expectation(z: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Continuous coordinate in [0, 1]: e = sum_k phi_k softmax(z / T)_k, for z [..., 1000]."""
+    return (z / temperature).softmax(dim=-1) @ bin_centres(z)
+
+
+def hard_ce(z: torch.Tensor, bins: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """-log softmax(z / T)_t over coordinate ids alone, for target bins t [S] int64."""
+    return F.cross_entropy(z / temperature, bins, reduction="none")
+
+
+def soft_targets(coords: torch.Tensor, sigma: float, truncate: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian on the bins around the unrounded coordinate, zero beyond `truncate` bins of the nearest one.
+
+    coords: [S] in [0, 1]. Returns (index [S, 2r+1] int64, q [S, 2r+1]); q sums to 1 and is zero where the
+    window leaves 0..999. q_i ~ exp(-(i - 999 c)^2 / (2 sigma^2)).
+    """
+    centre = coords * LAST_BIN
+    offsets = torch.arange(-truncate, truncate + 1, device=coords.device)
+    index = (centre + 0.5).floor().clamp(0, LAST_BIN).long()[:, None] + offsets
+    distance = index.to(coords.dtype) - centre[:, None]
+    logits = -(distance**2) / (2 * sigma**2)
+    logits = logits.masked_fill((index < 0) | (index > LAST_BIN), float("-inf"))
+    return index.clamp(0, LAST_BIN), logits.softmax(dim=-1)
+
+
+def soft_ce(
+    z: torch.Tensor, coords: torch.Tensor, sigma: float, truncate: int, temperature: float = 1.0
+) -> torch.Tensor:
+    """-sum_i q_i log softmax(z / T)_i with `soft_targets`, read at the window's bins alone."""
+    index, q = soft_targets(coords, sigma, truncate)
+    scaled = z / temperature
+    return scaled.logsumexp(dim=-1) - (q * scaled.gather(-1, index)).sum(dim=-1)
+
+
+def wasserstein1(
+    z: torch.Tensor, coords: torch.Tensor, sigma: float, truncate: int, temperature: float = 1.0
+) -> torch.Tensor:
+    """Wasserstein-1 distance in [0, 1] between softmax(z / T) and `soft_targets`: sum |CDF_p - CDF_q| / 999."""
+    index, q = soft_targets(coords, sigma, truncate)
+    p = (z / temperature).softmax(dim=-1)
+    difference = p.scatter_add(-1, index, -q)
+    return difference.cumsum(dim=-1)[:, :-1].abs().sum(dim=-1) / LAST_BIN
+
+
+def gate(lse_all: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """-log of the probability mass on coordinate ids: logsumexp over the vocabulary minus over z, [S]."""
+    return lse_all - z.logsumexp(dim=-1)

@@ -1,0 +1,208 @@
+"""Training recipes: YAML with `extends`, checked before anything starts.
+
+Sections: `model`, `template`, `data`, `tuner` and `training` go to ms-swift under their own names;
+`custom` is ours and is typed here. Values of the later file win; maps merge, lists replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from coordexp.errors import ConfigError, located, nearest
+from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.prompt import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
+
+SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
+
+
+class CoordTokens(msgspec.Struct, forbid_unknown_fields=True):
+    """`enabled`: answers carry coordinate tokens (else text integers 0..999).
+
+    `skip_bbox_norm`: the JSONL is already in token space and is used as it is; false: it is in pixel
+    space and is quantised here. A file in the other space is refused either way.
+    """
+
+    enabled: bool = True
+    skip_bbox_norm: bool = True
+
+
+class CoordIdRange(msgspec.Struct, forbid_unknown_fields=True):
+    """First and last coordinate id; looked up in the tokenizer when absent, checked against it when given."""
+
+    start: int
+    end: int
+
+
+class CoordOffset(msgspec.Struct, forbid_unknown_fields=True):
+    """Trainable offsets on the rows of the coordinate ids; needs `training.optimizer: multimodal_coord_offset`."""
+
+    enabled: bool = False
+    ids: CoordIdRange | None = None
+    embed_lr: float = 4.0e-4
+    head_lr: float = 4.0e-4
+    weight_decay: float = 0.0
+    dtype: str = "auto"
+    tie_head: bool = True
+
+
+class Ramp(msgspec.Struct, forbid_unknown_fields=True):
+    """Geometry terms rise linearly from 0 at `start` to their weight at `end`, as fractions of training."""
+
+    start: float = 0.0
+    end: float = 0.0
+
+
+class Loss(msgspec.Struct, forbid_unknown_fields=True):
+    """Weights of the terms (zero switches one off) and their shape parameters; docs/method.md has the formulas.
+
+    text: cross-entropy at text positions. ce, soft_ce, w1, gate: at coordinate slots. l1, giou, ciou: of
+    boxes from expected coordinates. sigma, truncate: of the soft targets, in bins. temperature: of the
+    coordinate softmax.
+    """
+
+    text: float = 1.0
+    ce: float = 1.0
+    soft_ce: float = 0.0
+    w1: float = 0.0
+    gate: float = 1.0
+    l1: float = 0.0
+    giou: float = 0.0
+    ciou: float = 0.0
+    temperature: float = 1.0
+    sigma: float = 1.0
+    truncate: int = 8
+    ramp: Ramp = msgspec.field(default_factory=Ramp)
+
+
+class Custom(msgspec.Struct, forbid_unknown_fields=True):
+    """The `custom` section. Paths are filled in by the workflow when it runs the recipe."""
+
+    train_jsonl: str | None = None
+    val_jsonl: str | None = None
+    fusion_config: str | None = None
+    emit_norm: EmitNorm = "norm1000"
+    user_prompt: str = OPEN_PROMPT
+    category_prompt: str = CATEGORY_PROMPT
+    object_field_order: Literal["desc_first", "geometry_first"] = "desc_first"
+    json_format: Literal["standard", "compact"] = "standard"
+    coord_tokens: CoordTokens = msgspec.field(default_factory=CoordTokens)
+    coord_offset: CoordOffset = msgspec.field(default_factory=CoordOffset)
+    loss: Loss = msgspec.field(default_factory=Loss)
+
+    @property
+    def style(self) -> PromptStyle:
+        """How prompts and answers are rendered under this recipe."""
+        return PromptStyle(
+            user_prompt=self.user_prompt,
+            category_prompt=self.category_prompt,
+            object_field_order=self.object_field_order,
+            json_format=self.json_format,
+            coordinates="token" if self.coord_tokens.enabled else "integer",
+        )
+
+
+class Recipe(msgspec.Struct):
+    """A resolved recipe: five ms-swift sections as plain maps and the typed `custom` section."""
+
+    model: dict[str, Any]
+    template: dict[str, Any]
+    data: dict[str, Any]
+    tuner: dict[str, Any]
+    training: dict[str, Any]
+    custom: Custom
+
+    @property
+    def swift_arguments(self) -> dict[str, Any]:
+        """The ms-swift sections as one flat map, names unchanged."""
+        return {key: value for section in SWIFT_SECTIONS for key, value in getattr(self, section).items()}
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe at `path` with everything it extends and `overrides` on top; ConfigError when it is not sound."""
+    raw = merge(read_extended(path), overrides or {})
+    return typed(raw, path)
+
+
+def typed(raw: Mapping[str, Any], path: str | Path) -> Recipe:
+    """Check the sections and names of a merged map."""
+    known = (*SWIFT_SECTIONS, "custom")
+    for key in raw:
+        if key not in known:
+            raise ConfigError(located(f"unknown section{nearest(key, known)}", file=path, field=key, expected=known))
+    sections = {name: dict(raw.get(name) or {}) for name in SWIFT_SECTIONS}
+    _check_names(sections, path)
+    custom = convert(raw.get("custom") or {}, Custom, path, "custom")
+    if custom.coord_offset.enabled and sections["training"].get("optimizer") != "multimodal_coord_offset":
+        problem = "is enabled, but the offsets would be in no optimizer group"
+        fix = "set training.optimizer: multimodal_coord_offset"
+        raise ConfigError(located(problem, file=path, field="custom.coord_offset", fix=fix))
+    return Recipe(**sections, custom=custom)
+
+
+def convert(value: Mapping[str, Any], kind: type, path: str | Path, field: str) -> Any:
+    """`value` as the struct `kind`; an unknown key is a ConfigError with the nearest name."""
+    _reject_unknown(value, kind, path, field)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(located(str(error).replace("$", field), file=path)) from error
+
+
+def read_extended(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML map merged over the files that its `extends` names (one or a list, relative to it)."""
+    path = Path(path).resolve()
+    if path in _seen:
+        chain = " -> ".join(p.name for p in (*_seen, path))
+        raise ConfigError(located(f"`extends` goes in a circle: {chain}", file=path))
+    raw = _read_yaml(path)
+    parents = raw.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, read_extended(path.parent / parent, (*_seen, path)))
+    return merge(merged, raw)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: maps merge key by key, everything else in `over` replaces."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(located("recipe not found", file=path)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(located(f"not YAML: {error}", file=path)) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(located("not a map of sections", file=path, found=type(raw).__name__))
+    return raw
+
+
+def _check_names(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+    owner: dict[str, str] = {}
+    for section, values in sections.items():
+        for key in values:
+            if key in owner:
+                raise ConfigError(located(f"stands in `{owner[key]}` too", file=path, field=f"{section}.{key}"))
+            owner[key] = section
+
+
+def _reject_unknown(value: Any, kind: Any, path: str | Path, field: str) -> None:
+    kind = next((k for k in getattr(kind, "__args__", ()) if isinstance(k, type) and issubclass(k, msgspec.Struct)), kind)
+    if not (isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return
+    fields = {f.name: f.type for f in msgspec.structs.fields(kind)}
+    for key, inner in value.items():
+        if key not in fields:
+            raise ConfigError(located(f"unknown key{nearest(key, fields)}", file=path, field=f"{field}.{key}"))
+        _reject_unknown(inner, fields[key], path, f"{field}.{key}")

@@ -1,0 +1,59 @@
+"""Which checkpoints can be trusted: those with a mark that is written after everything else."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from swift.callbacks import callbacks_map
+from swift.callbacks.base import TrainerCallback
+
+from coordexp.io import write_text
+
+NAME = "coordexp_checkpoints"
+MARK = "COMPLETE"
+
+
+def register() -> None:
+    """Make `--callbacks coordexp_checkpoints` known to ms-swift."""
+    callbacks_map[NAME] = CheckpointCallback
+
+
+class CheckpointCallback(TrainerCallback):
+    """Marks whole checkpoints; on SIGTERM saves one at the end of the step and stops."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take SIGTERM (preemption, `scancel`) as a request to save and stop."""
+        self.terminated = False
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop when the process was asked to end."""
+        if self.terminated:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint that was just written."""
+        if state.is_world_process_zero:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, f"{state.global_step}\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An interrupted run must not look finished."""
+        if self.terminated and state.global_step < state.max_steps:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
+
+
+def whole_checkpoints(folder: str | Path) -> list[Path]:
+    """Marked checkpoints in `folder`, oldest first."""
+    found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted((p for p in found if (p / MARK).is_file()), key=step)
+
+
+def step(checkpoint: Path) -> int:
+    """The optimisation step in a checkpoint's name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])

@@ -1,0 +1,156 @@
+"""One training run: resolve, resume, run ms-swift, and publish a whole result.
+
+Checkpoints lie under a key of recipe, data and model, outside the published folder: a killed job
+continues there, and a changed one starts afresh without touching what came before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordexp.errors import ConfigError, ModelError, located, nearest
+from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
+from coordexp.recipe import Recipe
+from coordexp.swift.settings import VARIABLE
+
+MANIFEST = "train_manifest.json"
+LEFT_BEHIND = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "COMPLETE", "args.json", "global_step*")
+
+
+class Job(msgspec.Struct, forbid_unknown_fields=True):
+    """Everything that one run needs; paths are absolute. Written to disk for the worker processes."""
+
+    arguments: dict[str, Any]
+    custom: dict[str, Any]
+    checkpoints: str
+
+
+def train(recipe: Recipe, model_dir: Path, out_dir: Path, work_dir: Path, processes: int = 1, threads: int = 1) -> dict:
+    """Train `model_dir` by `recipe` and publish the result as `out_dir`; returns the manifest.
+
+    `work_dir` keeps checkpoints, logs and TensorBoard files between runs. The published folder holds an
+    adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and `train_manifest.json`.
+    """
+    key = fingerprint(recipe, model_dir)
+    checkpoints = work_dir.resolve() / "checkpoints" / key
+    _name_other_checkpoints(checkpoints)
+    job = Job(
+        arguments=swift_arguments(recipe, model_dir, checkpoints, work_dir.resolve() / "tensorboard" / key),
+        custom=msgspec.to_builtins(recipe.custom),
+        checkpoints=str(checkpoints),
+    )
+    job_file = checkpoints / "job.json"
+    write_json(job_file, job)
+    _launch(job_file, processes, threads)
+    return _publish(checkpoints, out_dir, work_dir, key, recipe)
+
+
+def fingerprint(recipe: Recipe, model_dir: Path) -> str:
+    """Key of a run: the recipe without its paths, the data's bytes, the base's weights and tokenizer."""
+    facts = msgspec.to_builtins(recipe)
+    for name in ("train_jsonl", "val_jsonl", "fusion_config"):
+        path = facts["custom"].pop(name)
+        facts[name] = sha256_file(path) if path else None
+    for file in sorted(model_dir.glob("*.json")) + sorted(model_dir.glob("*.safetensors")):
+        facts[f"model/{file.name}"] = sha256_file(file)
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
+
+
+def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_dir: Path) -> dict[str, Any]:
+    """ms-swift's arguments: the recipe's, under those that the workflow owns."""
+    owned = {
+        "model": str(model_dir.resolve()),
+        "model_type": recipe.model.get("model_type", "coordexp_qwen3_vl"),
+        "external_plugins": [str(Path(__file__).with_name("plugin.py"))],
+        "template": "coordexp",
+        "dataset": ["coordexp_train"],
+        "val_dataset": ["coordexp_val"] if recipe.custom.val_jsonl else [],
+        "loss_type": "coordexp",
+        "output_dir": str(checkpoints),
+        "logging_dir": str(logging_dir),
+        "add_version": False,
+        "check_model": False,
+        "strict": True,
+        "lazy_tokenize": True,
+        "load_from_cache_file": False,
+        "dataset_shuffle": False,
+        "report_to": ["tensorboard"],
+        "callbacks": ["coordexp_checkpoints", *recipe.training.get("callbacks", [])],
+    }
+    clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
+    if clash:
+        raise ConfigError(f"{', '.join(clash)}: set by the workflow, not by a recipe\n  -> remove them from the recipe")
+    return {**recipe.swift_arguments, **owned}
+
+
+def run(job_file: Path) -> None:
+    """Run ms-swift for a job in this process (one of several under torchrun)."""
+    job = msgspec.convert(read_json(job_file), Job)
+    os.environ[VARIABLE] = json.dumps(job.custom)
+    os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # pictures are already on the grid: never enlarge them
+    from swift.arguments import SftArguments
+    from swift.pipelines import SwiftSft
+
+    from coordexp.swift.checkpoints import whole_checkpoints
+
+    known = SftArguments.__dataclass_fields__
+    for key in job.arguments:
+        if key not in known:
+            raise ConfigError(located(f"ms-swift has no such argument{nearest(key, known)}", field=key))
+    whole = whole_checkpoints(job.checkpoints)
+    if whole:
+        print(f"resuming from {whole[-1]}", flush=True)
+        job.arguments["resume_from_checkpoint"] = str(whole[-1])
+    SwiftSft(SftArguments(**job.arguments)).main()
+
+
+def _launch(job_file: Path, processes: int, threads: int) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "coordexp.swift.train", str(job_file)]
+    if processes > 1:
+        runner = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        command = [*runner, "-m", "coordexp.swift.train", str(job_file)]
+    code = subprocess.run(command, env=env, check=False).returncode
+    if code:
+        raise ModelError(f"training ended with exit code {code}\n  -> see above; run again to continue at the last whole checkpoint")
+
+
+def _publish(checkpoints: Path, out_dir: Path, work_dir: Path, key: str, recipe: Recipe) -> dict:
+    from coordexp.swift.checkpoints import step, whole_checkpoints
+
+    whole = whole_checkpoints(checkpoints)
+    if not whole:
+        raise ModelError(f"{checkpoints}: training left no whole checkpoint\n  -> set training.save_strategy: steps")
+    last = whole[-1]
+    state = read_json(last / "trainer_state.json")
+    write_jsonl(work_dir / "log.jsonl", state["log_history"])
+    manifest = {
+        "fingerprint": key,
+        "checkpoint": last.name,
+        "step": step(last),
+        "kind": "adapter" if (last / "adapter_config.json").exists() else "full",
+        "recipe": msgspec.to_builtins(recipe),
+    }
+    with atomic_dir(out_dir) as scratch:
+        shutil.copytree(last, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
+        write_json(scratch / MANIFEST, manifest)
+    return manifest
+
+
+def _name_other_checkpoints(checkpoints: Path) -> None:
+    others = [p.name for p in checkpoints.parent.glob("*") if p.is_dir() and p != checkpoints]
+    if others and not checkpoints.exists():
+        print(f"recipe, data or base changed: starting afresh in {checkpoints.name}; kept: {', '.join(others)}", flush=True)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

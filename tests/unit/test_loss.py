@@ -1,0 +1,210 @@
+"""The objective against slow, obvious formulas, finite differences and the golden values of the method."""
+
+import math
+
+import msgspec
+import pytest
+import torch
+
+from coordexp.loss import boxes, slots
+from coordexp.loss.logits import split_logits
+from coordexp.loss.objective import Counts, Targets, count, objective, ramp
+from coordexp.recipe import Loss, Ramp
+
+START = 20
+VOCAB = START + 1000 + 5
+
+
+def batch(seed=0, rows=2, length=14, dtype=torch.float64):
+    """Two answers: text, then a box, then text, then (second row) another box."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, length, VOCAB, generator=g, dtype=dtype)
+    labels = torch.randint(0, START, (rows, length), generator=g)
+    labels[:, :3] = -100
+    coords = []
+    for row, places in enumerate([(5,), (4, 9)]):
+        for place in places:
+            box = torch.rand(4, generator=g)
+            box[2:] = box[:2] + (1 - box[:2]) * box[2:]
+            coords.append(box)
+            labels[row, place : place + 4] = START + (box * 999).round().long()
+    flat = torch.cat(coords)
+    return logits, labels, Targets(flat, torch.arange(len(flat)).reshape(-1, 4))
+
+
+ALL = Loss(text=1, ce=1, soft_ce=0.7, w1=0.3, gate=2, l1=0.5, giou=0.4, ciou=0.2, temperature=0.8, sigma=1.3)
+
+
+def slow_objective(logits, labels, targets, w):
+    """Every term by its formula, one position at a time, float64."""
+    phi = torch.arange(1000, dtype=torch.float64) / 999
+    text, per_slot, expected = [], [], []
+    for row in range(labels.shape[0]):
+        for i in range(labels.shape[1] - 1):
+            wanted = int(labels[row, i + 1])
+            if wanted == -100:
+                continue
+            z = logits[row, i].double()
+            if not START <= wanted < START + 1000:
+                text.append(-torch.log_softmax(z, -1)[wanted])
+                continue
+            c = targets.coords[len(per_slot)].double()
+            p = torch.softmax(z[START : START + 1000] / w.temperature, -1)
+            t = wanted - START
+            nearest = math.floor(float(c) * 999 + 0.5)
+            q = torch.zeros(1000, dtype=torch.float64)
+            for k in range(max(0, nearest - w.truncate), min(999, nearest + w.truncate) + 1):
+                q[k] = math.exp(-((k - 999 * float(c)) ** 2) / (2 * w.sigma**2))
+            q /= q.sum()
+            full = torch.softmax(z, -1)
+            per_slot.append(
+                w.ce * -p[t].log()
+                + w.soft_ce * -(q * p.log()).sum()
+                + w.w1 * (p.cumsum(0) - q.cumsum(0)).abs().sum() / 999
+                + w.gate * -full[START : START + 1000].sum().log()
+            )
+            expected.append((phi * p).sum())
+    e = torch.stack(expected)[targets.boxes]
+    c = targets.coords.double()[targets.boxes]
+    geometry = w.l1 * boxes.l1(e, c) + w.giou * boxes.giou_loss(e, c) + w.ciou * boxes.ciou_loss(e, c)
+    return w.text * torch.stack(text).mean() + torch.stack(per_slot).mean() + geometry.mean()
+
+
+def test_objective_equals_the_slow_formulas_with_gradients():
+    logits, labels, targets = batch()
+    fast_in, slow_in = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    fast, _ = objective(fast_in, labels, targets, ALL, START)
+    slow = slow_objective(slow_in, labels, targets, ALL)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-5)
+    fast.backward()
+    slow.backward()
+    assert torch.allclose(fast_in.grad, slow_in.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_gradient_against_finite_differences():
+    logits, labels, targets = batch()
+    weights = msgspec.structs.replace(ALL, ciou=0)  # its aspect weight is held constant by definition
+    leaf = logits.clone().requires_grad_()
+    objective(leaf, labels, targets, weights, START)[0].backward()
+    g = torch.Generator().manual_seed(5)
+    direction = torch.randn(logits.shape, generator=g, dtype=logits.dtype)
+    step = 1e-2
+    up, _ = objective(logits + step * direction, labels, targets, weights, START)
+    down, _ = objective(logits - step * direction, labels, targets, weights, START)
+    numeric = (up - down).item() / (2 * step)
+    assert numeric == pytest.approx((leaf.grad * direction).sum().item(), rel=2e-3)
+
+
+def test_accumulation_changes_nothing():
+    logits, labels, targets = batch()
+    whole = logits.clone().requires_grad_()
+    loss, _ = objective(whole, labels, targets, ALL, START)
+    loss.backward()
+    parts = logits.clone().requires_grad_()
+    counts = count(labels, targets, START)
+    cut = int((labels[0, 1:] >= START).sum())
+    first = Targets(targets.coords[:cut], targets.boxes[: cut // 4])
+    second = Targets(targets.coords[cut:], targets.boxes[cut // 4 :] - cut)
+    total = 0.0
+    for row, part in enumerate([first, second]):
+        piece, _ = objective(parts[row : row + 1], labels[row : row + 1], part, ALL, START, counts)
+        piece.backward()
+        total += piece.item()
+    assert total == pytest.approx(loss.item(), rel=1e-6)
+    assert torch.allclose(parts.grad, whole.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_at_temperature_one_ce_plus_gate_is_the_full_cross_entropy():
+    logits, labels, targets = batch()
+    loss, _ = objective(logits, labels, targets, Loss(text=0, ce=1, gate=1), START)
+    shifted = labels[:, 1:].reshape(-1)
+    coord = shifted >= START
+    flat = logits[:, :-1].reshape(-1, VOCAB)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(flat[coord], shifted[coord]).item(), rel=1e-5)
+
+
+def test_split_logits_reads_in_chunks(monkeypatch):
+    logits, labels, targets = batch(dtype=torch.float32)
+    whole = logits.clone().requires_grad_()
+    objective(whole, labels, targets, ALL, START)[0].backward()
+    monkeypatch.setattr("coordexp.loss.logits.CHUNK_ROWS", 3)
+    parts = logits.clone().requires_grad_()
+    objective(parts, labels, targets, ALL, START)[0].backward()
+    assert torch.allclose(whole.grad, parts.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batch_without_objects_has_a_text_loss_alone():
+    logits, labels, _ = batch()
+    labels = labels.clamp(max=START - 1)
+    empty = Targets(torch.zeros(0), torch.zeros(0, 4, dtype=torch.long))
+    loss, metrics = objective(logits.requires_grad_(), labels, empty, ALL, START)
+    loss.backward()
+    assert math.isfinite(loss.item()) and "coord_accuracy" not in metrics
+    assert count(labels, empty, START) == Counts(text=int((labels[:, 1:] != -100).sum()), slots=0, boxes=0)
+
+
+def test_targets_that_do_not_fit_the_labels_are_refused():
+    logits, labels, targets = batch()
+    with pytest.raises(ValueError, match="coordinate labels"):
+        objective(logits, labels, Targets(targets.coords[:-4], targets.boxes[:-1]), ALL, START)
+
+
+def test_soft_targets_golden():
+    index, q = slots.soft_targets(torch.tensor([500 / 999, 0.0, 1.0]), sigma=1.5, truncate=8)
+    assert index.shape == (3, 17)
+    assert torch.allclose(q.sum(-1), torch.ones(3))
+    assert int((q[0] > 0).sum()) == 17
+    assert int((q[1] > 0).sum()) == 9 and int((q[2] > 0).sum()) == 9
+    _, sharp = slots.soft_targets(torch.tensor([500 / 999]), sigma=1e-3, truncate=8)
+    assert sharp[0, 8] == 1
+
+
+def test_wasserstein_of_two_deltas_is_their_distance():
+    z = torch.full((1, 1000), -1e4)
+    z[0, 100] = 0
+    value = slots.wasserstein1(z, torch.tensor([350 / 999]), sigma=1e-3, truncate=2)
+    assert value.item() == pytest.approx(250 / 999, rel=1e-5)
+
+
+def test_gate_is_zero_exactly_when_all_mass_is_on_coordinate_ids():
+    z = torch.randn(3, 1000)
+    assert slots.gate(z.logsumexp(-1), z).tolist() == [0.0, 0.0, 0.0]
+    assert (slots.gate(z.logsumexp(-1) + 0.1, z) > 0).all()
+
+
+def test_derivative_of_the_expectation():
+    z = torch.randn(1, 1000, dtype=torch.float64, requires_grad=True)
+    temperature = 0.7
+    e = slots.expectation(z, temperature)
+    (grad,) = torch.autograd.grad(e.sum(), z)
+    p = (z / temperature).softmax(-1)
+    phi = torch.arange(1000, dtype=torch.float64) / 999
+    assert torch.allclose(grad, p * (phi - e[:, None]) / temperature)
+
+
+def test_box_losses_golden():
+    box = torch.tensor([[0.1, 0.2, 0.5, 0.6]])
+    far = torch.tensor([[0.8, 0.8, 0.9, 0.9]])
+    crossed = torch.tensor([[0.5, 0.6, 0.1, 0.2]])
+    assert boxes.giou_loss(box, box).item() == pytest.approx(0, abs=1e-5)
+    assert 1 < boxes.giou_loss(box, far).item() <= 2
+    assert boxes.giou_loss(crossed, box).item() == pytest.approx(0, abs=1e-5)
+    assert boxes.ciou_loss(box, box).item() == pytest.approx(0, abs=1e-5)
+    degenerate = torch.tensor([[0.3, 0.3, 0.3, 0.3]], requires_grad=True)
+    boxes.giou_loss(degenerate, box).sum().backward()
+    assert torch.isfinite(degenerate.grad).all()
+
+
+def test_ramp():
+    loss = Loss(ramp=Ramp(start=0.2, end=0.6))
+    assert [ramp(loss, p) for p in (0, 0.2, 0.6, 1)] == [0, 0, 1, 1]
+    assert ramp(loss, 0.4) == pytest.approx(0.5)
+    assert ramp(Loss(), 0) == 1
+
+
+def test_split_logits_in_half_precision_keeps_the_dtype_of_the_gradient():
+    logits = torch.randn(6, VOCAB).bfloat16().requires_grad_()
+    rows, labels = torch.arange(6), torch.tensor([1, START + 4, 2, START, 3, START + 999])
+    split = split_logits(logits, rows, labels, labels >= START, START)
+    (split.lse.sum() - split.picked.sum() + split.coord.sum()).backward()
+    assert logits.grad.dtype == torch.bfloat16 and split.coord.shape == (3, 1000)
