@@ -1,4 +1,4 @@
-"""Safetensors as a stream: read headers and byte ranges, write a file tensor by tensor, never hold a shard in memory."""
+"""Safetensors as a stream: read headers and byte ranges, write a file tensor by tensor, never hold a whole shard."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read_header(path: str | Path) -> ShardFile:
     """Header of a safetensors file, checked against the file's size; ModelError when damaged or truncated."""
     path = Path(path)
     try:
-        with open(path, "rb") as handle:
+        with path.open("rb") as handle:
             size = os.fstat(handle.fileno()).st_size
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
@@ -110,6 +110,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         weight_map = content["weight_map"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ModelError(located("damaged index of shards", file=index, fix=_REFETCH)) from error
+    outside = [name for name in weight_map.values() if Path(name).name != name]
+    if outside:
+        raise ModelError(located("a shard must lie in the checkpoint's own folder", file=index, found=outside[0]))
     shards = {name: read_header(folder / name) for name in dict.fromkeys(weight_map.values())}
     for tensor, name in weight_map.items():
         if tensor not in shards[name].tensors:
@@ -121,7 +124,7 @@ def read_bytes(shard: ShardFile, spec: TensorSpec, begin: int = 0, end: int | No
     """Bytes [begin, end) of one tensor (relative to it), read without mapping the file."""
     end = spec.nbytes if end is None else end
     buffer = bytearray(end - begin)
-    with open(shard.path, "rb", buffering=0) as handle:
+    with shard.path.open("rb", buffering=0) as handle:
         handle.seek(spec.begin + begin)
         view, done = memoryview(buffer), 0
         while done < len(buffer):
@@ -170,8 +173,8 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str]) -> No
         offset += entry.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb", buffering=0) as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
+    with path.open("wb", buffering=0) as handle:
+        write_all(handle, len(text).to_bytes(8, "little") + text)
         position = handle.tell()
         for entry in entries:
             entry.write(handle)
@@ -191,7 +194,7 @@ def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
 def copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: IO[bytes]) -> None:
     """Copy bytes [begin, end) of a tensor to the output's position, inside the kernel where the system can."""
     left, position = end - begin, spec.begin + begin
-    with open(shard.path, "rb", buffering=0) as source:
+    with shard.path.open("rb", buffering=0) as source:
         while left:
             count = _copy_some(source, position, left, out)
             if not count:

@@ -1,0 +1,106 @@
+"""How the rows of new tokens start: one deterministic rule for all 1,001 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from coordexp.contract import COORD_BINS
+from coordexp.model import shards
+
+if TYPE_CHECKING:
+    import torch
+
+Init = Literal["mean", "numeric"]
+
+BLOCK_ROWS = 8192
+_DIGIT_WEIGHTS = (1.0, 0.5, 0.25)  # hundreds, tens, ones: neighbouring numbers stay neighbours
+_FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # periods over the 1,000 bins of the smooth part
+_SEED = 20
+
+
+def new_rows(
+    shard: shards.ShardFile, spec: shards.TensorSpec, known: int, digits: list[int], init: Init
+) -> torch.Tensor:
+    """Rows of `<|coord_*|>` and the 1,000 coordinates, [1001, hidden] float32, from the first `known` rows of a table.
+
+    `mean`: every row is the mean of the known rows.
+    `numeric`: mean + deviation, where the deviation mixes the rows of the number's three digits (`digits`: the ids of
+    "0".."9", leading digits weigh more) with waves along the number, and has the size that a row of the table
+    typically has. The wildcard is the mean of the 1,000 coordinate rows under either rule.
+    """
+    import torch
+
+    mean, spread = table_statistics(shard, spec, known)
+    if init == "mean":
+        return mean.float().repeat(1 + COORD_BINS, 1)
+    digit_rows = torch.stack([read_rows(shard, spec, i, i + 1)[0] for i in digits]).double() - mean
+    deviation = _unit(_digit_part(digit_rows)) + _unit(_smooth_part(mean.shape[0]))
+    coords = mean + deviation * (spread / deviation.pow(2).mean(1, keepdim=True).sqrt())
+    return torch.cat([coords.mean(0, keepdim=True), coords]).float()
+
+
+def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: int) -> tuple[torch.Tensor, float]:
+    """Mean row [hidden] float64 of the first `known` rows, and the root mean square deviation of an element."""
+    total = squares = 0
+    for block in _blocks(shard, spec, known):
+        total = total + block.sum(0)
+        squares = squares + block.pow(2).sum(0)
+    mean = total / known
+    variance = (squares / known - mean.pow(2)).clamp(min=0).mean()
+    return mean, float(variance.sqrt())
+
+
+def read_rows(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int) -> torch.Tensor:
+    """Rows [begin, end) of a two-dimensional tensor in its own dtype."""
+    import torch
+
+    width = spec.nbytes // spec.shape[0]
+    data = shards.read_bytes(shard, spec, begin * width, end * width)
+    return torch.frombuffer(data, dtype=torch_dtype(spec.dtype)).view(end - begin, *spec.shape[1:])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors floating dtype name."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
+def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
+    """The little-endian bytes of a tensor converted to safetensors dtype `dtype`."""
+    import torch
+
+    flat = tensor.to(torch_dtype(dtype)).contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _blocks(shard: shards.ShardFile, spec: shards.TensorSpec, known: int) -> Iterator[torch.Tensor]:
+    for begin in range(0, known, BLOCK_ROWS):
+        yield read_rows(shard, spec, begin, min(begin + BLOCK_ROWS, known)).double()
+
+
+def _digit_part(digit_rows: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    bins = torch.arange(COORD_BINS)
+    places = (bins // 100, bins // 10 % 10, bins % 10)
+    return sum(weight * digit_rows[place] for weight, place in zip(_DIGIT_WEIGHTS, places, strict=True))
+
+
+def _smooth_part(hidden: int) -> torch.Tensor:
+    import torch
+
+    # RandomState keeps its stream over numpy's versions, so the rows do too.
+    directions = torch.from_numpy(np.random.RandomState(_SEED).standard_normal((2 * len(_FREQUENCIES), hidden)))
+    angle = 2 * np.pi * torch.arange(COORD_BINS, dtype=torch.float64)[:, None] / COORD_BINS
+    angle = angle * torch.tensor(_FREQUENCIES, dtype=torch.float64)
+    amplitude = torch.tensor(_FREQUENCIES, dtype=torch.float64).rsqrt()
+    waves = torch.cat([angle.cos() * amplitude, angle.sin() * amplitude], dim=1)
+    return waves @ directions
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    return rows / rows.pow(2).mean().sqrt().clamp(min=1e-30)
