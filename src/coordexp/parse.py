@@ -1,0 +1,168 @@
+"""The one place that reads an answer back: whole, broken or cut off, from this code or from a server.
+
+A box is only ever taken from an object that is complete in the text and reads as the answer's own
+layout: one description and one list of coordinate tokens, in either field order and any JSON spacing.
+Everything else is counted by reason and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["bbox_2d", "poly"]
+
+REASONS = {
+    "no_answer": 'the text holds no `{"objects": [`',
+    "text_before_answer": "there is other text before the answer",
+    "text_after_answer": "there is other text after the answer",
+    "cut_off": "the text ends inside an object or before the closing brackets",
+    "bad_syntax": "something between or inside the objects is not in the answer's layout",
+    "bad_string": "a description is not a JSON string that UTF-8 can carry",
+    "empty_desc": "a description is blank",
+    "not_coord_tokens": "a geometry holds something other than coordinate tokens",
+    "wrong_count": "a box without exactly 4 coordinates, a polygon with fewer than 6 or an odd count",
+    "empty_box": "a box without width or height",
+    "disordered_box": "a box with x2 < x1 or y2 < y1",
+}
+
+_WS = r"[ \t\n\r]*+"
+_STRING = r'"(?:[^"\\]++|\\.)*+"'
+_COORD = r"<\|coord_(?:0|[1-9]\d{0,2})\|>"
+_COORDS = rf"\[{_WS}(?:{_COORD}{_WS}(?:,{_WS}{_COORD}{_WS})*+)?\]"
+_COMMA = rf"{_WS},{_WS}"
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.DOTALL | re.ASCII)
+
+
+def _desc(n: int) -> str:
+    return rf'"desc"{_WS}:{_WS}(?P<desc{n}>{_STRING})'
+
+
+def _geometry(n: int) -> str:
+    return rf'"(?P<kind{n}>bbox_2d|poly)"{_WS}:{_WS}(?P<coords{n}>{_COORDS})'
+
+
+_OBJECT = _pattern(rf"\{{{_WS}(?:{_desc(1)}{_COMMA}{_geometry(1)}|{_geometry(2)}{_COMMA}{_desc(2)}){_WS}\}}")
+_NEXT_OBJECT = _pattern(rf'\{{{_WS}"(?:desc|bbox_2d|poly)"')
+_HEADER = _pattern(rf'\{{{_WS}"objects"{_WS}:{_WS}\[{_WS}')
+_SEPARATOR = _pattern(rf"{_WS},{_WS}")
+_CLOSE = _pattern(rf"{_WS}\]{_WS}\}}")
+_END_OF_TURN = _pattern(r"(?:<\|im_end\|>|<\|endoftext\|>|[ \t\n\r])*+\Z")
+_CLOSED_TAIL = _pattern(rf"\}}{_WS}\]{_WS}\}}(?:<\|im_end\|>|<\|endoftext\|>|[ \t\n\r])*+\Z")
+_BIN = _pattern(r"<\|coord_(\d+)\|>")
+_BAD_LIST = _pattern(rf'"(?:bbox_2d|poly)"{_WS}:{_WS}(?!{_COORDS})')
+
+
+class ParsedObject(msgspec.Struct, frozen=True):
+    """One complete object. `bins` are norm1000 bins 0..999; `span` is its [start, end) in characters of the text."""
+
+    desc: str
+    kind: Kind
+    bins: list[int]
+    span: tuple[int, int]
+
+
+class ParsedAnswer(msgspec.Struct, frozen=True):
+    """What could be read. `problems` counts by the names in `REASONS`; `complete` says that the answer was closed."""
+
+    objects: list[ParsedObject]
+    problems: dict[str, int]
+    complete: bool
+
+
+def parse_answer(text: str) -> ParsedAnswer:
+    """Read one answer. Never raises; keeps every complete object; counts why anything else was left out.
+
+    Special tokens must still be in the text (decode with `skip_special_tokens=False`).
+    """
+    problems: Counter[str] = Counter()
+    header = _HEADER.search(text)
+    if header is None:
+        problems["no_answer"] += 1
+        first = _NEXT_OBJECT.search(text)
+        start = first.start() if first else len(text)
+    else:
+        start = header.end()
+    if header and text[: header.start()].strip():
+        problems["text_before_answer"] += 1
+    objects, end = _read_objects(text, start, problems)
+    complete = header is not None and end is not None
+    if header is not None and end is None:
+        problems["cut_off"] += 1
+    elif complete and not _END_OF_TURN.match(text, end):
+        problems["text_after_answer"] += 1
+    return ParsedAnswer(objects, dict(problems), complete)
+
+
+def _read_objects(text: str, position: int, problems: Counter[str]) -> tuple[list[ParsedObject], int | None]:
+    """Complete objects from `position` on, and where the list was closed (None: it was not)."""
+    objects: list[ParsedObject] = []
+    close = _CLOSE.match(text, position)
+    while close is None:
+        whole = _OBJECT.match(text, position)
+        if whole is None:
+            following = _NEXT_OBJECT.search(text, position + 1)
+            closed = following is None and _CLOSED_TAIL.search(text, position) is not None
+            _count_broken(text, position, following.start() if following else len(text), closed, problems)
+            if following is None:
+                return objects, len(text) if closed else None
+            position = following.start()
+            continue
+        _keep_or_count(whole, objects, problems)
+        position = whole.end()
+        close = _CLOSE.match(text, position)
+        if close is None and (separator := _SEPARATOR.match(text, position)):
+            position = separator.end()
+            if close := _CLOSE.match(text, position):
+                problems["bad_syntax"] += 1
+        elif close is None and _OBJECT.match(text, position):
+            problems["bad_syntax"] += 1
+    return objects, close.end()
+
+
+def _count_broken(text: str, start: int, end: int, closed: bool, problems: Counter[str]) -> None:
+    """Count one stretch that is no object; a merely unfinished one at the end is left to `cut_off`."""
+    if end < len(text) or closed:
+        problems["not_coord_tokens" if _BAD_LIST.search(text, start, end) else "bad_syntax"] += 1
+
+
+def _keep_or_count(whole: re.Match[str], objects: list[ParsedObject], problems: Counter[str]) -> None:
+    groups = whole.groupdict()
+    first = groups["desc1"] is not None
+    kind: Kind = groups["kind1"] if first else groups["kind2"]  # type: ignore[assignment]
+    bins = [int(k) for k in _BIN.findall(groups["coords1"] if first else groups["coords2"])]
+    desc = _read_string(groups["desc1"] if first else groups["desc2"])
+    reason = "bad_string" if desc is None else _geometry_problem(kind, bins)
+    if reason is None and not desc.strip():  # type: ignore[union-attr]
+        reason = "empty_desc"
+    if reason is None:
+        objects.append(ParsedObject(desc, kind, bins, whole.span()))  # type: ignore[arg-type]
+    else:
+        problems[reason] += 1
+
+
+def _read_string(quoted: str) -> str | None:
+    try:
+        value = json.loads(quoted)
+        value.encode("utf-8")
+    except ValueError:
+        return None
+    return value
+
+
+def _geometry_problem(kind: Kind, bins: list[int]) -> str | None:
+    if kind == "poly":
+        return "wrong_count" if len(bins) < 6 or len(bins) % 2 else None
+    if len(bins) != 4:
+        return "wrong_count"
+    x1, y1, x2, y2 = bins
+    if x2 < x1 or y2 < y1:
+        return "disordered_box"
+    return "empty_box" if x2 == x1 or y2 == y1 else None
