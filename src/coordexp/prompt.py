@@ -52,7 +52,9 @@ def user_text(style: PromptStyle, categories: Sequence[str] | None = None) -> st
     return style.category_prompt.format(categories=", ".join(categories))
 
 
-def chat(style: PromptStyle, categories: Sequence[str] | None = None, answer: str | None = None) -> list[dict[str, str]]:
+def chat(
+    style: PromptStyle, categories: Sequence[str] | None = None, answer: str | None = None
+) -> list[dict[str, str]]:
     """Messages with the picture as `<image>`, the layout that ms-swift reads."""
     messages = [{"role": "user", "content": IMAGE_TAG + user_text(style, categories)}]
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]

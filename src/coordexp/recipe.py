@@ -198,7 +198,9 @@ def _check_names(sections: Mapping[str, Mapping[str, Any]], path: str | Path) ->
 
 
 def _reject_unknown(value: Any, kind: Any, path: str | Path, field: str) -> None:
-    kind = next((k for k in getattr(kind, "__args__", ()) if isinstance(k, type) and issubclass(k, msgspec.Struct)), kind)
+    kind = next(
+        (k for k in getattr(kind, "__args__", ()) if isinstance(k, type) and issubclass(k, msgspec.Struct)), kind
+    )
     if not (isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return
     fields = {f.name: f.type for f in msgspec.structs.fields(kind)}

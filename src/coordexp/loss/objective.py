@@ -77,7 +77,9 @@ def objective(
 
     rise = ramp(weights, progress)
     scale = {name: getattr(weights, name) * (rise if name in GEOMETRY else 1.0) for name in sums}
-    loss = sum((scale[name] * total / max(sizes[name], 1) for name, total in sums.items() if scale[name]), logits.new_zeros(()))
+    loss = sum(
+        (scale[name] * total / max(sizes[name], 1) for name, total in sums.items() if scale[name]), logits.new_zeros(())
+    )
     local = {"text": int((~is_slot).sum()), **dict.fromkeys(GEOMETRY, targets.boxes.shape[0])}
     metrics = {name: total.detach() / max(local.get(name, targets.coords.numel()), 1) for name, total in sums.items()}
     return loss, metrics | diagnostics(split, expected, wanted[is_slot] - coord_start, targets.coords, is_slot)

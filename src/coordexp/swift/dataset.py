@@ -64,7 +64,11 @@ class _Loader(BaseDatasetLoader):
         offsets = line_offsets(path)
         if not offsets:
             raise DataError(f"{path}: no records\n  -> check the conversion's statistics for what was skipped")
-        rows = {"jsonl": [str(Path(path).resolve())] * len(offsets), "offset": offsets, "line": range(1, len(offsets) + 1)}
+        rows = {
+            "jsonl": [str(Path(path).resolve())] * len(offsets),
+            "offset": offsets,
+            "line": range(1, len(offsets) + 1),
+        }
         return Dataset.from_dict({key: list(values) for key, values in rows.items()})
 
     def post_process(self, dataset: Dataset, **options: Any) -> tuple[Dataset, None]:

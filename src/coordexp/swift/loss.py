@@ -45,6 +45,7 @@ class CoordLoss(BaseLoss):
         self.coord_start = coord_ids(trainer.template.tokenizer).start
 
     def __call__(self, outputs: Any, labels: torch.Tensor, *, num_items_in_batch: Any = None, **_: Any) -> torch.Tensor:
+        """Scalar loss of a micro-batch; `num_items_in_batch` holds the global counts."""
         counts = Counts(*num_items_in_batch.tolist()) if num_items_in_batch is not None else None
         state = self.trainer.state
         progress = state.global_step / max(state.max_steps, 1)

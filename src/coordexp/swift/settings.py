@@ -27,5 +27,7 @@ def custom() -> dict[str, Any]:
     """The same as a plain map."""
     text = os.environ.get(VARIABLE)
     if not text:
-        raise ConfigError(f"{VARIABLE} is not set\n  -> start training with `coordexp train`, or export the recipe's custom section")
+        raise ConfigError(
+            f"{VARIABLE} is not set\n  -> start training with `coordexp train`, or export the recipe's custom section"
+        )
     return json.loads(text)

@@ -74,8 +74,9 @@ class CoordTemplate(Qwen3VLTemplate):
         grid = encoded["image_grid_thw"][0].tolist()
         patch = self.processor.image_processor.patch_size
         if grid[1:] != [record.height // patch, record.width // patch]:
+            encoded_as = f"{grid[2] * patch}x{grid[1] * patch}"
             raise DataError(
-                f"{where}: picture encoded as {grid[2] * patch}x{grid[1] * patch}, record says {record.width}x{record.height}\n"
+                f"{where}: picture encoded as {encoded_as}, but the record says {record.width}x{record.height}\n"
                 "  -> the picture file and the record disagree, or the processor resized it: convert again"
             )
 

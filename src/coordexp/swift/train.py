@@ -23,7 +23,15 @@ from coordexp.recipe import Recipe
 from coordexp.swift.settings import VARIABLE
 
 MANIFEST = "train_manifest.json"
-LEFT_BEHIND = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "COMPLETE", "args.json", "global_step*")
+LEFT_BEHIND = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state*.pth",
+    "training_args.bin",
+    "COMPLETE",
+    "args.json",
+    "global_step*",
+)
 
 
 class Job(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,24 +42,26 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     checkpoints: str
 
 
-def train(recipe: Recipe, model_dir: Path, out_dir: Path, work_dir: Path, processes: int = 1, threads: int = 1) -> dict:
+def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processes: int = 1, threads: int = 1) -> dict:
     """Train `model_dir` by `recipe` and publish the result as `out_dir`; returns the manifest.
 
-    `work_dir` keeps checkpoints, logs and TensorBoard files between runs. The published folder holds an
+    Beside `log` (JSON lines of the loss and its terms) lie checkpoints and TensorBoard files, kept
+    between runs. The published folder holds an
     adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and `train_manifest.json`.
     """
     key = fingerprint(recipe, model_dir)
-    checkpoints = work_dir.resolve() / "checkpoints" / key
+    work_dir = log.resolve().parent
+    checkpoints = work_dir / "checkpoints" / key
     _name_other_checkpoints(checkpoints)
     job = Job(
-        arguments=swift_arguments(recipe, model_dir, checkpoints, work_dir.resolve() / "tensorboard" / key),
+        arguments=swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / key),
         custom=msgspec.to_builtins(recipe.custom),
         checkpoints=str(checkpoints),
     )
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
     _launch(job_file, processes, threads)
-    return _publish(checkpoints, out_dir, work_dir, key, recipe)
+    return _publish(checkpoints, out_dir, log, key, recipe)
 
 
 def fingerprint(recipe: Recipe, model_dir: Path) -> str:
@@ -121,10 +131,12 @@ def _launch(job_file: Path, processes: int, threads: int) -> None:
         command = [*runner, "-m", "coordexp.swift.train", str(job_file)]
     code = subprocess.run(command, env=env, check=False).returncode
     if code:
-        raise ModelError(f"training ended with exit code {code}\n  -> see above; run again to continue at the last whole checkpoint")
+        raise ModelError(
+            f"training ended with exit code {code}\n  -> see above; run again to continue at the last whole checkpoint"
+        )
 
 
-def _publish(checkpoints: Path, out_dir: Path, work_dir: Path, key: str, recipe: Recipe) -> dict:
+def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe) -> dict:
     from coordexp.swift.checkpoints import step, whole_checkpoints
 
     whole = whole_checkpoints(checkpoints)
@@ -132,7 +144,7 @@ def _publish(checkpoints: Path, out_dir: Path, work_dir: Path, key: str, recipe:
         raise ModelError(f"{checkpoints}: training left no whole checkpoint\n  -> set training.save_strategy: steps")
     last = whole[-1]
     state = read_json(last / "trainer_state.json")
-    write_jsonl(work_dir / "log.jsonl", state["log_history"])
+    write_jsonl(log, state["log_history"])
     manifest = {
         "fingerprint": key,
         "checkpoint": last.name,
@@ -149,7 +161,10 @@ def _publish(checkpoints: Path, out_dir: Path, work_dir: Path, key: str, recipe:
 def _name_other_checkpoints(checkpoints: Path) -> None:
     others = [p.name for p in checkpoints.parent.glob("*") if p.is_dir() and p != checkpoints]
     if others and not checkpoints.exists():
-        print(f"recipe, data or base changed: starting afresh in {checkpoints.name}; kept: {', '.join(others)}", flush=True)
+        print(
+            f"recipe, data or base changed: starting afresh in {checkpoints.name}; kept: {', '.join(others)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

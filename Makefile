@@ -1,0 +1,41 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= 2
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
+export PYTHONDONTWRITEBYTECODE ?=
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test lint unit workflow install clean
+
+demo: install  ## shapes, a tiny Qwen3-VL and four minutes of training: the whole chain on a laptop
+	snakemake --cores $(CORES) results/shapes_9/eval.json results/shapes_9/report.html
+	@python -m coordexp.cli summary results/shapes_9
+
+test: lint unit workflow  ## what CI runs
+
+lint: install  ## formatting, imports between floors, workflow lint
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	lint-imports
+	snakemake --lint
+
+unit: install
+	pytest tests/unit -n $(CORES)
+
+workflow: install  ## real Snakemake runs, end to end
+	pytest tests/workflow
+
+install: $(READY)
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "CoordExp needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks venv; on Debian/Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+clean:  ## forget results, keep downloads and the environment
+	rm -rf results .snakemake

@@ -1,0 +1,51 @@
+# Checked configuration, paths, and the params that decide what reruns.
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(workflow.basedir)
+CODE_ROOTS = (ROOT, ROOT / "src")
+sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
+
+from coordexp.fingerprint import code_fingerprint
+from coordexp.io import canonical_json
+from coordexp.workflow import Settings
+
+settings = Settings.load(config, ROOT)
+RESULTS = settings.data["output_base"]
+RAW = settings.data["raw_root"]
+EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
+
+shell.executable("bash")
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={os.pathsep.join(map(str, CODE_ROOTS))}; "
+)
+
+
+wildcard_constraints:
+    run=r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*_[1-9][0-9]*",
+    dataset=r"[A-Za-z0-9_-]+",
+    split=r"train|val",
+    tiny=r"(_tiny)?",
+    model=r"[A-Za-z0-9._-]+",
+
+
+def keys(**values):
+    """The keys that a rule reads, in the one spelling that params compare."""
+    return canonical_json(values)
+
+
+def code(rule_name):
+    """Hash of the code that a rule runs, its script included."""
+    return code_fingerprint(f"workflow_scripts.{rule_name}", CODE_ROOTS)
+
+
+def model_of(wildcards):
+    """Folder of the expanded base that a run starts from."""
+    return EXPANDED.format(model=settings.run(wildcards.run).model)
+
+
+def source_of(wildcards, split=None):
+    """Manifest of the data set and split that a run reads."""
+    return f"{RAW}/{settings.run(wildcards.run).dataset}/{split or wildcards.split}.source.json"

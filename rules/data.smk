@@ -1,0 +1,120 @@
+# Source pictures and annotations -> records on the model's grid -> coordinate tokens -> tiny splits.
+
+
+rule download:
+    # Provides one split of a data set: downloaded, generated, or a folder of the user's own. Ends in a manifest.
+    output:
+        source=f"{RAW}/{{dataset}}/{{split}}.source.json",
+    log:
+        f"{RESULTS}/logs/download/{{dataset}}.{{split}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/download/{{dataset}}.{{split}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=720,
+        download=1,
+    params:
+        config=lambda w: keys(dataset=w.dataset, settings=settings.datasets[w.dataset]),
+        raw=f"{RAW}/{{dataset}}/raw",
+        code=code("download"),
+    shell:
+        "python -m workflow_scripts.download --config {params.config:q} --split {wildcards.split}"
+        " --raw {params.raw:q} --source {output.source:q} > {log:q} 2>&1"
+
+
+rule convert_resize:
+    # Source pictures and annotations as pixel-space records and pictures on the grid, at most MAX_BLOCKS tiles.
+    input:
+        source=source_of,
+    output:
+        records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
+        stats=f"{RESULTS}/{{run}}/data/{{split}}.stats.json",
+    log:
+        f"{RESULTS}/{{run}}/logs/convert_resize.{{split}}.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/convert_resize.{{split}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    threads: lambda w: settings.data["num_workers"] or workflow.cores or 8
+    resources:
+        mem_mb=2500,
+        runtime=240,
+    params:
+        config=lambda w: keys(
+            options=settings.knobs(
+                "factor",
+                "min_blocks",
+                "poly_max_points",
+                "poly_min_iou",
+                "resize",
+                "jpeg_quality",
+                "geometry",
+                "round_geometry",
+                "ordering",
+                "desc",
+                "crowd",
+                "keep_empty",
+                "on_bad",
+                "seed",
+            ),
+            max_blocks=settings.run(w.run).max_blocks,
+        ),
+        images=f"{RESULTS}/{{run}}/data/images/{{split}}",
+        code=code("convert_resize"),
+    shell:
+        "python -m workflow_scripts.convert_resize --config {params.config:q} --source {input.source:q}"
+        " --records {output.records:q} --stats {output.stats:q} --images {params.images:q}"
+        " --workers {threads} > {log:q} 2>&1"
+
+
+rule coord_tokenize:
+    # Pixel-space records as coordinate tokens, from the unrounded geometry.
+    input:
+        records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
+    output:
+        tokens=f"{RESULTS}/{{run}}/data/{{split}}.coord.jsonl",
+    log:
+        f"{RESULTS}/{{run}}/logs/coord_tokenize.{{split}}.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/coord_tokenize.{{split}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        config=lambda w: keys(emit_norm=settings.recipe(w.run).custom.emit_norm),
+        code=code("coord_tokenize"),
+    shell:
+        "python -m workflow_scripts.coord_tokenize --config {params.config:q} --records {input.records:q}"
+        " --tokens {output.tokens:q} > {log:q} 2>&1"
+
+
+rule tiny_split:
+    # A random subset of TINY pictures, the same ones in pixel and in token space.
+    input:
+        records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
+        tokens=f"{RESULTS}/{{run}}/data/{{split}}.coord.jsonl",
+    output:
+        records=f"{RESULTS}/{{run}}/data/{{split}}_tiny.jsonl",
+        tokens=f"{RESULTS}/{{run}}/data/{{split}}_tiny.coord.jsonl",
+    log:
+        f"{RESULTS}/{{run}}/logs/tiny_split.{{split}}.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/tiny_split.{{split}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        config=keys(**settings.knobs("tiny", "seed")),
+        code=code("tiny_split"),
+    shell:
+        "python -m workflow_scripts.tiny_split --config {params.config:q} --records {input.records:q}"
+        " --tokens {input.tokens:q} --tiny-records {output.records:q} --tiny-tokens {output.tokens:q} > {log:q} 2>&1"

@@ -1,0 +1,66 @@
+# Supervised fine-tuning in ms-swift, and one plain checkpoint out of it.
+
+
+rule train:
+    # Checkpoints lie under train/checkpoints, outside the output: a killed job continues at the last whole one.
+    input:
+        train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
+        val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
+        base=lambda w: f"{model_of(w)}/config.json",
+        tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
+    output:
+        manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
+        log=f"{RESULTS}/{{run}}/train/log.jsonl",
+        curves=report(
+            f"{RESULTS}/{{run}}/train/loss.png",
+            category="Training",
+            labels={"run": "{run}", "figure": "loss curves"},
+        ),
+    log:
+        f"{RESULTS}/{{run}}/logs/train.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/train.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: settings.config["train"]["threads"]
+    resources:
+        mem_mb=lambda w: settings.size(w.run, small=4000, large=64000),
+        runtime=lambda w: settings.size(w.run, small=60, large=2880),
+        gpu=lambda w: settings.size(
+            w.run, small=0, large=settings.config["train"]["processes"]
+        ),
+    params:
+        config=lambda w: keys(
+            recipe=settings.recipe_map(w.run),
+            processes=settings.config["train"]["processes"],
+        ),
+        code=code("train"),
+    shell:
+        "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
+        " --val {input.val:q} --log {output.log:q} --curves {output.curves:q}"
+        " --trained {output.manifest:q} --threads {threads} > {log:q} 2>&1"
+
+
+rule merge:
+    # The trained result as a plain Hugging Face checkpoint that needs no plug-in.
+    input:
+        manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
+        base=lambda w: f"{model_of(w)}/config.json",
+    output:
+        manifest=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
+        config=f"{RESULTS}/{{run}}/merged/config.json",
+    log:
+        f"{RESULTS}/{{run}}/logs/merge.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/merge.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code("merge"),
+    shell:
+        "python -m workflow_scripts.merge --base {input.base:q} --trained {input.manifest:q}"
+        " --merged {output.config:q} > {log:q} 2>&1"

@@ -1,0 +1,160 @@
+"""The workflow's configuration: schema, nearest names for typos, and what a run's name stands for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import yaml
+
+from coordexp.errors import ConfigError, located, nearest
+from coordexp.recipe import Recipe, load_recipe, merge
+
+SCHEMA = Path("config/schemas/config.schema.yaml")
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What a run's name stands for: `lvis_768` is data set `lvis` at a budget of 768 tiles."""
+
+    name: str
+    dataset: str
+    max_blocks: int
+    model: str
+    recipe: str
+    overrides: dict[str, Any]
+
+
+class Settings:
+    """Validated configuration with the look-ups that rules need."""
+
+    def __init__(self, config: Mapping[str, Any], root: Path):
+        self.root = root
+        self.config = config
+        self.data = config["data"]
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], root: Path) -> Settings:
+        """Check `config` against the schema; values given as text on the command line get their types."""
+        schema = yaml.safe_load((root / SCHEMA).read_text(encoding="utf-8"))
+        checked = coerce(copy.deepcopy(dict(config)), schema, schema)
+        validate(checked, schema)
+        return cls(checked, root)
+
+    @property
+    def datasets(self) -> dict[str, dict[str, Any]]:
+        """The data sets of the `data` section by name."""
+        return {name: value for name, value in self.data.items() if isinstance(value, Mapping)}
+
+    def knobs(self, *names: str) -> dict[str, Any]:
+        """Shared knobs of the `data` section."""
+        return {name: self.data[name] for name in names}
+
+    def run(self, name: str) -> Run:
+        """Meaning of a run's name; ConfigError for an unknown data set or one without a recipe."""
+        dataset, _, blocks = name.rpartition("_")
+        if dataset not in self.datasets:
+            known = sorted(self.datasets)
+            raise ConfigError(
+                located(f"unknown data set {dataset!r}{nearest(dataset, known)}", field=name, expected=known)
+            )
+        runs = self.config["runs"]
+        entry = merge(runs.get(dataset, {}), runs.get(name, {}))
+        if not {"model", "recipe"} <= set(entry):
+            raise ConfigError(
+                located("no model and recipe", field=f"runs.{dataset}", fix="add them to config/config.yaml")
+            )
+        if entry["model"] not in self.config["models"]:
+            hint = nearest(entry["model"], self.config["models"])
+            raise ConfigError(located(f"unknown model {entry['model']!r}{hint}", field=f"runs.{dataset}.model"))
+        overrides = {key: value for key, value in entry.items() if key not in ("model", "recipe")}
+        return Run(name, dataset, int(blocks), entry["model"], entry["recipe"], overrides)
+
+    def recipe(self, run: str) -> Recipe:
+        """The resolved recipe of a run, with the run's own overrides on top."""
+        entry = self.run(run)
+        return load_recipe(self.root / entry.recipe, entry.overrides)
+
+    def recipe_map(self, run: str) -> dict[str, Any]:
+        """The resolved recipe as plain values, for params."""
+        return msgspec.to_builtins(self.recipe(run))
+
+    def style_map(self, run: str) -> dict[str, Any]:
+        """How the run's prompts and answers are rendered, as plain values."""
+        return msgspec.to_builtins(self.recipe(run).custom.style)
+
+    def size(self, run: str, *, small: int, large: int) -> int:
+        """A resource by the run's base: `small` for a tiny model, `large` for a real one."""
+        return small if self.config["models"][self.run(run).model]["source"] == "tiny" else large
+
+
+def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """ConfigError listing every problem with the key's path, and the nearest name for an unknown key."""
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(config), key=lambda e: list(map(str, e.path)))
+    problems = [_explain(error, schema) for error in errors]
+    if problems:
+        raise ConfigError("\n".join(problems) + "\n  -> config/config.yaml lists every key with its meaning")
+
+
+def coerce(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    """Text from `--config key=value` as the type that the schema asks for; anything else unchanged."""
+    schema = _resolve(schema, root)
+    if isinstance(value, Mapping):
+        return {key: coerce(inner, _property(schema, key), root) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [coerce(inner, schema.get("items", {}), root) for inner in value]
+    if not isinstance(value, str):
+        return value
+    kinds = schema.get("type", [])
+    return _from_text(value, [kinds] if isinstance(kinds, str) else kinds)
+
+
+def _from_text(value: str, kinds: list[str]) -> Any:
+    words = {
+        "null": {"null": None, "None": None},
+        "boolean": {"true": True, "True": True, "false": False, "False": False},
+    }
+    for kind in kinds:
+        if value in words.get(kind, {}):
+            return words[kind][value]
+        if kind in ("integer", "number"):
+            try:
+                return int(value) if kind == "integer" else float(value)
+            except ValueError:
+                continue
+    return value
+
+
+def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    inner = schema.get("properties", {}).get(key, schema.get("additionalProperties", {}))
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    while "$ref" in schema:
+        target: Any = root
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        schema = target
+    return schema
+
+
+def _explain(error: jsonschema.ValidationError, schema: Mapping[str, Any]) -> str:
+    path = ".".join(map(str, error.absolute_path)) or "config"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = error.schema.get("properties", {})
+        unknown = [key for key in error.instance if key not in known]
+        if error.validator_value is False:
+            return "; ".join(
+                f"{path}.{key}: unknown key{nearest(key, known)}".removeprefix("config.") for key in unknown
+            )
+    section, *rest = [*error.absolute_path, None]
+    if section == "data" and error.validator == "type" and len(rest) == 2:
+        known = schema["properties"]["data"]["properties"]
+        if rest[0] not in known:
+            return f"{path}: unknown key{nearest(str(rest[0]), known)}"
+    return located(error.message, field=path)

@@ -1,0 +1,45 @@
+"""The command line of a rule's script: typed `--name value` pairs, all required."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def arguments(description: str | None, **kinds: Callable[[str], Any] | list) -> argparse.Namespace:
+    """Parsed arguments; a kind in a list takes one or more values. `config` is canonical JSON of the rule's keys."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, kind in kinds.items():
+        many = isinstance(kind, list)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", required=True, type=kind[0] if many else kind, nargs="+" if many else None
+        )
+    return parser.parse_args()
+
+
+config = json.loads
+path = Path
+
+
+def limit_threads(threads: int) -> None:
+    """Hold numerical libraries to the rule's threads; call it before they are imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def readable_errors():
+    """A mistake of the user's ends in its own words and exit code 1, not in a traceback."""
+    from coordexp.errors import CoordExpError
+
+    try:
+        yield
+    except CoordExpError as error:
+        sys.exit(f"error: {error}")

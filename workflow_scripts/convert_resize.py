@@ -1,0 +1,9 @@
+"""Rule convert_resize: source pictures and annotations -> pictures on the grid and pixel-space records."""
+
+from coordexp.data.convert import ConvertOptions, convert
+from workflow_scripts.arguments import arguments, config, path, readable_errors
+
+args = arguments(__doc__, config=config, source=path, records=path, stats=path, images=path, workers=int)
+with readable_errors():
+    options = ConvertOptions(**args.config["options"], num_workers=args.workers)
+    convert(args.source, args.records, args.images, options, args.config["max_blocks"], args.stats)

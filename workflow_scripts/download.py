@@ -1,0 +1,8 @@
+"""Rule download: one split of a data set on disk, and its manifest."""
+
+from coordexp.data.download import provide
+from workflow_scripts.arguments import arguments, config, path, readable_errors
+
+args = arguments(__doc__, config=config, split=str, raw=path, source=path)
+with readable_errors():
+    provide(args.config["dataset"], args.config["settings"], args.split, args.raw, args.source)

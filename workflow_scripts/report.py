@@ -1,0 +1,19 @@
+"""Rule report: one self-contained page about a run."""
+
+from coordexp.report import write
+from coordexp.report.provenance import provenance
+from workflow_scripts.arguments import arguments, config, path, readable_errors
+
+args = arguments(
+    __doc__, config=config, numbers=path, predictions=path, records=path, train_log=path, trained=path, page=path
+)
+with readable_errors():
+    write(
+        args.page,
+        eval_json=args.numbers,
+        predictions=args.predictions,
+        records_jsonl=args.records,
+        train_log=args.train_log,
+        provenance=provenance(args.trained),
+        gallery=args.config["gallery"],
+    )
