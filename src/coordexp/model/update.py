@@ -1,0 +1,278 @@
+"""The arithmetic of merging: which tensor becomes what, and writing it shard by shard in blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+import msgspec
+
+from coordexp.errors import ModelError, located
+from coordexp.model import shards, vocab
+from coordexp.model.adapter import Adapter, Lora, Offsets
+from coordexp.model.rows import read_rows, to_bytes, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_ITEMS = 16 << 20  # elements of a block of rows: 64 MB in float32
+
+
+class Change(msgspec.Struct, frozen=True):
+    """How one output tensor comes about: from `source` (or `replaced`), plus `lora`, plus offset rows."""
+
+    name: str
+    source: tuple[shards.ShardFile, shards.TensorSpec]
+    dtype: str
+    replaced: shards.TensorSpec | None = None
+    lora: Lora | None = None
+    offset: shards.TensorSpec | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True when the tensor stays as it is."""
+        return (
+            self.replaced is None and self.lora is None and self.offset is None and self.dtype == self.source[1].dtype
+        )
+
+    @property
+    def recipe(self) -> tuple:
+        """What is done to the source, to compare two tensors that share one."""
+        return (self.replaced, self.lora, self.offset)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Every output file with its tensors in order."""
+
+    kind: Literal["adapter", "full"]
+    files: dict[str, list[Change]]
+    metadata: dict[str, dict[str, str]]
+    index_metadata: dict | None
+    trained_files: list[shards.ShardFile]
+    adapter: Adapter | None
+    offsets: Offsets | None
+    untied: bool
+    applied: dict
+
+
+def plan_adapter(base: shards.Checkpoint, adapter: Adapter, tied: bool) -> Plan:
+    """What an adapter makes of each base tensor; ModelError when it does not fit this base."""
+    embed = _embedding_name(base)
+    own_head = not tied and base.find(vocab.HEAD_NAME) is not None
+    names = set(base.names()) | ({vocab.HEAD_NAME} if tied else set())
+    for name in [*adapter.lora, *adapter.replaced]:
+        if name not in names:
+            fix = "merge into the checkpoint that was trained"
+            raise ModelError(
+                located("the adapter changes a tensor that the base lacks", file=base.folder, field=name, fix=fix)
+            )
+    _check_offsets(base, adapter, embed, own_head)
+    files: dict[str, list[Change]] = {}
+    untied = False
+    for file_name, shard in base.shards.items():
+        files[file_name] = []
+        for spec in shard.tensors.values():
+            if tied and spec.name == vocab.HEAD_NAME:
+                continue  # a second copy of the tied table: made again below if it must differ
+            files[file_name].append(_change(adapter, spec.name, (shard, spec), embed))
+            if tied and spec.name == embed:
+                head = _change(adapter, vocab.HEAD_NAME, (shard, spec), embed)
+                if head.recipe != files[file_name][-1].recipe:
+                    files[file_name].append(head)
+                    untied = True
+    for change in (c for changes in files.values() for c in changes):
+        _check_shapes(adapter, change)
+    return Plan(
+        kind="adapter",
+        files=files,
+        metadata={name: shard.metadata for name, shard in base.shards.items()},
+        index_metadata=base.index_metadata,
+        trained_files=[adapter.file],
+        adapter=adapter,
+        offsets=adapter.offsets,
+        untied=untied,
+        applied={
+            "lora": sum(update.magnitude is None for update in adapter.lora.values()),
+            "dora": sum(update.magnitude is not None for update in adapter.lora.values()),
+            "replaced": len(adapter.replaced),
+            "offset_tables": 0 if adapter.offsets is None else 1 + (adapter.offsets.head is not None),
+        },
+    )
+
+
+def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, tied: bool) -> Plan:
+    """Full-parameter weights in the base's dtype; ModelError when names or shapes are not the base's."""
+    free = {vocab.HEAD_NAME} if tied else set()
+    shapes = {spec.name: spec for shard in base.shards.values() for spec in shard.tensors.values()}
+    found = {spec.name: spec for shard in trained.shards.values() for spec in shard.tensors.values()}
+    different = sorted((shapes.keys() ^ found.keys()) - free)
+    different += sorted(n for n in shapes.keys() & found.keys() if shapes[n].shape != found[n].shape)
+    if different:
+        fix = "merge with the base that was trained"
+        problem = f"{len(different)} tensors are not those of the base, the first is {different[0]}"
+        raise ModelError(located(problem, file=trained.folder, fix=fix))
+    files = {
+        name: [
+            Change(spec.name, (shard, spec), shapes[spec.name].dtype if spec.name in shapes else spec.dtype)
+            for spec in shard.tensors.values()
+        ]
+        for name, shard in trained.shards.items()
+    }
+    return Plan(
+        kind="full",
+        files=files,
+        metadata={name: shard.metadata for name, shard in trained.shards.items()},
+        index_metadata=trained.index_metadata,
+        trained_files=list(trained.shards.values()),
+        adapter=None,
+        offsets=None,
+        untied=False,
+        applied={"full": len(found)},
+    )
+
+
+def write(plan: Plan, folder: Path) -> dict[str, str]:
+    """Write every file of a plan; returns how each came about: `rewritten`, `link` or `copy`."""
+    how, weight_map, total = {}, {}, 0
+    for file_name, changes in plan.files.items():
+        shard = changes[0].source[0] if changes else None
+        untouched = shard is not None and all(c.plain and c.source[0] is shard for c in changes)
+        if untouched and len(changes) == len(shard.tensors) and shard.path.name == file_name:
+            how[file_name] = shards.link_or_copy(shard.path, folder / file_name)
+        else:
+            shards.write_file(folder / file_name, [_entry(plan, c) for c in changes], plan.metadata[file_name])
+            how[file_name] = "rewritten"
+        weight_map |= {change.name: file_name for change in changes}
+        total += sum(shards.nbytes(c.dtype, c.source[1].shape) for c in changes)
+    if plan.index_metadata is not None:
+        shards.write_index(folder, weight_map, total, plan.index_metadata)
+    return how
+
+
+def _embedding_name(base: shards.Checkpoint) -> str:
+    names = [name for name in base.names() if name.endswith(vocab.EMBED_SUFFIX)]
+    if len(names) != 1:
+        problem = f"expected one tensor named *{vocab.EMBED_SUFFIX}"
+        raise ModelError(located(problem, file=base.folder, found=names, fix="is this a Qwen3-VL checkpoint?"))
+    return names[0]
+
+
+def _change(adapter: Adapter, name: str, source: tuple[shards.ShardFile, shards.TensorSpec], embed: str) -> Change:
+    offset = None
+    if adapter.offsets is not None and name in (embed, vocab.HEAD_NAME):
+        own = adapter.offsets.head if name == vocab.HEAD_NAME else adapter.offsets.embed
+        offset = own if own is not None else adapter.offsets.embed
+    return Change(name, source, source[1].dtype, adapter.replaced.get(name), adapter.lora.get(name), offset)
+
+
+def _check_offsets(base: shards.Checkpoint, adapter: Adapter, embed: str, own_head: bool) -> None:
+    if adapter.offsets is None:
+        return
+    if own_head and adapter.offsets.head is None:
+        problem = "the adapter was trained with tied embeddings, this base has a head of its own"
+        raise ModelError(located(problem, file=base.folder, fix="merge into the checkpoint that was trained"))
+    hidden, expected = adapter.offsets.embed.shape[1], base.find(embed)[1].shape
+    if hidden != expected[1] or adapter.offsets.end >= expected[0]:
+        found = (adapter.offsets.end, hidden)
+        raise ModelError(
+            located("offsets do not fit the embedding table", file=base.folder, expected=expected, found=found)
+        )
+
+
+def _check_shapes(adapter: Adapter, change: Change) -> None:
+    shape = change.source[1].shape
+    if change.replaced is not None and change.replaced.shape != shape:
+        _misfit(adapter, change.name, shape, change.replaced.shape)
+    if change.lora is not None:
+        a, b = change.lora.a.shape, change.lora.b.shape
+        found = (a[1], b[0]) if change.lora.embedding else (b[0], a[1])
+        if found != shape:
+            _misfit(adapter, change.name, shape, found)
+
+
+def _misfit(adapter: Adapter, name: str, expected: tuple, found: tuple) -> None:
+    fix = "merge into the checkpoint that was trained"
+    raise ModelError(
+        located(
+            "shape differs from the base's", file=adapter.file.path, field=name, expected=expected, found=found, fix=fix
+        )
+    )
+
+
+def _entry(plan: Plan, change: Change) -> shards.Entry:
+    shard, spec = change.source
+    if change.plain:
+        entry = shards.copied(shard, spec)
+        return shards.Entry(change.name, entry.dtype, entry.shape, entry.write)
+
+    def write(out: IO[bytes]) -> None:
+        if change.offset is not None and change.replaced is None and change.lora is None:
+            _write_offset_rows(plan, change, out)
+            return
+        for block in _changed_blocks(plan, change):
+            shards.write_all(out, to_bytes(block, change.dtype))
+
+    return shards.Entry(change.name, change.dtype, spec.shape, write)
+
+
+def _write_offset_rows(plan: Plan, change: Change, out: IO[bytes]) -> None:
+    shard, spec = change.source
+    start, stop = plan.offsets.start, plan.offsets.end + 1
+    width = spec.nbytes // spec.shape[0]
+    shards.copy_range(shard, spec, 0, start * width, out)
+    patched = read_rows(shard, spec, start, stop).float() + _offset_rows(plan, change, start, stop)
+    shards.write_all(out, to_bytes(patched, change.dtype))
+    shards.copy_range(shard, spec, stop * width, spec.nbytes, out)
+
+
+def _changed_blocks(plan: Plan, change: Change) -> Iterator[torch.Tensor]:
+    """The new tensor, float32, as consecutive blocks of rows."""
+    shard, spec = change.source if change.replaced is None else (plan.adapter.file, change.replaced)
+    rows = spec.shape[0] if spec.shape else 1
+    items = max(1, shards.nbytes("U8", spec.shape) // max(rows, 1))
+    step = max(1, BLOCK_ITEMS // items)
+    factors = None if change.lora is None else _Factors(plan.adapter.file, change.lora)
+    for begin in range(0, rows, step):
+        end = min(begin + step, rows)
+        block = _read(shard, spec, begin, end)
+        if factors is not None:
+            block = factors.apply(block, begin, end)
+        if change.offset is not None:
+            low, high = max(begin, plan.offsets.start), min(end, plan.offsets.end + 1)
+            if low < high:
+                block[low - begin : high - begin] += _offset_rows(plan, change, low, high)
+        yield block
+
+
+def _read(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int) -> torch.Tensor:
+    import torch
+
+    if not spec.shape:
+        return torch.frombuffer(shards.read_bytes(shard, spec), dtype=torch_dtype(spec.dtype)).float()
+    return read_rows(shard, spec, begin, end).float()
+
+
+def _offset_rows(plan: Plan, change: Change, low: int, high: int) -> torch.Tensor:
+    start = plan.offsets.start
+    return read_rows(plan.adapter.file, change.offset, low - start, high - start).float()
+
+
+class _Factors:
+    """The two factors of a LoRA update in float32, applied to blocks of rows."""
+
+    def __init__(self, file: shards.ShardFile, lora: Lora) -> None:
+        a, b = (read_rows(file, spec, 0, spec.shape[0]).float() for spec in (lora.a, lora.b))
+        self.left, self.right = (a.T, b.T) if lora.embedding else (b, a)  # update = scale * left @ right
+        self.scale = lora.scale
+        spec = lora.magnitude
+        self.magnitude = None if spec is None else read_rows(file, spec, 0, spec.shape[0]).float()
+
+    def apply(self, block: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """`block` (rows begin..end of the weight) with the update; DoRA rescales each row to its magnitude."""
+        import torch
+
+        block = torch.addmm(block, self.left[begin:end], self.right, alpha=self.scale)
+        if self.magnitude is not None:
+            block *= (self.magnitude[begin:end] / torch.linalg.vector_norm(block, dim=1))[:, None]
+        return block
