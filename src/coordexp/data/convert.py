@@ -1,0 +1,328 @@
+"""Stage `convert_resize`: a source's annotations and pictures to pixel-space records and resized pictures.
+
+Pictures are taken in chunks. A finished chunk is a file beside the output, so a killed run goes on
+where it was; the output is the chunks in order, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from coordexp import __version__
+from coordexp.contract import Metadata, Record, Source
+from coordexp.data import annotations as annotation_files
+from coordexp.data import categories, objects, order, pictures, scan, statistics
+from coordexp.data.annotations import Broken, Image, Index, build_index, read_pictures
+from coordexp.data.categories import descriptions, load
+from coordexp.data.objects import Geometry, Skip, build_objects
+from coordexp.data.progress import Progress
+from coordexp.errors import ConfigError, DataError, located
+from coordexp.geometry import polygons, resize
+from coordexp.geometry.resize import grid_size
+from coordexp.io import atomic_open, canonical_json, read_json, write_json, write_jsonl
+
+CHUNK = 256  # pictures a part
+_CODE = (annotation_files, categories, objects, order, pictures, polygons, resize, scan, statistics)
+
+
+class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The knobs of the stage, named as under `data:` in the configuration (see there for each)."""
+
+    factor: int = 32
+    min_blocks: int = 4
+    poly_max_points: int = 20
+    poly_min_iou: float = 0.8
+    resize: Literal["fill", "shrink"] = "fill"
+    jpeg_quality: int = 95
+    geometry: Literal["bbox", "poly"] = "bbox"
+    round_geometry: bool = True
+    ordering: Literal["sorted", "random"] = "sorted"
+    desc: Literal["pretty", "raw"] = "pretty"
+    crowd: Literal["skip", "keep"] = "skip"
+    keep_empty: bool = True
+    on_bad: Literal["error", "skip"] = "error"
+    seed: int = 17
+
+    @classmethod
+    def from_config(cls, data: dict) -> ConvertOptions:
+        """Options out of the `data:` section; its other keys are not for this stage. ConfigError for a wrong type."""
+        try:
+            return msgspec.convert({k: v for k, v in data.items() if k in cls.__struct_fields__}, cls)
+        except msgspec.ValidationError as error:
+            raise ConfigError(located(str(error), field="data")) from error
+
+
+class _Job(msgspec.Struct):
+    """All that a worker needs to convert a chunk."""
+
+    source: Source
+    annotations: Path
+    image_dirs: list[Path]
+    labels: list[str]
+    texts: dict[int, str]
+    options: ConvertOptions
+    max_blocks: int
+    jsonl: Path
+    images_dir: Path
+    parts: Path
+    index: Index | None = None
+
+
+def convert(
+    manifest: str | Path,
+    out_jsonl: str | Path,
+    images_dir: str | Path,
+    options: ConvertOptions,
+    max_blocks: int,
+    stats_path: str | Path,
+    *,
+    workers: int = 1,
+) -> None:
+    """Write records (pixel space) to `out_jsonl`, pictures under `images_dir/{split}`, counts to `stats_path`.
+
+    `manifest` is the JSON of a contract.Source. `max_blocks` is the budget in tiles of factor x factor
+    pixels. Pictures are named relative to the JSONL. The outputs do not depend on `workers`.
+    DataError for bad input, naming file and id; with `options.on_bad == "skip"` it is listed in the
+    statistics instead, and only a source without any usable picture is an error.
+    """
+    manifest, out_jsonl, images_dir = Path(manifest), Path(out_jsonl), Path(images_dir)
+    source = load_source(manifest)
+    base = manifest.parent
+    image_dirs = [base / folder for folder in source.image_dirs]
+    texts = descriptions(load(base / source.annotations, options.on_bad), options.desc)
+    parts = _parts_folder(out_jsonl, source, image_dirs, options, max_blocks)
+    job = _Job(
+        source=source,
+        annotations=base / source.annotations,
+        image_dirs=image_dirs,
+        labels=_labels(image_dirs),
+        texts=texts,
+        options=options,
+        max_blocks=max_blocks,
+        jsonl=out_jsonl,
+        images_dir=_own_images(images_dir / source.split, image_dirs, options, max_blocks),
+        parts=parts,
+    )
+    index, tally = _run(job, workers)
+    statistics.add_lost(tally, index, options.on_bad)
+    written = _join(out_jsonl, parts, _chunk_count(index))
+    if not written:
+        fix = f"see {stats_path} for the reasons" if tally.skipped else "check the path and the split"
+        write_json(stats_path, statistics.summary(tally, source, len(texts)))
+        out_jsonl.unlink(missing_ok=True)
+        raise DataError(located("no picture could be used", file=base / source.annotations, fix=fix))
+    write_json(stats_path, statistics.summary(tally, source, len(texts)))
+    shutil.rmtree(parts.parent)
+
+
+def load_source(manifest: str | Path) -> Source:
+    """The Source in a manifest file; DataError when it is not one."""
+    try:
+        return msgspec.convert(read_json(manifest), Source)
+    except msgspec.ValidationError as error:
+        fix = "run the download stage again; it writes this file"
+        raise DataError(located(f"not a source manifest: {error}", file=manifest, fix=fix)) from error
+
+
+def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
+    """Index the file, convert every chunk, and add up what they report."""
+    if workers <= 1:
+        job.index = build_index(job.annotations)
+        return job.index, _collect(job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
+    context = multiprocessing.get_context("fork")  # the index is shared with the workers, not sent
+    with context.Pool(workers) as pool:
+        job.index = build_index(job.annotations, pool.imap)
+    with context.Pool(workers, _set_job, (job,)) as pool:
+        return job.index, _collect(job.index, pool.imap(_convert_part_of_job, range(_chunk_count(job.index))))
+
+
+def _collect(index: Index, results) -> statistics.Tally:
+    progress = Progress("convert", len(index), "pictures")
+    tally, how = statistics.Tally(), Counter()
+    for part, part_how in results:
+        tally.add(part)
+        how.update(part_how)
+        progress.add(part.counts["pictures listed"])
+    progress.finish()
+    print("pictures: " + ", ".join(f"{n} {name}" for name, n in sorted(how.items())), file=sys.stderr)
+    return tally
+
+
+_job: _Job | None = None
+
+
+def _set_job(job: _Job) -> None:
+    global _job  # noqa: PLW0603 -- set once in each worker process
+    _job = job
+
+
+def _convert_part_of_job(k: int) -> tuple[statistics.Tally, dict[str, int]]:
+    assert _job is not None
+    return _convert_part(_job, k)
+
+
+def _chunk_count(index: Index) -> int:
+    return -(-len(index) // CHUNK)
+
+
+def _convert_part(job: _Job, k: int) -> tuple[statistics.Tally, dict[str, int]]:
+    """Convert chunk k, or read what an earlier run left; (counts, what became of its pictures)."""
+    counts_path = job.parts / f"{k:06d}.json"
+    if counts_path.exists():
+        tally = msgspec.json.decode(counts_path.read_bytes(), type=statistics.Tally)
+        return tally, {"finished earlier": tally.counts["pictures listed"]}
+    fd = os.open(job.index.path, os.O_RDONLY)
+    try:
+        images, annotations = read_pictures(fd, job.index, k * CHUNK, min((k + 1) * CHUNK, len(job.index)))
+    finally:
+        os.close(fd)
+    tally, how = statistics.Tally(), Counter()
+    records = _records(job, images, annotations, tally, how)
+    write_jsonl(job.parts / f"{k:06d}.jsonl", records)
+    with atomic_open(counts_path) as handle:
+        handle.write(msgspec.json.encode(tally))
+    return tally, how
+
+
+def _records(job: _Job, images: list, annotations: list, tally: statistics.Tally, how: Counter) -> list[Record]:
+    kept, paths, sizes = [], [], []
+    for i, image in enumerate(images):
+        tally.counts["pictures listed"] += 1
+        tally.counts["objects listed"] += len(annotations[i])
+        try:
+            path, size, outcome = _picture(job, image)
+        except pictures.PictureError as error:
+            name = "" if isinstance(image, Broken) else image.path
+            _bad(job, Skip("picture", error.reason, image.id, None, name, str(error)), tally)
+            tally.counts["objects dropped:their picture was skipped"] += len(annotations[i])
+            continue
+        how[outcome] += 1
+        kept.append(i)
+        paths.append(path)
+        sizes.append(size)
+    own_images, own_annotations = [images[i] for i in kept], [annotations[i] for i in kept]
+    geometry = msgspec.convert(job.options, Geometry, from_attributes=True)
+    batch = build_objects(own_images, own_annotations, sizes, job.texts, geometry)
+    for skip in batch.bad:
+        _bad(job, skip, tally)
+    for skip in (*batch.skipped, *batch.bad):
+        tally.counts[f"objects dropped:{skip.reason}"] += 1
+    tally.skipped += batch.skipped
+    tally.objects.update(batch.counts)
+    records = []
+    for image, path, size, own in zip(own_images, paths, sizes, batch.objects, strict=True):
+        tally.counts["pictures without objects"] += not own
+        if own or job.options.keep_empty:
+            records.append(_record(job, image, path, size, own))
+            tally.counts[f"blocks:{size[0] * size[1] // job.options.factor**2}"] += 1
+        else:
+            tally.counts["pictures dropped:no objects"] += 1
+    tally.counts["pictures written"] += len(records)
+    return records
+
+
+def _picture(job: _Job, image: Image | Broken) -> tuple[Path, tuple[int, int], str]:
+    """(path, size in pixels, what happened) of one resized picture; PictureError if it cannot be used."""
+    if isinstance(image, Broken):
+        raise pictures.PictureError("unreadable image entry", image.problem)
+    options = job.options
+    limits = {"factor": options.factor, "max_blocks": job.max_blocks, "min_blocks": options.min_blocks}
+    try:
+        size = grid_size(image.width, image.height, options.resize, **limits)
+    except ValueError as error:
+        raise pictures.PictureError("impossible size", str(error)) from error
+    folder, inner = pictures.find(image.path, job.image_dirs, from_url=not image.file_name)
+    name = pictures.output_name(inner, resized=size != (image.width, image.height))
+    target = job.images_dir / job.labels[folder] / name
+    source = job.image_dirs[folder] / inner
+    how = pictures.prepare(source, target, (image.width, image.height), size, options.jpeg_quality)
+    return target, size, how
+
+
+def _record(job: _Job, image: Image, path: Path, size: tuple[int, int], own: list) -> Record:
+    metadata = Metadata(
+        image_id=image.id,
+        source_width=image.width,
+        source_height=image.height,
+        file_name=image.path,
+        dataset=job.source.dataset,
+        neg_category_ids=image.neg_category_ids,
+        not_exhaustive_category_ids=image.not_exhaustive_category_ids,
+    )
+    relative = os.path.relpath(path, job.jsonl.parent)
+    return Record([relative], size[0], size[1], "pixel", own, metadata)
+
+
+def _bad(job: _Job, skip: Skip, tally: statistics.Tally) -> None:
+    if job.options.on_bad == "error":
+        raise statistics.bad_input(skip, job.index.path)
+    tally.skipped.append(skip)
+    if skip.kind == "picture":
+        tally.counts[f"pictures dropped:{skip.reason}"] += 1
+
+
+def _labels(image_dirs: list[Path]) -> list[str]:
+    """A folder name for each source folder, numbered where two have the same name."""
+    names = [folder.name or "images" for folder in image_dirs]
+    return [name if names.count(name) == 1 else f"{i}_{name}" for i, name in enumerate(names)]
+
+
+def _own_images(folder: Path, image_dirs: list[Path], options: ConvertOptions, max_blocks: int) -> Path:
+    """The folder of this split's pictures, emptied if they were made from or by something else."""
+    made_by = {
+        "image_dirs": [str(d.resolve()) for d in image_dirs],
+        "max_blocks": max_blocks,
+        **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality")},
+        "code": _digest(pictures),
+    }
+    marker = folder / ".pictures.json"
+    if folder.exists() and not (marker.exists() and read_json(marker) == made_by):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, made_by)
+    return folder
+
+
+def _parts_folder(
+    jsonl: Path, source: Source, image_dirs: list[Path], options: ConvertOptions, max_blocks: int
+) -> Path:
+    """Where chunks are kept until all are done; those of another configuration are thrown away."""
+    key = {
+        "source": msgspec.to_builtins(source),
+        "image_dirs": [str(d.resolve()) for d in image_dirs],
+        "options": msgspec.to_builtins(options),
+        "max_blocks": max_blocks,
+        "chunk": CHUNK,
+        "code": __version__ + _digest(*_CODE),
+    }
+    name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
+    folder = jsonl.parent / f".{jsonl.name}.parts"
+    if folder.exists():
+        for other in folder.iterdir():
+            if other.name != name:
+                shutil.rmtree(other)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def _join(jsonl: Path, parts: Path, count: int) -> int:
+    """Concatenate the chunks in order; returns the bytes written."""
+    with atomic_open(jsonl) as out:
+        for k in range(count):
+            with (parts / f"{k:06d}.jsonl").open("rb") as part:
+                shutil.copyfileobj(part, out)
+        return out.tell()
+
+
+def _digest(*modules) -> str:
+    """Hash of the source of modules: work of another version of the code is not continued."""
+    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:16]

@@ -1,0 +1,170 @@
+"""Pixels: open whatever a data set holds, put it upright, bring it to its size, write it once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from coordexp.errors import DataError, located
+
+EXIF_ORIENTATION = 0x0112
+DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
+SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+Image.MAX_IMAGE_PIXELS = 400_000_000
+
+
+class PictureError(Exception):
+    """A picture that cannot be used; `reason` is a short name for statistics, the text says what is wrong."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(text)
+        self.reason = reason
+
+
+def find(name: str, image_dirs: Sequence[Path], from_url: bool = False) -> tuple[int, str]:
+    """(index of the folder, path inside it) of a picture called `name`.
+
+    A name like `train2017/1.jpg` is looked up first in a folder called train2017, as `1.jpg`; the
+    folder in a name that comes from a URL says no more than that. PictureError when the picture is
+    missing, DataError when the name leads out of the folders.
+    """
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts:
+        fix = "names must be relative and stay inside the image folder"
+        raise DataError(located("a file name that leads nowhere", field="images.file_name", found=name, fix=fix))
+    same_name = [folder.name == pure.parent.name for folder in image_dirs]
+    for i in sorted(range(len(image_dirs)), key=lambda i: not same_name[i]):
+        for inner in (str(pure), pure.name) if same_name[i] or from_url else (str(pure),):
+            if (image_dirs[i] / inner).is_file():
+                return i, inner
+    listed = ", ".join(str(folder) for folder in image_dirs)
+    raise PictureError("missing picture", f"{name} is in none of: {listed}")
+
+
+def output_name(inner: str, resized: bool) -> str:
+    """File name of the written picture: JPEGs keep theirs, PNGs that need no resampling too, others get `.jpg`."""
+    suffix = PurePosixPath(inner).suffix.lower()
+    kept = suffix in SUFFIXES["JPEG"] or (suffix in SUFFIXES["PNG"] and not resized)
+    return inner if kept else f"{inner}.jpg"
+
+
+def prepare(source: Path, target: Path, annotated: tuple[int, int], size: tuple[int, int], quality: int) -> str:
+    """Write `source` to `target` as an upright RGB picture of `size` (width, height) in pixels; says how.
+
+    `annotated` is the size that the boxes refer to. A JPEG or PNG that is already right is linked
+    (copied across file systems), everything else is resampled once and encoded once. A target that
+    is there and not older than its source is whole, and kept. Returns `linked`, `encoded` or `kept`.
+    PictureError for a picture that cannot be read or has another size than annotated.
+    """
+    if _is_whole(target, source):
+        return "kept"
+    try:
+        with Image.open(source) as image:
+            upright = _orientation(image, annotated)
+            if _is_final(image, upright, size):
+                image.draft(image.mode, (image.width // 8, image.height // 8))
+                image.load()  # a truncated file must not pass because its header is right
+                _link(source, target)
+                return "linked"
+            pixels = _resized(image, upright, size)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError("unreadable picture", f"{source}: not a picture") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError("unreadable picture", f"{source}: {error}") from error
+    _save(pixels, target, quality)
+    return "encoded"
+
+
+def _is_whole(target: Path, source: Path) -> bool:
+    try:
+        made = target.stat()
+    except FileNotFoundError:
+        return False
+    return made.st_size > 0 and made.st_mtime_ns >= source.stat().st_mtime_ns
+
+
+def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
+    """EXIF orientation 1..8 to apply; annotations made on the unrotated pixels win over the tag."""
+    tag = image.getexif().get(EXIF_ORIENTATION, 1)
+    tag = tag if tag in range(1, 9) else 1
+    turned = (image.height, image.width) if tag >= 5 else image.size
+    if turned == annotated:
+        return tag
+    if image.size == annotated:
+        return 1
+    found = f"the file has {turned[0]}x{turned[1]} pixels, its annotation says {annotated[0]}x{annotated[1]}"
+    raise PictureError("picture size differs", found)
+
+
+def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bool:
+    plain = image.format in SUFFIXES and image.mode == "RGB" and "transparency" not in image.info
+    tagged = image.getexif().get(EXIF_ORIENTATION, 1) != 1  # a viewer would turn it, whatever we decided
+    single = getattr(image, "n_frames", 1) == 1
+    return plain and single and orientation == 1 and not tagged and image.size == size
+
+
+def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
+    raw_size = (size[1], size[0]) if orientation >= 5 else size
+    wanted = (int(raw_size[0] * DRAFT_SCALE), int(raw_size[1] * DRAFT_SCALE))
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        image.draft(image.mode, wanted)
+    pixels = _rgb(image)
+    if pixels.size != raw_size:
+        pixels = pixels.resize(raw_size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if orientation != 1:
+        pixels.getexif()[EXIF_ORIENTATION] = orientation
+        pixels = ImageOps.exif_transpose(pixels)
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """First frame as RGB: 16-bit scaled down, transparency on white."""
+    image.seek(0)
+    if image.mode.startswith("I") or image.mode == "F":
+        high = image.getextrema()[1]
+        scale = 255 / 65535 if image.mode.startswith("I") and high > 255 else 255 / high if 0 < high <= 1 else 1.0
+        return image.convert("F").point(lambda v: v * scale).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        canvas = Image.new("RGBA", layered.size, "white")
+        canvas.alpha_composite(layered)
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _save(pixels: Image.Image, target: Path, quality: int) -> None:
+    """Encode beside the target, then rename: no fsync, as a lost picture is simply made again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fd, scratch = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(fd, "wb") as handle:
+            if target.suffix.lower() == ".png":
+                pixels.save(handle, "PNG", compress_level=1)
+            else:
+                pixels.save(handle, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2)
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(target)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, a copy elsewhere; atomic either way."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    scratch.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), scratch)
+    except OSError:
+        shutil.copyfile(source, scratch)
+        shutil.copystat(source, scratch)
+    scratch.replace(target)
+    scratch.unlink(missing_ok=True)  # renaming one hard link onto another of the same file leaves both
