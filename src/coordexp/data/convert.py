@@ -35,7 +35,10 @@ _CODE = (annotation_files, categories, objects, order, pictures, polygons, resiz
 
 
 class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The knobs of the stage, named as under `data:` in the configuration (see there for each)."""
+    """The knobs of the stage, named as under `data:` in the configuration (see there for each).
+
+    The result does not depend on `num_workers` (processes).
+    """
 
     factor: int = 32
     min_blocks: int = 4
@@ -51,12 +54,14 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_empty: bool = True
     on_bad: Literal["error", "skip"] = "error"
     seed: int = 17
+    num_workers: int = 1
 
     @classmethod
     def from_config(cls, data: dict) -> ConvertOptions:
         """Options out of the `data:` section; its other keys are not for this stage. ConfigError for a wrong type."""
         try:
-            return msgspec.convert({k: v for k, v in data.items() if k in cls.__struct_fields__}, cls)
+            own = {k: v for k, v in data.items() if k in cls.__struct_fields__ and v is not None}
+            return msgspec.convert(own, cls)
         except msgspec.ValidationError as error:
             raise ConfigError(located(str(error), field="data")) from error
 
@@ -84,17 +89,16 @@ def convert(
     options: ConvertOptions,
     max_blocks: int,
     stats_path: str | Path,
-    *,
-    workers: int = 1,
 ) -> None:
-    """Write records (pixel space) to `out_jsonl`, pictures under `images_dir/{split}`, counts to `stats_path`.
+    """Write records (pixel space) to `out_jsonl`, pictures under `images_dir`, counts to `stats_path`.
 
     `manifest` is the JSON of a contract.Source. `max_blocks` is the budget in tiles of factor x factor
-    pixels. Pictures are named relative to the JSONL. The outputs do not depend on `workers`.
+    pixels. Pictures are named relative to the JSONL; `images_dir` is for this split alone.
     DataError for bad input, naming file and id; with `options.on_bad == "skip"` it is listed in the
     statistics instead, and only a source without any usable picture is an error.
     """
     manifest, out_jsonl, images_dir = Path(manifest), Path(out_jsonl), Path(images_dir)
+    options = ConvertOptions.from_config(msgspec.to_builtins(options))  # checks the types
     source = load_source(manifest)
     base = manifest.parent
     image_dirs = [base / folder for folder in source.image_dirs]
@@ -109,18 +113,18 @@ def convert(
         options=options,
         max_blocks=max_blocks,
         jsonl=out_jsonl,
-        images_dir=_own_images(images_dir / source.split, image_dirs, options, max_blocks),
+        images_dir=_own_images(images_dir, source, image_dirs, options, max_blocks),
         parts=parts,
     )
-    index, tally = _run(job, workers)
+    index, tally = _run(job, options.num_workers)
     statistics.add_lost(tally, index, options.on_bad)
     written = _join(out_jsonl, parts, _chunk_count(index))
+    summary = statistics.summary(tally, source, len(texts))
     if not written:
-        fix = f"see {stats_path} for the reasons" if tally.skipped else "check the path and the split"
-        write_json(stats_path, statistics.summary(tally, source, len(texts)))
         out_jsonl.unlink(missing_ok=True)
-        raise DataError(located("no picture could be used", file=base / source.annotations, fix=fix))
-    write_json(stats_path, statistics.summary(tally, source, len(texts)))
+        found, fix = summary["pictures"], "correct what is named under `dropped`"
+        raise DataError(located("no picture could be used", file=base / source.annotations, found=found, fix=fix))
+    write_json(stats_path, summary)
     shutil.rmtree(parts.parent)
 
 
@@ -276,18 +280,25 @@ def _labels(image_dirs: list[Path]) -> list[str]:
     return [name if names.count(name) == 1 else f"{i}_{name}" for i, name in enumerate(names)]
 
 
-def _own_images(folder: Path, image_dirs: list[Path], options: ConvertOptions, max_blocks: int) -> Path:
-    """The folder of this split's pictures, emptied if they were made from or by something else."""
-    made_by = {
+def _own_images(folder: Path, source: Source, image_dirs: list[Path], options: ConvertOptions, max_blocks: int) -> Path:
+    """The folder of this split's pictures, emptied if an earlier conversion made them from or by something else."""
+    own = {"dataset": source.dataset, "split": source.split}
+    made_by = own | {
         "image_dirs": [str(d.resolve()) for d in image_dirs],
         "max_blocks": max_blocks,
         **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality")},
         "code": _digest(pictures),
     }
     marker = folder / ".pictures.json"
-    if folder.exists() and not (marker.exists() and read_json(marker) == made_by):
+    earlier = read_json(marker) if marker.exists() else None
+    if earlier is None and folder.exists() and any(folder.iterdir()):
+        fix = "give a folder that is empty, or that an earlier conversion of this split filled"
+        raise DataError(located("this folder holds something else", file=folder, fix=fix))
+    if earlier is not None and {k: earlier.get(k) for k in own} != own:
+        fix = "give every split its own folder"
+        raise DataError(located("this folder is another split's", file=folder, expected=own, found=earlier, fix=fix))
+    if earlier is not None and earlier != made_by:
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, made_by)
     return folder
 
@@ -299,7 +310,7 @@ def _parts_folder(
     key = {
         "source": msgspec.to_builtins(source),
         "image_dirs": [str(d.resolve()) for d in image_dirs],
-        "options": msgspec.to_builtins(options),
+        "options": msgspec.to_builtins(options) | {"num_workers": None},
         "max_blocks": max_blocks,
         "chunk": CHUNK,
         "code": __version__ + _digest(*_CODE),

@@ -68,15 +68,16 @@ class ShapesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def options_for(dataset: dict, split: str) -> ShapesOptions:
-    """Options of `split` from the config entry of the data set; the split's own keys win.
+    """Options of `split` from the config entry of the data set; knobs may stand under `difficulty` too.
 
-    ConfigError for an unknown key, a wrong type, or a split that is not there.
+    A split's own keys win over `difficulty`, and that over the entry's. ConfigError for an unknown key, a wrong type, or a split that is not there.
     """
-    splits = {k: v for k, v in dataset.items() if isinstance(v, dict)}
+    splits = {k: v for k, v in dataset.items() if isinstance(v, dict) and k != "difficulty"}
     if split not in splits:
         fix = f"add a split {split!r} with count and seed"
         raise ConfigError(located("no such split", field="data.shapes", found=split, expected=sorted(splits), fix=fix))
-    shared = {k: v for k, v in dataset.items() if k not in splits and k != "layout"}
+    other = {"layout", "root", "difficulty", *splits}
+    shared = {k: v for k, v in dataset.items() if k not in other} | (dataset.get("difficulty") or {})
     try:
         options = msgspec.convert({**shared, **splits[split]}, ShapesOptions)
     except msgspec.ValidationError as error:
