@@ -1,0 +1,157 @@
+"""Everything that one protocol (`coco` or `lvis`) says about a run: the block of that name in eval.json."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from coordexp.evaluate import engine, f1, mistakes, tables
+from coordexp.evaluate.ap import RankedMatches, mean_ap
+from coordexp.evaluate.calibration import calibration
+from coordexp.evaluate.detections import Detections
+from coordexp.evaluate.match import Matches, match
+from coordexp.evaluate.resample import interval, replicates
+from coordexp.evaluate.truth import Truth
+
+Name = Literal["coco", "lvis"]
+DESCRIPTIONS = {
+    "coco": "COCOeval: exhaustive truth, at most {max_dets} detections a picture and category",
+    "lvis": "lvis-api: federated truth, the {max_dets} best detections of a picture over all categories",
+}
+
+
+class Protocol:
+    """Matches and tables of one protocol; `unmapped` holds the rows without a category that count as wrong."""
+
+    def __init__(self, name: Name, truth: Truth, detections: Detections, max_dets: int):
+        self.name, self.truth, self.detections, self.max_dets = name, truth, detections, max_dets
+        self.matches = match(truth, detections, federated=name == "lvis")
+        self.unmapped = np.flatnonzero(detections.category < 0) if name == "coco" else np.zeros(0, dtype=np.int64)
+        unmapped_image = detections.image[self.unmapped]
+        self.limited = self.matches.limited(self._within_limit())
+        self.ranked = RankedMatches(self.limited)
+        self.pooled = RankedMatches(self.limited, pooled=True, extra=(unmapped_image, detections.score[self.unmapped]))
+        self.honest = f1.F1Table(self.matches, unmapped_image)
+        self.usual = f1.F1Table(self.matches, unmapped_image, usual=True)
+
+    def statistic(self, weights: np.ndarray) -> dict[str, float]:
+        """The numbers that get an interval, under picture weights (int64 [I]); nan where undefined."""
+        ap = self.ranked.average_precision(weights)
+        counts = self.honest.counts(weights)
+        score, precision, recall = f1.micro(counts)
+        return {
+            "AP": mean_ap(ap),
+            "AP50": mean_ap(ap[:, :1]),
+            "AP75": mean_ap(ap[:, 5:6]),
+            "F1_50_micro": float(score[0]),
+            "F1_50_macro": float(f1.macro(counts, usual=False)[0]),
+            "F1_micro": float(score.mean()),
+            "precision_50": float(precision[0]),
+            "recall_50": float(recall[0]),
+        }
+
+    def scores(self) -> engine.Scores:
+        """The headline numbers by the engine."""
+        run = engine.coco if self.name == "coco" else engine.lvis
+        return run(self.truth, self.detections, self.max_dets)
+
+    def _within_limit(self) -> np.ndarray:
+        if self.name == "coco":
+            return self.matches.rank < self.max_dets
+        mapped = np.flatnonzero(self.detections.category >= 0)
+        place = engine.place_in_group(self.detections.image[mapped])
+        return np.isin(self.matches.row, mapped[place < self.max_dets])
+
+
+def block(protocol: Protocol, *, bootstrap: int, seed: int) -> dict[str, Any]:
+    """The protocol's block of eval.json."""
+    truth, detections, matches = protocol.truth, protocol.detections, protocol.matches
+    scores = protocol.scores()
+    drawn = replicates(protocol.statistic, truth.pictures, bootstrap if truth.pictures else 0, seed)
+    result: dict[str, Any] = {
+        "description": DESCRIPTIONS[protocol.name].format(max_dets=protocol.max_dets),
+        "max_dets": protocol.max_dets,
+        "metrics": scores.metrics,
+    }
+    if protocol.name == "lvis":
+        result["fixed_ap"] = {
+            "description": f"{engine.FIXED_AP_PER_CATEGORY} best detections of each category, no limit for a picture",
+            "metrics": engine.lvis_fixed(truth, detections).metrics,
+        }
+    pooled = protocol.pooled.average_precision()
+    result |= {
+        "pooled": {
+            "description": "one ranked list over all categories; unmapped descriptions are false positives"
+            + ("" if protocol.name == "coco" else " in coco only"),
+            "AP": tables.none_if_nan(mean_ap(pooled)),
+            "AP50": tables.none_if_nan(mean_ap(pooled[:, :1])),
+            "unmapped_false_positives": len(protocol.unmapped),
+        },
+        "intervals": {
+            "description": f"95 % percentile bootstrap over pictures, {bootstrap} replicates, seed {seed}",
+            "replicates": bootstrap,
+            "values": {name: interval(values) for name, values in drawn.items()},
+        },
+        "f1": {"honest": f1.summary(protocol.honest), "usual": f1.summary(protocol.usual)},
+        "calibration": _calibration(protocol),
+        "curves": {name: np.round(values, 6).tolist() for name, values in scores.curves.items()},
+        "by_size": tables.by_size(truth, matches, scores),
+        "by_density": tables.by_density(truth, protocol.ranked, protocol.honest),
+        "by_frequency": tables.by_frequency(truth, protocol.honest, scores) if protocol.name == "lvis" else [],
+        "by_category": tables.by_category(truth, matches, protocol.honest, scores),
+        "counts": {
+            "not_judged": matches.unjudged,
+            "ignored_50": int(matches.ignored[:, 0].sum()),
+            "over_max_dets": len(matches.row) - len(protocol.limited.row),
+        },
+    }
+    if detections.poly:
+        run = engine.coco if protocol.name == "coco" else engine.lvis
+        result["segm"] = {"metrics": run(truth, detections, protocol.max_dets, "segm").metrics}
+    return result
+
+
+def pictures(protocol: Protocol, count: int) -> dict[str, Any]:
+    """Pictures to look at, by F1 at IoU .5, and the most confident false positives with what is wrong."""
+    truth, detections = protocol.truth, protocol.detections
+    hits, alarms, objects = protocol.honest.per_picture(0)
+    f1_50 = np.divide(2 * hits, hits + alarms + objects, out=np.zeros(len(hits)), where=hits + alarms + objects > 0)
+    shown = np.flatnonzero(hits + alarms + objects > 0)
+    best = shown[np.lexsort((shown, -objects[shown], -f1_50[shown]))]
+    best = best[hits[best] > 0][:count]
+    worst = shown[np.lexsort((shown, -(objects + alarms)[shown], f1_50[shown]))][:count]
+    rows, kind = mistakes.false_positives(truth, detections, protocol.matches, protocol.unmapped)
+    order = np.lexsort((rows, -detections.score[rows]))[:count]
+
+    def entry(i: int) -> dict[str, Any]:
+        numbers = {"F1_50": float(f1_50[i]), "hits": int(hits[i]), "false_positives": int(alarms[i])}
+        return {"image_id": truth.image_ids[i], **numbers, "objects": int(objects[i])}
+
+    wrong = [
+        {
+            "image_id": truth.image_ids[detections.image[row]],
+            "desc": detections.descriptions[detections.desc[row]],
+            "score": float(detections.score[row]),
+            "bbox_px": detections.box[row].tolist(),
+            "kind": mistakes.KINDS[k],
+        }
+        for row, k in zip(rows[order], kind[order], strict=True)
+    ]
+    tally = np.bincount(kind, minlength=len(mistakes.KINDS))
+    return {
+        "protocol": protocol.name,
+        "best": [entry(i) for i in best],
+        "worst": [entry(i) for i in worst],
+        "confident_wrong": wrong,
+        "false_positives_by_kind": dict(zip(mistakes.KINDS, tally.tolist(), strict=True)),
+    }
+
+
+def _calibration(protocol: Protocol) -> dict[str, Any]:
+    matches: Matches = protocol.matches
+    judged = ~matches.ignored[:, 0]
+    extra = protocol.detections.score[protocol.unmapped]
+    score = np.concatenate([matches.score[judged], extra])
+    right = np.concatenate([matches.matched[judged, 0], np.zeros(len(extra), dtype=bool)])
+    return calibration(score, right)

@@ -1,0 +1,181 @@
+"""evaluate() from files to eval.json: schema, counts, errors, independence of order."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import jsonschema
+import pytest
+from evaluate_cases import Case, categories, generated
+
+from coordexp.errors import ConfigError, DataError
+from coordexp.evaluate import EvaluateOptions, evaluate, options_from
+from coordexp.evaluate.run import SCHEMA
+
+QUICK = EvaluateOptions(bootstrap=3)
+
+
+def run(case: Case, folder, options=QUICK, **kwargs):
+    predictions, annotations = case.write(folder)
+    return evaluate(predictions, annotations, options, dataset="made", split="val", **kwargs)
+
+
+def test_file_matches_schema_and_returned_value(tmp_path):
+    result = run(generated(0, lvis=True), tmp_path, out=tmp_path / "eval.json")
+    written = json.loads((tmp_path / "eval.json").read_text())
+    assert written == result
+    jsonschema.validate(written, json.loads(SCHEMA.read_text()))
+    assert written["lvis"]["metrics"]["AP"] > 0 and written["coco"]["metrics"]["AP"] > 0
+    assert written["counts"]["pictures"] == 30
+
+
+def test_order_of_lines_pictures_and_detections_changes_nothing(tmp_path):
+    case = generated(1, lvis=True, crowds=0.1)
+    first = run(case, tmp_path / "a")
+    rng = random.Random(0)
+    for rows in (case.images, case.annotations, case.categories, *case.detections.values()):
+        rng.shuffle(rows)
+    second = run(case, tmp_path / "b")
+    for result in (first, second):
+        del result["inputs"]
+    assert first == second
+
+
+def test_nothing_predicted_gives_zeros(tmp_path):
+    case = generated(2, lvis=True)
+    case.detections = {}
+    result = run(case, tmp_path)
+    for name in ("coco", "lvis"):
+        assert set(result[name]["metrics"].values()) <= {0.0}
+        assert result[name]["metrics"]["AP"] == 0.0
+        assert result[name]["f1"]["honest"]["micro"] == {"0.50": 0.0, "0.95": 0.0, "0.50:0.95": 0.0}
+    assert result["counts"]["pictures_without_detections"] == 30
+
+
+def test_no_objects_at_all_gives_null_and_false_positives(tmp_path):
+    case = generated(3, lvis=False)
+    case.annotations.clear()
+    result = run(case, tmp_path)
+    assert result["coco"]["metrics"]["AP"] is None
+    assert result["not_computed"] == {"lvis": "the annotations have no federated lists (neg_category_ids)"}
+    total = sum(len(found) for found in case.detections.values())
+    assert result["coco"]["f1"]["honest"]["false_positives_at_0.50"] == total
+
+
+def test_a_picture_without_objects_counts(tmp_path):
+    case = Case([image(1), image(2)], [annotation(1, 1, [10, 10, 100, 100])], categories(1))
+    case.detections = {1: [("thing0", [10, 10, 110, 110], 0.5)]}
+    clean = run(case, tmp_path / "a")["coco"]["metrics"]["AP"]
+    case.detections[2] = [("thing0", [10, 10, 110, 110], 0.9)]
+    assert clean == pytest.approx(1.0)
+    assert run(case, tmp_path / "b")["coco"]["metrics"]["AP"] == pytest.approx(0.5)
+
+
+def test_missing_pictures_are_an_error_unless_subset(tmp_path):
+    case = generated(4, lvis=True)
+    predictions, annotations = case.write(tmp_path)
+    lines = predictions.read_text().splitlines()
+    predictions.write_text("\n".join(lines[:10]) + "\n")
+    with pytest.raises(DataError, match="20 of 30 annotated pictures have no prediction line"):
+        evaluate(predictions, annotations, QUICK, dataset="made", split="val")
+    options = EvaluateOptions(bootstrap=0, subset=True)
+    part = evaluate(predictions, annotations, options, dataset="made", split="val")
+    assert (part["counts"]["pictures"], part["counts"]["pictures_annotated"]) == (10, 30)
+    assert "10 predicted of 30" in part["counts"]["subset_note"]
+    kept = {i["id"] for i in case.images[:10]}
+    small = Case(case.images[:10], [a for a in case.annotations if a["image_id"] in kept], case.categories)
+    small.detections = {i: d for i, d in case.detections.items() if i in kept}
+    whole = run(small, tmp_path / "small", EvaluateOptions(bootstrap=0))
+    assert part["lvis"] == whole["lvis"] and part["coco"] == whole["coco"]
+
+
+def test_unmapped_detections_are_counted_and_wrong_in_coco(tmp_path):
+    case = Case([image(1)], [annotation(1, 1, [10, 10, 100, 100])], categories(2))
+    case.detections = {1: [("thing0", [10, 10, 110, 110], 0.5), ("zebra crossing", [0, 0, 50, 50], 0.9)]}
+    result = run(case, tmp_path)
+    assert result["counts"]["unmapped_detections"] == 1
+    listed = [{"desc": "zebra crossing", "why": "unknown", "candidates": [], "count": 1}]
+    assert result["mapping"]["unmapped"] == listed
+    assert result["coco"]["f1"]["honest"]["precision"]["0.50"] == 0.5
+    assert result["coco"]["f1"]["usual"]["precision"]["0.50"] == 1.0
+    assert result["coco"]["pooled"]["AP"] == pytest.approx(0.5)
+    assert result["coco"]["pooled"]["unmapped_false_positives"] == 1
+    assert result["pictures"]["confident_wrong"][0]["kind"] == "unmapped"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line.update(image_id=999), "picture 999 is not in the annotations"),
+        (lambda line: line.update(image_id=2), "picture 2 occurs again"),
+        (lambda line: line.update(source_width=1), "another size"),
+        (lambda line: line["detections"].append({"desc": "x", "norm": [0, 0, 1], "score": 1.0}), "not a box"),
+        (lambda line: line["detections"].append({"desc": "x", "norm": [0, 0, 1, 1], "score": "1"}), "not a prediction"),
+    ],
+)
+def test_broken_predictions_name_the_line(tmp_path, change, message):
+    case = generated(5, lvis=True, pictures=4)
+    predictions, annotations = case.write(tmp_path)
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    change(lines[2])
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=message) as raised:
+        evaluate(predictions, annotations, QUICK, dataset="made", split="val")
+    assert "predictions.jsonl:3" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_a_file_is_an_error_with_its_line(tmp_path, value):
+    case = generated(5, lvis=True, pictures=4)
+    case.detections[5].append(("thing0", [0, 0, 10, 10], value))
+    predictions, annotations = case.write(tmp_path)
+    with pytest.raises(DataError, match=r"predictions\.jsonl:2"):
+        evaluate(predictions, annotations, QUICK, dataset="made", split="val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda case: case.annotations.append(dict(case.annotations[0])), "annotations: id 1 occurs more than once"),
+        (lambda case: case.images.append(dict(case.images[0])), "images: id 2 occurs more than once"),
+        (lambda case: case.categories.append(dict(case.categories[0])), "categories: id 1 occurs more than once"),
+        (lambda case: case.annotations[0].update(category_id=77), "category_id 77 is not in the file's list"),
+        (lambda case: case.annotations[0].update(image_id=77), "image_id 77 is not in the file's list"),
+        (lambda case: case.annotations[0].update(bbox=[0, 0, -1, 5]), "box or area cannot be used"),
+        (lambda case: case.categories[0].update(name=" "), "categories: id 1 has no name"),
+        (lambda case: case.images[0].update(width=-5), "has no size"),
+    ],
+)
+def test_broken_annotations_name_the_id(tmp_path, change, message):
+    case = generated(6, lvis=True, pictures=4)
+    change(case)
+    with pytest.raises(DataError, match=message):
+        run(case, tmp_path)
+
+
+def test_text_picture_ids(tmp_path):
+    case = generated(7, lvis=True)
+    numbers = run(case, tmp_path / "a")
+    for row in case.images:
+        row["id"] = f"p{row['id']:05d}"
+    for row in case.annotations:
+        row["image_id"] = f"p{row['image_id']:05d}"
+    case.detections = {f"p{i:05d}": found for i, found in case.detections.items()}
+    texts = run(case, tmp_path / "b")
+    assert texts["lvis"] == numbers["lvis"] and texts["coco"] == numbers["coco"]
+
+
+def test_options_from_config():
+    options = options_from({"protocols": ["coco"], "max_dets": {"lvis": 300, "coco": 50}})
+    assert (options.protocols, options.max_dets.coco, options.subset) == (("coco",), 50, False)
+    with pytest.raises(ConfigError, match="protocolls"):
+        options_from({"protocolls": []})
+
+
+def image(image_id: int) -> dict:
+    return {"id": image_id, "width": 640, "height": 480}
+
+
+def annotation(annotation_id: int, image_id: int, box: list[float], category_id: int = 1) -> dict:
+    return {"id": annotation_id, "image_id": image_id, "category_id": category_id, "bbox": box, "area": box[2] * box[3]}
