@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CORES ?= 2
 BIN := $(VENV)/bin
+QUIET := --quiet --disable-pip-version-check
 READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
 export PYTHONDONTWRITEBYTECODE ?=
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -29,12 +30,19 @@ workflow: install  ## real Snakemake runs, end to end
 	pytest tests/workflow
 
 install: $(READY)
+	@test "$$(cat $(VENV)/.checkout 2>/dev/null)" = "$(CURDIR)" || { \
+	  $(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable . && echo "$(CURDIR)" > $(VENV)/.checkout; }
 
 $(READY):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "CoordExp needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python lacks venv; on Debian/Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "CoordExp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "Python lacks venv; on Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV): about 7 GB, three minutes on a fast line"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[dev]'
+	@echo "$(CURDIR)" > $(VENV)/.checkout
 	@touch $(READY)
 
 clean:  ## forget results, keep downloads and the environment

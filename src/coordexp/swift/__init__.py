@@ -1,1 +1,1 @@
-"""ms-swift registrations: model loader, template, data set, loss, optimizer, tuner. The only package that imports swift."""
+"""ms-swift registrations (model loader, template, data set, loss, optimizer, tuner): the only importer of swift."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from swift.model import MODEL_MAPPING, register_model
+from swift.model import MODEL_MAPPING, ModelArch, register_model
 from swift.model.models.qwen import Qwen3VLLoader, Qwen3VLMoeLoader
 
 from coordexp.swift.template import NAME as TEMPLATE
@@ -39,6 +39,7 @@ def register() -> None:
             model_groups=[],
             loader=loader,
             template=TEMPLATE,
+            model_arch=ModelArch.qwen3_vl,
             architectures=[],
             requires=["transformers>=4.57", "qwen_vl_utils>=0.0.14"],
         )

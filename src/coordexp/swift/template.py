@@ -17,7 +17,7 @@ from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 
 from coordexp import prompt
 from coordexp.contract import Object, Record
-from coordexp.data.tokenize import tokenize_record
+from coordexp.data.tokenize import to_tokens
 from coordexp.errors import DataError
 from coordexp.loss.objective import Targets
 from coordexp.model.vocab import coord_ids
@@ -36,6 +36,13 @@ def register() -> None:
 
 class CoordTemplate(Qwen3VLTemplate):
     """Encodes rows of `coordexp.swift.dataset`; any other input goes through ms-swift unchanged."""
+
+    def init_processor(self, processor: Any) -> None:
+        """Take the picture tokens' ids from the tokenizer; ms-swift's own are those of the published vocabulary."""
+        super().init_processor(processor)
+        if processor is not None:
+            pads = ["<|image_pad|>", "<|video_pad|>"]
+            self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A row as input ids, labels, pictures, and the targets of its coordinate slots."""
@@ -83,7 +90,7 @@ class CoordTemplate(Qwen3VLTemplate):
 
 def as_tokens(record: Record) -> Record:
     """The record in token space: as it is, or quantised from `norm` when the recipe reads pixel files."""
-    return record if record.coord_space == "token" else tokenize_record(record, custom_section().emit_norm)
+    return record if record.coord_space == "token" else to_tokens(record, custom_section().emit_norm)
 
 
 def as_messages(record: Record, path: Path) -> dict[str, Any]:

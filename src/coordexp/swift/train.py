@@ -49,6 +49,7 @@ def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processe
     between runs. The published folder holds an
     adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and `train_manifest.json`.
     """
+    refuse_remote_code(model_dir)
     key = fingerprint(recipe, model_dir)
     work_dir = log.resolve().parent
     checkpoints = work_dir / "checkpoints" / key
@@ -73,6 +74,19 @@ def fingerprint(recipe: Recipe, model_dir: Path) -> str:
     for file in sorted(model_dir.glob("*.json")) + sorted(model_dir.glob("*.safetensors")):
         facts[f"model/{file.name}"] = sha256_file(file)
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
+
+
+def refuse_remote_code(model_dir: Path) -> None:
+    """ModelError for a checkpoint that wants to run its own code.
+
+    ms-swift reads a model's config with `trust_remote_code=True` before any loader of ours is asked; code
+    runs only for a config with `auto_map`, so such a folder never gets there.
+    """
+    for file in sorted(model_dir.glob("*.json")):
+        content = read_json(file)
+        if isinstance(content, dict) and "auto_map" in content:
+            fix = "use a checkpoint of the Qwen3-VL classes that transformers ships"
+            raise ModelError(located("names code of its own (`auto_map`), which is never run", file=file, fix=fix))
 
 
 def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_dir: Path) -> dict[str, Any]:
