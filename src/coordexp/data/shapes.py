@@ -70,7 +70,8 @@ class ShapesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def options_for(dataset: dict, split: str) -> ShapesOptions:
     """Options of `split` from the config entry of the data set; knobs may stand under `difficulty` too.
 
-    A split's own keys win over `difficulty`, and that over the entry's. ConfigError for an unknown key, a wrong type, or a split that is not there.
+    A split's own keys win over `difficulty`, and that over the entry's. ConfigError for an unknown
+    key, a wrong type, or a split that is not there.
     """
     splits = {k: v for k, v in dataset.items() if isinstance(v, dict) and k != "difficulty"}
     if split not in splits:
