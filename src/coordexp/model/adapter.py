@@ -17,6 +17,7 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 OFFSET_MODULE = "coord_offset_adapter"
 OFFSET_KEY = "coord_offset"
+NEEDS_PLUGIN = "this adapter holds coord_offset_adapter: `import coordexp.model.offsets` before loading it"
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?")
@@ -59,7 +60,7 @@ class Adapter(msgspec.Struct, frozen=True):
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Read an adapter folder; ModelError for anything that merging could not apply exactly."""
+    """Read an adapter folder; ModelError for an option or layout that merging could not apply exactly."""
     folder = Path(folder)
     config = io.read_json(folder / CONFIG_NAME)
     _check_config(folder, config)
@@ -79,11 +80,8 @@ def read_adapter(folder: str | Path) -> Adapter:
             lora_parts.setdefault(match["module"], {})[match["part"]] = spec
         elif name.startswith(f"{OFFSET_MODULE}."):
             offset_parts[name.removeprefix(f"{OFFSET_MODULE}.")] = spec
-        elif _is_saved(name, saved) or name.endswith(".bias"):
+        else:  # modules_to_save, trained biases, saved embedding layers: whole tensors under the base's own names
             replaced[name] = spec
-        else:
-            fix = "merging LoRA, DoRA, modules_to_save and coordinate offsets is supported"
-            raise ModelError(located("cannot merge this tensor of the adapter", file=file.path, field=name, fix=fix))
     lora = {f"{module}.weight": _lora(file, module, parts, config) for module, parts in lora_parts.items()}
     return Adapter(folder, config, file, lora, replaced, _offsets(file, config, offset_parts, OFFSET_MODULE in saved))
 
@@ -103,11 +101,6 @@ def _check_config(folder: Path, config: dict) -> None:
         fix = "convert the adapter to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
         problem = "this initialisation changed the base weights as well"
         raise ModelError(located(problem, file=where, field="init_lora_weights", found=start, fix=fix))
-
-
-def _is_saved(name: str, saved: tuple[str, ...]) -> bool:
-    module = name.rpartition(".")[0]
-    return any(module == entry or module.endswith(f".{entry}") or f".{entry}." in f".{name}" for entry in saved)
 
 
 def _lora(file: shards.ShardFile, module: str, parts: dict[str, shards.TensorSpec], config: dict) -> Lora:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -20,7 +21,7 @@ BLOCK_ITEMS = 16 << 20  # elements of a block of rows: 64 MB in float32
 
 
 class Change(msgspec.Struct, frozen=True):
-    """How one output tensor comes about: from `source` (or `replaced`), plus `lora`, plus offset rows."""
+    """How one output tensor comes about: `source` (or `replaced`) plus `lora`, or `source` plus offset rows."""
 
     name: str
     source: tuple[shards.ShardFile, shards.TensorSpec]
@@ -63,7 +64,7 @@ def plan_adapter(base: shards.Checkpoint, adapter: Adapter, tied: bool) -> Plan:
     names = set(base.names()) | ({vocab.HEAD_NAME} if tied else set())
     for name in [*adapter.lora, *adapter.replaced]:
         if name not in names:
-            fix = "merge into the checkpoint that was trained"
+            fix = "merge LoRA, DoRA, modules_to_save or coordinate offsets into the checkpoint that was trained"
             raise ModelError(
                 located("the adapter changes a tensor that the base lacks", file=base.folder, field=name, fix=fix)
             )
@@ -182,6 +183,9 @@ def _check_offsets(base: shards.Checkpoint, adapter: Adapter, embed: str, own_he
 
 def _check_shapes(adapter: Adapter, change: Change) -> None:
     shape = change.source[1].shape
+    if change.offset is not None and (change.lora is not None or change.replaced is not None):
+        problem = "the adapter has coordinate offsets and trains the whole embedding as well"
+        raise ModelError(located(problem, file=adapter.file.path, field=change.name))
     if change.replaced is not None and change.replaced.shape != shape:
         _misfit(adapter, change.name, shape, change.replaced.shape)
     if change.lora is not None:
@@ -207,7 +211,7 @@ def _entry(plan: Plan, change: Change) -> shards.Entry:
         return shards.Entry(change.name, entry.dtype, entry.shape, entry.write)
 
     def write(out: IO[bytes]) -> None:
-        if change.offset is not None and change.replaced is None and change.lora is None:
+        if change.offset is not None:
             _write_offset_rows(plan, change, out)
             return
         for block in _changed_blocks(plan, change):
@@ -221,28 +225,28 @@ def _write_offset_rows(plan: Plan, change: Change, out: IO[bytes]) -> None:
     start, stop = plan.offsets.start, plan.offsets.end + 1
     width = spec.nbytes // spec.shape[0]
     shards.copy_range(shard, spec, 0, start * width, out)
-    patched = read_rows(shard, spec, start, stop).float() + _offset_rows(plan, change, start, stop)
+    patched = read_rows(shard, spec, start, stop).float() + _offset_rows(plan, change)
     shards.write_all(out, to_bytes(patched, change.dtype))
     shards.copy_range(shard, spec, stop * width, spec.nbytes, out)
 
 
 def _changed_blocks(plan: Plan, change: Change) -> Iterator[torch.Tensor]:
     """The new tensor, float32, as consecutive blocks of rows."""
+    factors = None if change.lora is None else _Factors(plan.adapter.file, change.lora)
+    if factors is not None and factors.magnitude is not None and factors.by_column:
+        for begin, end, block in _source_blocks(plan, change):
+            factors.count_column_norms(block, begin, end)
+    for begin, end, block in _source_blocks(plan, change):
+        yield block if factors is None else factors.apply(block, begin, end)
+
+
+def _source_blocks(plan: Plan, change: Change) -> Iterator[tuple[int, int, torch.Tensor]]:
     shard, spec = change.source if change.replaced is None else (plan.adapter.file, change.replaced)
     rows = spec.shape[0] if spec.shape else 1
-    items = max(1, shards.nbytes("U8", spec.shape) // max(rows, 1))
-    step = max(1, BLOCK_ITEMS // items)
-    factors = None if change.lora is None else _Factors(plan.adapter.file, change.lora)
+    step = max(1, BLOCK_ITEMS * max(rows, 1) // max(1, math.prod(spec.shape)))
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
-        block = _read(shard, spec, begin, end)
-        if factors is not None:
-            block = factors.apply(block, begin, end)
-        if change.offset is not None:
-            low, high = max(begin, plan.offsets.start), min(end, plan.offsets.end + 1)
-            if low < high:
-                block[low - begin : high - begin] += _offset_rows(plan, change, low, high)
-        yield block
+        yield begin, end, _read(shard, spec, begin, end)
 
 
 def _read(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int) -> torch.Tensor:
@@ -253,13 +257,15 @@ def _read(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int
     return read_rows(shard, spec, begin, end).float()
 
 
-def _offset_rows(plan: Plan, change: Change, low: int, high: int) -> torch.Tensor:
-    start = plan.offsets.start
-    return read_rows(plan.adapter.file, change.offset, low - start, high - start).float()
+def _offset_rows(plan: Plan, change: Change) -> torch.Tensor:
+    return read_rows(plan.adapter.file, change.offset, 0, change.offset.shape[0]).float()
 
 
 class _Factors:
-    """The two factors of a LoRA update in float32, applied to blocks of rows."""
+    """The two factors of a LoRA update in float32, applied to blocks of rows.
+
+    DoRA rescales a linear weight row by row, an embedding column by column: the latter needs the norms beforehand.
+    """
 
     def __init__(self, file: shards.ShardFile, lora: Lora) -> None:
         a, b = (read_rows(file, spec, 0, spec.shape[0]).float() for spec in (lora.a, lora.b))
@@ -267,12 +273,25 @@ class _Factors:
         self.scale = lora.scale
         spec = lora.magnitude
         self.magnitude = None if spec is None else read_rows(file, spec, 0, spec.shape[0]).float()
+        self.by_column = lora.embedding
+        self.column_squares: torch.Tensor | float = 0.0
 
     def apply(self, block: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """`block` (rows begin..end of the weight) with the update; DoRA rescales each row to its magnitude."""
+        """`block` (rows begin..end of the weight) with the update, rescaled to the magnitude for DoRA."""
+        block = self._added(block, begin, end)
+        if self.magnitude is None:
+            return block
+        if self.by_column:
+            return block.mul_(self.magnitude / self.column_squares.sqrt().float())
         import torch
 
-        block = torch.addmm(block, self.left[begin:end], self.right, alpha=self.scale)
-        if self.magnitude is not None:
-            block *= (self.magnitude[begin:end] / torch.linalg.vector_norm(block, dim=1))[:, None]
-        return block
+        return block.mul_((self.magnitude[begin:end] / torch.linalg.vector_norm(block, dim=1))[:, None])
+
+    def count_column_norms(self, block: torch.Tensor, begin: int, end: int) -> None:
+        """First pass over an embedding for DoRA."""
+        self.column_squares = self.column_squares + self._added(block, begin, end).double().pow(2).sum(0)
+
+    def _added(self, block: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        import torch
+
+        return torch.addmm(block, self.left[begin:end], self.right, alpha=self.scale)
