@@ -86,11 +86,7 @@ rule evaluate:
         mem_mb=8000,
         runtime=60,
     params:
-        config=lambda w: keys(
-            options=settings.config["evaluate"],
-            subset=PICTURES != "val",
-            dataset=settings.run(w.run).dataset,
-        ),
+        config=lambda w: keys(**settings.config["evaluate"], subset=PICTURES != "val"),
         code=code("evaluate"),
     shell:
         "python -m workflow_scripts.evaluate --config {params.config:q} --predictions {input.predictions:q}"

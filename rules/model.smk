@@ -5,7 +5,7 @@ rule fetch_model:
     # The base checkpoint at a pinned revision, a folder of the user's own, or a small random one.
     output:
         config=f"{RAW}/models/{{model}}/config.json",
-        manifest=f"{RAW}/models/{{model}}/source_manifest.json",
+        manifest=f"{RAW}/models/{{model}}/model_source.json",
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     benchmark:
@@ -28,7 +28,7 @@ rule expand_vocab:
     # The base with `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>`: the canonical start, so that ids never drift.
     input:
         config=f"{RAW}/models/{{model}}/config.json",
-        manifest=f"{RAW}/models/{{model}}/source_manifest.json",
+        manifest=f"{RAW}/models/{{model}}/model_source.json",
     output:
         config=f"{EXPANDED}/config.json",
         tokens=f"{EXPANDED}/coord_tokens.json",

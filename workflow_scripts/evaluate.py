@@ -1,9 +1,17 @@
 """Rule evaluate: the numbers of a run against the benchmark's own annotation file."""
 
-from coordexp.evaluate import EvaluateOptions, evaluate
+from coordexp.data.convert import load_source
+from coordexp.evaluate import evaluate, options_from
 from workflow_scripts.arguments import arguments, config, path, readable_errors
 
 args = arguments(__doc__, config=config, predictions=path, source=path, numbers=path)
 with readable_errors():
-    options = EvaluateOptions(**args.config["options"], subset=args.config["subset"])
-    evaluate(args.predictions, args.source, args.numbers, options)
+    source = load_source(args.source)
+    evaluate(
+        args.predictions,
+        args.source.parent / source.annotations,
+        options_from(args.config),
+        dataset=source.dataset,
+        split=source.split,
+        out=args.numbers,
+    )

@@ -7,7 +7,8 @@ args = arguments(
 )
 limit_threads(args.threads)
 with readable_errors():
-    from coordexp.data.categories import names
+    from coordexp.data.categories import load
+    from coordexp.data.convert import load_source
     from coordexp.infer import PredictOptions, predict
     from coordexp.prompt import PromptStyle
 
@@ -17,7 +18,7 @@ with readable_errors():
         args.predictions,
         PredictOptions(**args.config["options"]),
         PromptStyle(**args.config["style"]),
-        categories=names(args.source),
+        categories=[c.name for c in load(args.source.parent / load_source(args.source).annotations)],
         emit_norm=args.config["emit_norm"],
         shard=args.shard,
         shards=args.shards,

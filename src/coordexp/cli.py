@@ -57,16 +57,21 @@ def _run_train(args: argparse.Namespace) -> None:
 
 
 def _merge(commands) -> None:
-    example = "ADAPTERS=out/checkpoint-* OUTPUT_DIR=out/merged coordexp merge --base models/qwen-coordexp"
-    sub = _command(commands, "merge", "Merge LoRA, DoRA and coordinate offsets into a plain checkpoint.", example)
-    sub.add_argument("--base", type=Path, help="folder of the expanded base; default: the one that the adapter names")
+    example = "ADAPTERS=out/checkpoint-* OUTPUT_DIR=out/merged ALLOW_OVERWRITE=1 coordexp merge"
+    sub = _command(
+        commands,
+        "merge",
+        "Merge LoRA, DoRA and coordinate offsets into a plain checkpoint. Everything comes from the environment: "
+        "ADAPTERS (folder or glob), OUTPUT_DIR, and as needed BASE, BEST=1, ALLOW_OVERWRITE=1, GPU_DEVICES.",
+        example,
+    )
     sub.set_defaults(run=_run_merge)
 
 
-def _run_merge(args: argparse.Namespace) -> None:
+def _run_merge(_: argparse.Namespace) -> int:
     from coordexp.model.merge import merge_from_env
 
-    merge_from_env(args.base)
+    return merge_from_env()
 
 
 def _validate(commands) -> None:
@@ -93,14 +98,17 @@ def _evaluate(commands) -> None:
     sub.add_argument("--gt", type=Path, required=True, help="annotation file in COCO or LVIS layout")
     sub.add_argument("--pred", type=Path, required=True, help="predictions.jsonl, or results in COCO's JSON")
     sub.add_argument("--out", type=Path, required=True, help="where the numbers go")
+    sub.add_argument("--layout", default="coordexp", help="format of the predictions; see docs/evaluation.md")
     sub.add_argument("--subset", action="store_true", help="score only the pictures that were predicted")
     sub.set_defaults(run=_run_evaluate)
 
 
 def _run_evaluate(args: argparse.Namespace) -> None:
-    from coordexp.evaluate import EvaluateOptions, evaluate_files
+    from coordexp.evaluate import EvaluateOptions, evaluate
 
-    evaluate_files(args.pred, args.gt, args.out, EvaluateOptions(subset=args.subset))
+    options = EvaluateOptions(subset=args.subset)
+    evaluate(args.pred, args.gt, options, dataset=args.gt.stem, split="val", out=args.out, layout=args.layout)
+    print(f"{args.out}: written")
 
 
 def _detect(commands) -> None:

@@ -1,0 +1,76 @@
+"""Recipes: extends, merging, and errors that name the place."""
+
+from pathlib import Path
+
+import pytest
+
+from coordexp.errors import ConfigError
+from coordexp.recipe import load_recipe, merge
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+RECIPES = sorted((REPOSITORY / "config" / "train").glob("*.yaml"))
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_of_the_repository_loads(path):
+    recipe = load_recipe(path)
+    assert recipe.custom.emit_norm == "norm1000"
+    assert recipe.template["truncation_strategy"] == "raise"
+
+
+def test_extends_merges_maps_and_replaces_lists(tmp_path):
+    write(
+        tmp_path,
+        base="training: {learning_rate: 1.0, seed: 1}\ntuner: {target_modules: [a, b]}",
+        other="training: {seed: 2}",
+        child="extends: [base.yaml, other.yaml]\ntraining: {max_steps: 5}\ntuner: {target_modules: [c]}",
+    )
+    recipe = load_recipe(tmp_path / "child.yaml", {"training": {"max_steps": 7}})
+    assert recipe.training == {"learning_rate": 1.0, "seed": 2, "max_steps": 7}
+    assert recipe.tuner == {"target_modules": ["c"]}
+
+
+def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
+    write(tmp_path, a="extends: b.yaml", b="extends: a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml -> b\.yaml -> a\.yaml"):
+        load_recipe(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainning: {}", "did you mean 'training'"),
+        ("custom: {emit_nrom: norm1000}", "custom.emit_nrom: unknown key, did you mean 'emit_norm'"),
+        ("custom: {loss: {gioo: 1}}", "custom.loss.gioo: unknown key, did you mean 'giou'"),
+        ("custom: {coord_offset: {ids: {start: 1, stop: 2}}}", "custom.coord_offset.ids.stop"),
+        ("custom: {emit_norm: pixels}", "Invalid enum value 'pixels'"),
+        ("training: {seed: 1}\ndata: {seed: 2}", "stands in `data` too|stands in `training` too"),
+        ("custom: {coord_offset: {enabled: true}}", "multimodal_coord_offset"),
+        ("- a list", "not a map of sections"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_errors_name_the_key(tmp_path, text, message):
+    write(tmp_path, bad=text)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(tmp_path / "bad.yaml")
+
+
+def test_a_missing_parent_is_named(tmp_path):
+    write(tmp_path, child="extends: nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: recipe not found"):
+        load_recipe(tmp_path / "child.yaml")
+
+
+def test_merge_leaves_its_inputs_alone():
+    base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
+    assert merge(base, over) == {"a": {"b": 1, "c": 2}}
+    assert base == {"a": {"b": 1}} and over == {"a": {"c": 2}}

@@ -1,0 +1,80 @@
+"""The configuration: every key known, typos answered, types kept, run names understood."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coordexp.errors import ConfigError
+from coordexp.workflow import SCHEMA, Settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+CONFIG = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
+
+
+def load(change=None):
+    config = copy.deepcopy(CONFIG)
+    if change:
+        change(config)
+    return Settings.load(config, REPOSITORY)
+
+
+def test_the_repository_s_own_configuration_is_sound():
+    assert set(load().datasets) == {"shapes", "lvis", "coco", "photos"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["data"].update(tinny=3), "data.tinny: unknown key, did you mean 'tiny'"),
+        (lambda c: c["predict"].update(decoder="x"), "predict.decoder: unknown key, did you mean 'decode'"),
+        (lambda c: c.update(modells={}), "modells: unknown key, did you mean 'models'"),
+        (lambda c: c["data"].update(tiny="many"), "data.tiny"),
+        (lambda c: c["data"]["lvis"].update(layot="lvis"), "data.lvis.layot: unknown key, did you mean 'layout'"),
+        (lambda c: c.pop("vocab"), "'vocab' is a required property"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        load(change)
+
+
+def test_text_from_the_command_line_gets_its_type():
+    settings = load(lambda c: c["data"].update(tiny="64", keep_empty="false", num_workers="null", poly_min_iou="0.5"))
+    assert [settings.data[k] for k in ("tiny", "keep_empty", "num_workers", "poly_min_iou")] == [64, False, None, 0.5]
+
+
+def test_a_run_s_name_is_data_set_and_budget():
+    run = load().run("lvis_768")
+    assert (run.dataset, run.max_blocks, run.model) == ("lvis", 768, "Qwen3-VL-4B-Instruct")
+
+
+def test_the_run_s_own_entry_wins():
+    settings = load(lambda c: c["runs"].update({"shapes_16": {"training": {"max_steps": 3}}}))
+    assert settings.recipe("shapes_16").training["max_steps"] == 3
+    assert settings.recipe("shapes_9").training["max_steps"] != 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("lviss_768", "did you mean 'lvis'"), ("nothing_like_it_9", "unknown data set")]
+)
+def test_unknown_runs_are_named(name, message):
+    with pytest.raises(ConfigError, match=message):
+        load().run(name)
+
+
+def test_every_key_of_the_schema_has_a_description():
+    schema = yaml.safe_load((REPOSITORY / SCHEMA).read_text())
+
+    def undescribed(node, path):
+        for name, inner in node.get("properties", {}).items():
+            here = [*path, name]
+            if "properties" in inner:
+                yield from undescribed(inner, here)
+            elif "description" not in inner and "$ref" not in inner:
+                yield ".".join(here)
+
+    assert list(undescribed(schema, [])) == []
