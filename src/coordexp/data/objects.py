@@ -171,8 +171,7 @@ def _ring(a: Annotation, source, target, options, counts) -> np.ndarray | None:
     if shape is None or shape.is_empty:
         counts["poly:no outline"] += 1
         return None
-    shape = shapely.intersection(shape, shapely.box(0, 0, *source))
-    shape = shapely.multipolygons([p for p in shapely.get_parts(shape) if p.geom_type == "Polygon"])
+    shape = polygons.crop(shape, *source)
     ring, overlap = polygons.to_ring(shape, options.poly_max_points, options.poly_min_iou)
     if ring is None:
         counts["poly:box fits better"] += 1

@@ -30,7 +30,9 @@ def decode(bins: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.asarray(bins, dtype=np.float64) / LAST_BIN
 
 
-def encode_box(norm_box: Sequence[float], emit_norm: EmitNorm = "norm1000", size: tuple[int, int] = (0, 0)) -> list[int]:
+def encode_box(
+    norm_box: Sequence[float], emit_norm: EmitNorm = "norm1000", size: tuple[int, int] = (0, 0)
+) -> list[int]:
     """Bins [k1, l1, k2, l2] of a box [x1, y1, x2, y2] in [0, 1]; at least one bin wide and high.
 
     `size` is (width, height) in pixels, needed by the legacy codec alone.
@@ -45,7 +47,9 @@ def encode_box(norm_box: Sequence[float], emit_norm: EmitNorm = "norm1000", size
     return [x1, y1, x2, y2]
 
 
-def encode_poly(norm_poly: Sequence[float], emit_norm: EmitNorm = "norm1000", size: tuple[int, int] = (0, 0)) -> list[int]:
+def encode_poly(
+    norm_poly: Sequence[float], emit_norm: EmitNorm = "norm1000", size: tuple[int, int] = (0, 0)
+) -> list[int]:
     """Bins of a flat polygon [x, y, ...] in [0, 1]; `size` as in `encode_box`."""
     if emit_norm == "norm1000":
         return encode(norm_poly).tolist()

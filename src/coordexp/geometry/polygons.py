@@ -20,7 +20,8 @@ def from_rings(rings: Sequence[Sequence[float]]) -> shapely.Geometry:
 
     Overlapping parts are united, as pycocotools does; self-crossing rings are repaired.
     """
-    polygons = [shapely.Polygon(np.reshape(ring, (-1, 2))) for ring in rings if len(ring) >= 6 and len(ring) % 2 == 0]
+    points = [np.reshape(ring, (-1, 2)) for ring in rings if len(ring) >= 6 and len(ring) % 2 == 0]
+    polygons = [shapely.Polygon(p) for p in points]
     return _only_areas(shapely.union_all([shapely.make_valid(p) for p in polygons]))
 
 
@@ -38,6 +39,11 @@ def from_mask(mask: np.ndarray) -> shapely.Geometry:
     column, top = np.nonzero(edges.T == 1)
     _, bottom = np.nonzero(edges.T == -1)
     return _only_areas(shapely.union_all(shapely.box(column, top, column + 1, bottom)))
+
+
+def crop(geometry: shapely.Geometry, width: float, height: float) -> shapely.Geometry:
+    """The part of a geometry inside the picture [0, width] x [0, height]; empty when it lies outside."""
+    return _only_areas(shapely.intersection(geometry, shapely.box(0, 0, width, height)))
 
 
 def to_ring(geometry: shapely.Geometry, max_points: int, min_iou: float) -> tuple[np.ndarray | None, float]:
@@ -122,5 +128,5 @@ def _points(polygon: shapely.Polygon) -> int:
 
 
 def _only_areas(geometry: shapely.Geometry) -> shapely.Geometry:
-    parts = [p for p in shapely.get_parts(geometry, False) if p.geom_type == "Polygon" and p.area > 0]
-    return shapely.union_all(parts) if geometry.geom_type == "GeometryCollection" else shapely.multipolygons(parts)
+    parts = [p for p in shapely.get_parts(geometry) if p.geom_type.endswith("Polygon") and p.area > 0]
+    return shapely.union_all(parts) if geometry.geom_type == "GeometryCollection" else shapely.MultiPolygon(parts)
