@@ -1,0 +1,209 @@
+"""The `coordexp` tuner and the `multimodal_coord_offset` optimizer inside ms-swift's own structures."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import model_helpers as helpers
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+
+from coordexp.errors import ConfigError, ModelError
+from coordexp.model import vocab
+from coordexp.swift import optimizer, settings, tuner
+
+swift_model = pytest.importorskip("swift.model")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return helpers.expanded(tmp_path_factory.mktemp("base"), tie=True)
+
+
+@pytest.fixture
+def custom(monkeypatch):
+    def use(**coord_offset) -> None:
+        monkeypatch.setenv(settings.VARIABLE, json.dumps({"coord_offset": coord_offset}))
+        settings.custom_section.cache_clear()
+
+    yield use
+    settings.custom_section.cache_clear()
+
+
+def swift_load(base):
+    model, _ = swift_model.get_model_processor(str(base), model_type="qwen3_vl", torch_dtype=torch.float32)
+    return model
+
+
+def arguments(base, **changes) -> SimpleNamespace:
+    values = {
+        "model_dir": str(base),
+        "tuner_type": "coordexp",
+        "tuner_backend": "peft",
+        "task_type": "causal_lm",
+        "target_modules": ["all-linear"],
+        "freeze_llm": False,
+        "freeze_vit": False,
+        "freeze_aligner": False,
+        "modules_to_save": [],
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "lora_bias": "none",
+        "lora_dtype": None,
+        "use_rslora": False,
+        "use_dora": True,
+        "use_swift_lora": False,
+        "lorap_lr_ratio": None,
+        "init_weights": True,
+        "target_parameters": None,
+        "use_liger_kernel": False,
+        "resume_from_checkpoint": None,
+    }
+    return SimpleNamespace(**values | changes)
+
+
+def training(**changes):
+    from transformers import TrainingArguments
+
+    args = TrainingArguments("unused", learning_rate=1e-3, weight_decay=0.1, report_to=[], use_cpu=True)
+    args.vit_lr, args.aligner_lr = 1e-4, None
+    for name, value in changes.items():
+        setattr(args, name, value)
+    return args
+
+
+def create(model, **changes):
+    return optimizer.CoordOffsetOptimizer(training(**changes), SimpleNamespace(model=model)).create_optimizer()
+
+
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_groups_partition_the_trainable_parameters(base, custom, tie_head, caplog):
+    custom(enabled=True, embed_lr=4e-4, head_lr=2e-4, tie_head=tie_head)
+    model = tuner.CoordOffsetTuner.prepare_model(arguments(base, lora_bias="all"), swift_load(base))
+    optimizer.logger.addHandler(caplog.handler)
+    made = create(model)
+    optimizer.logger.removeHandler(caplog.handler)
+    rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in made.param_groups}
+    assert rates == {
+        "vit no decay": (1e-4, 0.0),
+        "vit decay": (1e-4, 0.1),
+        "aligner no decay": (1e-3, 0.0),
+        "aligner decay": (1e-3, 0.1),
+        "llm decay": (1e-3, 0.1),
+        "embed_offset": (4e-4, 0.0),
+    } | ({} if tie_head else {"head_offset": (2e-4, 0.0)})
+    grouped = [id(p) for g in made.param_groups for p in g["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert "optimizer group embed_offset: 1 tensors, 32,000 parameters, lr 0.0004" in caplog.text
+
+
+def test_buckets_beside_the_offsets_are_those_of_multimodal(base, custom):
+    from swift.optimizers.multimodal import MultimodalOptimizerCallback
+
+    custom(enabled=False)
+    plain = tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    reference = MultimodalOptimizerCallback(training(), SimpleNamespace(model=plain)).create_optimizer()
+    off = create(plain)
+    assert [g["params"] for g in off.param_groups] == [g["params"] for g in reference.param_groups]
+    assert [(g["lr"], g["weight_decay"]) for g in off.param_groups] == [
+        (g["lr"], g["weight_decay"]) for g in reference.param_groups
+    ]
+    custom(enabled=True)
+    model = tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    groups = [g for g in create(model).param_groups if g["name"] != "embed_offset"]
+    shapes = [[p.shape for p in g["params"]] for g in reference.param_groups]
+    assert [[p.shape for p in g["params"]] for g in groups] == shapes
+
+
+def test_disabled_is_exactly_ms_swifts_lora(base, custom, tmp_path):
+    from swift.pipelines.train.tuner import prepare_adapter
+
+    custom(enabled=False)
+    torch.manual_seed(0)
+    model = tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    torch.manual_seed(0)
+    expected = swift_load(base)
+    expected.requires_grad_(False)
+    expected = prepare_adapter(arguments(base, tuner_type="lora"), expected)
+    assert {n for n, _ in model.named_modules()} == {n for n, _ in expected.named_modules()}
+    for (name, p), (other, q) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+        assert name == other and p.requires_grad == q.requires_grad and torch.equal(p, q), name
+    assert not any("coord_offset" in name for name, _ in model.named_modules())
+    model.save_pretrained(tmp_path / "a")
+    expected.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "a/adapter_config.json").read_bytes() == (tmp_path / "b/adapter_config.json").read_bytes()
+
+
+def test_no_offsets_or_stray_parameters_are_errors(base, custom):
+    custom(enabled=True)
+    plain = swift_load(base)
+    with pytest.raises(ConfigError, match="the model has no offsets"):
+        create(plain)
+    model = tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    model.base_model.model.stray = torch.nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"2 trainable parameters .* first is base_model\.model\.stray\.weight"):
+        create(model)
+
+
+def test_ids_of_the_recipe_must_be_the_tokenizers(base, custom):
+    ids = vocab.coord_ids(base)
+    custom(enabled=True, ids={"start": ids.start, "end": ids.end})
+    assert tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    custom(enabled=True, ids={"start": 151670, "end": 152669})
+    with pytest.raises(ModelError, match="not those of the tokenizer"):
+        tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+
+
+def test_fused_head_is_refused(base, custom):
+    custom(enabled=True)
+    with pytest.raises(ConfigError, match="use_liger_kernel: false"):
+        tuner.CoordOffsetTuner.prepare_model(arguments(base, use_liger_kernel=True), swift_load(base))
+
+
+def test_whole_embedding_and_offsets_exclude_each_other(base, custom):
+    custom(enabled=True)
+    with pytest.raises(ModelError, match="exclude each other"):
+        tuner.CoordOffsetTuner.prepare_model(arguments(base, modules_to_save=["embed_tokens"]), swift_load(base))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2], ids=["plain", "accumulated"])
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_ten_steps_move_the_rows_that_were_seen_and_no_other(base, custom, tmp_path, use_dora, accumulate):
+    custom(enabled=True, embed_lr=1e-2, head_lr=1e-2, tie_head=False)
+    model = tuner.CoordOffsetTuner.prepare_model(arguments(base, use_dora=use_dora), swift_load(base))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    inputs, ids = helpers.batch(base), vocab.coord_ids(base)
+    zero = helpers.logits(model.eval(), inputs)
+    assert torch.equal(zero, helpers.logits(helpers.load(base), inputs))
+    made = create(model)
+    model.train()
+    for step in range(10 * accumulate):
+        # only the input side: rows that occur; the head of every row gets a gradient from the softmax
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        if step % accumulate == accumulate - 1:
+            made.step()
+            made.zero_grad()
+    seen = sorted({int(i) - ids.start for i in inputs["input_ids"][0] if ids.start <= i <= ids.end})
+    adapter = model.base_model.model.coord_offset_adapter
+    moved = adapter.embed_offset.abs().sum(1).nonzero().flatten().tolist()
+    assert moved == seen
+    assert (adapter.head_offset.abs().sum(1) > 0).all()
+    tuner.CoordOffsetTuner.save_pretrained(model, str(tmp_path / "adapter"))
+    again = tuner.CoordOffsetTuner.from_pretrained(swift_load(base), str(tmp_path / "adapter"), is_trainable=True)
+    assert torch.equal(helpers.logits(again.eval(), inputs), helpers.logits(model.eval(), inputs))
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == trainable
+
+
+def test_resuming_an_adapter_without_offsets_is_an_error(base, custom, tmp_path):
+    custom(enabled=True)
+    plain = helpers.adapted(base, offset=False)
+    assert type(plain.peft_config["default"]) is LoraConfig
+    plain.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ModelError, match="no coordinate offsets"):
+        tuner.CoordOffsetTuner.from_pretrained(swift_load(base), str(tmp_path / "plain"))
+    assert isinstance(PeftModel.from_pretrained(helpers.load(base), tmp_path / "plain"), PeftModel)
