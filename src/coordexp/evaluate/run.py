@@ -186,6 +186,9 @@ def _mapping(detections: columns.Detections, truth: truth_file.Truth) -> dict[st
         tally[label.how] += count
     return {
         "detections": tally,
+        "by_description": {
+            desc: None if label.category is None else truth.categories[label.category].id for desc, label, _ in found
+        },
         "renamed": [
             {"desc": desc, "category": truth.categories[label.category].name, "how": label.how, "count": count}
             for desc, label, count in found

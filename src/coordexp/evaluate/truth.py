@@ -14,7 +14,9 @@ from coordexp.data.categories import Category
 from coordexp.errors import DataError, located
 
 
-class _Image(msgspec.Struct):
+class ImageRow(msgspec.Struct):
+    """One entry of `images`; the lists are LVIS's, None in COCO layout."""
+
     id: int | str
     width: int
     height: int
@@ -22,7 +24,9 @@ class _Image(msgspec.Struct):
     not_exhaustive_category_ids: list[int] | None = None
 
 
-class _Annotation(msgspec.Struct):
+class AnnotationRow(msgspec.Struct):
+    """One entry of `annotations`; `bbox` is x, y, w, h in pixels."""
+
     id: int
     image_id: int | str
     category_id: int
@@ -33,8 +37,8 @@ class _Annotation(msgspec.Struct):
 
 
 class _File(msgspec.Struct):
-    images: list[_Image]
-    annotations: list[_Annotation]
+    images: list[ImageRow]
+    annotations: list[AnnotationRow]
     categories: list[Category]
 
 
@@ -123,7 +127,7 @@ def load(path: str | Path) -> Truth:
     return build(content.images, content.annotations, content.categories, path)
 
 
-def build(images: list[_Image], annotations: list[_Annotation], categories: list[Category], path: Path) -> Truth:
+def build(images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], path: Path) -> Truth:
     """Columns of decoded annotations; `path` is for error texts."""
     images = sorted(images, key=lambda image: image_key(image.id))
     categories = sorted(categories, key=lambda category: category.id)
@@ -186,7 +190,7 @@ def _known(value: Any, index: dict[Any, int], where: str, field: str, path: Path
         raise DataError(located(f"{where}: {field} {value!r} is not in the file's list", file=path))
 
 
-def _pairs(images: list[_Image], name: str, category_index: dict[int, int], path: Path) -> np.ndarray:
+def _pairs(images: list[ImageRow], name: str, category_index: dict[int, int], path: Path) -> np.ndarray:
     codes = []
     for i, image in enumerate(images):
         for category_id in getattr(image, name) or ():

@@ -1,0 +1,5 @@
+"""The report: one HTML file that needs no network, and the pictures of the curves."""
+
+from coordexp.report.page import headline, write
+
+__all__ = ["headline", "write"]

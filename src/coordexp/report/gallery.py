@@ -1,0 +1,234 @@
+"""Pictures with truth and predictions drawn over them, each box with what became of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from coordexp.contract import Prediction, Record
+from coordexp.data.categories import Category
+from coordexp.errors import DataError, located
+from coordexp.evaluate import detections as columns
+from coordexp.evaluate import mistakes
+from coordexp.evaluate.labels import Label
+from coordexp.evaluate.match import match
+from coordexp.evaluate.truth import AnnotationRow, ImageRow, Truth, build
+from coordexp.io import read_records
+
+THUMBNAIL = 560  # longest side in pixels
+JPEG_QUALITY = 78
+BOXES_DRAWN = 60  # of a picture, best first; more would hide it
+PLATE, LETTER = 16, 6.9  # height of a text and width of a letter, pixels
+WORDS = {
+    "duplicate": "found twice",
+    "poor_box": "box does not fit",
+    "wrong_category": "other category",
+    "background": "nothing there",
+    "unmapped": "no such category",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One drawn box in thumbnail pixels with its text; `kind` is truth, missed, right, wrong or unjudged."""
+
+    kind: str
+    x: float
+    y: float
+    w: float
+    h: float
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """One picture of the gallery; `image` is a data URI, sizes are thumbnail pixels."""
+
+    title: str
+    caption: str
+    image: str
+    width: int
+    height: int
+    shapes: list[Shape]
+    labels: list[Shape]
+    not_drawn: int
+    answer: str
+
+
+def choose(pictures: dict[str, Any], count: int) -> list[tuple[str, Any]]:
+    """(heading, image id) of up to `count` pictures: best, worst and most confidently wrong in turn, none twice."""
+    wrong = list(dict.fromkeys(row["image_id"] for row in pictures["confident_wrong"]))
+    lists = {
+        "Best": [row["image_id"] for row in pictures["best"]],
+        "Worst": [row["image_id"] for row in pictures["worst"]],
+        "Most confidently wrong": wrong,
+    }
+    chosen: dict[Any, str] = {}
+    for place in range(max((len(ids) for ids in lists.values()), default=0)):
+        for heading, ids in lists.items():
+            if place < len(ids) and len(chosen) < count:
+                chosen.setdefault(ids[place], heading)
+    order = list(lists)
+    return sorted(((heading, i) for i, heading in chosen.items()), key=lambda row: order.index(row[0]))
+
+
+def cards(
+    chosen: list[tuple[str, Any]],
+    records: dict[Any, Record],
+    predictions: dict[Any, Prediction],
+    folder: Path,
+    result: dict,
+) -> list[tuple[str, list[Card]]]:
+    """Cards by heading. `folder` is where the records' picture paths start; `result` is eval.json."""
+    rows = [predictions[i] for _, i in chosen]
+    truth = _truth([records[i] for _, i in chosen], result)
+    shapes = _shapes(truth, rows, result, [records[i] for _, i in chosen])
+    grouped: dict[str, list[Card]] = {}
+    for heading, image_id in chosen:
+        card = _card(records[image_id], predictions[image_id], folder, shapes[image_id])
+        grouped.setdefault(heading, []).append(card)
+    return list(grouped.items())
+
+
+def find_records(path: Path, wanted: set[Any]) -> dict[Any, Record]:
+    """Records of the wanted pictures by id; DataError when one is missing."""
+    found = {r.metadata.image_id: r for r in read_records(path, "pixel") if r.metadata.image_id in wanted}
+    return _complete(found, wanted, path)
+
+
+def find_predictions(path: Path, wanted: set[Any]) -> dict[Any, Prediction]:
+    """Predictions of the wanted pictures by id; DataError when one is missing."""
+    found = {row.image_id: row for _, row in columns.read(path) if row.image_id in wanted}
+    return _complete(found, wanted, path)
+
+
+def _complete(found: dict, wanted: set, path: Path) -> dict:
+    missing = wanted - set(found)
+    if missing:
+        fix = "give the files that eval.json was made from"
+        raise DataError(located(f"picture {min(missing, key=str)!r} is missing", file=path, field="image_id", fix=fix))
+    return found
+
+
+def _truth(records: list[Record], result: dict) -> Truth:
+    ids = {obj.category_id for record in records for obj in record.objects}
+    ids |= {i for i in result["mapping"]["by_description"].values() if i is not None}
+    ids |= {i for r in records for i in (*r.metadata.neg_category_ids, *r.metadata.not_exhaustive_category_ids)}
+    images, annotations = [], []
+    for record in records:
+        meta = record.metadata
+        sizes = np.array([meta.source_width, meta.source_height] * 2, dtype=np.float64)
+        lists = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
+        images.append(ImageRow(meta.image_id, meta.source_width, meta.source_height, *lists))
+        for obj in record.objects:
+            x1, y1, x2, y2 = np.array(obj.norm_box) * sizes
+            box = (float(x1), float(y1), float(x2 - x1), float(y2 - y1))
+            number = len(annotations)
+            annotations.append(AnnotationRow(number, meta.image_id, obj.category_id, box, iscrowd=int(obj.iscrowd)))
+    return build(images, annotations, [Category(id=i, name=str(i)) for i in sorted(ids)], Path("records"))
+
+
+def _shapes(truth: Truth, rows: list[Prediction], result: dict, records: list[Record]) -> dict[Any, list[Shape]]:
+    """Boxes of every picture in [0, 1] of it."""
+    index = {c.id: k for k, c in enumerate(truth.categories)}
+    ids = result["mapping"]["by_description"]
+
+    def label(desc: str) -> Label:
+        return Label(None, "unknown") if ids.get(desc) is None else Label(index[ids[desc]], "exact")
+
+    found, _ = columns.collect(((f"picture {row.image_id}", row) for row in rows), truth, label)
+    federated = result["pictures"]["protocol"] == "lvis"
+    matches = match(truth, found, federated=federated)
+    unmapped = np.flatnonzero(found.category < 0)
+    status = np.full(len(found), "unjudged", dtype=object)
+    status[matches.row[matches.matched[:, 0]]] = "right"
+    for row, kind in zip(*mistakes.false_positives(truth, found, matches, unmapped), strict=True):
+        status[row] = mistakes.KINDS[kind]
+    names = [obj.desc for record in records for obj in record.objects]
+    shapes: dict[Any, list[Shape]] = {image_id: [] for image_id in truth.image_ids}
+    for m in range(len(truth.image)):
+        kind = "truth" if matches.found[m, 0] or truth.crowd[m] else "missed"
+        text = names[truth.annotation_id[m]] + (" (crowd)" if truth.crowd[m] else "")
+        shapes[truth.image_ids[truth.image[m]]].append(_shape(kind, truth.box[m], truth.sizes[truth.image[m]], text, 1))
+    for row in range(len(found)):
+        what = status[row]
+        kind = what if what in ("right", "unjudged") else "wrong"
+        text = f"{found.descriptions[found.desc[row]]} {found.score[row]:.2f}"
+        text += "" if kind == "right" else f" · {WORDS.get(what, 'not judged')}"
+        box, size = found.box[row], truth.sizes[found.image[row]]
+        shapes[truth.image_ids[found.image[row]]].append(_shape(kind, box, size, text, float(found.score[row])))
+    return shapes
+
+
+def _shape(kind: str, box: np.ndarray, size: np.ndarray, text: str, score: float) -> Shape:
+    x, y, w, h = (box / np.tile(size, 2)).tolist()
+    return Shape(kind, x, y, w, h, text, score)
+
+
+def _card(record: Record, prediction: Prediction, folder: Path, shapes: list[Shape]) -> Card:
+    uri, width, height = _thumbnail(folder / record.images[0])
+    scaled = [
+        Shape(s.kind, s.x * width, s.y * height, s.w * width, s.h * height, s.text, s.score) for s in _limited(shapes)
+    ]
+    count = {kind: sum(s.kind == kind for s in shapes) for kind in ("right", "wrong", "truth", "missed", "unjudged")}
+    objects = count["truth"] + count["missed"]
+    caption = f"{count['right']} right, {count['wrong']} wrong, {count['missed']} of {objects} missed"
+    caption += f", {count['unjudged']} not judged" if count["unjudged"] else ""
+    title = f"Picture {record.metadata.image_id}"
+    labels = _labels(scaled, width, height)
+    return Card(title, caption, uri, width, height, scaled, labels, len(shapes) - len(scaled), prediction.text)
+
+
+def _labels(shapes: list[Shape], width: int, height: int) -> list[Shape]:
+    """Text plates above, inside or below their boxes; one that finds no free place is left to the tooltip."""
+    placed: list[Shape] = []
+    for shape in sorted(shapes, key=lambda s: (s.kind in ("truth", "missed"), -s.score)):
+        room = int((width - 8) / LETTER)
+        text = shape.text if len(shape.text) <= room else shape.text[: max(1, room - 1)] + "…"
+        w = len(text) * LETTER + 6
+        x = min(max(shape.x, 0.0), width - w)
+        for y in (shape.y - PLATE, shape.y, shape.y + shape.h - PLATE, shape.y + shape.h):
+            if 0 <= y <= height - PLATE and not any(_overlap(x, y, w, other) for other in placed):
+                placed.append(Shape(shape.kind, x, y, w, PLATE, text, shape.score))
+                break
+    return placed
+
+
+def _overlap(x: float, y: float, w: float, other: Shape) -> bool:
+    return x < other.x + other.w and other.x < x + w and y < other.y + PLATE and other.y < y + PLATE
+
+
+def _limited(shapes: list[Shape]) -> list[Shape]:
+    truth = [s for s in shapes if s.kind in ("truth", "missed")]
+    others = [s for s in shapes if s.kind not in ("truth", "missed")]
+    return truth[:BOXES_DRAWN] + others[:BOXES_DRAWN]
+
+
+def _thumbnail(path: Path) -> tuple[str, int, int]:
+    try:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            small = picture.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise DataError(located(f"picture cannot be read: {error}", file=path)) from error
+    scale = min(1.0, THUMBNAIL / max(small.size))
+    small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))), Image.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    # tiny pictures are shown enlarged, so that boxes and texts can be read
+    enlarge = max(1.0, 320 / max(small.size))
+    return uri, round(small.width * enlarge), round(small.height * enlarge)
+
+
+def ids_of(chosen: Iterable[tuple[str, Any]]) -> set[Any]:
+    """The image ids of a choice."""
+    return {image_id for _, image_id in chosen}

@@ -1,0 +1,37 @@
+"use strict";
+// Everything can be read without this script; it adds switches and sorting.
+const gallery = document.querySelector("#gallery");
+if (gallery) {
+  for (const box of gallery.querySelectorAll("[data-kind]")) {
+    box.addEventListener("change", () => gallery.classList.toggle("hide-" + box.dataset.kind, !box.checked));
+  }
+  const slider = gallery.querySelector("#least-score");
+  const shown = gallery.querySelector("#least-score-value");
+  slider.addEventListener("input", () => {
+    const least = Number(slider.value);
+    shown.textContent = least.toFixed(2);
+    for (const shape of gallery.querySelectorAll(".shape[data-score]")) {
+      shape.classList.toggle("low", Number(shape.dataset.score) < least);
+    }
+  });
+}
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  table.querySelectorAll("thead button").forEach((button, column) => {
+    button.addEventListener("click", () => {
+      const head = button.closest("th");
+      const down = head.getAttribute("aria-sort") !== "descending";
+      for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+      const order = (a, b) => {
+        const x = value(a), y = value(b), p = Number(x), q = Number(y);
+        const number = x !== "" && y !== "" && !Number.isNaN(p) && !Number.isNaN(q);
+        return number ? p - q : x.localeCompare(y);
+      };
+      const rows = [...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b)));
+      body.append(...rows);
+    });
+  });
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details.print").forEach((d) => { d.open = true; }));

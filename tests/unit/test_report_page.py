@@ -1,0 +1,165 @@
+"""The report from files to one page: what it shows, that it needs nothing else, and its errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from evaluate_cases import HEIGHT, WIDTH, Case, generated
+from PIL import Image
+
+from coordexp.errors import DataError
+from coordexp.evaluate import EvaluateOptions, evaluate
+from coordexp.report import headline, write
+from coordexp.report.curves import loss_picture, losses, read_log
+
+LOG = [{"step": i, "loss": 5 / i, "l1": 1 / i, "learning_rate": 1e-3} for i in range(1, 60)]
+
+
+def inputs(case: Case, folder: Path) -> dict:
+    """Files of a run: what `write` takes, apart from the page."""
+    predictions, annotations = case.write(folder)
+    options = EvaluateOptions(bootstrap=3)
+    evaluate(predictions, annotations, options, dataset="made", split="val", out=folder / "eval.json")
+    names = {c["id"]: c["name"] for c in case.categories}
+    (folder / "images").mkdir()
+    with (folder / "val.jsonl").open("w") as handle:
+        for image in case.images:
+            Image.new("RGB", (WIDTH // 2, HEIGHT // 2), (60, 90, 60)).save(folder / "images" / f"{image['id']}.jpg")
+            handle.write(json.dumps(record(image, case.annotations, names)) + "\n")
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LOG))
+    return {
+        "eval_json": folder / "eval.json",
+        "predictions": predictions,
+        "records_jsonl": folder / "val.jsonl",
+        "train_log": folder / "log.jsonl",
+        "provenance": {"config": {"seed": 17}, "note": "<script>alert(1)</script>"},
+        "gallery": 6,
+    }
+
+
+def record(image: dict, annotations: list[dict], names: dict[int, str]) -> dict:
+    objects = []
+    for row in annotations:
+        if row["image_id"] == image["id"]:
+            x, y, w, h = row["bbox"]
+            norm = [x / WIDTH, y / HEIGHT, (x + w) / WIDTH, (y + h) / HEIGHT]
+            box = [v * s for v, s in zip(norm, [WIDTH // 2, HEIGHT // 2] * 2, strict=True)]
+            objects.append(
+                {"desc": names[row["category_id"]], "category_id": row["category_id"], "norm": norm, "bbox_2d": box}
+            )
+    metadata = {"image_id": image["id"], "source_width": WIDTH, "source_height": HEIGHT}
+    lists = ("neg_category_ids", "not_exhaustive_category_ids")
+    metadata |= {name: image[name] for name in lists if name in image}
+    size = {"width": WIDTH // 2, "height": HEIGHT // 2, "coord_space": "pixel"}
+    return {"images": [f"images/{image['id']}.jpg"], **size, "objects": objects, "metadata": metadata}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    case = generated(0, lvis=True)
+    case.detections[5].append(("odd <b>thing</b>", [10, 10, 90, 90], 0.99))
+    files = inputs(case, folder)
+    write(folder / "report.html", **files)
+    return folder, files, (folder / "report.html").read_text()
+
+
+def test_page_needs_no_other_file(made):
+    _, _, page = made
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
+    assert not re.search(r"https?://", page)
+    assert "@import" not in page and "url(" not in page
+
+
+def test_numbers_on_the_page_are_those_of_eval_json(made):
+    folder, _, page = made
+    result = json.loads((folder / "eval.json").read_text())
+    for name in ("coco", "lvis"):
+        assert f"<b>{result[name]['metrics']['AP']:.3f}</b>" in page
+        assert f"{result[name]['f1']['usual']['macro']['0.95']:.3f}" in page
+    assert f"AP {result['lvis']['metrics']['AP']:.3f}" in headline(folder / "eval.json")
+    for entry in result["inputs"].values():
+        assert entry["sha256"] in page
+
+
+def test_gallery_shows_real_pictures_with_truth_and_predictions(made):
+    _, _, page = made
+    uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(uris) == 6
+    assert all(base64.b64decode(uri).startswith(b"\xff\xd8") for uri in uris)
+    for kind in ("truth", "missed", "right", "wrong"):
+        assert f'class="shape {kind}"' in page
+    for heading in ("Best", "Worst", "Most confidently wrong"):
+        assert f"<h3>{heading}</h3>" in page
+
+
+def test_texts_from_the_model_and_the_user_are_escaped(made):
+    _, _, page = made
+    assert "<b>thing</b>" not in page and "odd &lt;b&gt;thing" in page
+    assert "<script>alert" not in page
+
+
+def test_same_inputs_give_the_same_bytes(made):
+    folder, files, page = made
+    write(folder / "again.html", **files)
+    assert (folder / "again.html").read_text() == page
+
+
+def test_run_without_training_log_or_pictures(made):
+    folder, files, _ = made
+    write(folder / "small.html", **files | {"train_log": None, "gallery": 0})
+    page = (folder / "small.html").read_text()
+    assert 'id="training"' not in page and "data:image" not in page and 'id="numbers"' in page
+
+
+def test_nothing_predicted_still_gives_a_page(tmp_path):
+    case = generated(1, lvis=False)
+    case.detections = {}
+    write(tmp_path / "report.html", **inputs(case, tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>0.000</b>" in page and "LVIS AP" not in page and "no judged detection" in page
+
+
+def test_other_predictions_are_refused(made):
+    folder, files, _ = made
+    other = folder / "other.jsonl"
+    other.write_text(files["predictions"].read_text() + "\n")
+    with pytest.raises(DataError, match=r"not the file that eval\.json was made from"):
+        write(folder / "never.html", **files | {"predictions": other})
+    assert not (folder / "never.html").exists()
+
+
+def test_missing_picture_is_named(tmp_path):
+    files = inputs(generated(2, lvis=True), tmp_path)
+    for picture in (tmp_path / "images").iterdir():
+        picture.unlink()
+    with pytest.raises(DataError, match=r"images/\d+\.jpg: picture cannot be read"):
+        write(tmp_path / "report.html", **files)
+
+
+def test_eval_json_of_another_version_is_refused(made):
+    folder, files, _ = made
+    old = json.loads(files["eval_json"].read_text()) | {"schema_version": 0}
+    (folder / "old.json").write_text(json.dumps(old))
+    with pytest.raises(DataError, match=r"schema_version"):
+        write(folder / "never.html", **files | {"eval_json": folder / "old.json"})
+
+
+def test_loss_picture_is_a_png_of_the_losses(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*LOG, {"step": 60, "train_runtime": 3.0}, {"note": 1}]))
+    assert [s.name for s in losses(read_log(log))] == ["loss", "l1"]
+    loss_picture(log, tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.format == "PNG" and picture.size[0] == 1200
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_empty_training_log_is_an_error(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"note": 1}\n')
+    with pytest.raises(DataError, match="no line with a step"):
+        loss_picture(tmp_path / "log.jsonl", tmp_path / "loss.png")
