@@ -164,7 +164,7 @@ def _verify(url: str, part: Path, state: Path, size: int | None, sha256: str | N
         part.unlink(missing_ok=True)
         state.unlink(missing_ok=True)
         fix = "the file is not the one that was promised: check the URL, or correct size/sha256 if it was replaced"
-        raise DownloadError(located(f"{url}: wrong content", fix=fix, **wrong))
+        raise DownloadError(located("wrong content", file=url, fix=fix, **wrong))
     return found
 
 

@@ -1,0 +1,299 @@
+"""Stage `download`: archives, presence, the lock of hashes, folders of one's own, and no network."""
+
+import hashlib
+import io
+import json
+import os
+import stat
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from data_cases import answer, picture, serving
+
+from coordexp.data.archive import extract
+from coordexp.data.convert import load_source
+from coordexp.data.download import provide
+from coordexp.data.fetch import Policy
+from coordexp.errors import ConfigError, DataError, DownloadError
+
+QUICK = Policy(attempts=2, timeout=2, first_wait=0.01, longest_wait=0.02)
+CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def annotation_bytes(*ids: tuple[int, str]) -> bytes:
+    images = [{"id": i, "coco_url": f"http://x/{f}/{i:012d}.jpg", "width": 64, "height": 64} for i, f in ids]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    return json.dumps(content).encode()
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(64, 64, seed).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server():
+    """A small LVIS on the web: two annotation files, two folders of pictures."""
+    with serving() as running:
+        running.content = {
+            "/train.json.zip": zipped({"lvis_v1_train.json": annotation_bytes((1, "train2017"))}),
+            "/val.json.zip": zipped({"lvis_v1_val.json": annotation_bytes((2, "train2017"), (3, "val2017"))}),
+            "/train2017.zip": zipped({f"train2017/{i:012d}.jpg": jpeg(i) for i in (1, 2)}),
+            "/val2017.zip": zipped({f"val2017/{3:012d}.jpg": jpeg(3)}),
+            "/plain.json": annotation_bytes((3, "val2017")),
+        }
+        yield running
+
+
+def lvis(server) -> dict:
+    """The entry of the shipped configuration with the URLs of the local server."""
+    entry = yaml.safe_load(CONFIG.read_text())["data"]["lvis"]
+    files = {
+        "annotations/lvis_v1_train.json": "/train.json.zip",
+        "annotations/lvis_v1_val.json": "/val.json.zip",
+        "images/train2017": "/train2017.zip",
+        "images/val2017": "/val2017.zip",
+    }
+    assert set(entry["downloads"]) == set(files)
+    entry["downloads"] = {target: {"url": server.url + path} for target, path in files.items()}
+    return entry
+
+
+def run(entry, tmp_path, split="val", name="lvis"):
+    raw = tmp_path / name / "raw"
+    return provide(name, entry, split, raw, tmp_path / name / f"{split}.source.json", policy=QUICK), raw
+
+
+def paths_of(server):
+    return sorted(path for path, _ in server.requests)
+
+
+def test_a_split_takes_what_it_needs_and_nothing_else(server, tmp_path):
+    source, raw = run(lvis(server), tmp_path, "train")
+    assert paths_of(server) == ["/train.json.zip", "/train2017.zip"]
+    assert source.image_dirs == ["raw/images/train2017"]
+    assert sorted(p.name for p in (raw / "images" / "train2017").iterdir()) == ["000000000001.jpg", "000000000002.jpg"]
+    assert (
+        source.annotations_sha256 == hashlib.sha256((raw / "annotations/lvis_v1_train.json").read_bytes()).hexdigest()
+    )
+    assert not list(raw.rglob("*.zip"))
+
+
+def test_lvis_val_has_pictures_in_both_folders(server, tmp_path):
+    source, _ = run(lvis(server), tmp_path, "val")
+    assert paths_of(server) == ["/train2017.zip", "/val.json.zip", "/val2017.zip"]
+    assert source.image_dirs == ["raw/images/val2017", "raw/images/train2017"]
+    assert source.layout == "lvis"
+    assert load_source(tmp_path / "lvis" / "val.source.json") == source
+
+
+def test_what_is_there_is_not_fetched_again(server, tmp_path):
+    entry = lvis(server)
+    run(entry, tmp_path, "train")
+    run(entry, tmp_path, "train")
+    run(entry, tmp_path, "val")
+    assert paths_of(server) == ["/train.json.zip", "/train2017.zip", "/val.json.zip", "/val2017.zip"]
+
+
+def test_one_archive_of_several_splits_is_fetched_once(server, tmp_path):
+    files = {f"annotations/instances_{s}2017.json": annotation_bytes((3, "val2017")) for s in ("train", "val")}
+    server.content["/both.zip"] = zipped({**files, "annotations/captions_val2017.json": b"{}"})
+    entry = {
+        "layout": "coco",
+        "annotations": {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"},
+        "image_dirs": {"train": ["images/val2017"], "val": ["images/val2017"]},
+        "downloads": {
+            "annotations": {"url": f"{server.url}/both.zip"},
+            "images/val2017": {"url": f"{server.url}/val2017.zip"},
+        },
+    }
+    for split in ("val", "train"):
+        _, raw = run(entry, tmp_path, split, "coco")
+    assert paths_of(server) == ["/both.zip", "/val2017.zip"]
+    assert sorted(p.name for p in (raw / "annotations").iterdir()) == [
+        "instances_train2017.json",
+        "instances_val2017.json",
+    ]
+
+
+def test_a_file_that_is_no_archive_goes_straight_to_its_place(server, tmp_path):
+    entry = lvis(server)
+    entry["downloads"]["annotations/lvis_v1_val.json"] = {"url": f"{server.url}/plain.json"}
+    _, raw = run(entry, tmp_path)
+    assert (raw / "annotations/lvis_v1_val.json").read_bytes() == server.content["/plain.json"]
+
+
+def test_the_hash_of_the_first_sight_is_enforced(server, tmp_path):
+    entry = lvis(server)
+    _, raw = run(entry, tmp_path, "train")
+    lock = json.loads((raw / "downloads.lock.json").read_text())
+    assert lock[f"{server.url}/train2017.zip"] == hashlib.sha256(server.content["/train2017.zip"]).hexdigest()
+    (raw / "annotations" / "lvis_v1_train.json").unlink()
+    server.content["/train.json.zip"] = zipped({"lvis_v1_train.json": b"{}"})
+    with pytest.raises(DownloadError, match="sha256"):
+        run(entry, tmp_path, "train")
+
+
+def test_the_hash_of_the_configuration_is_enforced(server, tmp_path):
+    entry = lvis(server)
+    entry["downloads"]["images/val2017"]["sha256"] = "0" * 64
+    with pytest.raises(DownloadError, match=r"val2017.zip: sha256: wrong content"):
+        run(entry, tmp_path)
+
+
+def test_a_new_url_replaces_what_the_old_one_gave(server, tmp_path):
+    entry = lvis(server)
+    _, raw = run(entry, tmp_path, "train")
+    server.content["/newer.zip"] = zipped({"train2017/000000000001.jpg": jpeg(1)[::-1]})
+    entry["downloads"]["images/train2017"] = {"url": f"{server.url}/newer.zip"}
+    run(entry, tmp_path, "train")
+    assert (raw / "images/train2017/000000000001.jpg").read_bytes() == jpeg(1)[::-1]
+
+
+def test_an_interrupted_unpacking_is_finished(server, tmp_path, monkeypatch):
+    """The second picture fails: a folder with half the pictures must not pass for a whole one."""
+    import coordexp.data.archive as archive
+
+    whole = archive._write
+
+    def failing(opened, member, target):
+        if target.name.endswith("2.jpg"):
+            raise KeyboardInterrupt
+        whole(opened, member, target)
+
+    monkeypatch.setattr(archive, "_write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(lvis(server), tmp_path, "train")
+    monkeypatch.undo()
+    written = tmp_path / "lvis" / "raw" / "images" / "train2017"
+    before = (written / "000000000001.jpg").stat().st_mtime_ns
+    run(lvis(server), tmp_path, "train")
+    assert (written / "000000000002.jpg").read_bytes() == jpeg(2)
+    assert (written / "000000000001.jpg").stat().st_mtime_ns == before
+    assert paths_of(server).count("/train2017.zip") == 1
+
+
+def test_two_processes_do_not_fetch_the_same_file_twice(server, tmp_path):
+    entry = lvis(server)
+    results = []
+
+    def slow(handler, body):
+        threading.Event().wait(0.3)
+        answer(handler, body)
+
+    server.script["/train2017.zip"] = [slow]
+    threads = [threading.Thread(target=lambda s=s: results.append(run(entry, tmp_path, s))) for s in ("train", "val")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert paths_of(server).count("/train2017.zip") == 1
+
+
+def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
+    with serving() as gone:
+        entry = lvis(gone)
+    with pytest.raises(DownloadError) as error:
+        run(entry, tmp_path)
+    text = str(error.value)
+    for part in ("data.lvis.root", "annotations/lvis_v1_val.json", "images/val2017", "images/train2017", str(tmp_path)):
+        assert part in text
+
+
+def test_files_put_there_by_hand_need_no_network(tmp_path):
+    with serving() as gone:
+        entry = lvis(gone)
+    raw = tmp_path / "lvis" / "raw"
+    for folder in ("annotations", "images/val2017", "images/train2017"):
+        (raw / folder).mkdir(parents=True)
+    (raw / "annotations/lvis_v1_val.json").write_bytes(annotation_bytes((3, "val2017")))
+    source, _ = run(entry, tmp_path)
+    assert source.annotations == "raw/annotations/lvis_v1_val.json"
+
+
+def test_a_root_of_ones_own_is_used_where_it_lies(server, tmp_path):
+    own = tmp_path / "mine"
+    (own / "images/train2017").mkdir(parents=True)
+    (own / "annotations").mkdir()
+    (own / "annotations/lvis_v1_train.json").write_bytes(annotation_bytes((1, "train2017")))
+    source, raw = run({**lvis(server), "root": str(own)}, tmp_path, "train")
+    assert server.requests == []
+    assert not raw.exists()
+    assert source.annotations == str(own / "annotations/lvis_v1_train.json")
+    assert source.image_dirs == [str(own / "images/train2017")]
+
+
+def test_a_root_that_lacks_something_names_it(server, tmp_path):
+    with pytest.raises(DataError, match=r"mine.*data.lvis.root.*annotations/lvis_v1_train.json.*images/train2017"):
+        run({**lvis(server), "root": str(tmp_path / "mine")}, tmp_path, "train")
+
+
+def test_an_unknown_layout_or_split_is_a_config_error(server, tmp_path):
+    with pytest.raises(ConfigError, match=r"data.lvis.layout.*'voc'"):
+        run({**lvis(server), "layout": "voc"}, tmp_path)
+    with pytest.raises(ConfigError, match=r"data.lvis.annotations.*'test'"):
+        run(lvis(server), tmp_path, "test")
+    entry = lvis(server)
+    del entry["downloads"]["images/val2017"]
+    with pytest.raises(ConfigError, match=r"nothing says where.*images/val2017"):
+        run(entry, tmp_path)
+    entry["downloads"]["images/val2017"] = {"urll": "x"}
+    with pytest.raises(ConfigError, match=r"data\.lvis\.downloads\.images/val2017"):
+        run(entry, tmp_path)
+
+
+def test_shapes_are_generated_beside_the_manifest(tmp_path):
+    entry = {"layout": "shapes", "image_size": 64, "objects": [1, 2], "val": {"count": 3, "seed": 5}}
+    source, raw = run(entry, tmp_path, "val", "shapes")
+    assert (source.dataset, source.layout, source.image_dirs) == ("shapes", "lvis", ["raw/images/val"])
+    assert len(list((raw / "images" / "val").glob("*.png"))) == 3
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:/evil", "a\\..\\evil", link("a/evil")])
+def test_an_unsafe_archive_is_refused_whole(tmp_path, name):
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/good", b"x")
+        archive.writestr(name, b"/etc/passwd")
+    with pytest.raises(DownloadError, match="unsafe archive"):
+        extract(path, tmp_path / "out", ["a"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_archive_is_a_clear_error(tmp_path):
+    path = tmp_path / "bad.zip"
+    path.write_bytes(b"not a zip")
+    with pytest.raises(DownloadError, match="not a sound zip"):
+        extract(path, tmp_path, ["a"])
+    damaged = bytearray(zipped({"a/data": os.urandom(5000)}))
+    damaged[200] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(DownloadError, match="CRC"):
+        extract(path, tmp_path / "out", ["a"])
+    assert not list((tmp_path / "out" / "a").iterdir())
+
+
+def test_an_archive_without_what_is_wanted_says_what_it_has(tmp_path):
+    path = tmp_path / "other.zip"
+    path.write_bytes(zipped({"other/1.jpg": b"x"}))
+    with pytest.raises(DownloadError, match=r"nothing wanted.*train2017.*other"):
+        extract(path, tmp_path / "out", ["train2017"])
