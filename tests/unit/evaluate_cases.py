@@ -91,7 +91,8 @@ def generated(
             for _ in range(int(rng.integers(0, 4))):
                 jitter = np.round(rng.normal(0, 5, 4), 2)
                 shown = k if rng.random() < 0.9 else int(rng.integers(kinds))
-                corners = [x + jitter[0], y + jitter[1], x + w + abs(jitter[2]), y + h + abs(jitter[3])]
+                left, top = x + jitter[0], y + jitter[1]
+                corners = [left, top, max(left + 1, x + w + jitter[2]), max(top + 1, y + h + jitter[3])]
                 found.append((f"thing{shown}", [round(float(v), 2) for v in corners], _score(rng)))
         for _ in range(int(rng.poisson(noise))):
             x, y, w, h = _box(rng)
