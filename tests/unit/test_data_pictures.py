@@ -1,0 +1,222 @@
+"""Pictures of every kind become upright RGB of the right size, whole or not at all."""
+
+import os
+
+import numpy as np
+import pytest
+from data_cases import picture
+from PIL import Image
+
+from coordexp.data.pictures import PictureError, find, output_name, prepare
+from coordexp.errors import DataError
+
+SIZE = (64, 32)
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def read(path):
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image).astype(int)
+
+
+def difference(path, expected: Image.Image) -> float:
+    return float(np.abs(read(path) - np.asarray(expected.convert("RGB")).astype(int)).mean())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
+    source = save(tmp_path / "in" / f"a.{suffix}", picture(*SIZE))
+    target = tmp_path / "out" / f"a.{suffix}"
+    assert prepare(source, target, SIZE, SIZE, 95) == "linked"
+    assert target.samefile(source)
+    assert prepare(source, target, SIZE, SIZE, 95) == "kept"
+
+
+def test_a_picture_is_copied_where_links_are_impossible(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError("cross-device")))
+    source = save(tmp_path / "a.jpg", picture(*SIZE))
+    target = tmp_path / "out" / "a.jpg"
+    assert prepare(source, target, SIZE, SIZE, 95) == "linked"
+    assert not target.samefile(source)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_resized_picture_is_close_to_a_plain_high_quality_resize(tmp_path):
+    big = picture(1024, 768)
+    source = save(tmp_path / "a.jpg", big, quality=98)
+    target = tmp_path / "out" / "a.jpg"
+    assert prepare(source, target, big.size, (256, 192), 95) == "encoded"
+    assert difference(target, big.resize((256, 192), Image.Resampling.BICUBIC)) < 2
+    assert prepare(source, tmp_path / "large.jpg", big.size, (1280, 960), 95) == "encoded"
+    assert difference(tmp_path / "large.jpg", big.resize((1280, 960), Image.Resampling.BICUBIC)) < 2
+
+
+ODD = {
+    "gray.jpg": lambda i: i.convert("L"),
+    "cmyk.jpg": lambda i: i.convert("CMYK"),
+    "palette.png": lambda i: i.quantize(200),
+    "gray.png": lambda i: i.convert("L"),
+    "rgba.png": lambda i: i.convert("RGBA"),
+    "bilevel.png": lambda i: i.convert("1"),
+    "la.png": lambda i: i.convert("LA"),
+    "a.webp": lambda i: i,
+    "a.bmp": lambda i: i,
+    "a.tif": lambda i: i,
+    "a.gif": lambda i: i,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("resized", [True, False])
+def test_every_mode_and_format_becomes_rgb(tmp_path, name, resized):
+    original = ODD[name](picture(*SIZE))
+    source = save(tmp_path / name, original)
+    size = (96, 48) if resized else SIZE
+    target = tmp_path / "out" / output_name(name, resized)
+    prepare(source, target, SIZE, size, 95)
+    expected = Image.open(source).convert("RGBA").convert("RGB")
+    limit = 30 if name in ("bilevel.png", "palette.png", "a.gif") and resized else 6
+    assert read(target).shape == (size[1], size[0], 3)
+    assert difference(target, expected.resize(size, Image.Resampling.BICUBIC)) < limit
+
+
+def test_sixteen_bits_keep_their_range(tmp_path):
+    values = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.uint16)
+    source = save(tmp_path / "deep.png", Image.fromarray(values))
+    target = tmp_path / "out.png"
+    prepare(source, target, SIZE, SIZE, 95)
+    assert np.abs(read(target)[..., 0] - values / 65535 * 255).max() <= 1.5
+
+
+def test_transparency_falls_on_white(tmp_path):
+    clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
+    target = tmp_path / "out.png"
+    prepare(save(tmp_path / "clear.png", clear), target, SIZE, SIZE, 95)
+    assert (read(target) == 255).all()
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", SIZE, color) for color in ("red", "blue")]
+    source = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    prepare(source, tmp_path / "out.jpg", SIZE, (96, 48), 95)
+    assert read(tmp_path / "out.jpg")[..., 0].min() > 240
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resized", [True, False])
+def test_exif_orientation_is_honoured(tmp_path, orientation, resized):
+    """Stored turned, tagged so that it reads upright: the result is upright and carries no tag."""
+    upright = Image.new("RGB", SIZE, "white")
+    upright.paste("red", (0, 0, 32, 16))  # top left
+    upright.paste("blue", (32, 16, 64, 32))
+    undo = [None, None, 0, 3, 1, 5, 2, 6, 4][orientation]  # transpose that stores a picture for each tag
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    source = save(tmp_path / "a.jpg", stored, exif=exif, quality=100, subsampling=0)
+    size = (128, 64) if resized else SIZE
+    prepare(source, tmp_path / "out.jpg", SIZE, size, 95)
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.getexif().get(0x0112, 1) == 1
+    assert difference(tmp_path / "out.jpg", upright.resize(size)) < 6
+
+
+def test_annotations_made_on_the_unrotated_pixels_win_over_the_tag(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = picture(*SIZE)
+    source = save(tmp_path / "a.jpg", stored, exif=exif, quality=95)
+    prepare(source, tmp_path / "out.jpg", SIZE, SIZE, 95)
+    assert difference(tmp_path / "out.jpg", stored) < 4
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert 0x0112 not in image.getexif()
+
+
+def test_a_picture_of_another_size_than_annotated_is_refused(tmp_path):
+    source = save(tmp_path / "a.jpg", picture(50, 40))
+    with pytest.raises(PictureError, match="50x40 pixels, its annotation says 64x32"):
+        prepare(source, tmp_path / "out.jpg", SIZE, SIZE, 95)
+
+
+@pytest.mark.parametrize("resized", [True, False])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_picture_is_refused(tmp_path, resized, suffix):
+    source = save(tmp_path / f"a.{suffix}", picture(640, 480))
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
+    size = (320, 224) if resized else (640, 480)
+    with pytest.raises(PictureError, match="truncated") as error:
+        prepare(source, tmp_path / "out" / f"a.{suffix}", (640, 480), size, 95)
+    assert error.value.reason == "unreadable picture"
+    assert not list((tmp_path).glob("out/*"))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>"])
+def test_something_that_is_no_picture_is_refused(tmp_path, data):
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(PictureError, match=r"a\.jpg: not a picture"):
+        prepare(tmp_path / "a.jpg", tmp_path / "out.jpg", SIZE, SIZE, 95)
+
+
+def test_an_empty_or_older_target_is_made_again(tmp_path):
+    source = save(tmp_path / "a.jpg", picture(*SIZE))
+    target = tmp_path / "out.jpg"
+    target.touch()
+    assert prepare(source, target, SIZE, (96, 64), 95) == "encoded"
+    assert prepare(source, target, SIZE, (96, 64), 95) == "kept"
+    later = target.stat().st_mtime_ns + 10**9
+    os.utime(source, ns=(later, later))
+    assert prepare(source, target, SIZE, (96, 64), 95) == "encoded"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    source = save(tmp_path / "a.jpg", picture(*SIZE))
+
+    def full(self, handle, *args, **options):
+        handle.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        prepare(source, tmp_path / "out" / "a.jpg", SIZE, (96, 64), 95)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_same_picture_gives_the_same_bytes(tmp_path):
+    source = save(tmp_path / "a.jpg", picture(300, 200))
+    for name in ("one.jpg", "two.jpg"):
+        prepare(source, tmp_path / name, (300, 200), (192, 128), 95)
+    assert (tmp_path / "one.jpg").read_bytes() == (tmp_path / "two.jpg").read_bytes()
+
+
+def test_names_are_looked_up_in_their_own_folder_first(tmp_path):
+    folders = [tmp_path / "val2017", tmp_path / "train2017"]
+    for folder in folders:
+        save(folder / "1.jpg", picture(8, 8))
+    save(tmp_path / "train2017" / "deep" / "2.jpg", picture(8, 8))
+    assert find("1.jpg", folders) == (0, "1.jpg")
+    assert find("train2017/1.jpg", folders) == (1, "1.jpg")
+    assert find("other/1.jpg", folders, from_url=True) == (0, "1.jpg")
+    assert find("deep/2.jpg", folders) == (1, "deep/2.jpg")
+    with pytest.raises(PictureError, match=r"other/1.jpg is in none of: .*val2017, .*train2017") as error:
+        find("other/1.jpg", folders)
+    assert error.value.reason == "missing picture"
+
+
+@pytest.mark.parametrize("name", ["../1.jpg", "a/../../1.jpg", "/etc/passwd", ""])
+def test_names_cannot_leave_the_folder(tmp_path, name):
+    with pytest.raises(DataError, match="leads nowhere"):
+        find(name, [tmp_path])
+
+
+def test_output_names_tell_formats_and_sources_apart():
+    assert output_name("a.jpg", True) == "a.jpg"
+    assert output_name("a.JPEG", True) == "a.JPEG"
+    assert output_name("a.png", False) == "a.png"
+    assert output_name("a.png", True) == "a.png.jpg"
+    assert output_name("d/a.webp", False) == "d/a.webp.jpg"
