@@ -1,0 +1,1 @@
+"""Reading pictures with a trained checkpoint: grammar, batched decoding, scores, overlays."""

@@ -1,0 +1,100 @@
+"""A merged checkpoint ready to answer: model, processor, coordinate ids, and prompts exactly as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from coordexp.errors import DataError, ModelError, located
+from coordexp.infer.answer import Answer, Limits
+from coordexp.infer.decode import Decoder
+from coordexp.infer.grammar import Grammar, compile_grammar
+from coordexp.infer.options import PredictOptions
+from coordexp.infer.protocol import Question
+from coordexp.infer.vocabulary import Vocabulary
+from coordexp.model.vocab import coord_ids
+from coordexp.prompt import PromptStyle, hf_chat
+
+
+class Checkpoint:
+    """One loaded model. `answer` takes pictures on the model's grid with their prompts."""
+
+    def __init__(self, model_dir: str | Path, options: PredictOptions, style: PromptStyle, device: str | None = None):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if not (Path(model_dir) / "config.json").is_file():
+            fix = "give a merged Hugging Face checkpoint folder (rule merge)"
+            raise ModelError(located("not a checkpoint folder", file=model_dir, fix=fix))
+        if style.coordinates != "token":
+            raise ModelError("prediction decodes coordinate tokens; this style writes integers")
+        self.options, self.style = options, style
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = AutoProcessor.from_pretrained(model_dir)
+        self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
+        self.model.to(device).eval()
+        self.ids = coord_ids(self.processor)
+        self.decoder = Decoder(self.model, self.ids, options)
+        vision = self.model.config.vision_config
+        self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
+        self._vocabulary = Vocabulary(self.processor.tokenizer)
+        self._grammars: dict[tuple[str, ...] | None, Grammar] = {}
+
+    def prompt(self, categories: Sequence[str] | None = None) -> str:
+        """The prompt's text with one place for the picture, up to where the answer starts."""
+        return self.processor.apply_chat_template(
+            hf_chat(self.style, categories), add_generation_prompt=True, tokenize=False
+        )
+
+    def encode(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs of a left-padded batch; the pictures must be on the grid and keep their size."""
+        for picture in pictures:
+            if picture.width % self.factor or picture.height % self.factor:
+                fix = f"resize pictures to multiples of {self.factor} first (rule convert_resize)"
+                raise DataError(
+                    located("picture off the model's grid", found=f"{picture.width}x{picture.height}", fix=fix)
+                )
+        inputs = self.processor(
+            text=list(prompts),
+            images=[[picture] for picture in pictures],
+            padding=True,
+            padding_side="left",
+            do_resize=False,
+            return_tensors="pt",
+        )
+        expected = [[1, picture.height // self.patch, picture.width // self.patch] for picture in pictures]
+        if inputs["image_grid_thw"].tolist() != expected:
+            raise DataError(
+                located("the processor resized a picture", expected=expected, found=inputs["image_grid_thw"])
+            )
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+    def grammar(self, labels: Sequence[str] | None = None) -> Grammar:
+        """The grammar of answers, free or limited to `labels`; compiled once each."""
+        key = None if labels is None else tuple(labels)
+        if key not in self._grammars:
+            options = self.options
+            self._grammars[key] = compile_grammar(
+                self._vocabulary,
+                self.style,
+                kinds=options.geometry,
+                labels=key,
+                poly_max_points=options.poly_max_points,
+            )
+        return self._grammars[key]
+
+    def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Question]) -> list[Answer]:
+        """One finished answer for each picture and its question."""
+        options = self.options
+        limits = Limits.of(options)
+        inputs = self.encode(pictures, [self.prompt(question.categories) for question in questions])
+        desc_first = self.style.object_field_order == "desc_first"
+        answers = [Answer(self.grammar(question.labels), limits, desc_first) for question in questions]
+        self.decoder.run(inputs, answers)
+        return answers
+
+    def text(self, answer: Answer) -> str:
+        """The answer as text, special tokens included."""
+        return self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=False)

@@ -1,0 +1,141 @@
+"""Batched greedy decoding under a grammar, with a cache whose rows advance at their own pace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+
+from coordexp.infer.answer import Answer, Verdict
+from coordexp.infer.cache import RowCache
+from coordexp.infer.grammar import Node
+from coordexp.infer.options import PredictOptions
+from coordexp.infer.slots import read_slots
+from coordexp.model.vocab import CoordIds
+
+
+class Decoder:
+    """Runs answers through one model. Only the columns of the output layer that can be chosen are computed."""
+
+    def __init__(self, model: Any, ids: CoordIds, options: PredictOptions):
+        self.model, self.ids, self.options = model, ids, options
+        self.device = model.device
+        self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
+        self.forward_passes = 0
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, torch.Tensor], answers: Sequence[Answer]) -> None:
+        """Finish `answers`, one for each row of the left-padded `inputs` of the processor."""
+        cache, positions, last = self._prefill(inputs)
+        open_start = [row for row, answer in enumerate(answers) if answer.finish is None and not answer.chunk]
+        self._judge(last[open_start], [answers[row] for row in open_start])
+        active = list(range(len(answers)))
+        while True:
+            staying = [row for row, place in enumerate(active) if answers[place].finish is None]
+            if not staying:
+                return
+            if len(staying) < len(active):
+                active = [active[row] for row in staying]
+                cache.keep(staying)
+                positions = positions[torch.tensor(staying, device=self.device)]
+            self._step(cache, positions, [answers[place] for place in active])
+
+    def _prefill(self, inputs: dict[str, torch.Tensor]) -> tuple[RowCache, torch.Tensor, torch.Tensor]:
+        """The prompts' cache, the rope position [B] of the first token of each answer, the last state [B, 1, H]."""
+        prefilled = DynamicCache(config=self.model.config.get_text_config())
+        outputs = self.model.model(**inputs, past_key_values=prefilled, use_cache=True)
+        self.forward_passes += 1
+        mask = inputs["attention_mask"]
+        lengths = mask.sum(-1)
+        positions = lengths + outputs.rope_deltas.reshape(-1)
+        return RowCache(prefilled, mask.shape[1] - lengths), positions, outputs.last_hidden_state[:, -1:]
+
+    def _step(self, cache: RowCache, positions: torch.Tensor, answers: list[Answer]) -> None:
+        """Feed every row's chunk at once, judge its guesses, and choose what comes next."""
+        width = max(len(answer.chunk) for answer in answers)
+        rows = [[fed.token for fed in answer.chunk] for answer in answers]
+        tokens = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device=self.device)
+        mask = cache.begin(width)
+        offsets = torch.arange(width, device=self.device)
+        place = (positions + cache.lengths)[:, None] + offsets
+        text = self.model.model.language_model
+        hidden = text(
+            inputs_embeds=text.embed_tokens(tokens),
+            position_ids=place.expand(3, -1, -1),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.forward_passes += 1
+        held = self._judge(hidden, answers)
+        cache.lengths += torch.tensor(held, device=self.device)
+
+    def _judge(self, hidden: torch.Tensor, answers: list[Answer]) -> list[int]:
+        """Settle every answer by `hidden` [B, width, H]; how many fed tokens of each row hold."""
+        if not answers:
+            return []
+        asked: list[tuple[int, int, Node]] = []
+        for row, answer in enumerate(answers):
+            asked += [(row, index - 1, answer.chunk[index].node) for index in answer.guesses]  # type: ignore[misc]
+            asked.append((row, len(answer.chunk) - 1, answer.node))
+        vectors = hidden[[row for row, _, _ in asked], [column for _, column, _ in asked]]
+        verdicts: list[Verdict | None] = [None] * len(asked)
+        slots, texts, choices = [], [], []
+        for n, (row, _, node) in enumerate(asked):
+            among = None if node.kind == "slot" else answers[row].candidates(node)
+            if node.kind == "slot":
+                slots.append(n)
+            elif among is None:
+                texts.append(n)
+            else:
+                choices.append((n, among))
+        self._judge_slots(vectors, slots, [(answers[asked[n][0]], asked[n][2]) for n in slots], verdicts)
+        self._judge_texts(vectors, texts, [asked[n][2] for n in texts], verdicts)
+        self._judge_choices(vectors, choices, verdicts)
+        by_row: list[list[Verdict]] = [[] for _ in answers]
+        for (row, _, _), verdict in zip(asked, verdicts, strict=True):
+            assert verdict is not None
+            by_row[row].append(verdict)
+        return [answer.settle(found) for answer, found in zip(answers, by_row, strict=True)]
+
+    def _judge_slots(self, vectors: torch.Tensor, places: list[int], where: list[tuple], verdicts: list) -> None:
+        if not places:
+            return
+        weight = self.model.lm_head.weight[self.ids.start : self.ids.end + 1]
+        logits = F.linear(vectors[places], weight).float()
+        low, high = torch.tensor([answer.bounds(node.role) for answer, node in where], device=self.device).unbind(-1)
+        options = self.options
+        readings = read_slots(logits, low, high, options.decode, options.temperature, options.local_radius)
+        for n, reading in zip(places, readings, strict=True):
+            verdicts[n] = Verdict(self.ids.id_of(reading.bin), reading.logprob, reading)
+
+    def _judge_texts(self, vectors: torch.Tensor, places: list[int], nodes: list[Node], verdicts: list) -> None:
+        if not places:
+            return
+        logits = self.model.lm_head(vectors[places]).float()
+        masks = torch.stack([self._mask(node, logits.shape[-1]) for node in nodes])
+        best, token = logits.masked_fill_(~masks, -torch.inf).max(-1)
+        logprobs = best - logits.logsumexp(-1)
+        for n, chosen, logprob in zip(places, token.tolist(), logprobs.tolist(), strict=True):
+            verdicts[n] = Verdict(chosen, logprob)
+
+    def _judge_choices(self, vectors: torch.Tensor, places: list[tuple[int, list[int]]], verdicts: list) -> None:
+        if not places:
+            return
+        union = sorted({token for _, among in places for token in among})
+        column = {token: n for n, token in enumerate(union)}
+        weight = self.model.lm_head.weight[torch.tensor(union, device=self.device)]
+        logits = F.linear(vectors[[n for n, _ in places]], weight).float().cpu()
+        for (n, among), row in zip(places, logits, strict=True):
+            logprobs = row[[column[token] for token in among]].log_softmax(-1)
+            best = int(logprobs.argmax())
+            verdicts[n] = Verdict(among[best], float(logprobs[best]))
+
+    def _mask(self, node: Node, size: int) -> torch.Tensor:
+        if id(node) not in self._masks:
+            allowed = torch.from_numpy(node.allowed)
+            self._masks[id(node)] = node, F.pad(allowed, (0, size - len(allowed))).to(self.device)
+        return self._masks[id(node)][1]

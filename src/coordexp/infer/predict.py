@@ -1,0 +1,239 @@
+"""Records in, predictions out: sharded, batched, resumable, in the order of the records."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from PIL import Image
+
+from coordexp.contract import Detection, Prediction, Record
+from coordexp.errors import ConfigError, DataError, located
+from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.infer.answer import Answer
+from coordexp.infer.checkpoint import Checkpoint
+from coordexp.infer.detections import drop_duplicates, read_answer
+from coordexp.infer.options import PredictOptions
+from coordexp.infer.protocol import Question, questions
+from coordexp.infer.rows import RowStore
+from coordexp.io import read_records, sha256_file, write_jsonl
+from coordexp.prompt import PromptStyle
+
+REPORT_SECONDS = 5.0
+
+
+class Job(NamedTuple):
+    """One prompt of one record; `position` counts the shard's records, `part` the record's prompts."""
+
+    position: int
+    part: int
+    record: Record
+    question: Question
+
+
+def predict(
+    model_dir: str | Path,
+    records_jsonl: str | Path,
+    out: str | Path,
+    options: PredictOptions,
+    style: PromptStyle,
+    categories: Sequence[str] | None = None,
+    emit_norm: EmitNorm = "norm1000",
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    device: str | None = None,
+) -> dict[str, float]:
+    """Write one `contract.Prediction` line for each record of the shard to `out`; the run's counts and rates.
+
+    `records_jsonl` holds pixel-space records whose pictures lie on the model's grid. The shard is every
+    `shards`-th record from `shard` (0-based) on; `gather` puts shards together. `out` appears whole; until
+    then finished rows lie in a hidden file beside it, and the same call goes on from there. `categories` are
+    the names for the protocols that need them.
+    """
+    if not 0 <= shard < shards:
+        raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
+    records_jsonl, out = Path(records_jsonl), Path(out)
+    records = [r for n, r in enumerate(read_records(records_jsonl, "pixel")) if n % shards == shard]
+    identity = {
+        "model": _files(Path(model_dir)),
+        "records": sha256_file(records_jsonl),
+        "options": msgspec.to_builtins(options),
+        "style": msgspec.to_builtins(style),
+        "categories": list(categories or ()),
+        "emit_norm": emit_norm,
+        "shard": [shard, shards],
+    }
+    store = RowStore(out, identity)
+    jobs = _jobs(records, options, categories, store)
+    progress = Progress(len(records), len(store.rows))
+    if jobs:
+        checkpoint = Checkpoint(model_dir, options, style, device)
+        for done in _run(checkpoint, jobs, records_jsonl.parent, emit_norm):
+            store.add(done)
+            progress.add([prediction for _, prediction in done])
+    write_jsonl(out, (store.rows[position] for position in range(len(records))))
+    store.remove()
+    return progress.finish()
+
+
+def gather(parts: Sequence[str | Path], out: str | Path) -> int:
+    """Put the shards `parts`, in the order of their numbers, back into the order of the records; the count."""
+    rows = [_raw_lines(Path(part)) for part in parts]
+    for number, part in enumerate(rows):
+        expected = len(rows[0]) - (0 if number == 0 else int(len(part) < len(rows[0])))
+        if len(part) != expected or (number and len(part) > len(rows[number - 1])):
+            fix = "give every shard once, in the order of their numbers"
+            raise DataError(
+                located("shards do not fit together", file=parts[number], expected=expected, found=len(part), fix=fix)
+            )
+    longest = max((len(part) for part in rows), default=0)
+    ordered = (part[n] for n in range(longest) for part in rows if n < len(part))
+    return write_jsonl(out, (msgspec.Raw(line) for line in ordered))
+
+
+class Progress:
+    """Lines on standard error, at most one every few seconds: pictures and objects, and how fast."""
+
+    def __init__(self, total: int, resumed: int):
+        self.total, self.resumed = total, resumed
+        self.pictures = self.objects = self.tokens = 0
+        self.began = self.reported = time.monotonic()
+        if resumed:
+            print(f"predict: going on with {resumed} of {total} pictures done", file=sys.stderr, flush=True)
+
+    def add(self, predictions: Sequence[Prediction]) -> None:
+        """Count finished pictures and report when it is time."""
+        self.pictures += len(predictions)
+        self.objects += sum(len(p.detections) for p in predictions)
+        self.tokens += sum(len(p.token_ids) for p in predictions)
+        if time.monotonic() - self.reported >= REPORT_SECONDS:
+            self.reported = time.monotonic()
+            self._report()
+
+    def finish(self) -> dict[str, float]:
+        """Report once more; counts of this run and rates a second."""
+        self._report()
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        return {
+            "pictures": self.pictures,
+            "objects": self.objects,
+            "tokens": self.tokens,
+            "seconds": seconds,
+            "pictures_per_second": self.pictures / seconds,
+            "objects_per_second": self.objects / seconds,
+        }
+
+    def _report(self) -> None:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        rate = self.pictures / seconds
+        left = self.total - self.resumed - self.pictures
+        remaining = f", about {left / rate:.0f} s left" if left and rate else ""
+        print(
+            f"predict: {self.resumed + self.pictures}/{self.total} pictures, {rate:.2f} pictures/s, "
+            f"{self.objects / seconds:.2f} objects/s{remaining}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def load_picture(path: Path, size: tuple[int, int] | None = None, where: object = None) -> Image.Image:
+    """An RGB picture, decoded; DataError naming file and record when it is missing, broken or not of `size`."""
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        fix = "run `coordexp validate` on the records, or convert the data set again"
+        raise DataError(located(f"cannot read the picture of image {where}: {error}", file=path, fix=fix)) from error
+    if size is not None and picture.size != size:
+        fix = "picture file and record disagree: convert the data set again"
+        raise DataError(
+            located(
+                f"picture of image {where}",
+                file=path,
+                field="width, height",
+                expected=size,
+                found=picture.size,
+                fix=fix,
+            )
+        )
+    return picture
+
+
+def combine(
+    answers: Sequence[tuple[Answer, str]], record: Record, options: PredictOptions, emit_norm: EmitNorm
+) -> Prediction:
+    """One line for a record from the answers to its prompts, in their order."""
+    detections: list[Detection] = []
+    problems: dict[str, int] = {}
+    for answer, text in answers:
+        found, trouble = read_answer(answer, text, (record.width, record.height), emit_norm)
+        detections += found
+        for reason, count in trouble.items():
+            problems[reason] = problems.get(reason, 0) + count
+    unique, duplicates = drop_duplicates(detections, options.duplicate_iou)
+    if duplicates:
+        problems["duplicates_dropped" if options.drop_duplicates else "duplicates"] = duplicates
+    return Prediction(
+        image_id=record.metadata.image_id,
+        source_width=record.metadata.source_width,
+        source_height=record.metadata.source_height,
+        protocol=options.protocol,
+        finish="length" if any(answer.finish == "length" for answer, _ in answers) else "stop",
+        text="\n".join(text for _, text in answers),
+        detections=unique if options.drop_duplicates else detections,
+        problems=problems,
+        token_ids=[token for answer, _ in answers for token in answer.tokens],
+        token_logprobs=[round(value, 4) + 0.0 for answer, _ in answers for value in answer.logprobs],
+    )
+
+
+def _jobs(
+    records: list[Record], options: PredictOptions, categories: Sequence[str] | None, store: RowStore
+) -> list[Job]:
+    """Prompts still to run, larger pictures first; records that ask nothing get their empty line at once."""
+    jobs: list[Job] = []
+    for position, record in enumerate(records):
+        if position in store.rows:
+            continue
+        asked = questions(record, options, categories)
+        if not asked:
+            store.add([(position, combine([], record, options, "norm1000"))])
+        jobs += [Job(position, part, record, question) for part, question in enumerate(asked)]
+    return sorted(jobs, key=lambda job: (-job.record.width * job.record.height, job.position, job.part))
+
+
+def _run(
+    checkpoint: Checkpoint, jobs: list[Job], folder: Path, emit_norm: EmitNorm
+) -> Iterator[list[tuple[int, Prediction]]]:
+    """Rows that each batch completed."""
+    options = checkpoint.options
+    waiting: dict[int, list[tuple[Answer, str]]] = {}
+    parts = {job.position: job.part + 1 for job in sorted(jobs, key=lambda job: job.part)}
+    for start in range(0, len(jobs), options.batch_size):
+        batch = jobs[start : start + options.batch_size]
+        pictures = [
+            load_picture(folder / j.record.images[0], (j.record.width, j.record.height), j.record.metadata.image_id)
+            for j in batch
+        ]
+        done = []
+        for job, answer in zip(batch, checkpoint.answer(pictures, [job.question for job in batch]), strict=True):
+            answers = waiting.setdefault(job.position, [])
+            answers.append((answer, checkpoint.text(answer)))
+            if len(answers) == parts[job.position]:
+                done.append((job.position, combine(waiting.pop(job.position), job.record, options, emit_norm)))
+        yield done
+
+
+def _files(model_dir: Path) -> list[list[Any]]:
+    """Name, size and modification time of the checkpoint's files: enough to tell a resumed model from another."""
+    files = sorted(path for path in model_dir.glob("*") if path.suffix in {".json", ".safetensors"})
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _raw_lines(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().split(b"\n") if line]

@@ -1,0 +1,251 @@
+"""Cached batched decoding against plain `generate` and against a slow loop without cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from infer_helpers import SIZES, pictures, taught_checkpoint
+from PIL import Image
+
+from coordexp.errors import DataError, ModelError
+from coordexp.infer.answer import Answer, Limits, Verdict
+from coordexp.infer.automaton import BOX_ROLES
+from coordexp.infer.checkpoint import Checkpoint
+from coordexp.infer.detections import decode_coords, drop_duplicates, read_answer
+from coordexp.infer.grammar import Grammar, Node
+from coordexp.infer.options import PredictOptions
+from coordexp.infer.protocol import Question
+from coordexp.infer.slots import SlotReading, read_slots
+from coordexp.parse import parse_answer
+from coordexp.prompt import PromptStyle
+
+OPEN = Question(None, None)
+ORDERS = ("desc_first", "geometry_first")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Taught checkpoints by field order."""
+    styles = [PromptStyle(object_field_order=order) for order in ORDERS]
+    made = [taught_checkpoint(tmp_path_factory.mktemp("taught"), style, poly=True) for style in styles]
+    return dict(zip(ORDERS, made, strict=True))
+
+
+def open_checkpoint(folders, order: str = "desc_first", **options) -> Checkpoint:
+    options = {"max_new_tokens": 300, "geometry": ("bbox_2d", "poly"), **options}
+    return Checkpoint(folders[order], PredictOptions(**options), PromptStyle(object_field_order=order))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folders):
+    return open_checkpoint(folders)
+
+
+class Unconstrained(Grammar):
+    """Any token until an end-of-turn token."""
+
+    start = 0
+
+    def __init__(self, size: int, ends: list[int]):
+        allowed = np.ones(size, dtype=bool)
+        self.nodes = [Node("text", dict.fromkeys(ends, 1), allowed=allowed, default=0), Node("end")]
+
+    def node(self, number: int) -> Node:
+        return self.nodes[number]
+
+
+def generous(tokens: int) -> Limits:
+    return Limits(tokens, tokens + 1, tokens + 1, tokens + 1)
+
+
+def test_without_grammar_the_tokens_are_those_of_generate(checkpoint):
+    inputs = checkpoint.encode(pictures(), [checkpoint.prompt()] * len(SIZES))
+    new = 40
+    expected = checkpoint.model.generate(**inputs, max_new_tokens=new, do_sample=False)[
+        :, inputs["input_ids"].shape[1] :
+    ]
+    ends = checkpoint.model.generation_config.eos_token_id
+    grammar = Unconstrained(checkpoint.model.config.text_config.vocab_size, ends)
+    answers = [Answer(grammar, generous(new)) for _ in SIZES]
+    checkpoint.decoder.run(inputs, answers)
+    assert len({tuple(answer.tokens) for answer in answers}) > 1
+    for answer, row in zip(answers, expected.tolist(), strict=True):
+        assert answer.tokens == row[: len(answer.tokens)]
+        assert len(answer.tokens) == new or answer.tokens[-1] in ends
+
+
+def slow_answer(checkpoint: Checkpoint, picture: Image.Image, limit: int) -> tuple[list[int], list[float]]:
+    """One token at a time, the whole sequence through the whole model each time, every rule written out again."""
+    inputs = checkpoint.encode([picture], [checkpoint.prompt()])
+    grammar, ids = checkpoint.grammar(), checkpoint.ids
+    number, tokens, logprobs, box = grammar.start, [], [], []
+    while grammar.node(number).kind != "end" and len(tokens) < limit:
+        node = grammar.node(number)
+        answered = torch.tensor([tokens], dtype=torch.long)
+        full = dict(inputs)
+        full["input_ids"] = torch.cat([inputs["input_ids"], answered], 1)
+        full["attention_mask"] = torch.ones_like(full["input_ids"])
+        full["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(answered)], 1)
+        with torch.inference_mode():
+            logits = checkpoint.model(**full, use_cache=False).logits[0, -1].float()
+        allowed = torch.zeros(len(logits), dtype=torch.bool)
+        if node.kind == "slot":
+            place = BOX_ROLES.index(node.role) if node.role in BOX_ROLES else 0
+            low = box[place - 2] + 1 if place >= 2 else 0
+            high = 998 if node.role in ("x1", "y1") else 999
+            allowed[ids.start + low : ids.start + high + 1] = True
+        elif node.kind == "choice":
+            allowed[list(node.follow)] = True
+        else:
+            allowed[: len(node.allowed)] = torch.from_numpy(node.allowed)
+        scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        token = int(scores.argmax())
+        if node.kind == "slot":
+            box = [*box, token - ids.start] if place else [token - ids.start]
+        tokens.append(token)
+        logprobs.append(float(scores[token]))
+        number = node.after(token)
+    return tokens, logprobs
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_batched_decoding_equals_the_slow_loop(folders, order):
+    checkpoint = open_checkpoint(folders, order, max_desc_tokens=500, max_desc_loops=500, max_repeats=500)
+    answers = checkpoint.answer(pictures(), [OPEN] * len(SIZES))
+    for picture, answer in zip(pictures(), answers, strict=True):
+        tokens, logprobs = slow_answer(checkpoint, picture, 60)
+        shared = answer.tokens[:60]
+        assert shared == tokens[: len(shared)] and len(shared) >= min(len(tokens), 55)
+        assert np.allclose(answer.logprobs[: len(shared)], logprobs[: len(shared)], atol=1e-4)
+
+
+def test_a_batch_changes_nothing(checkpoint):
+    together = checkpoint.answer(pictures(), [OPEN] * len(SIZES))
+    backwards = checkpoint.answer(pictures()[::-1], [OPEN] * len(SIZES))[::-1]
+    for n, picture in enumerate(pictures()):
+        (alone,) = checkpoint.answer([picture], [OPEN])
+        assert alone.tokens == together[n].tokens == backwards[n].tokens
+        assert np.allclose(alone.logprobs, together[n].logprobs, atol=1e-4)
+        assert [s.value for s in alone.slots] == pytest.approx([s.value for s in together[n].slots], abs=1e-2)
+
+
+def test_forced_tokens_cost_no_pass_of_their_own(checkpoint):
+    before = checkpoint.decoder.forward_passes
+    (answer,) = checkpoint.answer(pictures(1), [OPEN])
+    passes = checkpoint.decoder.forward_passes - before
+    free = sum(lp != 0.0 for lp in answer.logprobs)
+    assert passes <= free + 2 < len(answer.tokens)
+
+
+@pytest.mark.parametrize("labels", [None, ("cat", "black cat", 'a "dog"')])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("geometry", [("bbox_2d",), ("poly",), ("bbox_2d", "poly")])
+def test_every_answer_parses(folders, labels, order, geometry):
+    checkpoint = open_checkpoint(folders, order, geometry=geometry, max_new_tokens=200, poly_max_points=5)
+    for answer in checkpoint.answer(pictures(3), [Question(None, labels)] * 3):
+        text = checkpoint.text(answer)
+        parsed = parse_answer(text)
+        assert parsed.complete is (answer.finish == "stop")
+        assert set(parsed.problems) <= ({"cut_off"} if answer.finish == "length" else set())
+        assert all(obj.kind in geometry for obj in parsed.objects)
+        if labels:
+            assert all(obj.desc in labels for obj in parsed.objects)
+        detections, _ = read_answer(answer, text, (96, 96))
+        assert len(detections) == len(parsed.objects) > 0
+        for detection in detections:
+            x1, y1, x2, y2 = detection.norm
+            assert 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 and 0 <= detection.score <= 1
+            assert len(detection.spread) == len(detection.bins)
+            assert (detection.poly is None) == (len(detection.bins) == 4)
+
+
+def test_cut_answers_keep_whole_objects_and_certain_tokens(checkpoint):
+    (whole,) = checkpoint.answer(pictures(1), [OPEN])
+    for limit in (1, 5, 20, len(whole.tokens) - 1):
+        short = Answer(checkpoint.grammar(), Limits(limit, 48, 4, 4))
+        checkpoint.decoder.run(checkpoint.encode(pictures(1), [checkpoint.prompt()]), [short])
+        assert short.finish == "length" and len(short.tokens) <= limit
+        assert short.tokens == whole.tokens[: len(short.tokens)]
+
+
+def scripted(answer: Answer, keen: bool = True, bins: tuple[int, ...] = (1, 2, 30, 40)) -> None:
+    """Play a model that always writes the same object and, if `keen`, never closes when it has a choice."""
+    while answer.finish is None:
+        if not answer.chunk:
+            places = [answer.node]
+        else:
+            places = [answer.chunk[index].node for index in answer.guesses] + [answer.node]
+        verdicts = []
+        for node in places:
+            if node.kind == "slot":
+                low, high = answer.bounds(node.role)
+                k = bins[len(verdicts) + len(answer.slots) + sum(f.reading is not None for f in answer.chunk) & 3]
+                assert low <= k <= high
+                verdicts.append(Verdict(5000 + k, -0.5, SlotReading(k, k, 1.0, -0.5, 0.9)))
+            else:
+                among = sorted(answer.candidates(node) or np.flatnonzero(node.allowed).tolist())
+                keenly = [t for t in among if t not in node.closes]
+                verdicts.append(Verdict((keenly or among)[0] if keen else among[-1], -0.1))
+        answer.settle(verdicts)
+
+
+def test_repeated_objects_close_the_answer(checkpoint):
+    for repeats in (2, 3):
+        answer = Answer(checkpoint.grammar(("cat",)), Limits(5000, 48, 4, repeats))
+        scripted(answer)
+        assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1
+        assert len(answer.objects) == repeats + 1  # the first has the answer's head before it
+
+
+def test_a_loop_in_a_description_is_closed(checkpoint):
+    answer = Answer(checkpoint.grammar(), Limits(400, 48, 4, 2))
+    scripted(answer)
+    assert answer.finish == "stop"
+    assert max(trace.desc_tokens for trace in answer.objects) <= 16 + 2
+
+
+def test_slot_decoding():
+    logits = torch.full((3, 1000), -30.0)
+    logits[0, [100, 900]] = torch.tensor([2.0, 1.9])  # two humps
+    logits[1, 499:502] = torch.tensor([1.0, 2.0, 1.0])
+    logits[2, 10] = 5.0
+    low, high = torch.tensor([0, 0, 20]), torch.tensor([999, 999, 999])
+    mode = [r.value for r in read_slots(logits, low, high, "argmax", 1.0, 16)]
+    mean = [r.value for r in read_slots(logits, low, high, "expectation", 1.0, 16)]
+    near = read_slots(logits, low, high, "local", 1.0, 16)
+    assert mode[:2] == [100, 500] and mode[2] >= 20
+    assert 400 < mean[0] < 600 and mean[1] == pytest.approx(500, abs=1e-2)
+    assert near[0].value == pytest.approx(100, abs=1e-2) and near[0].mass == pytest.approx(0.525, abs=1e-2)
+    assert near[0].spread > 300 and near[1].spread < 1
+    assert near[2].bin >= 20
+
+
+def test_legacy_coordinates_are_decoded_over_size_minus_one():
+    assert decode_coords([999, 999, 0, 0], (640, 480), "norm1000_legacy") == pytest.approx([639 / 640, 479 / 480, 0, 0])
+    assert decode_coords([999, 0], (640, 480), "norm1000") == [1.0, 0.0]
+
+
+def test_duplicates_keep_the_best_of_the_same_description(checkpoint):
+    from coordexp.contract import Detection
+
+    box = [0.1, 0.1, 0.5, 0.5]
+    found = [
+        Detection("cat", box, 0.3),
+        Detection("cat", [0.1, 0.1, 0.5, 0.51], 0.8),
+        Detection("dog", box, 0.1),
+        Detection("cat", [0.6, 0.6, 0.9, 0.9], 0.2),
+    ]
+    kept, dropped = drop_duplicates(found, 0.9)
+    assert kept == found[1:] and dropped == 1
+    assert drop_duplicates(found, 0.99) == (found, 0)
+
+
+def test_pictures_off_the_grid_are_refused(checkpoint):
+    with pytest.raises(DataError, match="grid"):
+        checkpoint.encode([Image.new("RGB", (100, 96))], [checkpoint.prompt()])
+
+
+def test_a_folder_without_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="merged"):
+        Checkpoint(tmp_path, PredictOptions(), PromptStyle())

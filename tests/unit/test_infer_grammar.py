@@ -1,0 +1,144 @@
+"""The grammar against the tokenizer: whatever training can show is a path, and nothing else is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from coordexp.contract import Object, coord_token
+from coordexp.errors import DataError
+from coordexp.infer import automaton
+from coordexp.infer.grammar import compile_grammar
+from coordexp.infer.vocabulary import Vocabulary
+from coordexp.model.vocab import coord_ids
+from coordexp.parse import parse_answer
+from coordexp.prompt import PromptStyle, render_answer
+
+STYLES = [
+    PromptStyle(object_field_order=order, json_format=spacing)
+    for order in ("desc_first", "geometry_first")
+    for spacing in ("standard", "compact")
+]
+WORDS = ["cat", "black cat", "bun (food)", "St. Bernard dog", "café 3.5%", "漢字", "🐈 x", "it's", "é", "2%milk"]
+SIGNS = [
+    'a "q" \\ b',
+    "(odd) start",
+    "ends!",
+    "x,y",
+    "tab\tx",
+    " lead",
+    "trail ",
+    "#1",
+    "...",
+    '"',
+    "\x7f",
+    "a\x01b",
+    "'s",
+]
+LABELS = [*WORDS, *SIGNS, 'a]}, {"desc": "b']
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_model):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    vocabulary = Vocabulary(tokenizer)
+    vocabulary.coords = range(coord_ids(tokenizer).start, coord_ids(tokenizer).end + 1)
+    return vocabulary
+
+
+def thing(desc: str, poly: int = 0) -> Object:
+    """A box, or a polygon of `poly` points."""
+    tokens = [coord_token(k) for k in range(2 * poly or 4)]
+    return Object(desc, 1, [0.0] * len(tokens), **({"poly": tokens} if poly else {"bbox_2d": tokens}))
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
+@pytest.mark.parametrize("style", STYLES)
+def test_every_rendered_answer_is_a_path(vocabulary, style, labels):
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels)
+    assert grammar.admits(vocabulary.cut(render_answer([], style)), vocabulary.coords)
+    for label in LABELS:
+        for objects in (
+            [thing(label)],
+            [thing("cat"), thing(label, 3)],
+            [thing(label, 20), thing(label), thing("dog" if labels is None else "cat")],
+        ):
+            assert grammar.admits(vocabulary.cut(render_answer(objects, style)), vocabulary.coords), label
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_the_parser_would_refuse_is_no_path(vocabulary, style):
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), poly_max_points=5)
+    good = render_answer([thing("cat"), thing("dog", 3)], style)
+    assert grammar.admits(vocabulary.cut(good), vocabulary.coords)
+    bad = [
+        good[:-1],
+        good + "}",
+        good + " ",
+        render_answer([thing(" ")], style),
+        render_answer([thing("cat", 2)], style),
+        render_answer([thing("cat", 6)], style),
+        good.replace("<|coord_3|>", "3"),
+        good.replace("<|coord_3|>", "<|coord_*|>"),
+        good.replace("cat", "c<|coord_3|>t"),
+        good.replace("cat", "c<|im_end|>t"),
+        good.replace("cat", "c\nt"),
+        good.replace("cat", "c\\ud800t"),
+        good.replace('"desc"', '"name"', 1),
+        "{}",
+        "",
+    ]
+    for text in bad:
+        assert not grammar.admits(vocabulary.cut(text), vocabulary.coords), text
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
+@pytest.mark.parametrize("style", STYLES)
+def test_random_walks_parse(vocabulary, style, labels):
+    """Any path to the end, however unlikely, is an answer that the parser reads without complaint."""
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels, poly_max_points=4)
+    rng = random.Random(1)
+    tokenizer = vocabulary._backend
+    objects = 0
+    for _ in range(60):
+        number, tokens, box = grammar.start, [], []
+        while (node := grammar.node(number)).kind != "end":
+            if node.kind == "slot":
+                box = [] if node.role in automaton.FIRST_ROLES else box
+                low = box[-2] + 1 if node.role in ("x2", "y2") else 0
+                box.append(rng.randint(low, 998 if node.role in ("x1", "y1") else 999))
+                token = vocabulary.coords[box[-1]]
+            elif node.kind == "choice":
+                token = rng.choice(sorted(node.follow))
+            elif rng.random() < 0.4 and node.finish:
+                token = rng.choice(sorted(node.finish))
+            else:
+                token = int(rng.choice(node.allowed.nonzero()[0]))
+            tokens.append(token)
+            number = node.after(token)
+        text = tokenizer.decode(tokens, skip_special_tokens=False)
+        parsed = parse_answer(text)
+        assert parsed.complete and parsed.problems == {}, text
+        assert "\ufffd" not in text
+        objects += len(parsed.objects)
+    assert objects > 20
+
+
+def test_the_skeleton_is_forced(vocabulary):
+    grammar = compile_grammar(vocabulary, STYLES[0])
+    tokens = vocabulary.cut(render_answer([thing("cat")] * 3, STYLES[0]))
+    number, free = grammar.start, 0
+    for token in tokens:
+        node = grammar.node(number)
+        free += node.forced is None and node.guess != token
+        number = node.after(token)
+    descriptions = len(vocabulary.cut("cat")) + 1
+    assert free == 3 * (descriptions + 4) + 1  # texts with their closing quotes, four slots each, the end
+
+
+def test_labels_are_needed(vocabulary):
+    with pytest.raises(DataError, match="labels"):
+        compile_grammar(vocabulary, STYLES[0], labels=[])
