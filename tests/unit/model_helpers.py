@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import itertools
+import os
 import subprocess
 import sys
 import textwrap
@@ -103,10 +104,15 @@ def rewrite(folder: Path, name: str, change) -> None:
     save_file(tensors, folder / name, metadata={"format": "pt"})
 
 
-def in_fresh_process(code: str, *args: object, check: bool = True) -> subprocess.CompletedProcess:
+def in_fresh_process(
+    code: str, *args: object, check: bool = True, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
     """Run Python code with arguments in a process of its own."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=check)
+    env = {**os.environ, **(environ or {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
 
 
 def qwen3_tokenizer() -> Tokenizer:

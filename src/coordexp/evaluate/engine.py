@@ -102,16 +102,24 @@ def ground_truth(truth: Truth, iou_type: IoUType = "bbox") -> COCO:
 
 
 def results(gt: COCO, detections: Detections, truth: Truth, iou_type: IoUType = "bbox") -> COCO:
-    """hotcoco's results of the mapped detections, in the columns' order."""
+    """hotcoco's results of the mapped detections, in the columns' order, without a limit on their number."""
     found = detections.take(detections.category >= 0)
-    return gt.load_res(_rows(found, truth), **_shapes(found, iou_type))
+    rows = _rows(found, truth)
+    if iou_type == "bbox":
+        return LVISResults(gt, rows, max_dets=-1)
+    # without a box, so that the area is the mask's and not the box's
+    return LVISResults(
+        gt,
+        [
+            {"image_id": int(row[0]), "category_id": int(row[6]), "score": float(row[5]), "segmentation": shape}
+            for row, shape in zip(rows, _polygons(found), strict=True)
+        ],
+        max_dets=-1,
+    )
 
 
 def _federated(gt: COCO, found: Detections, truth: Truth, iou_type: IoUType, suffix: str) -> Scores:
-    if iou_type == "segm":
-        dt = gt.load_res(_rows(found, truth), **_shapes(found, iou_type))
-    else:
-        dt = LVISResults(gt, _rows(found, truth), max_dets=-1)
+    dt = results(gt, found, truth, iou_type)
     evaluator = LVISeval(gt, dt, iou_type)
     precision, recall = _run(evaluator, None)
     metrics = _precisions(precision)
@@ -169,14 +177,13 @@ def _rows(detections: Detections, truth: Truth) -> np.ndarray:
     return np.column_stack([detections.image + 1, detections.box, detections.score, ids]).astype(np.float64)
 
 
-def _shapes(detections: Detections, iou_type: IoUType) -> dict[str, Any]:
-    if iou_type == "bbox":
-        return {}
+def _polygons(detections: Detections) -> list[list[list[float]]]:
+    """The polygon of each detection, or its box as one."""
     polygons = []
     for i, (x, y, w, h) in enumerate(detections.box.tolist()):
         poly = detections.poly[i] if detections.poly else None
         polygons.append([poly or [x, y, x + w, y, x + w, y + h, x, y + h]])
-    return {"segmentation": polygons}
+    return polygons
 
 
 def _category_ids(truth: Truth) -> np.ndarray:
