@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -13,6 +12,9 @@ from coordexp import io
 from coordexp.contract import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.errors import ModelError, located
 from coordexp.model import rows, shards
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 COORD_FILE = "coord_tokens.json"
 EMBED_SUFFIX = "embed_tokens.weight"
@@ -40,23 +42,12 @@ def coord_ids(tokenizer_or_dir: Any) -> CoordIds:
 
     Accepts a folder with `tokenizer.json`, a `tokenizers.Tokenizer`, a Hugging Face tokenizer, or a processor.
     """
-    vocab = _token_to_id(tokenizer_or_dir)
-    where = tokenizer_or_dir if isinstance(tokenizer_or_dir, str | Path) else type(tokenizer_or_dir).__name__
-    missing = [token for token in (WILDCARD_TOKEN, *coord_tokens()) if token not in vocab]
-    if missing:
-        fix = "expand the vocabulary first (rule expand_vocab)"
-        problem = f"{len(missing)} of {COORD_BINS + 1} coordinate tokens are missing, the first is {missing[0]}"
-        raise ModelError(located(problem, file=where, fix=fix))
-    start = vocab[coord_token(0)]
-    for k in range(COORD_BINS):
-        if vocab[coord_token(k)] != start + k:
-            fix = "this tokenizer was not made by expand_vocab: expand the original checkpoint again"
-            problem = "coordinate ids are not contiguous"
-            found = vocab[coord_token(k)]
-            raise ModelError(
-                located(problem, file=where, field=coord_token(k), expected=start + k, found=found, fix=fix)
-            )
-    return CoordIds(start=start, end=start + COORD_BINS - 1, wildcard=vocab[WILDCARD_TOKEN])
+    if isinstance(tokenizer_or_dir, str | Path):
+        vocab, where = _entries(io.read_json(_tokenizer_file(tokenizer_or_dir))), tokenizer_or_dir
+    else:
+        tokenizer = getattr(tokenizer_or_dir, "tokenizer", tokenizer_or_dir)
+        vocab, where = tokenizer.get_vocab(), type(tokenizer).__name__
+    return _contiguous(vocab, where)
 
 
 def tokenizer_sha256(folder: str | Path) -> str:
@@ -67,14 +58,7 @@ def tokenizer_sha256(folder: str | Path) -> str:
     from tokenizers import Tokenizer
 
     path = _tokenizer_file(folder)
-    content = io.read_json(path)
-    model = content["model"]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    added = sorted((token["id"], token["content"]) for token in content["added_tokens"])
-    entries = {text: i for text, i in model["vocab"].items() if i not in {i for i, _ in added}}
-    probe = Tokenizer.from_file(str(path)).encode(_PROBE, add_special_tokens=False).ids
-    text = io.canonical_json({"entries": entries, "merges": merges, "added": added, "probe": probe})
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _sha256(io.read_json(path), Tokenizer.from_file(str(path)))
 
 
 def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds:
@@ -138,16 +122,48 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "mean") 
     return facts
 
 
+def _contiguous(vocab: dict[str, int], where: str | Path) -> CoordIds:
+    missing = [token for token in (WILDCARD_TOKEN, *coord_tokens()) if token not in vocab]
+    if missing:
+        fix = "expand the vocabulary first (rule expand_vocab)"
+        problem = f"{len(missing)} of {COORD_BINS + 1} coordinate tokens are missing, the first is {missing[0]}"
+        raise ModelError(located(problem, file=where, fix=fix))
+    start = vocab[coord_token(0)]
+    for k in range(COORD_BINS):
+        if vocab[coord_token(k)] != start + k:
+            fix = "this tokenizer was not made by expand_vocab: expand the original checkpoint again"
+            problem = "coordinate ids are not contiguous"
+            found = vocab[coord_token(k)]
+            raise ModelError(
+                located(problem, file=where, field=coord_token(k), expected=start + k, found=found, fix=fix)
+            )
+    return CoordIds(start=start, end=start + COORD_BINS - 1, wildcard=vocab[WILDCARD_TOKEN])
+
+
+def _sha256(content: dict, tokenizer: Tokenizer) -> str:
+    merges = [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]]
+    added = sorted((token["id"], token["content"]) for token in content["added_tokens"])
+    added_ids = {i for i, _ in added}
+    entries = {text: i for text, i in content["model"]["vocab"].items() if i not in added_ids}
+    probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    facts = {"entries": entries, "merges": merges, "added": added, "probe": probe}
+    return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
+
+
 def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
-    ids = coord_ids(folder)
-    _check_encoding(folder, ids)
+    from tokenizers import Tokenizer
+
+    content = io.read_json(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = _contiguous(_entries(content), folder)
+    _check_encoding(tokenizer, folder, ids)
     return {
         "wildcard": ids.wildcard,
         "start": ids.start,
         "end": ids.end,
-        "tokenizer_length": _next_id(io.read_json(folder / "tokenizer.json")),
+        "tokenizer_length": _next_id(content),
         "vocab_size": table_rows,
-        "tokenizer_sha256": tokenizer_sha256(folder),
+        "tokenizer_sha256": _sha256(content, tokenizer),
         "init": init,
         "already_expanded": init is None,
     }
@@ -169,11 +185,8 @@ def _pass_on(base: Path, out: Path, checkpoint: shards.Checkpoint) -> dict:
     return facts
 
 
-def _check_encoding(folder: Path, ids: CoordIds) -> None:
+def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
     """Each coordinate token is one id inside an answer, and decoding gives the text back."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = '{"objects": [{"desc": "cat", "poly": [' + ", ".join(coord_tokens()) + "]}]}"
     encoded = tokenizer.encode(text, add_special_tokens=False).ids
     found = [i for i in encoded if ids.start <= i <= ids.end]
@@ -257,8 +270,8 @@ def _write_tokenizer_files(base: Path, folder: Path, tokenizer: dict, first: int
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     names = [WILDCARD_TOKEN, *coord_tokens()]
     tokenizer["added_tokens"] += [{"id": first + i, "content": name, **flags} for i, name in enumerate(names)]
-    text = json.dumps(tokenizer, ensure_ascii=False, indent=2)
-    io.write_text(folder / "tokenizer.json", text)
+    text = msgspec.json.format(msgspec.json.encode(tokenizer), indent=2)
+    io.write_text(folder / "tokenizer.json", text.decode())
     settings = base / "tokenizer_config.json"
     if settings.exists():
         content = io.read_json(settings)
@@ -292,8 +305,5 @@ def _next_id(tokenizer: dict) -> int:
     return max(ids) + 1
 
 
-def _token_to_id(source: Any) -> dict[str, int]:
-    if isinstance(source, str | Path):
-        content = io.read_json(_tokenizer_file(source))
-        return content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
-    return getattr(source, "tokenizer", source).get_vocab()
+def _entries(content: dict) -> dict[str, int]:
+    return content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
