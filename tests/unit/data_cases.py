@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coordexp.contract import Source
-from coordexp.io import sha256_file, write_json
+from coordexp.contract import Record, Source
+from coordexp.data.convert import ConvertOptions, convert
+from coordexp.io import read_records, sha256_file, write_json
 
 CATEGORIES = [
     {"id": 3, "name": "baseball_bat", "synonyms": ["baseball_bat", "bat"], "frequency": "c"},
@@ -53,10 +54,9 @@ def write_dataset(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for image in images:
         name = image.get("file_name")
-        if name and "/" not in name and not (folder / "images" / name).exists():
-            picture(image["width"], image["height"], image["id"] if isinstance(image["id"], int) else 0).save(
-                folder / "images" / name, quality=95
-            )
+        if name and not (folder / "images" / name).exists():
+            size = image.get("width") or 160, image.get("height") or 120
+            picture(*size, seed=int(image["id"])).save(folder / "images" / name, quality=95)
     path = folder / "annotations.json"
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories or CATEGORIES}
     path.write_text(json.dumps(content))
@@ -142,3 +142,27 @@ def serving() -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def convert_to(manifest: Path, out: Path, max_blocks: int = 64, **options) -> dict:
+    convert(manifest, out / "train.jsonl", out / "images", ConvertOptions(**options), max_blocks, out / "stats.json")
+    return json.loads((out / "stats.json").read_text())
+
+
+def pixel_records(out: Path) -> list[Record]:
+    return list(read_records(out / "train.jsonl", "pixel"))
+
+
+def image(i, **more):
+    return {"id": i, "file_name": f"{i:04d}.jpg", "width": 160, "height": 120, **more}
+
+
+def annotation(i, image_id, bbox, **more):
+    return {"id": i, "image_id": image_id, "category_id": 7, "bbox": bbox, "segmentation": rectangle(*bbox), **more}
+
+
+def balanced(stats: dict) -> bool:
+    return all(
+        stats[kind]["listed"] == stats[kind]["written"] + sum(stats[kind]["dropped"].values())
+        for kind in ("pictures", "objects")
+    )

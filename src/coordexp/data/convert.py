@@ -182,7 +182,7 @@ def _convert_part(job: _Job, k: int) -> tuple[statistics.Tally, dict[str, int]]:
     """Convert chunk k, or read what an earlier run left; (counts, what became of its pictures)."""
     counts_path = job.parts / f"{k:06d}.json"
     if counts_path.exists():
-        tally = msgspec.json.decode(counts_path.read_bytes(), type=statistics.Tally)
+        tally = statistics.Tally.from_json(counts_path.read_bytes())
         return tally, {"finished earlier": tally.counts["pictures listed"]}
     fd = os.open(job.index.path, os.O_RDONLY)
     try:
@@ -244,6 +244,8 @@ def _picture(job: _Job, image: Image | Broken) -> tuple[Path, tuple[int, int], s
         size = grid_size(image.width, image.height, options.resize, **limits)
     except ValueError as error:
         raise pictures.PictureError("impossible size", str(error)) from error
+    if not image.path:
+        raise pictures.PictureError("no file name", "the entry has neither file_name nor coco_url")
     folder, inner = pictures.find(image.path, job.image_dirs, from_url=not image.file_name)
     name = pictures.output_name(inner, resized=size != (image.width, image.height))
     target = job.images_dir / job.labels[folder] / name

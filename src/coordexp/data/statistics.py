@@ -19,6 +19,12 @@ class Tally(msgspec.Struct):
     objects: Counter = msgspec.field(default_factory=Counter)
     skipped: list[Skip] = []
 
+    @classmethod
+    def from_json(cls, data: bytes) -> Tally:
+        """The counts that an earlier run wrote."""
+        raw = msgspec.json.decode(data)
+        return cls(Counter(raw["counts"]), Counter(raw["objects"]), msgspec.convert(raw["skipped"], list[Skip]))
+
     def add(self, other: Tally) -> None:
         """Add the counts of another chunk."""
         self.counts.update(other.counts)
