@@ -18,9 +18,7 @@ RAW = settings.data["raw_root"]
 EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
 
 shell.executable("bash")
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={os.pathsep.join(map(str, CODE_ROOTS))}; "
-)
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={os.pathsep.join(map(str, CODE_ROOTS))}; ")
 
 
 wildcard_constraints:

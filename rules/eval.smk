@@ -25,13 +25,10 @@ rule predict:
         gpu=lambda w: settings.size(w.run, small=0, large=1),
     params:
         config=lambda w: keys(
-            options={
-                k: v
-                for k, v in settings.config["predict"].items()
-                if k not in ("pictures", "shards")
-            },
+            options=settings.predict_options(w.run),
             style=settings.style_map(w.run),
             emit_norm=settings.recipe(w.run).custom.emit_norm,
+            desc=settings.data["desc"],
         ),
         code=code("predict"),
     shell:
@@ -48,7 +45,6 @@ rule gather:
             shard=range(1, SHARDS + 1),
             shards=SHARDS,
         ),
-        records=f"{RESULTS}/{{run}}/data/{PICTURES}.jsonl",
     output:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
     log:
@@ -56,7 +52,7 @@ rule gather:
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/gather.tsv"
     conda:
-        "../envs/eval.yaml"
+        "../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -64,7 +60,7 @@ rule gather:
     params:
         code=code("gather"),
     shell:
-        "python -m workflow_scripts.gather --shards {input.shards:q} --records {input.records:q}"
+        "python -m workflow_scripts.gather --shards {input.shards:q}"
         " --predictions {output.predictions:q} > {log:q} 2>&1"
 
 

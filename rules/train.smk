@@ -26,9 +26,7 @@ rule train:
     resources:
         mem_mb=lambda w: settings.size(w.run, small=4000, large=64000),
         runtime=lambda w: settings.size(w.run, small=60, large=2880),
-        gpu=lambda w: settings.size(
-            w.run, small=0, large=settings.config["train"]["processes"]
-        ),
+        gpu=lambda w: settings.size(w.run, small=0, large=settings.config["train"]["processes"]),
     params:
         config=lambda w: keys(
             recipe=settings.recipe_map(w.run),

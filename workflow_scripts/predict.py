@@ -7,19 +7,23 @@ args = arguments(
 )
 limit_threads(args.threads)
 with readable_errors():
-    from coordexp.data.categories import load
+    import msgspec
+
+    from coordexp.data.categories import descriptions, load
     from coordexp.data.convert import load_source
-    from coordexp.infer import PredictOptions, predict
+    from coordexp.infer.options import PredictOptions
+    from coordexp.infer.predict import predict
     from coordexp.prompt import PromptStyle
 
+    categories = load(args.source.parent / load_source(args.source).annotations)
     predict(
         args.model.parent,
         args.records,
         args.predictions,
-        PredictOptions(**args.config["options"]),
-        PromptStyle(**args.config["style"]),
-        categories=[c.name for c in load(args.source.parent / load_source(args.source).annotations)],
+        msgspec.convert(args.config["options"], PredictOptions),
+        msgspec.convert(args.config["style"], PromptStyle),
+        categories=list(descriptions(categories, args.config["desc"]).values()),
         emit_norm=args.config["emit_norm"],
-        shard=args.shard,
+        shard=args.shard - 1,
         shards=args.shards,
     )

@@ -125,7 +125,7 @@ def _detect(commands) -> None:
 def _run_detect(args: argparse.Namespace) -> None:
     from PIL import Image
 
-    from coordexp.infer import detect
+    from coordexp.infer.detect import detect
     from coordexp.infer.draw import draw
     from coordexp.io import encode_json
 

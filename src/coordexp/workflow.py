@@ -82,6 +82,11 @@ class Settings:
         """The resolved recipe as plain values, for params."""
         return msgspec.to_builtins(self.recipe(run))
 
+    def predict_options(self, run: str) -> dict[str, Any]:
+        """Options of prediction; the temperature is the one that the run trained with unless given."""
+        own = {key: value for key, value in self.config["predict"].items() if key not in ("pictures", "shards")}
+        return {"temperature": self.recipe(run).custom.loss.temperature, **own}
+
     def style_map(self, run: str) -> dict[str, Any]:
         """How the run's prompts and answers are rendered, as plain values."""
         return msgspec.to_builtins(self.recipe(run).custom.style)

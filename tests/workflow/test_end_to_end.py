@@ -1,0 +1,118 @@
+"""The main job on generated shapes, from download to report, by real Snakemake and real ms-swift."""
+
+import copy
+import json
+import re
+
+import pytest
+
+from coordexp.contract import Prediction
+from coordexp.io import read_json, read_jsonl, read_records
+from coordexp.recipe import merge
+
+RUN = "results/shapes_9"
+TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html")
+
+
+def test_every_stage_left_its_output(finished):
+    for name in (
+        "resources/shapes/train.source.json",
+        "results/models/tiny-coordexp/coord_tokens.json",
+        f"{RUN}/data/val_tiny.coord.jsonl",
+        f"{RUN}/train/adapter/train_manifest.json",
+        f"{RUN}/train/loss.png",
+        f"{RUN}/merged/model.safetensors",
+        f"{RUN}/eval/predictions.jsonl",
+        *TARGETS,
+    ):
+        assert finished.path(name).stat().st_size > 0, name
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert finished.planned(*TARGETS) == {}
+
+
+def test_pixel_and_token_files_are_the_same_objects(finished):
+    pixel = list(read_records(finished.path(f"{RUN}/data/val.jsonl"), "pixel"))
+    token = list(read_records(finished.path(f"{RUN}/data/val.coord.jsonl"), "token"))
+    assert [[o.norm for o in r.objects] for r in pixel] == [[o.norm for o in r.objects] for r in token]
+    assert all(finished.path(f"{RUN}/data/{r.images[0]}").is_file() for r in pixel)
+
+
+def test_the_tiny_files_hold_the_same_pictures(finished):
+    ids = [
+        [r.metadata.image_id for r in read_records(finished.path(f"{RUN}/data/val_tiny{end}"), space)]
+        for end, space in ((".jsonl", "pixel"), (".coord.jsonl", "token"))
+    ]
+    assert len(ids[0]) == 4 and ids[0] == ids[1]
+
+
+def test_every_term_of_the_loss_was_logged(finished):
+    rows = [row for row in read_jsonl(finished.path(f"{RUN}/train/log.jsonl")) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"text", "ce", "gate", "l1", "giou", "coord_accuracy", "bin_error_median"} <= set(rows[0])
+
+
+def test_the_merged_checkpoint_loads_without_any_plug_in(finished):
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    merged = AutoModelForImageTextToText.from_pretrained(finished.path(f"{RUN}/merged"))
+    base = AutoModelForImageTextToText.from_pretrained(finished.path("results/models/tiny-coordexp"))
+    assert not torch.equal(merged.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
+def test_every_picture_is_predicted_and_evaluated(finished):
+    predictions = [json.loads(line) for line in finished.path(f"{RUN}/eval/predictions.jsonl").read_text().splitlines()]
+    records = list(read_records(finished.path(f"{RUN}/data/val.jsonl"), "pixel"))
+    assert [p["image_id"] for p in predictions] == [r.metadata.image_id for r in records]
+    assert all(set(p) <= set(Prediction.__struct_fields__) for p in predictions)
+    numbers = read_json(finished.path(f"{RUN}/eval.json"))
+    assert numbers["counts"]["pictures"] == 6
+    assert {"AP", "AP50"} <= set(numbers["coco"]["metrics"]) and {"AP", "APr"} <= set(numbers["lvis"]["metrics"])
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(finished):
+    page = finished.path(f"{RUN}/report.html").read_text()
+    assert "<svg" in page and "data:image/" in page
+    assert re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", page) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "expected"),
+    [
+        ("report", {"gallery": 3}, {"report"}),
+        ("evaluate", {"bootstrap": 11}, {"evaluate", "report"}),
+        ("predict", {"max_new_tokens": 97}, {"predict", "gather", "evaluate", "report"}),
+        (
+            "runs",
+            {"shapes": {"training": {"learning_rate": 0.5}}},
+            {"train", "merge", "predict", "gather", "evaluate", "report"},
+        ),
+        ("data", {"tiny": 5}, {"tiny_split", "train", "merge", "predict", "gather", "evaluate", "report"}),
+    ],
+)
+def test_a_changed_key_reruns_what_it_affects(finished, section, change, expected):
+    before = copy.deepcopy(finished.changes)
+    finished.change(merge(before, {section: change}))
+    try:
+        assert set(finished.planned(*TARGETS)) == expected
+    finally:
+        finished.change(before)
+
+
+def test_a_typo_in_the_configuration_stops_before_anything_runs(finished):
+    done = finished.run("--dry-run", "--config", "predict={decoder: argmax}", check=False)
+    assert done.returncode != 0
+    assert "predict.decoder: unknown key, did you mean 'decode'" in done.stdout + done.stderr
+
+
+def test_an_unknown_data_set_is_named(finished):
+    done = finished.run("--dry-run", "results/shaeps_9/eval.json", check=False)
+    assert "did you mean 'shapes'" in done.stdout + done.stderr
+
+
+def test_the_real_data_sets_plan_the_whole_chain(finished):
+    chain = "download convert_resize coord_tokenize tiny_split fetch_model expand_vocab train merge predict evaluate"
+    for target in ("results/lvis_768/eval.json", "results/coco_1024/eval.json"):
+        assert set(chain.split()) <= set(finished.planned(target))
