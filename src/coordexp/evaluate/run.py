@@ -102,7 +102,7 @@ def score(
     detections, answers = columns.collect(rows, truth, labels)
     annotated = truth.pictures
     truth, detections = restrict(truth, detections, answers, options, where)
-    names, skipped = _protocols(truth, options)
+    names, skipped = protocols_of(truth, options)
     protocols = [protocol.Protocol(name, truth, detections, getattr(options.max_dets, name)) for name in names]
     blocks = {p.name: protocol.block(p, bootstrap=options.bootstrap, seed=options.seed) for p in protocols}
     return {
@@ -138,7 +138,8 @@ def restrict(
     return truth.restricted(predicted), detections.renumbered(np.cumsum(predicted) - 1)
 
 
-def _protocols(truth: truth_file.Truth, options: EvaluateOptions) -> tuple[list[protocol.Name], dict[str, str]]:
+def protocols_of(truth: truth_file.Truth, options: EvaluateOptions) -> tuple[list[protocol.Name], dict[str, str]]:
+    """Protocols that the annotations allow, and the reason of each that was asked for and is left out."""
     skipped = {}
     names = list(dict.fromkeys(options.protocols))
     if "lvis" in names and not truth.federated:

@@ -72,6 +72,30 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], *, highest: float |
     return _figure(title, parts, height, [])
 
 
+def intervals(title: str, rows: Sequence[tuple[str, float, Sequence[float] | None, str]]) -> Markup:
+    """Values with their intervals around zero; a row is (name, value, [low, high] or None, text at its end)."""
+    reach = max((abs(v) for _, value, span, _ in rows for v in (value, *(span or ()))), default=0.0) or 1.0
+    height, left, room = 30 * len(rows) + 30, 150, _WIDTH - 150 - 150
+
+    def place(value: float) -> float:
+        return left + (value / reach + 1) / 2 * room
+
+    bottom = height - 24
+    parts = [f'<line class="diagonal" x1="{place(0):.1f}" y1="0" x2="{place(0):.1f}" y2="{bottom}"/>']
+    for tick in (-reach, 0.0, reach):
+        at = f'x="{place(tick):.1f}" y="{height - 6}"'
+        parts.append(f'<text class="tick" {at} text-anchor="middle">{tick:+.3f}</text>')
+    for i, (name, value, span, text) in enumerate(rows):
+        y = 16 + 30 * i
+        parts.append(f'<text class="tick" x="{left - 10}" y="{y + 5}" text-anchor="end">{escape(name)}</text>')
+        if span:
+            low, high = (place(v) for v in span)
+            parts.append(f'<line class="series s0" x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}"/>')
+        parts.append(f'<circle class="dot s0" cx="{place(value):.1f}" cy="{y}" r="5"/>')
+        parts.append(f'<text class="tick" x="{left + room + 12}" y="{y + 5}">{escape(text)}</text>')
+    return _figure(title, parts, height, [])
+
+
 def _figure(title: str, parts: list[str], height: int, names: list[str]) -> Markup:
     label = escape(title, quote=True)
     keys = "".join(

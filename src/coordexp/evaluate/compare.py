@@ -1,0 +1,174 @@
+"""Two or more runs on the same truth: paired differences with intervals from the same resampled pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+
+from coordexp.errors import DataError, located
+from coordexp.evaluate import detections as columns
+from coordexp.evaluate import foreign, tables
+from coordexp.evaluate import truth as truth_file
+from coordexp.evaluate.labels import LabelMap
+from coordexp.evaluate.protocol import Name, Protocol
+from coordexp.evaluate.resample import interval, replicates, two_sided_p
+from coordexp.evaluate.run import EvaluateOptions, protocols_of, restrict
+from coordexp.io import read_json, sha256_file, write_json
+
+SCHEMA_VERSION = 1
+SCHEMA = Path(__file__).with_name("compare.schema.json")
+CATEGORIES_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to compare: its name, its predictions and their layout (see `foreign`)."""
+
+    name: str
+    predictions: Path
+    layout: str = foreign.OWN
+
+
+def run_of(eval_json: str | Path, name: str | None = None) -> tuple[Run, Path]:
+    """The run that an eval.json was made from and its annotation file; DataError when a file has changed since.
+
+    Paths in eval.json are taken as they were given to `evaluate`, so call this from the same folder.
+    """
+    result = read_json(eval_json)
+    inputs = result["inputs"]
+    for entry in inputs.values():
+        if not Path(entry["path"]).is_file() or sha256_file(entry["path"]) != entry["sha256"]:
+            problem = f"{entry['path']} is missing or has changed since the evaluation"
+            raise DataError(located(problem, file=eval_json, fix="evaluate the run again"))
+    predictions = inputs["predictions"]
+    run = Run(name or Path(eval_json).parent.name, Path(predictions["path"]), predictions["layout"])
+    return run, Path(inputs["annotations"]["path"])
+
+
+def compare(
+    runs: list[Run],
+    annotations: str | Path,
+    options: EvaluateOptions | None = None,
+    *,
+    dataset: str,
+    split: str,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Differences of every run from the first one; writes compare.json to `out` if given.
+
+    All runs must have predicted the same pictures. With `options.subset` the truth is restricted to them.
+    Each protocol has the runs' numbers, and for each later run and number: difference, 95 % interval,
+    two-sided bootstrap p-value (paired: the same pictures are drawn for both), the categories that changed
+    most, and how many pictures got better or worse.
+    """
+    options = options or EvaluateOptions()
+    if len(runs) < 2 or len({run.name for run in runs}) < len(runs):
+        names = [run.name for run in runs]
+        raise DataError(located("cannot compare", expected="at least two runs with different names", found=names))
+    truth = truth_file.load(annotations)
+    loaded = [_load(run, truth, options) for run in runs]
+    first = loaded[0][0]
+    for run, (own, _) in zip(runs[1:], loaded[1:], strict=True):
+        if own.image_ids != first.image_ids:
+            problem = f"{run.name} predicted other pictures than {runs[0].name}"
+            fix = "predict the same pictures with both runs"
+            raise DataError(located(problem, file=run.predictions, field="image_id", fix=fix))
+    names, skipped = protocols_of(first, options)
+    found = {run.name: detections for run, (_, detections) in zip(runs, loaded, strict=True)}
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": dataset,
+        "split": split,
+        "pictures": first.pictures,
+        "pictures_annotated": truth.pictures,
+        "annotations": {"path": str(annotations), "sha256": sha256_file(annotations)},
+        "runs": [
+            {"name": r.name, "path": str(r.predictions), "layout": r.layout, "sha256": sha256_file(r.predictions)}
+            for r in runs
+        ],
+        "intervals": f"95 % percentile bootstrap over pictures, {options.bootstrap} replicates, seed {options.seed}",
+        "not_computed": skipped,
+        **dict.fromkeys(("coco", "lvis")),
+        **{name: _block(name, first, found, options) for name in names},
+    }
+    jsonschema.validate(result, read_json(SCHEMA))
+    if out is not None:
+        write_json(out, result)
+    return result
+
+
+def _load(run: Run, truth: truth_file.Truth, options: EvaluateOptions) -> tuple[truth_file.Truth, columns.Detections]:
+    rows = foreign.read(run.predictions, truth, run.layout)
+    found, answers = columns.collect(rows, truth, LabelMap(truth.categories))
+    return restrict(truth, found, answers, options, str(run.predictions))
+
+
+def _block(
+    name: Name, truth: truth_file.Truth, found: Mapping[str, columns.Detections], options: EvaluateOptions
+) -> dict[str, Any]:
+    parts = {run: Protocol(name, truth, d, getattr(options.max_dets, name)) for run, d in found.items()}
+    once = np.ones(truth.pictures, dtype=np.int64)
+    values = {run: part.statistic(once) for run, part in parts.items()}
+    # one seed: replicate r draws the same pictures for every run
+    drawn = {run: replicates(p.statistic, truth.pictures, options.bootstrap, options.seed) for run, p in parts.items()}
+    base, *others = parts
+    categories = {run: part.ranked.average_precision() for run, part in parts.items()}
+    return {
+        "base": base,
+        "runs": {run: _numbers(values[run], drawn[run]) for run in parts},
+        "differences": {
+            run: {
+                "metrics": {
+                    metric: _difference(values[base][metric], values[run][metric], drawn[base], drawn[run], metric)
+                    for metric in values[base]
+                },
+                "categories": _categories(truth, categories[base], categories[run]),
+                "pictures": _pictures(parts[base], parts[run]),
+            }
+            for run in others
+        },
+    }
+
+
+def _numbers(values: dict[str, float], drawn: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        name: {"value": tables.none_if_nan(value), "interval": interval(drawn[name]) if drawn else None}
+        for name, value in values.items()
+    }
+
+
+def _difference(a: float, b: float, drawn_a: dict, drawn_b: dict, name: str) -> dict[str, Any]:
+    change = drawn_b[name] - drawn_a[name] if drawn_a else np.zeros(0)
+    return {"difference": tables.none_if_nan(b - a), "interval": interval(change), "p": two_sided_p(change)}
+
+
+def _categories(truth: truth_file.Truth, base: np.ndarray, other: np.ndarray) -> list[dict[str, Any]]:
+    """The categories whose AP changed most, largest change first."""
+    a, b = base.mean(axis=1), other.mean(axis=1)
+    order = sorted(np.flatnonzero(~np.isnan(a) & (a != b)), key=lambda k: (-abs(b[k] - a[k]), k))
+    return [
+        {"id": truth.categories[k].id, "name": truth.categories[k].name, "base": float(a[k]), "run": float(b[k])}
+        for k in order[:CATEGORIES_LISTED]
+    ]
+
+
+def _pictures(base: Protocol, other: Protocol) -> dict[str, int]:
+    """Pictures by what happened to their F1 at IoU .5."""
+    change = _picture_f1(other) - _picture_f1(base)
+    return {
+        "better": int((change > 1e-12).sum()),
+        "worse": int((change < -1e-12).sum()),
+        "equal": int((abs(change) <= 1e-12).sum()),
+    }
+
+
+def _picture_f1(part: Protocol) -> np.ndarray:
+    """F1 at IoU .5 of each picture, float64 [I]; 1 where there is nothing to find and nothing was said."""
+    hits, alarms, objects = part.honest.per_picture(0)
+    total = hits + alarms + objects
+    return np.divide(2.0 * hits, total, out=np.ones(len(hits)), where=total > 0)

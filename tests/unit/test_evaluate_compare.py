@@ -1,0 +1,128 @@
+"""Paired comparison of runs, from files to compare.json and its page."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from evaluate_cases import Case, generated
+
+from coordexp.errors import DataError
+from coordexp.evaluate import EvaluateOptions, evaluate
+from coordexp.evaluate.compare import SCHEMA, Run, compare, run_of
+from coordexp.evaluate.resample import interval, two_sided_p
+from coordexp.report import write_comparison
+
+OPTIONS = EvaluateOptions(bootstrap=60)
+
+
+def worse(case: Case) -> Case:
+    """The same run without the detections of its first category and with a wrong one in every third picture."""
+    other = copy.deepcopy(case)
+    for i, (image_id, found) in enumerate(case.detections.items()):
+        other.detections[image_id] = [row for row in found if row[0] != "thing0"]
+        if i % 3 == 0:
+            other.detections[image_id].append(("thing1", [1, 1, 9, 9], 1.0))
+    return other
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    case = generated(0, lvis=True, noise=2)
+    good, annotations = case.write(folder / "good")
+    bad, _ = worse(case).write(folder / "bad")
+    runs = [Run("good", good), Run("bad", bad)]
+    return folder, runs, annotations, compare(runs, annotations, OPTIONS, dataset="made", split="val")
+
+
+def test_values_are_those_of_evaluate(made):
+    _, runs, annotations, result = made
+    jsonschema.validate(result, json.loads(SCHEMA.read_text()))
+    for run in runs:
+        single = evaluate(run.predictions, annotations, OPTIONS, dataset="made", split="val")
+        for protocol in ("coco", "lvis"):
+            found = result[protocol]["runs"][run.name]
+            assert found["AP"]["value"] == pytest.approx(single[protocol]["metrics"]["AP"], abs=1e-12)
+            assert found["F1_50_micro"]["value"] == single[protocol]["f1"]["honest"]["micro"]["0.50"]
+            assert found["AP"]["interval"] == single[protocol]["intervals"]["values"]["AP"]
+
+
+def test_a_real_difference_is_seen_and_located(made):
+    *_, result = made
+    change = result["coco"]["differences"]["bad"]
+    ap = change["metrics"]["AP"]
+    low, high = ap["interval"]
+    assert low < ap["difference"] < high < 0 and ap["p"] <= 2 / 60
+    assert change["categories"][0]["name"] == "thing0" and change["categories"][0]["run"] == 0.0
+    assert change["pictures"]["worse"] > change["pictures"]["better"]
+    assert sum(change["pictures"].values()) == 30
+
+
+def test_pairing_narrows_the_interval(made):
+    *_, result = made
+    block = result["coco"]
+    alone = sum(np.diff(block["runs"][run]["AP"]["interval"])[0] for run in ("good", "bad"))
+    assert np.diff(block["differences"]["bad"]["metrics"]["AP"]["interval"])[0] < 0.8 * alone
+
+
+def test_a_run_against_itself(made):
+    _, runs, annotations, _ = made
+    twice = [runs[0], Run("again", runs[0].predictions)]
+    result = compare(twice, annotations, OPTIONS, dataset="made", split="val")
+    for row in result["lvis"]["differences"]["again"]["metrics"].values():
+        assert row == {"difference": 0.0, "interval": [0.0, 0.0], "p": 1.0}
+    assert result["lvis"]["differences"]["again"]["pictures"] == {"better": 0, "worse": 0, "equal": 30}
+
+
+def test_other_pictures_are_refused(made, tmp_path):
+    _, runs, annotations, _ = made
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(line + "\n" for line in runs[1].predictions.read_text().splitlines()[:20]))
+    options = EvaluateOptions(bootstrap=0, subset=True)
+    with pytest.raises(DataError, match="predicted other pictures"):
+        compare([runs[0], Run("part", part)], annotations, options, dataset="made", split="val")
+
+
+@pytest.mark.parametrize("names", [["one"], ["same", "same"]])
+def test_names_must_differ_and_be_two(made, names):
+    _, runs, annotations, _ = made
+    with pytest.raises(DataError, match="cannot compare"):
+        compare([Run(n, runs[0].predictions) for n in names], annotations, OPTIONS, dataset="made", split="val")
+
+
+def test_run_of_refuses_changed_files(made):
+    folder, runs, annotations, _ = made
+    evaluate(runs[0].predictions, annotations, OPTIONS, dataset="made", split="val", out=folder / "good" / "eval.json")
+    run, truth = run_of(folder / "good" / "eval.json")
+    assert (run, truth) == (runs[0], annotations)
+    copied = folder / "good" / "copy.jsonl"
+    copied.write_text(runs[0].predictions.read_text())
+    evaluate(copied, annotations, OPTIONS, dataset="made", split="val", out=folder / "good" / "eval.json")
+    copied.write_text(copied.read_text() + "\n")
+    with pytest.raises(DataError, match="has changed since the evaluation"):
+        run_of(folder / "good" / "eval.json")
+
+
+def test_page(made, tmp_path):
+    folder, runs, annotations, result = made
+    compare(runs, annotations, OPTIONS, dataset="made", split="val", out=folder / "compare.json")
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
+    write_comparison(tmp_path / "page.html", compare_json=folder / "compare.json", train_logs={"good": log})
+    page = (tmp_path / "page.html").read_text()
+    difference = result["lvis"]["differences"]["bad"]["metrics"]["AP50"]["difference"]
+    assert f"{difference:+.3f}" in page and "bad against good" in page and 'id="training"' in page
+    with pytest.raises(DataError, match="none of the runs"):
+        write_comparison(tmp_path / "no.html", compare_json=folder / "compare.json", train_logs={"other": log})
+
+
+def test_intervals_and_p_values_of_known_samples():
+    assert interval(np.arange(101) / 100) == pytest.approx([0.025, 0.975])
+    assert interval(np.array([np.nan, np.nan])) is None
+    assert two_sided_p(np.array([1.0, 2.0, 3.0, -1.0])) == 0.5
+    assert two_sided_p(np.ones(100)) == 0.01
+    assert two_sided_p(np.zeros(5)) == 1.0
