@@ -20,7 +20,7 @@ How = Literal["exact", "normalised", "synonym", "ambiguous", "unknown"]
 MAPPED: tuple[How, ...] = ("exact", "normalised", "synonym")
 
 _SEPARATORS = re.compile(r"[\s_\-/]+")
-_ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)")
+_ARTICLE = re.compile(r"^(?:(?:a|an|the)\s+)+(?=\S)")
 _EDGES = " \t\r\n.,;:!?\"'`"
 
 
