@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +45,11 @@ def objects(seed: int, poly: bool = False) -> list[Object]:
     return found
 
 
-def taught_checkpoint(folder: Path, style: PromptStyle, *, poly: bool = False, steps: int = 50) -> Path:
-    """A folder with an expanded tiny checkpoint that has seen one answer to each of `pictures`, `steps` times."""
+@functools.cache
+def taught_checkpoint(style: PromptStyle, *, poly: bool = False, steps: int = 100) -> Path:
+    """An expanded tiny checkpoint that has seen one answer to each of `pictures`, `steps` times; once a session."""
+    folder = Path(tempfile.mkdtemp(prefix="coordexp-taught-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     knobs = {"hidden": 64, "heads": 2, "kv_heads": 1, "layers": 2, "mlp": 128, "vocab_size": 600}
     tiny.build(folder / "plain", 7, **knobs, vision_hidden=48, vision_layers=1, vision_mlp=96, deepstack=(0,))
     vocab.expand(folder / "plain", folder / "expanded")

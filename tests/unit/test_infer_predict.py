@@ -22,8 +22,8 @@ OPTIONS = PredictOptions(batch_size=2, max_new_tokens=150)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return taught_checkpoint(tmp_path_factory.mktemp("taught"), STYLE)
+def model():
+    return taught_checkpoint(STYLE)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_duplicates_are_counted_and_dropped_on_request(model, records, tmp_path)
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("missing", "cannot read"), ("cut", "cannot read"), ("size", "expected (160, 96), found (96, 96)")],
+    [("missing", "cannot read"), ("cut", "cannot read"), ("size", r"expected \(160, 96\), found \(96, 96\)")],
 )
 def test_bad_pictures_are_named(model, records, tmp_path, change, message):
     for path in records.parent.iterdir():

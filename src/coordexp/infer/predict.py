@@ -14,6 +14,7 @@ from PIL import Image
 from coordexp.contract import Detection, Prediction, Record
 from coordexp.errors import ConfigError, DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.infer import calibrate
 from coordexp.infer.answer import Answer
 from coordexp.infer.checkpoint import Checkpoint
 from coordexp.infer.detections import drop_duplicates, read_answer
@@ -46,6 +47,7 @@ def predict(
     *,
     shard: int = 0,
     shards: int = 1,
+    calibration: str | Path | None = None,
     device: str | None = None,
 ) -> dict[str, float]:
     """Write one `contract.Prediction` line for each record of the shard to `out`; the run's counts and rates.
@@ -53,7 +55,7 @@ def predict(
     `records_jsonl` holds pixel-space records whose pictures lie on the model's grid. The shard is every
     `shards`-th record from `shard` (0-based) on; `gather` puts shards together. `out` appears whole; until
     then finished rows lie in a hidden file beside it, and the same call goes on from there. `categories` are
-    the names for the protocols that need them.
+    the names for the protocols that need them; `calibration` is a file of `calibrate.fit`.
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
@@ -76,7 +78,11 @@ def predict(
         for done in _run(checkpoint, jobs, records_jsonl.parent, emit_norm):
             store.add(done)
             progress.add([prediction for _, prediction in done])
-    write_jsonl(out, (store.rows[position] for position in range(len(records))))
+    rows = (store.rows[position] for position in range(len(records)))
+    if calibration is not None:
+        learnt = calibrate.load(calibration)
+        rows = (calibrate.calibrated(row, learnt) for row in rows)
+    write_jsonl(out, rows)
     store.remove()
     return progress.finish()
 

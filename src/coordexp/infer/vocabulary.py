@@ -15,7 +15,7 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Any):
-        backend = tokenizer.backend_tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         entries = backend.get_vocab(with_added_tokens=False)
         added = set(backend.get_added_tokens_decoder())
         self.size = backend.get_vocab_size(with_added_tokens=True)

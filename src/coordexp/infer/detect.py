@@ -1,0 +1,82 @@
+"""Detection in loose pictures: whatever size they have, boxes come back in their own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from PIL import Image, ImageOps
+
+from coordexp.contract import Detection, Metadata, Record
+from coordexp.errors import DataError, located
+from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.geometry.resize import Rule, grid_size
+from coordexp.infer.checkpoint import Checkpoint
+from coordexp.infer.options import PredictOptions
+from coordexp.infer.predict import combine, load_picture
+from coordexp.infer.protocol import Question, listed_questions
+from coordexp.prompt import PromptStyle
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What was found in one picture. `width` and `height` are pixels of the picture as it is looked at."""
+
+    path: str
+    width: int
+    height: int
+    detections: list[Detection]
+    text: str
+    problems: dict[str, int]
+
+    def boxes(self) -> list[list[float]]:
+        """[x1, y1, x2, y2] in pixels of the picture, in the order of `detections`."""
+        return [[v * (self.width, self.height)[n % 2] for n, v in enumerate(d.norm)] for d in self.detections]
+
+
+def detect(
+    model_dir: str | Path,
+    images: Sequence[str | Path],
+    categories: Sequence[str] | None = None,
+    options: PredictOptions | None = None,
+    style: PromptStyle | None = None,
+    *,
+    max_blocks: int = 768,
+    min_blocks: int = 4,
+    rule: Rule = "fill",
+    emit_norm: EmitNorm = "norm1000",
+    device: str | None = None,
+) -> list[Found]:
+    """Objects in the pictures `images`, in their order.
+
+    Pictures are turned upright (EXIF), resized to the model's grid within `max_blocks` tiles by `rule`, and
+    asked the open prompt, or for `categories`, `options.chunk` at a time. Errors name the picture.
+    """
+    options, style = options or PredictOptions(), style or PromptStyle()
+    if not images:
+        raise DataError("detect: no picture given\n  -> name at least one picture file")
+    paths = [Path(image) for image in images]
+    upright = [ImageOps.exif_transpose(load_picture(path, where=path.name)) for path in paths]
+    checkpoint = Checkpoint(model_dir, options, style, device)
+    budget = {"factor": checkpoint.factor, "max_blocks": max_blocks, "min_blocks": min_blocks}
+    resized = [_to_grid(picture, path, rule, budget) for picture, path in zip(upright, paths, strict=True)]
+    asked = listed_questions(list(categories), options) if categories else [Question(None, None)]
+    jobs = [(picture, question) for picture in resized for question in asked]
+    answers = []
+    for start in range(0, len(jobs), options.batch_size):
+        answers += checkpoint.answer(*zip(*jobs[start : start + options.batch_size], strict=True))
+    found = []
+    for n, path in enumerate(paths):
+        own = [(answer, checkpoint.text(answer)) for answer in answers[n * len(asked) : (n + 1) * len(asked)]]
+        record = Record([path.name], *resized[n].size, "pixel", [], Metadata(str(path), *upright[n].size))
+        row = combine(own, record, options, emit_norm)
+        found.append(Found(str(path), *upright[n].size, row.detections, row.text, row.problems))
+    return found
+
+
+def _to_grid(picture: Image.Image, path: Path, rule: Rule, budget: dict[str, int]) -> Image.Image:
+    try:
+        size = grid_size(*picture.size, rule, **budget)
+    except ValueError as error:
+        raise DataError(located(str(error), file=path)) from error
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)

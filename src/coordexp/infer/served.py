@@ -1,0 +1,149 @@
+"""Answers that another server generated, as predictions: vLLM, SGLang, transformers, or any list of texts.
+
+One JSON line is one answer, in any of these layouts (see docs/serving.md):
+
+| layout                        | text                           | why it ended             |
+|-------------------------------|--------------------------------|--------------------------|
+| OpenAI chat completion        | `choices[0].message.content`   | `choices[0].finish_reason` |
+| OpenAI completion             | `choices[0].text`              | `choices[0].finish_reason` |
+| OpenAI batch output           | `response.body` is one of both | as there                 |
+| SGLang `/generate`            | `text`                         | `meta_info.finish_reason.type` |
+| transformers, or your own     | `generated_text` or `text`     | `finish_reason`          |
+
+`custom_id` or `image_id` names the picture; without one, lines are in the order of the records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from coordexp.contract import COORD_TOKEN, Detection, Prediction, Record
+from coordexp.errors import DataError, located
+from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.infer.detections import decode_coords
+from coordexp.io import enumerate_lines, read_jsonl, read_records, write_jsonl
+from coordexp.parse import ParsedObject, parse_answer
+
+
+class Served(NamedTuple):
+    """One answer of a server. `tokens` are (text, log probability) pairs where the server gave them."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    image_id: str | None
+    tokens: list[tuple[str, float]]
+
+
+def parse_served(
+    responses_jsonl: str | Path,
+    records_jsonl: str | Path,
+    out: str | Path,
+    emit_norm: EmitNorm = "norm1000",
+    protocol: str = "served",
+) -> dict[str, int]:
+    """Write one `contract.Prediction` a record from the responses of a server; counts, problems by reason included.
+
+    `records_jsonl` are the pixel-space records that were asked about. Every record needs exactly one answer.
+    A coordinate is its token's bin. With log probabilities in the response a score is made from them, without
+    any it is 1.0 for every detection, which ranks nothing.
+    """
+    records = list(read_records(records_jsonl, "pixel"))
+    answers = _assign(responses_jsonl, [str(record.metadata.image_id) for record in records])
+    rows = [_prediction(answer, record, emit_norm, protocol) for answer, record in zip(answers, records, strict=True)]
+    write_jsonl(out, rows)
+    counts = Counter({"pictures": len(rows), "detections": sum(len(row.detections) for row in rows)})
+    for row in rows:
+        counts.update(row.problems)
+    return dict(counts)
+
+
+def read_response(value: Any, where: str = "response") -> Served:
+    """One response in any layout of the module's table; DataError naming `where` for any other."""
+    if isinstance(value, str):
+        return Served(value, "stop", None, [])
+    if not isinstance(value, dict):
+        raise DataError(located("not a response", file=where, expected="a JSON object", found=type(value).__name__))
+    image_id = value.get("custom_id", value.get("image_id"))
+    body = value["response"].get("body") if isinstance(value.get("response"), dict) else value
+    text, reason, tokens = _text_of(body if isinstance(body, dict) else {})
+    if text is None:
+        fix = "see docs/serving.md for the layouts that are read"
+        raise DataError(located("no answer in this response", file=where, found=sorted(value), fix=fix))
+    return Served(text, "length" if reason == "length" else "stop", None if image_id is None else str(image_id), tokens)
+
+
+def _text_of(body: dict[str, Any]) -> tuple[str | None, str | None, list[tuple[str, float]]]:
+    if isinstance(body.get("choices"), list) and body["choices"]:
+        choice = body["choices"][0]
+        text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
+        content = (choice.get("logprobs") or {}).get("content") or []
+        return text, choice.get("finish_reason"), [(item["token"], item["logprob"]) for item in content]
+    reason = body.get("finish_reason")
+    meta = body.get("meta_info")
+    if isinstance(meta, dict):
+        reason = meta.get("finish_reason")
+        reason = reason.get("type") if isinstance(reason, dict) else reason
+    text = body.get("generated_text", body.get("text"))
+    return (text if isinstance(text, str) else None), reason, []
+
+
+def _assign(path: str | Path, image_ids: Sequence[str]) -> list[Served]:
+    """The answers in the order of the records."""
+    numbers = [number for number, _ in enumerate_lines(path)]
+    answers = [read_response(value, f"{path}:{n}") for n, value in zip(numbers, read_jsonl(path), strict=True)]
+    if len(answers) != len(image_ids):
+        fix = "ask for every record once"
+        raise DataError(located("count of answers", file=path, expected=len(image_ids), found=len(answers), fix=fix))
+    if all(answer.image_id is None for answer in answers):
+        return answers
+    by_id = {answer.image_id: answer for answer in answers}
+    missing = [image_id for image_id in image_ids if image_id not in by_id]
+    if missing:
+        fix = "send the record's image_id as custom_id, once each"
+        raise DataError(located("no answer for an image", file=path, field="custom_id", expected=missing[0], fix=fix))
+    return [by_id[image_id] for image_id in image_ids]
+
+
+def _prediction(answer: Served, record: Record, emit_norm: EmitNorm, protocol: str) -> Prediction:
+    parsed = parse_answer(answer.text)
+    problems = Counter(parsed.problems)
+    tokens = answer.tokens if "".join(text for text, _ in answer.tokens) == answer.text else []
+    problems["logprobs_unaligned"] += bool(answer.tokens) and not tokens
+    size = (record.width, record.height)
+    return Prediction(
+        image_id=record.metadata.image_id,
+        source_width=record.metadata.source_width,
+        source_height=record.metadata.source_height,
+        protocol=protocol,
+        finish=answer.finish if parsed.complete else "length",
+        text=answer.text,
+        detections=[_detection(obj, _span_logprobs(obj, tokens), size, emit_norm) for obj in parsed.objects],
+        problems={reason: count for reason, count in problems.items() if count},
+    )
+
+
+def _span_logprobs(obj: ParsedObject, tokens: list[tuple[str, float]]) -> dict[str, float]:
+    """Log probabilities of the tokens inside the object's text: mean over its slots, sum over the rest."""
+    slots, others, start = [], [], 0
+    for text, logprob in tokens:
+        if obj.span[0] <= start < obj.span[1]:
+            (slots if COORD_TOKEN.fullmatch(text.strip()) else others).append(logprob)
+        start += len(text)
+    return {"desc_logprob": sum(others), "slot_logprob": sum(slots) / len(slots)} if slots else {}
+
+
+def _detection(obj: ParsedObject, parts: dict[str, float], size: tuple[int, int], emit_norm: EmitNorm) -> Detection:
+    coords = decode_coords(obj.bins, size, emit_norm)
+    xs, ys = coords[0::2], coords[1::2]
+    return Detection(
+        desc=obj.desc,
+        norm=[min(xs), min(ys), max(xs), max(ys)],
+        score=math.exp(min(0.0, sum(parts.values()))),
+        bins=obj.bins,
+        score_parts=parts,
+        poly=coords if obj.kind == "poly" else None,
+    )
