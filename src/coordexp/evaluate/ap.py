@@ -53,14 +53,12 @@ class RankedMatches:
             objects = np.bincount(self._object_group, minlength=self.groups)
         else:
             objects = np.bincount(self._object_group, weights[self._object_image], minlength=self.groups)
-        objects = objects.astype(np.int64)
-        needed = _needed(objects)
         out = np.full((self.groups, self.thresholds), np.nan)
         for t in range(self.thresholds):
-            out[:, t] = self._one(t, weights, needed, objects > 0)
+            out[:, t] = self._one(t, weights, objects.astype(np.int64))
         return out
 
-    def _one(self, t: int, weights: np.ndarray | None, needed: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    def _one(self, t: int, weights: np.ndarray | None, objects: np.ndarray) -> np.ndarray:
         counted, right, group = self._counted[t], self._right[t], self._group[t]
         if weights is None:
             all_seen, gained = np.arange(1, len(counted) + 1), np.ones(len(right), dtype=np.int64)
@@ -69,31 +67,23 @@ class RankedMatches:
             all_seen, gained = np.cumsum(per_detection), per_detection[right]
         before = np.concatenate([[0], all_seen])[self._begin[t]]  # detections ahead of each group
         hits = np.cumsum(gained)
-        ahead = np.concatenate([[0], hits])[np.searchsorted(group, np.arange(self.groups))]
+        first = np.searchsorted(group, np.arange(self.groups))
         seen = all_seen[right] - before[group]
-        own = hits - ahead[group]
+        own = hits - np.concatenate([[0], hits])[first][group]
         precision = np.divide(own, seen, out=np.zeros(len(own)), where=seen > 0)
         # running maximum from the right within each group: lift every group above those behind it
         lift = 2.0 * (self.groups - 1 - group)
         best = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
-        # first hit that brings the group to the needed count; none if it lies beyond the group's own hits
-        total = np.bincount(group, gained, minlength=self.groups)
-        reached = needed <= total[:, None]
-        at = np.searchsorted(hits, ahead[:, None] + needed)
-        values = np.where(reached, np.append(best, 0.0)[np.minimum(at, len(best))], 0.0)
-        return np.where(exists, values.mean(axis=1), np.nan)
+        # how many of the 101 recalls are reached up to each hit, and so how many this hit brings
+        recall = np.divide(own, objects[group], out=np.zeros(len(own)), where=objects[group] > 0)
+        reached = np.where(own > 0, np.searchsorted(RECALLS, recall, "right"), 0)
+        earlier = np.concatenate([[0], reached[:-1]])[: len(reached)]
+        earlier[first[first < len(group)]] = 0
+        total = np.bincount(group, best * (reached - earlier), minlength=self.groups)
+        return np.where(objects > 0, total / len(RECALLS), np.nan)
 
 
 def mean_ap(ap: np.ndarray) -> float:
     """Mean over the categories that have truth; nan when none has."""
     kept = ap[~np.isnan(ap[:, 0])]
     return float(kept.mean()) if len(kept) else float("nan")
-
-
-def _needed(objects: np.ndarray) -> np.ndarray:
-    """Smallest k with k / objects >= recall, as COCOeval's searchsorted on floats sees it; int64 [groups, 101]."""
-    total = np.maximum(objects, 1)[:, None]
-    count = np.ceil(RECALLS * total).astype(np.int64)
-    count = np.where((count - 1) / total >= RECALLS, count - 1, count)
-    count = np.where(count / total >= RECALLS, count, count + 1)
-    return np.maximum(count, 1)

@@ -45,8 +45,8 @@ class F1Table:
             keep = np.isin(matches.image * matches.categories + matches.category, present)
         self.categories, self.pictures = matches.categories, matches.pictures
         self._image, self._category = matches.image[keep], matches.category[keep]
-        self._hits = matches.matched[keep]
-        self._alarms = ~(matches.matched | matches.ignored)[keep]
+        self._hits = [np.flatnonzero(flags) for flags in matches.matched[keep].T]
+        self._ignored = [np.flatnonzero(flags) for flags in matches.ignored[keep].T]
         self._object_image = matches.object_image[matches.counts]
         self._object_category = _counted(matches)
         self._unmapped = unmapped[:0] if usual else unmapped
@@ -56,21 +56,25 @@ class F1Table:
         """Counts with each picture taken `weights` (int64 [I]) times, once each without."""
         weights = np.ones(self.pictures, dtype=np.int64) if weights is None else weights
         own = weights[self._image]
+        given = np.bincount(self._category, own, minlength=self.categories)
+        hits = self._sum(self._hits, own)
         return Counts(
-            hits=self._sum(self._hits, own),
-            alarms=self._sum(self._alarms, own),
+            hits=hits,
+            alarms=given[:, None] - hits - self._sum(self._ignored, own),
             objects=np.bincount(self._object_category, weights[self._object_image], minlength=self.categories),
             unmapped=float(weights[self._unmapped].sum()),
         )
 
-    def _sum(self, flags: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        columns = [np.bincount(self._category[f], weight[f], minlength=self.categories) for f in flags.T]
+    def _sum(self, rows: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
+        columns = [np.bincount(self._category[r], weight[r], minlength=self.categories) for r in rows]
         return np.stack(columns, axis=1)
 
     def per_picture(self, at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hits, false alarms and objects of each picture at threshold `at`; int64 [I] each."""
-        hits = np.bincount(self._image[self._hits[:, at]], minlength=self.pictures)
-        alarms = np.bincount(self._image[self._alarms[:, at]], minlength=self.pictures)
+        hits, ignored = (
+            np.bincount(self._image[rows[at]], minlength=self.pictures) for rows in (self._hits, self._ignored)
+        )
+        alarms = np.bincount(self._image, minlength=self.pictures) - hits - ignored
         alarms += np.bincount(self._unmapped, minlength=self.pictures)
         return hits, alarms, np.bincount(self._object_image, minlength=self.pictures)
 
