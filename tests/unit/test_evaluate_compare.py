@@ -11,9 +11,13 @@ import pytest
 from evaluate_cases import Case, generated
 
 from coordexp.errors import DataError
-from coordexp.evaluate import EvaluateOptions, evaluate
+from coordexp.evaluate import EvaluateOptions, evaluate, foreign
+from coordexp.evaluate import detections as columns
+from coordexp.evaluate import truth as truth_file
 from coordexp.evaluate.compare import SCHEMA, Run, compare, run_of
-from coordexp.evaluate.resample import interval, two_sided_p
+from coordexp.evaluate.labels import LabelMap
+from coordexp.evaluate.protocol import Protocol
+from coordexp.evaluate.resample import interval, replicates, two_sided_p
 from coordexp.report import write_comparison
 
 OPTIONS = EvaluateOptions(bootstrap=60)
@@ -32,7 +36,7 @@ def worse(case: Case) -> Case:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    case = generated(0, lvis=True, noise=2)
+    case = generated(0, lvis=True, noise=2, pictures=90)
     good, annotations = case.write(folder / "good")
     bad, _ = worse(case).write(folder / "bad")
     runs = [Run("good", good), Run("bad", bad)]
@@ -59,7 +63,7 @@ def test_a_real_difference_is_seen_and_located(made):
     assert low < ap["difference"] < high < 0 and ap["p"] <= 2 / 60
     assert change["categories"][0]["name"] == "thing0" and change["categories"][0]["run"] == 0.0
     assert change["pictures"]["worse"] > change["pictures"]["better"]
-    assert sum(change["pictures"].values()) == 30
+    assert sum(change["pictures"].values()) == 90
 
 
 def test_pairing_narrows_the_interval(made):
@@ -75,7 +79,7 @@ def test_a_run_against_itself(made):
     result = compare(twice, annotations, OPTIONS, dataset="made", split="val")
     for row in result["lvis"]["differences"]["again"]["metrics"].values():
         assert row == {"difference": 0.0, "interval": [0.0, 0.0], "p": 1.0}
-    assert result["lvis"]["differences"]["again"]["pictures"] == {"better": 0, "worse": 0, "equal": 30}
+    assert result["lvis"]["differences"]["again"]["pictures"] == {"better": 0, "worse": 0, "equal": 90}
 
 
 def test_other_pictures_are_refused(made, tmp_path):
@@ -121,8 +125,36 @@ def test_page(made, tmp_path):
 
 
 def test_intervals_and_p_values_of_known_samples():
-    assert interval(np.arange(101) / 100) == pytest.approx([0.025, 0.975])
-    assert interval(np.array([np.nan, np.nan])) is None
-    assert two_sided_p(np.array([1.0, 2.0, 3.0, -1.0])) == 0.5
-    assert two_sided_p(np.ones(100)) == 0.01
-    assert two_sided_p(np.zeros(5)) == 1.0
+    replicates = np.arange(101) / 100
+    assert interval(0.5, replicates) == pytest.approx([0.025, 0.975])
+    assert interval(0.4, replicates) == pytest.approx([0.0, 0.775])  # reflected and cut at the limit
+    assert interval(0.0, -replicates, (-1.0, 1.0)) == pytest.approx([0.0, 0.975])
+    assert interval(0.5, np.array([np.nan])) is None and interval(float("nan"), replicates) is None
+    assert two_sided_p(1.0, np.array([0.0, 0.5, 1.0, 2.5])) == 0.5
+    assert two_sided_p(1.0, np.ones(100)) == 0.01
+    assert two_sided_p(-1.0, -np.ones(100)) == 0.01
+    assert two_sided_p(0.0, np.zeros(5)) == 1.0
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_value_of_the_population(tmp_path):
+    case = generated(7, lvis=True, pictures=3000, noise=3)
+    rng = np.random.default_rng(0)
+    for image_id, found in case.detections.items():
+        case.detections[image_id] = [(desc, box, float(rng.uniform())) for desc, box, _ in found]
+    predictions, annotations = case.write(tmp_path)
+    truth = truth_file.load(annotations)
+    found, _ = columns.collect(foreign.read(predictions, truth), truth, LabelMap(truth.categories))
+    whole = Protocol("coco", truth, found, 100).statistic(np.ones(3000, dtype=int))
+    held = dict.fromkeys(whole, 0)
+    for seed in range(60):
+        keep = np.zeros(3000, dtype=bool)
+        keep[rng.choice(3000, 100, replace=False)] = True
+        rows = found.take(keep[found.image]).renumbered(np.cumsum(keep) - 1)
+        part = Protocol("coco", truth.restricted(keep), rows, 100)
+        values, drawn = part.statistic(np.ones(100, dtype=int)), replicates(part.statistic, 100, 50, seed)
+        for name in held:
+            low, high = interval(values[name], drawn[name])
+            held[name] += low <= whole[name] <= high
+    # 95 % of 60 are 57; 50 replicates and 100 pictures make it a little less
+    assert min(held.values()) >= 49, held

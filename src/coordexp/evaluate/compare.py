@@ -16,7 +16,7 @@ from coordexp.evaluate import foreign, tables
 from coordexp.evaluate import truth as truth_file
 from coordexp.evaluate.labels import LabelMap
 from coordexp.evaluate.protocol import Name, Protocol
-from coordexp.evaluate.resample import interval, replicates, two_sided_p
+from coordexp.evaluate.resample import INTERVALS, interval, replicates, two_sided_p
 from coordexp.evaluate.run import EvaluateOptions, protocols_of, restrict
 from coordexp.io import read_json, sha256_file, write_json
 
@@ -91,7 +91,7 @@ def compare(
             {"name": r.name, "path": str(r.predictions), "layout": r.layout, "sha256": sha256_file(r.predictions)}
             for r in runs
         ],
-        "intervals": f"95 % percentile bootstrap over pictures, {options.bootstrap} replicates, seed {options.seed}",
+        "intervals": f"{INTERVALS}, {options.bootstrap} replicates, seed {options.seed}",
         "not_computed": skipped,
         **dict.fromkeys(("coco", "lvis")),
         **{name: _block(name, first, found, options) for name in names},
@@ -137,14 +137,18 @@ def _block(
 
 def _numbers(values: dict[str, float], drawn: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
-        name: {"value": tables.none_if_nan(value), "interval": interval(drawn[name]) if drawn else None}
+        name: {"value": tables.none_if_nan(value), "interval": interval(value, drawn[name]) if drawn else None}
         for name, value in values.items()
     }
 
 
 def _difference(a: float, b: float, drawn_a: dict, drawn_b: dict, name: str) -> dict[str, Any]:
     change = drawn_b[name] - drawn_a[name] if drawn_a else np.zeros(0)
-    return {"difference": tables.none_if_nan(b - a), "interval": interval(change), "p": two_sided_p(change)}
+    return {
+        "difference": tables.none_if_nan(b - a),
+        "interval": interval(b - a, change, (-1.0, 1.0)),
+        "p": two_sided_p(b - a, change),
+    }
 
 
 def _categories(truth: truth_file.Truth, base: np.ndarray, other: np.ndarray) -> list[dict[str, Any]]:

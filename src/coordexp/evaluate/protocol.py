@@ -11,7 +11,7 @@ from coordexp.evaluate.ap import RankedMatches, mean_ap
 from coordexp.evaluate.calibration import calibration
 from coordexp.evaluate.detections import Detections
 from coordexp.evaluate.match import Matches, match
-from coordexp.evaluate.resample import interval, replicates
+from coordexp.evaluate.resample import INTERVALS, interval, replicates
 from coordexp.evaluate.truth import Truth
 
 Name = Literal["coco", "lvis"]
@@ -68,6 +68,7 @@ def block(protocol: Protocol, *, bootstrap: int, seed: int) -> dict[str, Any]:
     """The protocol's block of eval.json."""
     truth, detections, matches = protocol.truth, protocol.detections, protocol.matches
     scores = protocol.scores()
+    values = protocol.statistic(np.ones(truth.pictures, dtype=np.int64))
     drawn = replicates(protocol.statistic, truth.pictures, bootstrap if truth.pictures else 0, seed)
     result: dict[str, Any] = {
         "description": DESCRIPTIONS[protocol.name].format(max_dets=protocol.max_dets),
@@ -89,9 +90,9 @@ def block(protocol: Protocol, *, bootstrap: int, seed: int) -> dict[str, Any]:
             "unmapped_false_positives": len(protocol.unmapped),
         },
         "intervals": {
-            "description": f"95 % percentile bootstrap over pictures, {bootstrap} replicates, seed {seed}",
+            "description": f"{INTERVALS}, {bootstrap} replicates, seed {seed}",
             "replicates": bootstrap,
-            "values": {name: interval(values) for name, values in drawn.items()},
+            "values": {name: interval(values[name], replicate) for name, replicate in drawn.items()},
         },
         "f1": {"honest": f1.summary(protocol.honest), "usual": f1.summary(protocol.usual)},
         "calibration": _calibration(protocol),

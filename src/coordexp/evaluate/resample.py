@@ -8,6 +8,7 @@ import numpy as np
 
 Statistic = Callable[[np.ndarray], dict[str, float]]
 CONFIDENCE = 0.95
+INTERVALS = "95 % basic bootstrap intervals over pictures"
 
 
 def replicates(statistic: Statistic, pictures: int, count: int, seed: int) -> dict[str, np.ndarray]:
@@ -20,20 +21,26 @@ def replicates(statistic: Statistic, pictures: int, count: int, seed: int) -> di
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
-def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> list[float] | None:
-    """Percentile interval [low, high]; None when no replicate has a number."""
+def interval(value: float, values: np.ndarray, limits: tuple[float, float] = (0.0, 1.0)) -> list[float] | None:
+    """Basic bootstrap interval [low, high] of `value` from its replicates, within `limits`; None without a number.
+
+    The replicates' quantiles are reflected at the value. A doubled picture doubles its hits at the same
+    scores, so replicates of AP lie above it; percentiles as they are would miss the true AP half of the time.
+    """
     values = values[~np.isnan(values)]
-    if not len(values):
+    if not len(values) or np.isnan(value):
         return None
-    tail = (1 - confidence) / 2
-    return [float(q) for q in np.quantile(values, [tail, 1 - tail])]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = 2 * value - np.quantile(values, [1 - tail, tail])
+    low, high = np.clip([min(low, value), max(high, value)], *limits)
+    return [float(low), float(high)]
 
 
-def two_sided_p(differences: np.ndarray) -> float | None:
-    """Bootstrap p-value of "no difference": twice the smaller share of replicates on one side of zero."""
-    values = differences[~np.isnan(differences)]
-    if not len(values):
+def two_sided_p(value: float, values: np.ndarray) -> float | None:
+    """p-value of "no difference" for a difference and its replicates: the level at which `interval` meets zero."""
+    values = values[~np.isnan(values)]
+    if not len(values) or np.isnan(value):
         return None
-    below, above = (values <= 0).mean(), (values >= 0).mean()
-    # a count of replicates cannot show less than one of them
-    return float(min(1.0, max(2 * min(below, above), 1 / len(values))))
+    smaller = min((values >= 2 * value).mean(), (values <= 2 * value).mean())
+    # so many replicates cannot show less than one of them
+    return float(min(1.0, max(2 * smaller, 1 / len(values))))
