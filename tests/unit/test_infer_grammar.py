@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from coordexp.contract import Object, coord_token
+from coordexp.contract import WILDCARD_TOKEN, Object, coord_token, coord_tokens
 from coordexp.errors import DataError
 from coordexp.infer import automaton
 from coordexp.infer.grammar import compile_grammar
@@ -49,6 +49,20 @@ def vocabulary(tiny_model):
     return vocabulary
 
 
+@pytest.fixture(scope="module")
+def published():
+    """The published Qwen3 vocabulary with the coordinate tokens behind it."""
+    from model_helpers import qwen3_tokenizer
+    from tokenizers import AddedToken
+
+    tokenizer = qwen3_tokenizer()
+    added = [WILDCARD_TOKEN, *coord_tokens()]
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    vocabulary = Vocabulary(tokenizer)
+    vocabulary.coords = range(151670, 152670)
+    return vocabulary
+
+
 def thing(desc: str, poly: int = 0) -> Object:
     """A box, or a polygon of `poly` points."""
     tokens = [coord_token(k) for k in range(2 * poly or 4)]
@@ -67,6 +81,16 @@ def test_every_rendered_answer_is_a_path(vocabulary, style, labels):
             [thing(label, 20), thing(label), thing("dog" if labels is None else "cat")],
         ):
             assert grammar.admits(vocabulary.cut(render_answer(objects, style)), vocabulary.coords), label
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
+@pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
+def test_every_rendered_answer_is_a_path_in_the_published_vocabulary(published, style, labels):
+    grammar = compile_grammar(published, style, kinds=("bbox_2d", "poly"), labels=labels)
+    assert grammar.admits(published.cut(render_answer([], style)), published.coords)
+    for label in LABELS:
+        objects = [thing("cat"), thing(label, 3), thing(label)]
+        assert grammar.admits(published.cut(render_answer(objects, style)), published.coords), label
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -127,7 +151,10 @@ def test_random_walks_parse(vocabulary, style, labels):
     assert objects > 20
 
 
-def test_the_skeleton_is_forced(vocabulary):
+@pytest.mark.parametrize("name", ["vocabulary", "published"])
+def test_the_skeleton_costs_nothing(name, request):
+    """Of an answer's tokens only the description's, the coordinates and the end are open choices."""
+    vocabulary = request.getfixturevalue(name)
     grammar = compile_grammar(vocabulary, STYLES[0])
     tokens = vocabulary.cut(render_answer([thing("cat")] * 3, STYLES[0]))
     number, free = grammar.start, 0
@@ -136,7 +163,7 @@ def test_the_skeleton_is_forced(vocabulary):
         free += node.forced is None and node.guess != token
         number = node.after(token)
     descriptions = len(vocabulary.cut("cat")) + 1
-    assert free == 3 * (descriptions + 4) + 1  # texts with their closing quotes, four slots each, the end
+    assert free == 3 * (descriptions + 4) + 1
 
 
 def test_labels_are_needed(vocabulary):

@@ -27,13 +27,11 @@ class Automaton:
 
     blank, text: states inside a description before and after its first visible character.
     context: state -> text since the last coordinate token, with `SAMPLE_DESC` for the description.
-    closing: states from which only the end of the answer can follow.
     """
 
     edges: list[dict[int, int]] = field(default_factory=list)
     slots: dict[int, tuple[Role, int]] = field(default_factory=dict)
     context: dict[int, str] = field(default_factory=dict)
-    closing: set[int] = field(default_factory=set)
     start: int = 0
     end: int = 0
     blank: int = 0
@@ -85,16 +83,11 @@ class _Builder:
             heads = self.geometries(self.literal(f'{style.comma}"desc"{style.colon}"', out.blank))
             fields = lambda: self.literal('"', self.named(heads))  # noqa: E731
         following = self.literal(style.comma[1:] + "{", fields())
-        out.edges[after_object] = {ord("]"): self.close(), ord(","): following}
-        first_object = self.state({ord("]"): self.close(), ord("{"): fields()})
+        out.edges[after_object] = {ord("]"): self.literal("}", out.end), ord(","): following}
+        first_object = self.state({ord("]"): self.literal("}", out.end), ord("{"): fields()})
         out.start = self.literal(f'{{"objects"{style.colon}[', first_object)
         self.note_contexts()
         return out
-
-    def close(self) -> int:
-        state = self.literal("}", self.out.end)
-        self.out.closing |= {state, self.out.end}
-        return state
 
     def state(self, edges: Mapping[int, int] | None = None) -> int:
         self.out.edges.append(dict(edges or {}))

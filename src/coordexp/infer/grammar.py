@@ -8,7 +8,7 @@ and only their token sequences exist.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -124,30 +124,39 @@ class OpenGrammar(Grammar):
 
     def _skeleton(self, state: int) -> Node:
         layout = self.layout
-        candidates = self._reachable(state, (t for b in layout.edges[state] for t in self.vocabulary.by_first_byte[b]))
+        candidates = self._reachable(state)
         prefix = layout.context[state]
         follow = {t: s for t, s in candidates.items() if self._is_cut(prefix, t, s)}
         if not follow:  # a cutting that training never shows led here: go on with the best cutting of what is left
             cuts = [self.vocabulary.cut(text)[0] for text, _ in layout.endings(state)]
             follow = {t: candidates[t] for t in cuts if t in candidates}
-        closes = frozenset(t for t, s in follow.items() if s in layout.closing)
-        spans = [t for t, s in follow.items() if s not in layout.context and s not in layout.slots and s != layout.end]
-        guess = None
-        if len(follow) > 1 and len(spans) == len(follow):
-            guess = self._cut_at(prefix + layout.endings(state)[0][0], len(prefix))
-            guess = guess if guess in follow else None
-        elif len(follow) > 1 and len(follow) == len(closes) + 1:
-            guess = next(t for t in follow if t not in closes)
-        return Node("choice", follow, frozenset() if len(closes) == len(follow) else closes, guess)
+        closes = frozenset(t for t, s in follow.items() if self._only_end(s))
+        if len(closes) == len(follow):
+            closes = frozenset()
+        return Node("choice", follow, closes, self._guess(state, follow, closes) if len(follow) > 1 else None)
+
+    def _guess(self, state: int, follow: dict[int, int], closes: frozenset[int]) -> int | None:
+        """A further object rather than none, and an opening quote alone rather than with a sign after it."""
+        if closes:
+            others = [token for token in follow if token not in closes]
+            return others[0] if len(others) == 1 else None
+        prefix = self.layout.context[state]
+        usual = self._cut_at(prefix + self.layout.endings(state)[0][0], len(prefix))
+        return usual if usual in follow and follow[usual] == self.layout.blank else None
+
+    def _only_end(self, state: int) -> bool:
+        if state == self.layout.end:
+            return True
+        return state in self.layout.context and all(self._only_end(s) for s in self.node(state).follow.values())
 
     def _description(self, state: int) -> Node:
         layout, vocabulary = self.layout, self.vocabulary
         inside = state in (layout.blank, layout.text)
-        follow = self._reachable(state, vocabulary.others if inside else vocabulary.spelling.items())
+        follow = self._reachable(state, vocabulary.others if inside else None)
         ends = {t: s for t, s in follow.items() if s in layout.context or s == layout.end}
         finish = {t: s for t, s in ends.items() if self._is_cut(automaton.SAMPLE_DESC, t, s)}
         follow = {t: s for t, s in follow.items() if t not in ends or t in finish}
-        closes = frozenset(t for t, s in finish.items() if s in layout.closing)
+        closes = frozenset(t for t, s in finish.items() if self._only_end(s))
         allowed = np.zeros(vocabulary.size, dtype=bool)
         allowed[list(follow)] = True
         if inside:
@@ -155,7 +164,10 @@ class OpenGrammar(Grammar):
         default = layout.text if inside else None
         return Node("text", follow, closes, allowed=allowed, default=default, finish=frozenset(finish))
 
-    def _reachable(self, state: int, tokens: Any) -> dict[int, int]:
+    def _reachable(self, state: int, tokens: Iterable[tuple[int, bytes]] | None = None) -> dict[int, int]:
+        """Where each of `tokens` (all of them if None) leads from `state`."""
+        by_first_byte = self.vocabulary.by_first_byte
+        tokens = tokens or (entry for byte in self.layout.edges[state] for entry in by_first_byte.get(byte, ()))
         walked = ((token, self.layout.walk(state, data)) for token, data in tokens)
         return {token: following for token, following in walked if following is not None}
 
