@@ -14,10 +14,11 @@ from coordexp.errors import DataError
 from coordexp.evaluate import EvaluateOptions, evaluate, foreign
 from coordexp.evaluate import detections as columns
 from coordexp.evaluate import truth as truth_file
-from coordexp.evaluate.compare import SCHEMA, Run, compare, run_of
+from coordexp.evaluate.compare import SCHEMA, Run, compare, compare_evaluated, run_of
 from coordexp.evaluate.labels import LabelMap
 from coordexp.evaluate.protocol import Protocol
 from coordexp.evaluate.resample import interval, replicates, two_sided_p
+from coordexp.io import sha256_file
 from coordexp.report import write_comparison
 
 OPTIONS = EvaluateOptions(bootstrap=60)
@@ -109,6 +110,20 @@ def test_run_of_refuses_changed_files(made):
     copied.write_text(copied.read_text() + "\n")
     with pytest.raises(DataError, match="has changed since the evaluation"):
         run_of(folder / "good" / "eval.json")
+
+
+def test_runs_with_an_eval_json(made, tmp_path):
+    _, runs, annotations, result = made
+    paths = [tmp_path / run.name / "eval.json" for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        evaluate(run.predictions, annotations, OPTIONS, dataset="made", split="val", out=path)
+    assert compare_evaluated(paths) == result
+    _, other = generated(1, lvis=True, pictures=90).write(tmp_path)
+    content = json.loads(paths[1].read_text())
+    content["inputs"]["annotations"] = {"path": str(other), "sha256": sha256_file(other), "bytes": 1}
+    paths[1].write_text(json.dumps(content))
+    with pytest.raises(DataError, match="different annotations"):
+        compare_evaluated(paths)
 
 
 def test_page(made, tmp_path):

@@ -110,8 +110,9 @@ def test_unmapped_detections_are_counted_and_wrong_in_coco(tmp_path):
         (lambda line: line.update(image_id=999), "picture 999 is not in the annotations"),
         (lambda line: line.update(image_id=2), "picture 2 occurs again"),
         (lambda line: line.update(source_width=1), "another size"),
-        (lambda line: line["detections"].append({"desc": "x", "norm": [0, 0, 1], "score": 1.0}), "not a box"),
-        (lambda line: line["detections"].append({"desc": "x", "norm": [0, 0, 1, 1], "score": "1"}), "not a prediction"),
+        (lambda line: line["detections"].append(detection(norm=[0, 0, 1])), "not a box"),
+        (lambda line: line["detections"].append(detection(score="1")), "not a prediction"),
+        (lambda line: line["detections"].append(detection(poly=[0, 0, 1, 1])), "not a polygon"),
     ],
 )
 def test_broken_predictions_name_the_line(tmp_path, change, message):
@@ -171,6 +172,10 @@ def test_options_from_config():
     assert (options.protocols, options.max_dets.coco, options.subset) == (("coco",), 50, False)
     with pytest.raises(ConfigError, match="protocolls"):
         options_from({"protocolls": []})
+
+
+def detection(**fields) -> dict:
+    return {"desc": "x", "norm": [0, 0, 1, 1], "score": 1.0, **fields}
 
 
 def image(image_id: int) -> dict:

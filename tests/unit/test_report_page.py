@@ -14,6 +14,7 @@ from PIL import Image
 from coordexp.errors import DataError
 from coordexp.evaluate import EvaluateOptions, evaluate
 from coordexp.report import headline, write
+from coordexp.report import page as page_module
 from coordexp.report.curves import loss_picture, losses, read_log
 
 LOG = [{"step": i, "loss": 5 / i, "l1": 1 / i, "learning_rate": 1e-3} for i in range(1, 60)]
@@ -163,3 +164,28 @@ def test_empty_training_log_is_an_error(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"note": 1}\n')
     with pytest.raises(DataError, match="no line with a step"):
         loss_picture(tmp_path / "log.jsonl", tmp_path / "loss.png")
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2 relative luminance of #rrggbb."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_have_contrast():
+    css = (Path(page_module.__file__).parent / "templates" / "report.css").read_text()
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in css.split("@media", 2)[:2])
+    for name in ("ink", "soft", "accent", "s0", "s1", "s2", "s3", "s4", "s5"):
+        assert contrast(light[name], light["paper"]) >= 4.5, name
+        assert contrast(dark[name], dark["paper"]) >= 4.5, name
+    assert contrast(light["soft"], light["band"]) >= 4.5 and contrast(dark["soft"], dark["band"]) >= 4.5
+    plates = re.findall(r"\.plate \{ fill: (?:var\(--(\w+)\)|(#\w{6})); \}", css)
+    assert len(plates) == 5
+    for name, colour in plates:
+        assert contrast(colour or light[name], "#ffffff") >= 4.5, name or colour

@@ -17,7 +17,7 @@ from coordexp.evaluate import truth as truth_file
 from coordexp.evaluate.labels import LabelMap
 from coordexp.evaluate.protocol import Name, Protocol
 from coordexp.evaluate.resample import INTERVALS, interval, replicates, two_sided_p
-from coordexp.evaluate.run import EvaluateOptions, protocols_of, restrict
+from coordexp.evaluate.run import EvaluateOptions, options_from, protocols_of, restrict
 from coordexp.io import read_json, sha256_file, write_json
 
 SCHEMA_VERSION = 1
@@ -48,6 +48,24 @@ def run_of(eval_json: str | Path, name: str | None = None) -> tuple[Run, Path]:
     predictions = inputs["predictions"]
     run = Run(name or Path(eval_json).parent.name, Path(predictions["path"]), predictions["layout"])
     return run, Path(inputs["annotations"]["path"])
+
+
+def compare_evaluated(
+    eval_jsons: list[str | Path], options: EvaluateOptions | None = None, *, out: str | Path | None = None
+) -> dict[str, Any]:
+    """`compare` for runs that have an eval.json, named by their folders; without options those of the first.
+
+    DataError when they were evaluated on different annotations or their files have changed since.
+    """
+    results = [read_json(path) for path in eval_jsons]
+    found = [run_of(path) for path in eval_jsons]
+    digests = {result["inputs"]["annotations"]["sha256"] for result in results}
+    if len(digests) != 1:
+        names = [str(path) for path in eval_jsons]
+        raise DataError(located("evaluated on different annotations", found=names, fix="compare runs of one split"))
+    options = options or options_from(results[0]["options"])
+    dataset, split = results[0]["dataset"], results[0]["split"]
+    return compare([run for run, _ in found], found[0][1], options, dataset=dataset, split=split, out=out)
 
 
 def compare(

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from coordexp.contract import Prediction
+from coordexp.contract import Detection, Prediction
 from coordexp.errors import DataError, located
 from coordexp.evaluate.labels import Label, LabelMap
 from coordexp.evaluate.truth import Truth
@@ -104,9 +104,7 @@ def collect(rows: Iterable[tuple[str, Prediction]], truth: Truth, labels: LabelM
         tally["cut_off"] += row.finish == "length"
         tally["problems"] += bool(row.problems)
         for i, det in enumerate(row.detections):
-            if len(det.norm) != 4:
-                field = f"detections[{i}].norm"
-                raise DataError(located("not a box", file=where, field=field, expected="4 numbers", found=det.norm))
+            _check_shape(where, i, det)
             image.append(index)
             desc.append(names.setdefault(det.desc, len(names)))
             norm.append(det.norm)
@@ -125,6 +123,15 @@ def collect(rows: Iterable[tuple[str, Prediction]], truth: Truth, labels: LabelM
         degenerate=int((columns.box[:, 2:] <= 0).any(axis=1).sum()),
     )
     return columns, answers
+
+
+def _check_shape(where: str, i: int, det: Detection) -> None:
+    if len(det.norm) != 4:
+        field = f"detections[{i}].norm"
+        raise DataError(located("not a box", file=where, field=field, expected="4 numbers", found=det.norm))
+    if det.poly is not None and (len(det.poly) < 6 or len(det.poly) % 2):
+        field, expected = f"detections[{i}].poly", "an even count of at least 6 numbers"
+        raise DataError(located("not a polygon", file=where, field=field, expected=expected, found=det.poly))
 
 
 def _picture(where: str, row: Prediction, truth: Truth, seen: dict[int | str, str]) -> int:
