@@ -4,13 +4,12 @@ import json
 import os
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.data import scan
-from coordexp.data.annotations import Annotation, Broken, build_index, read_pictures
+from coordexp.data.annotations import build_index, read_images, read_outlines, rows_of
 from coordexp.data.categories import Category, category_ids, descriptions, load, pretty
 from coordexp.data.scan import element_spans, read_spans
 from coordexp.errors import DataError
@@ -80,11 +79,16 @@ def annotation(i, image_id, **more):
 
 
 def read_all(index):
+    """(pictures, rows of each picture)."""
     fd = os.open(index.path, os.O_RDONLY)
     try:
-        return read_pictures(fd, index, 0, len(index))
+        return read_images(fd, index, 0, len(index)), [rows_of(index, i, i + 1) for i in range(len(index))]
     finally:
         os.close(fd)
+
+
+def ids_of(grouped):
+    return [own.ids.tolist() for own in grouped]
 
 
 @pytest.mark.parametrize("kind", [int, str])
@@ -94,7 +98,7 @@ def test_annotations_come_with_their_picture_in_file_order(tmp_path, kind):
     index = build_index(write(tmp_path, [image(kind(k)) for k in (20, 30, 10, 40)], annotations))
     images, grouped = read_all(index)
     assert [i.id for i in images] == [kind(k) for k in (20, 30, 10, 40)]
-    assert [[a.id for a in own] for own in grouped] == [[3], [0, 2, 5], [1, 4], []]
+    assert ids_of(grouped) == [[3], [0, 2, 5], [1, 4], []]
     assert index.lost == []
 
 
@@ -105,8 +109,9 @@ def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
     whole = build_index(path)
     monkeypatch.setattr(module, "BLOCK", 7)
     small = build_index(path)
-    assert (whole.annotations == small.annotations).all()
-    assert (whole.offsets == small.offsets).all()
+    for column in ("ids", "categories", "boxes", "crowd", "spans", "offsets"):
+        assert (getattr(whole.rows, column) == getattr(small.rows, column)).all()
+    assert whole.rows.owner.tolist() == sorted(whole.rows.owner.tolist())
 
 
 def test_duplicates_and_orphans_are_lost_and_named(tmp_path):
@@ -119,7 +124,7 @@ def test_duplicates_and_orphans_are_lost_and_named(tmp_path):
     ]
     images, grouped = read_all(index)
     assert [i.id for i in images] == [1, 2]
-    assert [[a.id for a in own] for own in grouped] == [[1], [3]]
+    assert ids_of(grouped) == [[1], [3]]
 
 
 def test_a_broken_element_does_not_hide_its_neighbours(tmp_path):
@@ -131,10 +136,31 @@ def test_a_broken_element_does_not_hide_its_neighbours(tmp_path):
     ]
     index = build_index(write(tmp_path, [image(1)], annotations))
     _, (own,) = read_all(index)
-    assert [type(a) for a in own] == [Annotation, Broken, Broken, Annotation]
-    assert [a.id for a in own] == [1, 2, 3, 4]
-    assert "bbox" in own[1].problem
-    assert "invalid" in own[2].problem
+    assert own.ids.tolist() == [1, 4]
+    assert own.boxes.tolist() == [[0, 0, 5, 5]] * 2
+    assert [(f, b.id, b.image_id) for f, b in index.lost] == [("annotations", 2, 1), ("annotations", 3, 1)]
+    assert "bbox" in index.lost[0][1].problem
+    assert "invalid" in index.lost[1][1].problem
+
+
+@pytest.mark.parametrize("text", ["plain", 'a }, { "b": [} c', "\\\\", '"}, {"'])
+def test_a_large_file_is_scanned_in_ranges_or_whole_with_the_same_result(tmp_path, monkeypatch, text):
+    """Texts that look like the space between elements make a cut fail its proof: then one range is the file."""
+    annotations = [annotation(k, k % 40, note=text * (k % 7), parts=[{"a": {}}, {"b": 1}]) for k in range(400)]
+    path = write(tmp_path, [image(k) for k in range(40)], annotations)
+    expected = element_spans(path, ("images", "annotations"))
+    ranges = []
+    monkeypatch.setattr(scan, "RANGE", 999)
+    monkeypatch.setattr(scan, "CHUNK", 400)
+
+    def counting(function, items):
+        ranges.append(len(list(items)))
+        return map(function, items)
+
+    found = element_spans(path, ("images", "annotations"), counting)
+    assert ranges[0] > 20
+    for name, spans in expected.items():
+        assert (found[name] == spans).all()
 
 
 def test_missing_lists_and_an_empty_image_list_are_errors(tmp_path):
@@ -159,10 +185,13 @@ def test_real_files_are_read_as_json_reads_them(name):
     assert [i.neg_category_ids for i in images] == [i.get("neg_category_ids", []) for i in data["images"]]
     for i, own in zip(images, grouped, strict=True):
         expected = [a for a in data["annotations"] if a["image_id"] == i.id]
-        assert [(a.id, a.category_id, list(a.bbox)) for a in own] == [
-            (a["id"], a["category_id"], a["bbox"]) for a in expected
-        ]
-        assert [msgspec.json.decode(a.segmentation) for a in own] == [a["segmentation"] for a in expected]
+        assert own.ids.tolist() == [a["id"] for a in expected]
+        assert own.categories.tolist() == [a["category_id"] for a in expected]
+        assert own.boxes.tolist() == [a["bbox"] for a in expected]
+        assert own.crowd.tolist() == [bool(a.get("iscrowd")) for a in expected]
+        with (SHARED / name).open("rb") as handle:
+            outlines = read_outlines(handle.fileno(), own)
+        assert [json.loads(o) for o in outlines] == [a["segmentation"] for a in expected]
 
 
 def write_categories(tmp_path, categories) -> Path:

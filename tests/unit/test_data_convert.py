@@ -244,8 +244,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     made = {p.name: p.stat().st_mtime_ns for p in (out / "images" / "images").glob("0*.jpg")}
     assert 3 <= len(made) < 6
     opened = []
-    read_pictures = module.read_pictures
-    monkeypatch.setattr(module, "read_pictures", lambda fd, i, a, b: opened.append(a) or read_pictures(fd, i, a, b))
+    read_images = module.read_images
+    monkeypatch.setattr(module, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b))
     convert_to(manifest, out)
     assert opened == [2, 4]  # the first chunk was whole
     for name, before in made.items():

@@ -1,7 +1,7 @@
 """Annotation files in COCO or LVIS layout, read picture by picture.
 
-The file is never loaded whole: an index of byte spans (a few dozen bytes an annotation) leads to
-the elements of each picture, which are decoded only when they are needed.
+The file is never loaded whole: ids, boxes and byte spans are kept in columns (some 70 bytes an
+annotation); pictures and outlines are decoded only when they are needed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from coordexp.data.scan import element_spans, read_spans
+from coordexp.data.scan import Mapper, element_spans, read_spans
 from coordexp.errors import DataError, located
 
+Decode = Callable[[bytes], list[Any]]
 BLOCK = 8192  # elements decoded at once while the index is built
 
 
@@ -41,14 +42,13 @@ class Image(msgspec.Struct):
         return "/".join(self.coco_url.split("/")[-2:]) if self.coco_url else ""
 
 
-class Annotation(msgspec.Struct):
-    """One entry of `annotations`; `bbox` is [x, y, width, height] in source pixels."""
+class Annotation(msgspec.Struct, gc=False):
+    """One entry of `annotations` without its outline; `bbox` is [x, y, width, height] in source pixels."""
 
     id: int | str
     image_id: int | str
     category_id: int
     bbox: tuple[float, float, float, float]
-    segmentation: msgspec.Raw = msgspec.Raw(b"null")
     iscrowd: int = 0
 
 
@@ -60,40 +60,70 @@ class Broken(msgspec.Struct):
     problem: str
 
 
-class _Key(msgspec.Struct):
-    id: int | str
-    image_id: int | str | None = None
+class Rows(msgspec.Struct):
+    """Annotations in columns. Picture i owns rows `offsets[i]:offsets[i + 1]`.
+
+    ids int64 or text [M]; categories int64 [M]; boxes float64 [M, 4] as (x, y, width, height) in
+    source pixels; crowd bool [M]; spans int64 [M, 2], the bytes of each element in the file.
+    """
+
+    ids: np.ndarray
+    categories: np.ndarray
+    boxes: np.ndarray
+    crowd: np.ndarray
+    spans: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: np.ndarray | slice, offsets: np.ndarray) -> Rows:
+        """The rows of `index`, owned by pictures as `offsets` says."""
+        columns = (self.ids, self.categories, self.boxes, self.crowd, self.spans)
+        return Rows(*(column[index] for column in columns), offsets)
+
+    @property
+    def owner(self) -> np.ndarray:
+        """Position of the picture of each row, int64 [M]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
 class Index(msgspec.Struct):
-    """Spans of a file: images int64 [N, 2], annotations int64 [M, 2] grouped by picture.
+    """A file's contents: spans of the images int64 [N, 2] and all annotations, grouped by picture.
 
-    Picture i owns annotations `offsets[i]:offsets[i + 1]`. `lost` are elements that belong to no
-    picture, as (field, element).
+    `lost` are elements that belong to no picture or cannot be read, as (field, element).
     """
 
     path: str
     images: np.ndarray
-    annotations: np.ndarray
-    offsets: np.ndarray
+    rows: Rows
     lost: list[tuple[str, Broken]]
 
     def __len__(self) -> int:
         return len(self.images)
 
 
+class _Id(msgspec.Struct, gc=False):
+    id: int | str
+
+
+class _Outline(msgspec.Struct, gc=False):
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _decode_images = msgspec.json.Decoder(list[Image]).decode
+_decode_ids = msgspec.json.Decoder(list[_Id]).decode
 _decode_annotations = msgspec.json.Decoder(list[Annotation]).decode
-_decode_keys = msgspec.json.Decoder(list[_Key]).decode
+_decode_outlines = msgspec.json.Decoder(list[_Outline]).decode
 
 
-def build_index(path: str | Path, mapper: Callable[..., Iterable[Any]] = map) -> Index:
+def build_index(path: str | Path, mapper: Mapper = map) -> Index:
     """Index of an annotation file; `mapper` may be a process pool's `imap`.
 
-    DataError when the file is not in the layout or has no pictures. Duplicate ids and annotations
-    of unknown pictures are not errors here: they are in `lost`, for the caller to judge.
+    DataError when the file is not in the layout or has no pictures. Duplicate ids, annotations of
+    unknown pictures and broken ones are not errors here: they are in `lost`, for the caller to judge.
     """
-    spans = element_spans(path, ("images", "annotations"))
+    spans = element_spans(path, ("images", "annotations"), mapper)
     for name in ("images", "annotations"):
         if name not in spans:
             fix = "give the path of a COCO or LVIS annotation file"
@@ -101,37 +131,33 @@ def build_index(path: str | Path, mapper: Callable[..., Iterable[Any]] = map) ->
     if not len(spans["images"]):
         fix = "an empty data set cannot be converted: check the path and the split"
         raise DataError(located("the list is empty", file=path, field="images", fix=fix))
-    image_ids, _, _ = _ids(path, spans["images"], mapper)
-    ids, owners, unreadable = _ids(path, spans["annotations"], mapper)
-    lost = [("annotations", broken) for broken in unreadable if broken.image_id is None]
-    image_spans, image_ids, repeated = _first_of_each(spans["images"], image_ids)
-    lost += [("images", Broken(i, i, "duplicate image id")) for i in repeated]
-    annotation_spans, owners, repeated = _first_of_each(spans["annotations"], ids, owners)
-    lost += [("annotations", Broken(i, None, "duplicate annotation id")) for i in repeated]
-    grouped, offsets, orphans = _group(image_ids, annotation_spans, owners)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        for element in decode_elements(read_spans(fd, orphans), _decode_annotations):
-            if element.image_id is not None:
-                owner = f"image_id {element.image_id!r} is not in images"
-                lost.append(("annotations", Broken(element.id, element.image_id, owner)))
-    finally:
-        os.close(fd)
-    return Index(str(path), image_spans, grouped, offsets, lost)
+    image_ids = _join(mapper(_image_ids, _blocks(path, spans["images"])))
+    repeated = _repeated(image_ids)
+    lost = [("images", Broken(i, i, "duplicate image id")) for i in image_ids[repeated].tolist()]
+    parts = list(mapper(_annotation_columns, _blocks(path, spans["annotations"])))
+    lost += [("annotations", broken) for part in parts for broken in part[-1]]
+    rows, lost_rows = _grouped(image_ids[~repeated], parts)
+    return Index(str(path), spans["images"][~repeated], rows, lost + lost_rows)
 
 
-def read_pictures(
-    fd: int, index: Index, low: int, high: int
-) -> tuple[list[Image | Broken], list[list[Annotation | Broken]]]:
-    """Pictures low..high-1 and the annotations of each, from the open annotation file `fd`."""
-    images = decode_elements(read_spans(fd, index.images[low:high]), _decode_images)
-    bounds = (index.offsets[low : high + 1] - index.offsets[low]).tolist()
-    spans = index.annotations[index.offsets[low] : index.offsets[high]]
-    flat = decode_elements(read_spans(fd, spans), _decode_annotations)
-    return images, [flat[a:b] for a, b in itertools.pairwise(bounds)]
+def read_images(fd: int, index: Index, low: int, high: int) -> list[Image | Broken]:
+    """Pictures low..high-1, from the open annotation file `fd`."""
+    return decode_elements(read_spans(fd, index.images[low:high]), _decode_images)
 
 
-def decode_elements(elements: list[bytes], decode: Callable[[bytes], list[Any]]) -> list[Any]:
+def rows_of(index: Index, low: int, high: int) -> Rows:
+    """The annotations of pictures low..high-1; their `offsets` count from the first of them."""
+    offsets = index.rows.offsets[low : high + 1]
+    return index.rows.take(slice(offsets[0], offsets[-1]), offsets - offsets[0])
+
+
+def read_outlines(fd: int, rows: Rows) -> list[bytes]:
+    """The `segmentation` of each row as JSON text, from the open annotation file `fd`."""
+    found = decode_elements(read_spans(fd, rows.spans), _decode_outlines)
+    return [b"null" if isinstance(o, Broken) else bytes(o.segmentation) for o in found]
+
+
+def decode_elements(elements: list[bytes], decode: Decode) -> list[Any]:
     """All elements at once; one by one, with a Broken for each bad one, if that fails."""
     try:
         return decode(b"[" + b",".join(elements) + b"]")
@@ -139,7 +165,7 @@ def decode_elements(elements: list[bytes], decode: Callable[[bytes], list[Any]])
         return [_decode_one(element, decode) for element in elements]
 
 
-def _decode_one(element: bytes, decode: Callable[[bytes], list[Any]]) -> Any:
+def _decode_one(element: bytes, decode: Decode) -> Any:
     try:
         return decode(b"[" + element + b"]")[0]
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
@@ -154,14 +180,45 @@ def _decode_one(element: bytes, decode: Callable[[bytes], list[Any]]) -> Any:
     return Broken(*ids, problem)
 
 
-def _ids(path, spans: np.ndarray, mapper) -> tuple[np.ndarray, np.ndarray, list[Broken]]:
-    """(ids [N], image ids [N], elements that do not decode)."""
-    blocks = [(str(path), spans[i : i + BLOCK]) for i in range(0, len(spans), BLOCK)]
-    parts = list(mapper(_block_ids, blocks))
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), []
-    ids, owners, broken = zip(*parts, strict=True)
-    return _join(ids), _join(owners), [b for part in broken for b in part]
+def _blocks(path: str | Path, spans: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    return [(str(path), spans[i : i + BLOCK]) for i in range(0, max(len(spans), 1), BLOCK)]
+
+
+def _read_block(path: str, spans: np.ndarray, decode: Decode) -> list[Any]:
+    """A run of neighbouring elements, read and decoded at once if none is broken."""
+    if not len(spans):
+        return []
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        base, end = int(spans[0, 0]), int(spans[-1, 1])
+        data = os.pread(fd, end - base, base)
+    finally:
+        os.close(fd)
+    try:
+        return decode(b"[" + data + b"]")
+    except (msgspec.ValidationError, msgspec.DecodeError):
+        return decode_elements([data[a - base : b - base] for a, b in spans.tolist()], decode)
+
+
+def _image_ids(block: tuple[str, np.ndarray]) -> np.ndarray:
+    """Ids of a block of images; an element without one counts as a picture of its own."""
+    found = _read_block(*block, _decode_ids)
+    return _id_array([f"? byte {a}" if e.id is None else e.id for e, a in zip(found, block[1][:, 0], strict=True)])
+
+
+def _annotation_columns(block: tuple[str, np.ndarray]) -> tuple:
+    """(ids, image ids, categories, boxes, crowd, spans, broken elements) of a block of annotations."""
+    found = _read_block(*block, _decode_annotations)
+    spans = block[1]
+    broken = [e for e in found if isinstance(e, Broken)]
+    if broken:
+        good = [not isinstance(e, Broken) for e in found]
+        found, spans = [e for e, g in zip(found, good, strict=True) if g], spans[good]
+    boxes = np.fromiter(itertools.chain.from_iterable(e.bbox for e in found), np.float64, 4 * len(found))
+    categories = np.array([e.category_id for e in found], dtype=np.int64)
+    crowd = np.array([e.iscrowd for e in found], dtype=bool)
+    ids, owners = _id_array([e.id for e in found]), _id_array([e.image_id for e in found])
+    return ids, owners, categories, boxes.reshape(-1, 4), crowd, spans, broken
 
 
 def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
@@ -171,51 +228,41 @@ def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _block_ids(block: tuple[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[Broken]]:
-    path, spans = block
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        base, end = int(spans[0, 0]), int(spans[-1, 1])
-        data = os.pread(fd, end - base, base)
-    finally:
-        os.close(fd)
-    try:
-        keys = _decode_keys(b"[" + data + b"]")
-    except (msgspec.ValidationError, msgspec.DecodeError):
-        keys = decode_elements([data[a - base : b - base] for a, b in spans.tolist()], _decode_keys)
-    broken = [key for key in keys if isinstance(key, Broken)]
-    ids = [f"?{base + i}" if key.id is None else key.id for i, key in enumerate(keys)]
-    owners = ["?" if key.image_id is None else key.image_id for key in keys]
-    return _id_array(ids), _id_array(owners), broken
-
-
 def _id_array(ids: list[int | str]) -> np.ndarray:
-    """int64 when every id is an integer, else text; text ids never equal integer ids."""
-    if all(type(i) is int for i in ids):
+    """int64 when every id is an integer, else text (in a file that mixes them 1 and "1" are one id)."""
+    if set(map(type, ids)) <= {int}:
         return np.array(ids, dtype=np.int64)
-    return np.array([str(i) if type(i) is int else f"{i}" for i in ids])
+    return np.array([str(i) for i in ids])
 
 
-def _first_of_each(spans: np.ndarray, ids: np.ndarray, owners: np.ndarray | None = None):
-    """(spans, ids or owners, repeated ids): every id once, its first appearance, in file order."""
-    _, first = np.unique(ids, return_index=True)
-    labels = ids if owners is None else owners
-    if len(first) == len(ids):
-        return spans, labels, []
-    kept = np.zeros(len(ids), dtype=bool)
-    kept[first] = True
-    return spans[kept], labels[kept], ids[~kept].tolist()
+def _repeated(ids: np.ndarray) -> np.ndarray:
+    """Bool [N]: ids that appeared before."""
+    repeated = np.ones(len(ids), dtype=bool)
+    repeated[np.unique(ids, return_index=True)[1]] = False
+    return repeated
 
 
-def _group(image_ids: np.ndarray, spans: np.ndarray, owners: np.ndarray):
-    """(spans grouped by picture in file order, offsets [N + 1], spans whose picture is unknown)."""
+def _grouped(image_ids: np.ndarray, parts: list[tuple]) -> tuple[Rows, list[tuple[str, Broken]]]:
+    """Rows grouped by picture, in file order within each, and what belongs to no picture or is there twice."""
+    ids, owners = _join(p[0] for p in parts), _join(p[1] for p in parts)
+    categories, boxes, crowd, spans = (np.concatenate([p[k] for p in parts]) for k in range(2, 6))
     if image_ids.dtype.kind != owners.dtype.kind:
         image_ids, owners = image_ids.astype(str), owners.astype(str)
     by_id = np.argsort(image_ids, kind="stable")
     sorted_ids = image_ids[by_id]
     place = np.minimum(np.searchsorted(sorted_ids, owners), len(sorted_ids) - 1)
-    known = sorted_ids[place] == owners
-    picture = by_id[place[known]]
-    order = np.argsort(picture, kind="stable")
+    orphan = sorted_ids[place] != owners
+    repeated = _repeated(ids)
+    lost = [
+        ("annotations", Broken(ids[i].item(), owners[i].item(), "duplicate annotation id"))
+        for i in np.flatnonzero(repeated)
+    ]
+    lost += [
+        ("annotations", Broken(ids[i].item(), owners[i].item(), f"image_id {owners[i].item()!r} is not in images"))
+        for i in np.flatnonzero(orphan & ~repeated)
+    ]
+    kept = np.flatnonzero(~orphan & ~repeated)
+    picture = by_id[place[kept]]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(picture, minlength=len(image_ids)))])
-    return spans[known][order], offsets, spans[~known]
+    order = kept[np.argsort(picture, kind="stable")]
+    return Rows(ids, categories, boxes, crowd, spans, offsets).take(order, offsets), lost

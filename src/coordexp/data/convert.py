@@ -6,6 +6,7 @@ where it was; the output is the chunks in order, whatever the number of processe
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from coordexp import __version__
 from coordexp.contract import Metadata, Record, Source
 from coordexp.data import annotations as annotation_files
 from coordexp.data import categories, objects, order, pictures, scan, statistics
-from coordexp.data.annotations import Broken, Image, Index, build_index, read_pictures
+from coordexp.data.annotations import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.data.categories import descriptions, load
 from coordexp.data.objects import Geometry, Skip, build_objects
 from coordexp.data.progress import Progress
@@ -30,7 +32,7 @@ from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
 from coordexp.io import atomic_open, canonical_json, read_json, write_json, write_jsonl
 
-CHUNK = 256  # pictures a part
+CHUNK = 1024  # most pictures a part; small data sets have smaller parts, so that all workers get some
 _CODE = (annotation_files, categories, objects, order, pictures, polygons, resize, scan, statistics)
 
 
@@ -76,8 +78,8 @@ class _Job(msgspec.Struct):
     texts: dict[int, str]
     options: ConvertOptions
     max_blocks: int
-    jsonl: Path
     images_dir: Path
+    prefix: str
     parts: Path
     index: Index | None = None
 
@@ -112,12 +114,11 @@ def convert(
         texts=texts,
         options=options,
         max_blocks=max_blocks,
-        jsonl=out_jsonl,
         images_dir=_own_images(images_dir, source, image_dirs, options, max_blocks),
+        prefix=f"{os.path.relpath(images_dir, out_jsonl.parent)}/".removeprefix("./"),
         parts=parts,
     )
     index, tally = _run(job, options.num_workers)
-    statistics.add_lost(tally, index, options.on_bad)
     written = _join(out_jsonl, parts, _chunk_count(index))
     summary = statistics.summary(tally, source, len(texts))
     if not written:
@@ -141,17 +142,20 @@ def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
     """Index the file, convert every chunk, and add up what they report."""
     if workers <= 1:
         job.index = build_index(job.annotations)
-        return job.index, _collect(job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
+        tally = statistics.lost(job.index, job.options.on_bad)
+        return job.index, _collect(tally, job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
     context = multiprocessing.get_context("fork")  # the index is shared with the workers, not sent
     with context.Pool(workers) as pool:
         job.index = build_index(job.annotations, pool.imap)
+    tally = statistics.lost(job.index, job.options.on_bad)
     with context.Pool(workers, _set_job, (job,)) as pool:
-        return job.index, _collect(job.index, pool.imap(_convert_part_of_job, range(_chunk_count(job.index))))
+        return job.index, _collect(tally, job.index, pool.imap(_convert_part_of_job, range(_chunk_count(job.index))))
 
 
-def _collect(index: Index, results) -> statistics.Tally:
+def _collect(tally: statistics.Tally, index: Index, results) -> statistics.Tally:
+    """`tally` with the counts of all chunks, in their order."""
     progress = Progress("convert", len(index), "pictures")
-    tally, how = statistics.Tally(), Counter()
+    how: Counter = Counter()
     for part, part_how in results:
         tally.add(part)
         how.update(part_how)
@@ -174,8 +178,12 @@ def _convert_part_of_job(k: int) -> tuple[statistics.Tally, dict[str, int]]:
     return _convert_part(_job, k)
 
 
+def _chunk_size(index: Index) -> int:
+    return min(CHUNK, max(16, len(index) // 64))
+
+
 def _chunk_count(index: Index) -> int:
-    return -(-len(index) // CHUNK)
+    return -(-len(index) // _chunk_size(index))
 
 
 def _convert_part(job: _Job, k: int) -> tuple[statistics.Tally, dict[str, int]]:
@@ -184,38 +192,44 @@ def _convert_part(job: _Job, k: int) -> tuple[statistics.Tally, dict[str, int]]:
     if counts_path.exists():
         tally = statistics.Tally.from_json(counts_path.read_bytes())
         return tally, {"finished earlier": tally.counts["pictures listed"]}
+    tally, how = statistics.Tally(), Counter()
+    gc.disable()  # nothing here is cyclic, and a hundred thousand small objects are looked at again and again
     fd = os.open(job.index.path, os.O_RDONLY)
     try:
-        images, annotations = read_pictures(fd, job.index, k * CHUNK, min((k + 1) * CHUNK, len(job.index)))
+        size = _chunk_size(job.index)
+        low, high = k * size, min((k + 1) * size, len(job.index))
+        images, rows = read_images(fd, job.index, low, high), rows_of(job.index, low, high)
+        records = _records(job, fd, images, rows, tally, how)
     finally:
         os.close(fd)
-    tally, how = statistics.Tally(), Counter()
-    records = _records(job, images, annotations, tally, how)
+        gc.enable()
     write_jsonl(job.parts / f"{k:06d}.jsonl", records)
     with atomic_open(counts_path) as handle:
         handle.write(msgspec.json.encode(tally))
     return tally, how
 
 
-def _records(job: _Job, images: list, annotations: list, tally: statistics.Tally, how: Counter) -> list[Record]:
+def _records(job: _Job, fd: int, images: list, rows: Rows, tally: statistics.Tally, how: Counter) -> list[Record]:
     kept, paths, sizes = [], [], []
+    owned = np.diff(rows.offsets)
     for i, image in enumerate(images):
         tally.counts["pictures listed"] += 1
-        tally.counts["objects listed"] += len(annotations[i])
+        tally.counts["objects listed"] += int(owned[i])
         try:
             path, size, outcome = _picture(job, image)
         except pictures.PictureError as error:
             name = "" if isinstance(image, Broken) else image.path
             _bad(job, Skip("picture", error.reason, image.id, None, name, str(error)), tally)
-            tally.counts["objects dropped:their picture was skipped"] += len(annotations[i])
+            tally.counts["objects dropped:their picture was skipped"] += int(owned[i])
             continue
         how[outcome] += 1
         kept.append(i)
         paths.append(path)
         sizes.append(size)
-    own_images, own_annotations = [images[i] for i in kept], [annotations[i] for i in kept]
+    own_images = [images[i] for i in kept]
+    own_rows = rows.take(np.isin(rows.owner, kept), np.concatenate([[0], np.cumsum(owned[kept])]).astype(np.int64))
     geometry = msgspec.convert(job.options, Geometry, from_attributes=True)
-    batch = build_objects(own_images, own_annotations, sizes, job.texts, geometry)
+    batch = build_objects(own_images, own_rows, sizes, job.texts, geometry, fd)
     for skip in batch.bad:
         _bad(job, skip, tally)
     for skip in (*batch.skipped, *batch.bad):
@@ -234,8 +248,8 @@ def _records(job: _Job, images: list, annotations: list, tally: statistics.Tally
     return records
 
 
-def _picture(job: _Job, image: Image | Broken) -> tuple[Path, tuple[int, int], str]:
-    """(path, size in pixels, what happened) of one resized picture; PictureError if it cannot be used."""
+def _picture(job: _Job, image: Image | Broken) -> tuple[str, tuple[int, int], str]:
+    """(path from the JSONL, size in pixels, what happened) of one picture; PictureError if it cannot be used."""
     if isinstance(image, Broken):
         raise pictures.PictureError("unreadable image entry", image.problem)
     options = job.options
@@ -248,13 +262,13 @@ def _picture(job: _Job, image: Image | Broken) -> tuple[Path, tuple[int, int], s
         raise pictures.PictureError("no file name", "the entry has neither file_name nor coco_url")
     folder, inner = pictures.find(image.path, job.image_dirs, from_url=not image.file_name)
     name = pictures.output_name(inner, resized=size != (image.width, image.height))
-    target = job.images_dir / job.labels[folder] / name
-    source = job.image_dirs[folder] / inner
+    name = f"{job.labels[folder]}/{name}"
+    source, target = job.image_dirs[folder] / inner, job.images_dir / name
     how = pictures.prepare(source, target, (image.width, image.height), size, options.jpeg_quality)
-    return target, size, how
+    return f"{job.prefix}{name}", size, how
 
 
-def _record(job: _Job, image: Image, path: Path, size: tuple[int, int], own: list) -> Record:
+def _record(job: _Job, image: Image, path: str, size: tuple[int, int], own: list) -> Record:
     metadata = Metadata(
         image_id=image.id,
         source_width=image.width,
@@ -264,8 +278,7 @@ def _record(job: _Job, image: Image, path: Path, size: tuple[int, int], own: lis
         neg_category_ids=image.neg_category_ids,
         not_exhaustive_category_ids=image.not_exhaustive_category_ids,
     )
-    relative = os.path.relpath(path, job.jsonl.parent)
-    return Record([relative], size[0], size[1], "pixel", own, metadata)
+    return Record([path], size[0], size[1], "pixel", own, metadata)
 
 
 def _bad(job: _Job, skip: Skip, tally: statistics.Tally) -> None:

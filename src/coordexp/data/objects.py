@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import msgspec
@@ -9,7 +10,7 @@ import numpy as np
 import shapely
 
 from coordexp.contract import Object
-from coordexp.data.annotations import Annotation, Broken, Image
+from coordexp.data.annotations import Image, Rows, read_outlines
 from coordexp.data.order import random_order, reading_order
 from coordexp.geometry import polygons
 from coordexp.geometry.boxes import area, xywh_to_xyxy
@@ -55,44 +56,49 @@ class Geometry(msgspec.Struct, frozen=True):
 
 def build_objects(
     images: list[Image],
-    annotations: list[list[Annotation | Broken]],
+    rows: Rows,
     sizes: list[tuple[int, int]],
     descriptions: dict[int, str],
     options: Geometry,
+    fd: int,
 ) -> Batch:
     """Objects in pixel space of pictures that are resized to `sizes` [(width, height)].
 
-    `skipped` are annotations without a use by rule (crowds, empty boxes), `bad` are broken ones:
-    the caller decides what those mean.
+    `fd` is the open annotation file, for outlines. `skipped` are annotations without a use by rule
+    (crowds, empty boxes), `bad` are broken ones: the caller decides what those mean.
     """
     counts: Counter = Counter()
-    skipped: list[Skip] = []
-    bad: list[Skip] = []
-    rows, owner = _usable(images, annotations, descriptions, options, skipped, bad)
-    source = np.array([(i.width, i.height) for i in images], dtype=np.float64).reshape(-1, 2)[owner]
-    raw = xywh_to_xyxy(np.array([a.bbox for a in rows], dtype=np.float64).reshape(-1, 4))
-    kept = _kept(raw, source, rows, owner, images, skipped, bad)
-    rows, owner, source, raw = [rows[i] for i in kept], owner[kept], source[kept], raw[kept]
-    size = np.tile(source, 2)
+    owner = rows.owner
+    source = np.array([(i.width, i.height) for i in images], dtype=np.float64).reshape(-1, 2)
+    kept, skipped, bad = _sorted_out(images, rows, owner, source[owner], descriptions, options)
+    rows, owner = rows.take(kept, np.zeros(1, np.int64)), owner[kept]
+    source, target = source[owner], np.array(sizes, dtype=np.float64).reshape(-1, 2)[owner]
+    raw, size = xywh_to_xyxy(rows.boxes), np.tile(source, 2)
     boxes = np.clip(raw, 0, size)
     counts["clipped"] = int((boxes != raw).any(axis=1).sum())
     norm = boxes / size
-    target = np.array(sizes, dtype=np.float64).reshape(-1, 2)[owner]
     pixel = to_pixels(norm, target, options.round_geometry)
-    made = _objects(rows, norm, pixel, target, source, descriptions, options, counts)
-    if options.geometry == "poly" and made:
-        norm = np.array([o.norm_box for o in made])
+    if options.geometry == "poly":
+        made = _polygon_objects(rows, norm, pixel, source, target, descriptions, options, fd, counts)
+        norm = np.array([o.norm_box for o in made]).reshape(-1, 4)
+    else:
+        made = _box_objects(rows, norm, pixel, descriptions)
     _round_trip(norm, area(boxes), counts)
-    order = reading_order(norm, owner)
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(images)))]).tolist()
-    grouped = []
-    for image, low, high in zip(images, bounds[:-1], bounds[1:], strict=True):
-        own = order[low:high]
-        if options.ordering == "random":
-            own = own[random_order(len(own), options.seed, image.id)]
-        grouped.append([made[i] for i in own.tolist()])
     counts["written"] = len(made)
-    return Batch(grouped, skipped, bad, counts)
+    return Batch(_ordered(made, norm, owner, images, options), skipped, bad, counts)
+
+
+def _ordered(made: list[Object], norm: np.ndarray, owner: np.ndarray, images, options: Geometry) -> list[list[Object]]:
+    """Objects of each picture, in the order that the options ask for."""
+    order = reading_order(norm, owner).tolist()
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(images)))]).tolist()
+    grouped = [[made[i] for i in order[a:b]] for a, b in itertools.pairwise(bounds)]
+    if options.ordering == "random":
+        return [
+            [own[i] for i in random_order(len(own), options.seed, image.id).tolist()]
+            for own, image in zip(grouped, images, strict=True)
+        ]
+    return grouped
 
 
 def to_pixels(norm: np.ndarray, size: np.ndarray, whole: bool) -> np.ndarray:
@@ -114,60 +120,52 @@ def to_pixels(norm: np.ndarray, size: np.ndarray, whole: bool) -> np.ndarray:
     return pixel
 
 
-def _usable(images, annotations, descriptions, options, skipped, bad) -> tuple[list[Annotation], np.ndarray]:
-    """Annotations that decode, have a known category and are wanted, and the picture of each [N]."""
-    rows, owner = [], []
-    for i, (image, own) in enumerate(zip(images, annotations, strict=True)):
-        for a in own:
-            if isinstance(a, Broken):
-                bad.append(Skip("annotation", "unreadable annotation", image.id, a.id, image.path, a.problem))
-            elif a.category_id not in descriptions:
-                text = f"category_id {a.category_id} has no usable category"
-                bad.append(Skip("annotation", "unknown category", image.id, a.id, image.path, text))
-            elif a.iscrowd and options.crowd == "skip":
-                skipped.append(Skip("annotation", "crowd", image.id, a.id, image.path))
-            else:
-                rows.append(a)
-                owner.append(i)
-    return rows, np.array(owner, dtype=np.int64)
-
-
-def _kept(raw, source, rows, owner, images, skipped, bad) -> np.ndarray:
-    """Indices of the boxes that are finite, not empty, and touch their picture."""
-    extent = raw[:, 2:] - raw[:, :2]
+def _sorted_out(images, rows: Rows, owner, source, descriptions, options) -> tuple[np.ndarray, list[Skip], list[Skip]]:
+    """(rows that become objects, rows without a use, bad rows)."""
+    raw = xywh_to_xyxy(rows.boxes)
+    known = np.isin(rows.categories, np.array(list(descriptions), dtype=np.int64))
+    crowd = rows.crowd & (options.crowd == "skip")
     finite = np.isfinite(raw).all(axis=1)
-    empty = finite & (extent <= 0).any(axis=1)
-    inside = np.minimum(raw[:, 2:], source) - np.maximum(raw[:, :2], 0)
-    outside = finite & ~empty & (inside <= 0).any(axis=1)
+    empty = (rows.boxes[:, 2:] <= 0).any(axis=1)
+    outside = (np.minimum(raw[:, 2:], source) - np.maximum(raw[:, :2], 0) <= 0).any(axis=1)
+    skipped, bad = [], []
+    left = np.ones(len(rows), dtype=bool)
     for mask, reason, into in (
+        (~known, "unknown category", bad),
+        (crowd, "crowd", skipped),
         (~finite, "box not finite", bad),
         (empty, "empty box", skipped),
         (outside, "outside the picture", bad),
     ):
-        for i in np.flatnonzero(mask).tolist():
+        for i in np.flatnonzero(mask & left).tolist():
             image = images[owner[i]]
-            text = f"bbox {list(rows[i].bbox)} in {image.width}x{image.height}"
-            into.append(Skip("annotation", reason, image.id, rows[i].id, image.path, text))
-    return np.flatnonzero(finite & ~empty & ~outside)
+            text = f"category_id {rows.categories[i]}, bbox {rows.boxes[i].tolist()} in {image.width}x{image.height}"
+            into.append(Skip("annotation", reason, image.id, rows.ids[i].item(), image.path, text))
+        left &= ~mask
+    return np.flatnonzero(left), skipped, bad
 
 
-def _objects(rows, norm, pixel, target, source, descriptions, options, counts) -> list[Object]:
-    made = []
-    for i, (a, n, p) in enumerate(zip(rows, norm.tolist(), pixel.tolist(), strict=True)):
-        desc, crowd = descriptions[a.category_id], bool(a.iscrowd)
-        ring = _ring(a, source[i], target[i], options, counts) if options.geometry == "poly" else None
-        if ring is None:
-            made.append(Object(desc, a.category_id, n, bbox_2d=p, iscrowd=crowd))
-            continue
-        flat = (ring * target[i]).ravel()
-        points = np.floor(flat + 0.5).astype(np.int64) if options.round_geometry else flat
-        made.append(Object(desc, a.category_id, ring.ravel().tolist(), poly=points.tolist(), iscrowd=crowd))
+def _box_objects(rows: Rows, norm: np.ndarray, pixel: np.ndarray, descriptions: dict[int, str]) -> list[Object]:
+    columns = (rows.categories.tolist(), norm.tolist(), pixel.tolist(), rows.crowd.tolist())
+    return [Object(descriptions[c], c, n, p, None, crowd) for c, n, p, crowd in zip(*columns, strict=True)]
+
+
+def _polygon_objects(rows, norm, pixel, source, target, descriptions, options, fd, counts) -> list[Object]:
+    """Objects with their outline where it is good enough, with their box elsewhere."""
+    made = _box_objects(rows, norm, pixel, descriptions)
+    for i, outline in enumerate(read_outlines(fd, rows)):
+        ring = _ring(outline, source[i], target[i], options, counts)
+        if ring is not None:
+            flat = (ring * target[i]).ravel()
+            points = np.floor(flat + 0.5).astype(np.int64) if options.round_geometry else flat
+            box = made[i]
+            made[i] = Object(box.desc, box.category_id, ring.ravel().tolist(), None, points.tolist(), box.iscrowd)
     return made
 
 
-def _ring(a: Annotation, source, target, options, counts) -> np.ndarray | None:
+def _ring(outline: bytes, source, target, options: Geometry, counts: Counter) -> np.ndarray | None:
     """Outline in [0, 1] of one annotation, or None where its box says it better."""
-    shape = _shape(a.segmentation)
+    shape = _shape(outline)
     if shape is None or shape.is_empty:
         counts["poly:no outline"] += 1
         return None
@@ -177,7 +175,7 @@ def _ring(a: Annotation, source, target, options, counts) -> np.ndarray | None:
         counts["poly:box fits better"] += 1
         return None
     norm = np.clip(ring / source, 0, 1)
-    if (np.ptp(np.floor(norm * np.minimum(target, 999) + 0.5), axis=0) < 1).any():
+    if (np.ptp(np.floor(norm * np.minimum(target, LAST_BIN) + 0.5), axis=0) < 1).any():
         counts["poly:thinner than a pixel or bin"] += 1
         return None
     counts["polygons"] += 1
@@ -187,12 +185,11 @@ def _ring(a: Annotation, source, target, options, counts) -> np.ndarray | None:
     return norm
 
 
-def _shape(segmentation: msgspec.Raw) -> shapely.Geometry | None:
-    data = bytes(segmentation).lstrip()
+def _shape(outline: bytes) -> shapely.Geometry | None:
     try:
-        if data.startswith(b"{"):
-            return polygons.from_rle(_Rle.decode(data))
-        return polygons.from_rings(_Rings.decode(data)) if data.startswith(b"[") else None
+        if outline.startswith(b"{"):
+            return polygons.from_rle(_Rle.decode(outline))
+        return polygons.from_rings(_Rings.decode(outline)) if outline.startswith(b"[") else None
     except (msgspec.ValidationError, msgspec.DecodeError, KeyError, TypeError, ValueError, shapely.GEOSException):
         return None
 

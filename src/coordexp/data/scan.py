@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from coordexp.errors import DataError, located
 
+Mapper = Callable[..., Iterable[Any]]
 CHUNK = 1 << 20
+RANGE = 1 << 26  # bytes that one process scans
+_BETWEEN_ELEMENTS, _FINISHED = (2, 0), (0, 0)  # (bracket depth, inside a string)
+_NEXT_ELEMENT = re.compile(rb"\}\s*,\s*(?=\{)")
 _QUOTE, _BACKSLASH = 0x22, 0x5C
 _STEP = np.zeros(256, dtype=np.int64)
 _STEP[[ord("{"), ord("[")]] = 1
@@ -25,21 +30,25 @@ _KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*$', re.DOTALL)
 _KEY_BYTES = 256
 
 
-def element_spans(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, np.ndarray]:
     """Byte spans int64 [N, 2] (start, end) of the objects in each top-level array of `names`.
 
-    An array that the file does not have is absent from the result. DataError when the file is not
-    one JSON object or ends early.
+    An array that the file does not have is absent from the result. `mapper` may be a process pool's
+    `imap`: a large file is then scanned in parallel. DataError when the file is not one JSON object
+    or ends early.
     """
     with Path(path).open("rb") as handle:
         head = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not head.startswith(b"{"):
             fix = "expected one object with the lists images, annotations and categories"
             raise DataError(located("not an annotation file", file=path, found=head[:20].decode("latin1"), fix=fix))
-        handle.seek(0)
-        sections, starts, ends = _events(handle, path)
+        found = _scan(path, _cuts(handle), mapper) or _scan(path, [0], mapper)
+        if found is None:
+            fix = "the file is cut off or broken: fetch it again"
+            raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
+        opens, closes, starts, ends = found
         spans = {}
-        for low, high in sections:
+        for low, high in zip(opens.tolist(), closes.tolist(), strict=True):
             name = _key_before(handle, low)
             if name in names:
                 a, b = np.searchsorted(starts, [low, high])
@@ -47,29 +56,51 @@ def element_spans(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarra
     return spans
 
 
-def _events(handle, path: str | Path) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
-    """(top-level values as (start, end), starts of elements, last bytes of elements)."""
+def _cuts(handle) -> list[int]:
+    """Places to start scanning at: 0, and what looks like the start of an element about every RANGE bytes."""
+    size = os.fstat(handle.fileno()).st_size
+    cuts = [0]
+    for target in range(RANGE, size - RANGE // 2, RANGE):
+        match = _NEXT_ELEMENT.search(os.pread(handle.fileno(), CHUNK, target))
+        if match:
+            cuts.append(target + match.end())
+    return cuts
+
+
+def _scan(path: str | Path, cuts: list[int], mapper: Mapper) -> tuple[np.ndarray, ...] | None:
+    """(top-level values' first and last bytes, elements' first and last bytes); None if the cuts do not hold.
+
+    A cut is assumed to lie between two elements of a top-level array, outside any string. That is
+    proven when the range before it ends in just this state.
+    """
+    ranges = [(str(path), low, high) for low, high in zip(cuts, [*cuts[1:], None], strict=True)]
+    events, states = zip(*mapper(_range_events, ranges), strict=True)
+    if states != (*[_BETWEEN_ELEMENTS] * (len(cuts) - 1), _FINISHED):
+        return None
+    return tuple(np.concatenate(kind) for kind in zip(*events, strict=True))
+
+
+def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Events of bytes low..high (None: to the end), and (depth, inside a string) behind them."""
+    path, low, high = span
     opens, closes, starts, ends = [], [], [], []
-    depth, in_string = 0, 0
-    for base, data in _chunks(handle):
-        position, step, in_string = _brackets(data, in_string)
-        level = depth + np.cumsum(step)
-        depth = int(level[-1]) if len(level) else depth
-        position = position + base
-        opens.append(position[(level == 2) & (step == 1)])
-        closes.append(position[(level == 1) & (step == -1)])
-        starts.append(position[(level == 3) & (step == 1)])
-        ends.append(position[(level == 2) & (step == -1)])
-    if depth != 0 or in_string:
-        fix = "the file is cut off or broken: fetch it again"
-        raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
-    sections = list(zip(np.concatenate(opens).tolist(), np.concatenate(closes).tolist(), strict=True))
-    return sections, np.concatenate(starts), np.concatenate(ends)
+    depth, in_string = (0, 0) if low == 0 else _BETWEEN_ELEMENTS
+    with Path(path).open("rb") as handle:
+        handle.seek(low)
+        for base, data in _chunks(handle, low, high):
+            position, step, in_string = _brackets(data, in_string)
+            level = depth + np.cumsum(step)
+            depth = int(level[-1]) if len(level) else depth
+            position = position + base
+            opens.append(position[(level == 2) & (step == 1)])
+            closes.append(position[(level == 1) & (step == -1)])
+            starts.append(position[(level == 3) & (step == 1)])
+            ends.append(position[(level == 2) & (step == -1)])
+    return [np.concatenate(kind) for kind in (opens, closes, starts, ends)], (depth, in_string)
 
 
-def _chunks(handle) -> Iterator[tuple[int, bytes]]:
-    base = 0
-    while data := handle.read(CHUNK):
+def _chunks(handle, base: int, end: int | None) -> Iterator[tuple[int, bytes]]:
+    while data := handle.read(CHUNK if end is None else min(CHUNK, end - base)):
         while data.endswith(b"\\") and (more := handle.read(1)):
             data += more
         yield base, data
@@ -110,7 +141,7 @@ def _key_before(handle, position: int) -> str | None:
     return match.group(1).decode("utf-8", "replace") if match else None
 
 
-def read_spans(fd: int, spans: np.ndarray, gap: int = 1 << 16) -> list[bytes]:
+def read_spans(fd: int, spans: np.ndarray, gap: int = 1 << 12) -> list[bytes]:
     """The bytes of each span [N, 2], in the order given; neighbours are read together."""
     if not len(spans):
         return []

@@ -43,11 +43,12 @@ def bad_input(skip: Skip, annotation_file: str) -> DataError:
     return DataError(located(f"{skip.reason}{detail}", file=annotation_file, field=field + name, fix=fix))
 
 
-def add_lost(tally: Tally, index: Index, on_bad: str) -> None:
-    """Count the elements that belong to no picture; DataError for the first one if `on_bad` is `error`."""
+def lost(index: Index, on_bad: str) -> Tally:
+    """Counts of the elements that no picture has; DataError for the first one if `on_bad` is `error`."""
+    tally = Tally()
     for field, element in index.lost:
         kind = "picture" if field == "images" else "annotation"
-        reason = element.problem if element.problem.startswith("duplicate") else f"lost {kind}"
+        reason = _reason(element.problem)
         detail = "" if reason == element.problem else element.problem
         annotation_id = element.id if kind == "annotation" else None
         skip = Skip(kind, reason, element.image_id, annotation_id, "", detail)
@@ -57,6 +58,13 @@ def add_lost(tally: Tally, index: Index, on_bad: str) -> None:
         tally.counts[f"{plural} listed"] += 1
         tally.counts[f"{plural} dropped:{reason}"] += 1
         tally.skipped.append(skip)
+    return tally
+
+
+def _reason(problem: str) -> str:
+    if problem.startswith("duplicate"):
+        return problem
+    return "annotation of no picture" if problem.endswith("is not in images") else "unreadable annotation"
 
 
 def summary(tally: Tally, source: Source, categories: int) -> dict:
