@@ -6,6 +6,7 @@ rule train:
     input:
         train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
         val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
+        source=lambda w: source_of(w, "train"),
         base=lambda w: f"{model_of(w)}/config.json",
         tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
     output:
@@ -31,11 +32,12 @@ rule train:
         config=lambda w: keys(
             recipe=settings.recipe_map(w.run),
             processes=settings.config["train"]["processes"],
+            desc=settings.data["desc"],
         ),
         code=code("train"),
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
-        " --val {input.val:q} --log {output.log:q} --curves {output.curves:q}"
+        " --val {input.val:q} --source {input.source:q} --log {output.log:q} --curves {output.curves:q}"
         " --trained {output.manifest:q} --threads {threads} > {log:q} 2>&1"
 
 

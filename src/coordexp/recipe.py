@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
+from coordexp.data.samples import SampleOptions
 from coordexp.errors import ConfigError, located, nearest
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.prompt import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
@@ -85,6 +86,12 @@ class Custom(msgspec.Struct, forbid_unknown_fields=True):
     train_jsonl: str | None = None
     val_jsonl: str | None = None
     fusion_config: str | None = None
+    categories: str | None = None
+    object_ordering: Literal["sorted", "random"] = "sorted"
+    orders_per_sample: int = 1
+    category_ratio: float = 0.0
+    negatives: int = 5
+    sample_seed: int = 17
     emit_norm: EmitNorm = "norm1000"
     user_prompt: str = OPEN_PROMPT
     category_prompt: str = CATEGORY_PROMPT
@@ -93,6 +100,20 @@ class Custom(msgspec.Struct, forbid_unknown_fields=True):
     coord_tokens: CoordTokens = msgspec.field(default_factory=CoordTokens)
     coord_offset: CoordOffset = msgspec.field(default_factory=CoordOffset)
     loss: Loss = msgspec.field(default_factory=Loss)
+
+    @property
+    def samples(self) -> SampleOptions:
+        """What a training example asks and shows under this recipe."""
+        return msgspec.convert(
+            {
+                "object_ordering": self.object_ordering,
+                "orders_per_sample": self.orders_per_sample,
+                "category_ratio": self.category_ratio,
+                "negatives": self.negatives,
+                "seed": self.sample_seed,
+            },
+            SampleOptions,
+        )
 
     @property
     def style(self) -> PromptStyle:

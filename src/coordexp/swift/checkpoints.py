@@ -11,6 +11,7 @@ from swift.callbacks import callbacks_map
 from swift.callbacks.base import TrainerCallback
 
 from coordexp.io import write_text
+from coordexp.swift.dataset import set_epoch
 
 NAME = "coordexp_checkpoints"
 MARK = "COMPLETE"
@@ -28,6 +29,10 @@ class CheckpointCallback(TrainerCallback):
         """Take SIGTERM (preemption, `scancel`) as a request to save and stop."""
         self.terminated = False
         signal.signal(signal.SIGTERM, self._terminate)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Draw this epoch's samples."""
+        set_epoch(int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop when the process was asked to end."""

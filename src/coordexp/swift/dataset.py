@@ -1,24 +1,26 @@
-"""Records as an ms-swift data set: a row is a place in a JSONL file, read when the sample is needed.
+"""Samples as an ms-swift data set: a row is a number; the record is read when it is encoded.
 
-The rows hold offsets alone, so memory stays flat in the size of the file, and a record becomes a
-prompt and an answer only when it is encoded.
+Memory stays flat in the size of the files, and what a sample asks and shows may change every epoch.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 from typing import Any
 
+import msgspec
 from datasets import Dataset
 from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
 
-from coordexp.contract import Record, check_record
-from coordexp.errors import DataError
-from coordexp.io import decode_record
+from coordexp.data import fusion
+from coordexp.data.samples import CategoryTable, Sample, Samples, one_file
+from coordexp.errors import ConfigError
+from coordexp.io import read_json
 from coordexp.swift.settings import custom_section
 
 TRAIN, VAL = "coordexp_train", "coordexp_val"
+_epoch = 0
 
 
 def register() -> None:
@@ -28,49 +30,47 @@ def register() -> None:
         register_dataset(meta, exist_ok=True)
 
 
-def line_offsets(path: str | Path) -> list[int]:
-    """Byte offset of every line of a JSONL file that is not blank."""
-    offsets, position = [], 0
-    with Path(path).open("rb") as handle:
-        for line in handle:
-            if line.strip():
-                offsets.append(position)
-            position += len(line)
-    return offsets
+def set_epoch(epoch: int) -> None:
+    """Choose the epoch whose samples are drawn; loader workers take it over when they start."""
+    global _epoch  # noqa: PLW0603 -- the one piece of state that forked loader workers inherit
+    _epoch = epoch
 
 
-def read_row(row: dict[str, Any]) -> tuple[Record, Path]:
-    """The record that a row points to, checked and in the space that the recipe expects, and its file."""
-    path = Path(row["jsonl"])
-    with path.open("rb") as handle:
-        handle.seek(row["offset"])
-        line = handle.readline()
-    record = decode_record(line, path, row["line"])
-    expected = "token" if custom_section().coord_tokens.skip_bbox_norm else "pixel"
-    return check_record(record, expected, f"{path}:{row['line']}"), path
+def sample_of(row: dict[str, Any]) -> Sample:
+    """The sample that a row of the data set stands for, in the current epoch (validation: always the first)."""
+    return samples(row["split"]).get(row["index"], _epoch if row["split"] == TRAIN else 0)
+
+
+@functools.cache
+def samples(split: str) -> Samples:
+    """The recipe's samples of a split."""
+    section = custom_section()
+    expect = "token" if section.coord_tokens.skip_bbox_norm else "pixel"
+    options, table = section.samples, None
+    if section.categories:
+        table = msgspec.convert(read_json(section.categories), CategoryTable, strict=False)
+    if split == TRAIN and section.fusion_config:
+        return Samples(fusion.load(section.fusion_config), expect, options, table)
+    path = section.train_jsonl if split == TRAIN else section.val_jsonl
+    if not path:
+        wanted = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"
+        raise ConfigError(f"custom.{wanted} is not set\n  -> name the JSONL file to read")
+    if split == VAL:
+        options = msgspec.structs.replace(options, object_ordering="sorted", orders_per_sample=1, category_ratio=0.0)
+    return Samples(one_file(path), expect, options, table)
 
 
 class _Loader(BaseDatasetLoader):
-    """Called by ms-swift with its loading options; the recipe says which file."""
+    """Called by ms-swift with its loading options; the recipe says which files."""
 
     def __init__(self, **options: Any):
         self.options = options
 
     def load(self, dataset_syntax: Any = None, dataset_meta: Any = None, *, use_hf: bool | None = None) -> Dataset:
-        section = custom_section()
-        path = section.train_jsonl if dataset_meta.dataset_name == TRAIN else section.val_jsonl
-        if not path:
-            raise DataError(f"custom.{'train' if dataset_meta.dataset_name == TRAIN else 'val'}_jsonl is not set")
-        offsets = line_offsets(path)
-        if not offsets:
-            raise DataError(f"{path}: no records\n  -> check the conversion's statistics for what was skipped")
-        rows = {
-            "jsonl": [str(Path(path).resolve())] * len(offsets),
-            "offset": offsets,
-            "line": range(1, len(offsets) + 1),
-        }
-        return Dataset.from_dict({key: list(values) for key, values in rows.items()})
+        split = dataset_meta.dataset_name
+        count = len(samples(split))
+        return Dataset.from_dict({"index": list(range(count)), "split": [split] * count})
 
     def post_process(self, dataset: Dataset, **options: Any) -> tuple[Dataset, None]:
-        """The whole file in its own order; the trainer's sampler shuffles."""
+        """All rows in their own order; the trainer's sampler shuffles."""
         return dataset, None

@@ -7,7 +7,6 @@ labels name coordinate tokens.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,11 +16,12 @@ from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 
 from coordexp import prompt
 from coordexp.contract import Object, Record
+from coordexp.data.samples import Sample
 from coordexp.data.tokenize import to_tokens
 from coordexp.errors import DataError
 from coordexp.loss.objective import Targets
 from coordexp.model.vocab import coord_ids
-from coordexp.swift.dataset import read_row
+from coordexp.swift.dataset import sample_of
 from coordexp.swift.settings import custom_section
 
 NAME = "coordexp"
@@ -46,13 +46,13 @@ class CoordTemplate(Qwen3VLTemplate):
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A row as input ids, labels, pictures, and the targets of its coordinate slots."""
-        if not (isinstance(inputs, dict) and "offset" in inputs):
+        if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
-        record, path = read_row(inputs)
-        record = as_tokens(record)
-        encoded = super().encode(as_messages(record, path), *args, **kwargs)
+        sample = sample_of(inputs)
+        record = as_tokens(sample.record)
+        encoded = super().encode(as_messages(sample._replace(record=record)), *args, **kwargs)
         encoded[COORDS], encoded[BOXES] = answer_targets(record.objects)
-        self._check(encoded, record, f"{path}:{inputs['line']}")
+        self._check(encoded, record, sample.place)
         return encoded
 
     def _data_collator(self, batch: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
@@ -93,11 +93,12 @@ def as_tokens(record: Record) -> Record:
     return record if record.coord_space == "token" else to_tokens(record, custom_section().emit_norm)
 
 
-def as_messages(record: Record, path: Path) -> dict[str, Any]:
+def as_messages(sample: Sample) -> dict[str, Any]:
     """ms-swift's row: chat messages with the rendered answer, and the picture's path."""
-    style = custom_section().style
-    answer = prompt.render_answer(record.objects, style)
-    return {"messages": prompt.chat(style, answer=answer), "images": [str(path.parent / record.images[0])]}
+    style = msgspec.structs.replace(custom_section().style, **sample.style)
+    answer = prompt.render_answer(sample.record.objects, style)
+    messages = prompt.chat(style, sample.categories, answer)
+    return {"messages": messages, "images": [str(sample.path.parent / sample.record.images[0])]}
 
 
 def answer_targets(objects: list[Object]) -> tuple[list[float], list[list[int]]]:
@@ -121,8 +122,3 @@ def lay_end_to_end(coords: list[list[float]], boxes: list[list[list[int]]]) -> t
         shifted += [[slot + len(flat) for slot in box] for box in sample_boxes]
         flat += sample_coords
     return torch.tensor(flat, dtype=torch.float32), torch.tensor(shifted, dtype=torch.int64).reshape(-1, 4)
-
-
-def decode_targets(targets: Any) -> dict[str, Any]:
-    """Plain numbers of `Targets`, for start-up checks and reports."""
-    return msgspec.to_builtins({"coords": targets.coords.tolist(), "boxes": targets.boxes.tolist()})

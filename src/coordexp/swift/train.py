@@ -68,7 +68,7 @@ def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processe
 def fingerprint(recipe: Recipe, model_dir: Path) -> str:
     """Key of a run: the recipe without its paths, the data's bytes, the base's weights and tokenizer."""
     facts = msgspec.to_builtins(recipe)
-    for name in ("train_jsonl", "val_jsonl", "fusion_config"):
+    for name in ("train_jsonl", "val_jsonl", "fusion_config", "categories"):
         path = facts["custom"].pop(name)
         facts[name] = sha256_file(path) if path else None
     for file in sorted(model_dir.glob("*.json")) + sorted(model_dir.glob("*.safetensors")):
