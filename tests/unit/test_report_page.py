@@ -98,6 +98,20 @@ def test_gallery_shows_real_pictures_with_truth_and_predictions(made):
         assert f"<h3>{heading}</h3>" in page
 
 
+def test_what_is_drawn_agrees_with_the_numbers(made):
+    folder, _, page = made
+    pictures = json.loads((folder / "eval.json").read_text())["pictures"]
+    captions = dict(re.findall(r'alt="Picture (\d+): (\d+ right, \d+ wrong, \d+ of \d+) missed', page))
+    known = {str(row["image_id"]): row for row in pictures["best"] + pictures["worst"]}
+    shown = [image_id for image_id in captions if image_id in known]
+    assert len(shown) >= 4
+    for image_id in shown:
+        row = known[image_id]
+        missed = row["objects"] - row["hits"]
+        numbers = f"{row['hits']} right, {row['false_positives']} wrong, {missed} of {row['objects']}"
+        assert captions[image_id] == numbers
+
+
 def test_texts_from_the_model_and_the_user_are_escaped(made):
     _, _, page = made
     assert "<b>thing</b>" not in page and "odd &lt;b&gt;thing" in page

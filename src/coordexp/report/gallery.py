@@ -149,8 +149,9 @@ def _shapes(truth: Truth, rows: list[Prediction], result: dict, records: list[Re
     matches = match(truth, found, federated=federated)
     unmapped = np.flatnonzero(found.category < 0)
     status = np.full(len(found), "unjudged", dtype=object)
+    status[unmapped] = "unmapped"
     status[matches.row[matches.matched[:, 0]]] = "right"
-    for row, kind in zip(*mistakes.false_positives(truth, found, matches, unmapped), strict=True):
+    for row, kind in zip(*mistakes.false_positives(truth, found, matches, unmapped[:0]), strict=True):
         status[row] = mistakes.KINDS[kind]
     names = [obj.desc for record in records for obj in record.objects]
     shapes: dict[Any, list[Shape]] = {image_id: [] for image_id in truth.image_ids}
@@ -161,6 +162,8 @@ def _shapes(truth: Truth, rows: list[Prediction], result: dict, records: list[Re
     for row in range(len(found)):
         what = status[row]
         kind = what if what in ("right", "unjudged") else "wrong"
+        if what == "unmapped" and federated:
+            kind = "unjudged"  # as in the numbers: wrong only where the truth is exhaustive
         text = f"{found.descriptions[found.desc[row]]} {found.score[row]:.2f}"
         text += "" if kind == "right" else f" · {WORDS.get(what, 'not judged')}"
         box, size = found.box[row], truth.sizes[found.image[row]]
