@@ -213,12 +213,12 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path, job):
     slow = """
 import pathlib, sys, time
 from coordexp.model import shards
-root, write = pathlib.Path(sys.argv[1]), shards.write_all
-def slowly(out, data):
-    write(out, data)
+root, write = pathlib.Path(sys.argv[1]), shards.write_at
+def slowly(out, position, data):
+    write(out, position, data)
     (root / "started").touch()
     time.sleep(60)
-shards.write_all = slowly
+shards.write_at = slowly
 """
     process = subprocess.Popen([sys.executable, "-c", slow + call, str(tmp_path)])
     deadline = time.monotonic() + 60

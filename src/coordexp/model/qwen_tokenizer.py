@@ -79,7 +79,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-def compact_tokenizer(size: int = 1536) -> Tokenizer:
+def compact_tokenizer(size: int = 1024) -> Tokenizer:
     """A byte-level BPE with at most `size` entries plus Qwen's 26 added tokens; every byte has its own entry."""
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Init = Literal["mean", "numeric"]
 
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 512
 _DIGIT_WEIGHTS = (1.0, 0.5, 0.25)  # hundreds, tens, ones: neighbouring numbers stay neighbours
 _FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # periods over the 1,000 bins of the smooth part
 _SEED = 20
@@ -46,8 +46,8 @@ def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: in
     """Mean row [hidden] float64 of the first `known` rows, and the root mean square deviation of an element."""
     total = squares = 0
     for block in _blocks(shard, spec, known):
-        total = total + block.sum(0)
-        squares = squares + block.pow(2).sum(0)
+        total = total + block.sum(0).double()
+        squares = squares + block.pow_(2).sum(0).double()
     mean = total / known
     variance = (squares / known - mean.pow(2)).clamp(min=0).mean()
     return mean, float(variance.sqrt())
@@ -79,7 +79,7 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
 
 def _blocks(shard: shards.ShardFile, spec: shards.TensorSpec, known: int) -> Iterator[torch.Tensor]:
     for begin in range(0, known, BLOCK_ROWS):
-        yield read_rows(shard, spec, begin, min(begin + BLOCK_ROWS, known)).double()
+        yield read_rows(shard, spec, begin, min(begin + BLOCK_ROWS, known)).float()
 
 
 def _digit_part(digit_rows: torch.Tensor) -> torch.Tensor:

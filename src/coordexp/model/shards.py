@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +22,7 @@ ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 COPY_BYTES = 16 << 20
+MOST_WORKERS = 8
 
 _MAX_HEADER = 100 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
@@ -124,17 +128,20 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 def read_bytes(shard: ShardFile, spec: TensorSpec, begin: int = 0, end: int | None = None) -> bytearray:
     """Bytes [begin, end) of one tensor (relative to it), read without mapping the file."""
-    end = spec.nbytes if end is None else end
-    buffer = bytearray(end - begin)
+    buffer = bytearray((spec.nbytes if end is None else end) - begin)
+    read_into(shard, spec, begin, memoryview(buffer))
+    return buffer
+
+
+def read_into(shard: ShardFile, spec: TensorSpec, begin: int, view: memoryview) -> None:
+    """Fill `view` with the bytes of a tensor from `begin` on."""
     with shard.path.open("rb", buffering=0) as handle:
         handle.seek(spec.begin + begin)
-        view, done = memoryview(buffer), 0
-        while done < len(buffer):
-            count = handle.readinto(view[done:])
+        while view:
+            count = handle.readinto(view)
             if not count:
                 raise ModelError(located("file ended inside a tensor", file=shard.path, field=spec.name, fix=_REFETCH))
-            done += count
-    return buffer
+            view = view[count:]
 
 
 def fingerprint(shard: ShardFile) -> str:
@@ -149,20 +156,24 @@ def fingerprint(shard: ShardFile) -> str:
     return digest.hexdigest()
 
 
-Writer = Callable[[IO[bytes]], None]
+class Job(NamedTuple):
+    """A piece of a tensor: `run(descriptor, position)` writes exactly `nbytes` bytes of the file there."""
+
+    nbytes: int
+    run: Callable[[int, int], None]
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One tensor to write: its header facts and a function that writes exactly its bytes."""
+    """One tensor to write: its header facts and the pieces that make it up, in order."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    write: Writer
+    jobs: Callable[[], Iterable[Job]]
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes that `write` must produce."""
+        """Size in bytes that the pieces must add up to."""
         return nbytes(self.dtype, self.shape)
 
 
@@ -174,63 +185,86 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
     return count
 
 
-def write_file(path: Path, entries: list[Entry], metadata: dict[str, str]) -> None:
-    """Write a safetensors file entry by entry in the order given; memory stays at what one entry's writer needs."""
+@contextlib.contextmanager
+def workers() -> Iterator[Executor]:
+    """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock."""
+    count = min(MOST_WORKERS, len(os.sched_getaffinity(0)) + 1)
+    with ThreadPoolExecutor(count) as pool:
+        yield pool
+
+
+def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Executor) -> None:
+    """Write a safetensors file, its pieces in parallel; memory stays at what the pieces at work need."""
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for entry in entries:
-        header[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.nbytes],
-        }
+        offsets = [offset, offset + entry.nbytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
         offset += entry.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    start = len(text).to_bytes(8, "little") + text
     with path.open("wb", buffering=0) as handle:
-        write_all(handle, len(text).to_bytes(8, "little") + text)
-        position = handle.tell()
-        for entry in entries:
-            entry.write(handle)
-            position += entry.nbytes
-            if handle.tell() != position:
-                found = entry.nbytes + handle.tell() - position
-                raise ModelError(
-                    located("wrote the wrong size", file=path, field=entry.name, expected=entry.nbytes, found=found)
-                )
+        descriptor, position = handle.fileno(), len(start)
+        write_at(descriptor, 0, start)
+        os.ftruncate(descriptor, position + offset)
+        running: list[Future] = []
+        try:
+            for entry in entries:
+                end = position + entry.nbytes
+                for job in entry.jobs():
+                    running.append(pool.submit(job.run, descriptor, position))
+                    position += job.nbytes
+                if position != end:
+                    found = entry.nbytes + position - end
+                    problem = "pieces do not make up the tensor"
+                    raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
+            for future in running:
+                future.result()
+        finally:
+            for future in running:
+                future.cancel()
+            wait(running)
+        os.fsync(descriptor)
 
 
 def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
     """An entry that copies a tensor's bytes as they are."""
-    return Entry(spec.name, spec.dtype, spec.shape, lambda out: copy_range(shard, spec, 0, spec.nbytes, out))
+    return Entry(spec.name, spec.dtype, spec.shape, lambda: copy_jobs(shard, spec, 0, spec.nbytes))
 
 
-def copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: IO[bytes]) -> None:
-    """Copy bytes [begin, end) of a tensor to the output's position, inside the kernel where the system can."""
-    left, position = end - begin, spec.begin + begin
+def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Iterator[Job]:
+    """Pieces that copy bytes [begin, end) of a tensor, inside the kernel where the system can."""
+    for low in range(begin, end, COPY_BYTES):
+        high = min(low + COPY_BYTES, end)
+        yield Job(high - low, partial(_copy_range, shard, spec, low, high))
+
+
+def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: int, position: int) -> None:
+    left, source_position = end - begin, spec.begin + begin
     with shard.path.open("rb", buffering=0) as source:
         while left:
-            count = _copy_some(source, position, left, out)
+            count = _copy_some(source.fileno(), source_position, left, out, position)
             if not count:
                 raise ModelError(located("file ended inside a tensor", file=shard.path, field=spec.name, fix=_REFETCH))
-            position, left = position + count, left - count
+            source_position, position, left = source_position + count, position + count, left - count
 
 
-def _copy_some(source: IO[bytes], position: int, left: int, out: IO[bytes]) -> int:
+def _copy_some(source: int, source_position: int, left: int, out: int, position: int) -> int:
     try:
-        return os.copy_file_range(source.fileno(), out.fileno(), min(left, 1 << 30), offset_src=position)
+        return os.copy_file_range(source, out, left, offset_src=source_position, offset_dst=position)
     except OSError:  # another file system, or one without the call
-        source.seek(position)
-        block = source.read(min(left, COPY_BYTES))
-        write_all(out, block)
+        block = os.pread(source, min(left, 1 << 20), source_position)
+        write_at(out, position, block)
         return len(block)
 
 
-def write_all(out: IO[bytes], data: bytes | bytearray | memoryview) -> None:
-    """Write every byte to an unbuffered file."""
+def write_at(descriptor: int, position: int, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte of `data` at `position` of an open file."""
     view = memoryview(data).cast("B")
     while view:
-        view = view[out.write(view) :]
+        count = os.pwrite(descriptor, view, position)
+        view, position = view[count:], position + count
 
 
 def link_or_copy(source: Path, target: Path) -> str:

@@ -43,7 +43,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: int = 16
     tie: bool = True
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    vocab_size: int = 1536
+    vocab_size: int = 1024
     pad_rows: int = 0
     max_length: int = 32768
     init_std: float = 0.02

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -17,7 +21,7 @@ from coordexp.model.rows import read_rows, to_bytes, torch_dtype
 if TYPE_CHECKING:
     import torch
 
-BLOCK_ITEMS = 16 << 20  # elements of a block of rows: 64 MB in float32
+BLOCK_ITEMS = 1 << 19  # elements of a block of rows: 2 MB in float32 stay in the cache of a core
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -135,6 +139,11 @@ def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, tied: bool) -
 
 def write(plan: Plan, folder: Path) -> dict[str, str]:
     """Write every file of a plan; returns how each came about: `rewritten`, `link` or `copy`."""
+    with shards.workers() as pool, _one_thread_each():
+        return _write(plan, folder, pool)
+
+
+def _write(plan: Plan, folder: Path, pool: Executor) -> dict[str, str]:
     how, weight_map, total = {}, {}, 0
     for file_name, changes in plan.files.items():
         shard = changes[0].source[0] if changes else None
@@ -142,7 +151,7 @@ def write(plan: Plan, folder: Path) -> dict[str, str]:
         if untouched and len(changes) == len(shard.tensors) and shard.path.name == file_name:
             how[file_name] = shards.link_or_copy(shard.path, folder / file_name)
         else:
-            shards.write_file(folder / file_name, [_entry(plan, c) for c in changes], plan.metadata[file_name])
+            shards.write_file(folder / file_name, [_entry(plan, c) for c in changes], plan.metadata[file_name], pool)
             how[file_name] = "rewritten"
         weight_map |= {change.name: file_name for change in changes}
         total += sum(shards.nbytes(c.dtype, c.source[1].shape) for c in changes)
@@ -204,61 +213,103 @@ def _misfit(adapter: Adapter, name: str, expected: tuple, found: tuple) -> None:
     )
 
 
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Arithmetic runs in our own threads, one core each."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _entry(plan: Plan, change: Change) -> shards.Entry:
     shard, spec = change.source
     if change.plain:
-        entry = shards.copied(shard, spec)
-        return shards.Entry(change.name, entry.dtype, entry.shape, entry.write)
-
-    def write(out: IO[bytes]) -> None:
-        if change.offset is not None:
-            _write_offset_rows(plan, change, out)
-            return
-        for block in _changed_blocks(plan, change):
-            shards.write_all(out, to_bytes(block, change.dtype))
-
-    return shards.Entry(change.name, change.dtype, spec.shape, write)
+        return shards.Entry(change.name, spec.dtype, spec.shape, shards.copied(shard, spec).jobs)
+    jobs = _offset_jobs if change.offset is not None else _block_jobs
+    return shards.Entry(change.name, change.dtype, spec.shape, partial(jobs, plan, change))
 
 
-def _write_offset_rows(plan: Plan, change: Change, out: IO[bytes]) -> None:
+def _offset_jobs(plan: Plan, change: Change) -> Iterator[shards.Job]:
+    """The table as it is, but for the coordinate rows: these are added in float32 and rounded once."""
     shard, spec = change.source
     start, stop = plan.offsets.start, plan.offsets.end + 1
     width = spec.nbytes // spec.shape[0]
-    shards.copy_range(shard, spec, 0, start * width, out)
-    patched = read_rows(shard, spec, start, stop).float() + _offset_rows(plan, change)
-    shards.write_all(out, to_bytes(patched, change.dtype))
-    shards.copy_range(shard, spec, stop * width, spec.nbytes, out)
+
+    def patch(out: int, position: int) -> None:
+        table = read_rows(plan.adapter.file, change.offset, 0, stop - start).float()
+        patched = read_rows(shard, spec, start, stop).float() + table
+        shards.write_at(out, position, to_bytes(patched, change.dtype))
+
+    yield from shards.copy_jobs(shard, spec, 0, start * width)
+    yield shards.Job((stop - start) * width, patch)
+    yield from shards.copy_jobs(shard, spec, stop * width, spec.nbytes)
 
 
-def _changed_blocks(plan: Plan, change: Change) -> Iterator[torch.Tensor]:
-    """The new tensor, float32, as consecutive blocks of rows."""
+def _block_jobs(plan: Plan, change: Change) -> Iterator[shards.Job]:
+    """Blocks of rows of a changed tensor."""
+    source = change.source if change.replaced is None else (plan.adapter.file, change.replaced)
+    shape = source[1].shape
+    rows, columns = (shape[0] if shape else 1), max(1, math.prod(shape[1:]))
+    step = max(1, BLOCK_ITEMS // columns)
+    spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
     factors = None if change.lora is None else _Factors(plan.adapter.file, change.lora)
     if factors is not None and factors.magnitude is not None and factors.by_column:
-        for begin, end, block in _source_blocks(plan, change):
-            factors.count_column_norms(block, begin, end)
-    for begin, end, block in _source_blocks(plan, change):
-        yield block if factors is None else factors.apply(block, begin, end)
+        for begin, end in spans:
+            factors.count_column_norms(_Scratch.floats(source, columns, begin, end), begin, end)
+
+    def run(begin: int, end: int, out: int, position: int) -> None:
+        block = _Scratch.floats(source, columns, begin, end)
+        if factors is not None:
+            factors.apply(block, begin, end)
+        shards.write_at(out, position, _Scratch.bytes_of(block, change.dtype))
+
+    width = columns * shards.ITEM_BYTES[change.dtype]
+    for begin, end in spans:
+        yield shards.Job((end - begin) * width, partial(run, begin, end))
 
 
-def _source_blocks(plan: Plan, change: Change) -> Iterator[tuple[int, int, torch.Tensor]]:
-    shard, spec = change.source if change.replaced is None else (plan.adapter.file, change.replaced)
-    rows = spec.shape[0] if spec.shape else 1
-    step = max(1, BLOCK_ITEMS * max(rows, 1) // max(1, math.prod(spec.shape)))
-    for begin in range(0, rows, step):
-        end = min(begin + step, rows)
-        yield begin, end, _read(shard, spec, begin, end)
+class _Scratch:
+    """Buffers of a thread, used again for every block: fresh memory costs more than the arithmetic."""
 
+    _local = threading.local()
 
-def _read(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int) -> torch.Tensor:
-    import torch
+    @classmethod
+    def floats(
+        cls, source: tuple[shards.ShardFile, shards.TensorSpec], columns: int, begin: int, end: int
+    ) -> torch.Tensor:
+        """Rows [begin, end) of a tensor as float32 [end - begin, columns]; valid until the thread's next block."""
+        import torch
 
-    if not spec.shape:
-        return torch.frombuffer(shards.read_bytes(shard, spec), dtype=torch_dtype(spec.dtype)).float()
-    return read_rows(shard, spec, begin, end).float()
+        shard, spec = source
+        items, dtype = (end - begin) * columns, torch_dtype(spec.dtype)
+        raw = cls._buffer("raw", items, dtype)
+        view = memoryview(raw.view(torch.uint8).numpy())
+        shards.read_into(shard, spec, begin * columns * shards.ITEM_BYTES[spec.dtype], view)
+        return cls._buffer("floats", items, torch.float32).copy_(raw).view(end - begin, columns)
 
+    @classmethod
+    def bytes_of(cls, block: torch.Tensor, dtype: str) -> memoryview:
+        """The bytes of a float32 block in a safetensors dtype."""
+        import torch
 
-def _offset_rows(plan: Plan, change: Change) -> torch.Tensor:
-    return read_rows(plan.adapter.file, change.offset, 0, change.offset.shape[0]).float()
+        out = cls._buffer("out", block.numel(), torch_dtype(dtype)).copy_(block.reshape(-1))
+        return memoryview(out.view(torch.uint8).numpy())
+
+    @classmethod
+    def _buffer(cls, name: str, items: int, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        key = f"{name}-{dtype}"
+        buffer = getattr(cls._local, key, None)
+        if buffer is None or buffer.numel() < items:
+            buffer = torch.empty(items, dtype=dtype)
+            setattr(cls._local, key, buffer)
+        return buffer[:items]
 
 
 class _Factors:
@@ -276,22 +327,19 @@ class _Factors:
         self.by_column = lora.embedding
         self.column_squares: torch.Tensor | float = 0.0
 
-    def apply(self, block: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """`block` (rows begin..end of the weight) with the update, rescaled to the magnitude for DoRA."""
-        block = self._added(block, begin, end)
-        if self.magnitude is None:
-            return block
-        if self.by_column:
-            return block.mul_(self.magnitude / self.column_squares.sqrt().float())
+    def apply(self, block: torch.Tensor, begin: int, end: int) -> None:
+        """Adds the update to `block` (rows begin..end of the weight) in place; for DoRA rescales to the magnitude."""
         import torch
 
-        return block.mul_((self.magnitude[begin:end] / torch.linalg.vector_norm(block, dim=1))[:, None])
+        block.addmm_(self.left[begin:end], self.right, alpha=self.scale)
+        if self.magnitude is None:
+            return
+        if self.by_column:
+            block.mul_(self.magnitude / self.column_squares.sqrt().float())
+        else:
+            block.mul_((self.magnitude[begin:end] / torch.linalg.vector_norm(block, dim=1))[:, None])
 
     def count_column_norms(self, block: torch.Tensor, begin: int, end: int) -> None:
-        """First pass over an embedding for DoRA."""
-        self.column_squares = self.column_squares + self._added(block, begin, end).double().pow(2).sum(0)
-
-    def _added(self, block: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        import torch
-
-        return torch.addmm(block, self.left[begin:end], self.right, alpha=self.scale)
+        """First pass over an embedding for DoRA; changes `block`."""
+        block.addmm_(self.left[begin:end], self.right, alpha=self.scale)
+        self.column_squares = self.column_squares + block.double().pow(2).sum(0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -116,7 +118,8 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "mean") 
         _write_tokenizer_files(base, folder, tokenizer, known)
         config = _resized(io.read_json(base / "config.json"), old_rows, new_rows)
         io.write_json(folder / "config.json", config)
-        _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init)
+        with shards.workers() as pool:
+            _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
         facts = _facts(folder, new_rows, init)
         io.write_json(folder / COORD_FILE, facts)
     return facts
@@ -218,6 +221,7 @@ def _write_weights(
     known: int,
     tokenizer: dict,
     init: rows.Init,
+    pool: Executor,
 ) -> None:
     digits = [tokenizer["model"]["vocab"][str(d)] for d in range(10)]
     weight_map, total = {}, 0
@@ -227,7 +231,7 @@ def _write_weights(
             for spec in shard.tensors.values()
         ]
         if tables.keys() & shard.tensors.keys():
-            shards.write_file(folder / name, entries, shard.metadata)
+            shards.write_file(folder / name, entries, shard.metadata, pool)
         else:
             shards.link_or_copy(shard.path, folder / name)
         weight_map |= dict.fromkeys(shard.tensors, name)
@@ -244,14 +248,17 @@ def _grown(
         problem = "the table has fewer rows than the tokenizer has tokens"
         raise ModelError(located(problem, file=shard.path, field=spec.name, expected=known, found=spec.shape[0]))
 
-    def write(out: IO[bytes]) -> None:
-        shards.copy_range(shard, spec, 0, known * width, out)
-        shards.write_all(out, rows.to_bytes(rows.new_rows(shard, spec, known, digits, init), spec.dtype))
-        after = known + 1 + COORD_BINS
-        if after < spec.shape[0]:
-            shards.copy_range(shard, spec, after * width, spec.nbytes, out)
+    after = known + 1 + COORD_BINS
 
-    return shards.Entry(spec.name, spec.dtype, (new_rows, *spec.shape[1:]), write)
+    def fill(out: int, position: int) -> None:
+        shards.write_at(out, position, rows.to_bytes(rows.new_rows(shard, spec, known, digits, init), spec.dtype))
+
+    def jobs() -> Iterator[shards.Job]:
+        yield from shards.copy_jobs(shard, spec, 0, known * width)
+        yield shards.Job((1 + COORD_BINS) * width, fill)
+        yield from shards.copy_jobs(shard, spec, after * width, spec.nbytes)
+
+    return shards.Entry(spec.name, spec.dtype, (new_rows, *spec.shape[1:]), jobs)
 
 
 def _resized(config: Any, old: int, new: int) -> Any:
