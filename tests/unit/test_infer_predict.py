@@ -6,6 +6,7 @@ import json
 
 import msgspec
 import pytest
+import torch
 from infer_helpers import NAMES, SIZES, pictures, taught_checkpoint
 
 from coordexp.contract import Metadata, Object, Prediction, Record
@@ -102,10 +103,24 @@ def test_a_killed_shard_goes_on(model, records, whole, tmp_path, monkeypatch, ca
             predict(model, records, out, OPTIONS, STYLE)
     assert not out.exists() and len(kept.read_bytes().splitlines()) == 3
     kept.write_bytes(kept.read_bytes() + b'{"position": 4, "pred')  # a line that the kill cut off
-    counts = predict(model, records, out, OPTIONS, STYLE)
+    counts = predict(model, records, out, msgspec.structs.replace(OPTIONS, batch_size=1), STYLE)
     assert counts["pictures"] == len(SIZES) - 2 and not kept.exists()
     assert "going on with 2 of 5" in capsys.readouterr().err
     same(read(out), whole)
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, records, whole, tmp_path, monkeypatch, capsys):
+    original = module.Checkpoint.answer
+
+    def small(self, pictures, asked):
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return original(self, pictures, asked)
+
+    monkeypatch.setattr(module.Checkpoint, "answer", small)
+    predict(model, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
+    same(read(tmp_path / "p.jsonl"), whole)
+    assert "out of memory with 5 pictures" in capsys.readouterr().err
 
 
 def test_rows_of_other_options_are_not_taken_over(model, records, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from PIL import Image
 
 from coordexp.contract import Detection, Prediction, Record
@@ -25,6 +26,7 @@ from coordexp.io import read_records, sha256_file, write_jsonl
 from coordexp.prompt import PromptStyle
 
 REPORT_SECONDS = 5.0
+WITHOUT_EFFECT = {"pictures", "batch_size", "shards"}  # options that may change when a killed shard goes on
 
 
 class Job(NamedTuple):
@@ -64,7 +66,7 @@ def predict(
     identity = {
         "model": _files(Path(model_dir)),
         "records": sha256_file(records_jsonl),
-        "options": msgspec.to_builtins(options),
+        "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},
         "style": msgspec.to_builtins(style),
         "categories": list(categories or ()),
         "emit_norm": emit_norm,
@@ -72,16 +74,16 @@ def predict(
     }
     store = RowStore(out, identity)
     jobs = _jobs(records, options, categories, store)
-    progress = Progress(len(records), len(store.rows))
+    progress = Progress(len(records), len(store))
     if jobs:
         checkpoint = Checkpoint(model_dir, options, style, device)
         for done in _run(checkpoint, jobs, records_jsonl.parent, emit_norm):
             store.add(done)
             progress.add([prediction for _, prediction in done])
-    rows = (store.rows[position] for position in range(len(records)))
+    rows: Iterator[Any] = store.ordered(len(records))
     if calibration is not None:
         learnt = calibrate.load(calibration)
-        rows = (calibrate.calibrated(row, learnt) for row in rows)
+        rows = (calibrate.calibrated(msgspec.json.decode(row, type=Prediction), learnt) for row in rows)
     write_jsonl(out, rows)
     store.remove()
     return progress.finish()
@@ -204,7 +206,7 @@ def _jobs(
     """Prompts still to run, larger pictures first; records that ask nothing get their empty line at once."""
     jobs: list[Job] = []
     for position, record in enumerate(records):
-        if position in store.rows:
+        if position in store:
             continue
         asked = questions(record, options, categories)
         if not asked:
@@ -222,17 +224,30 @@ def _run(
     parts = {job.position: job.part + 1 for job in sorted(jobs, key=lambda job: job.part)}
     for start in range(0, len(jobs), options.batch_size):
         batch = jobs[start : start + options.batch_size]
-        pictures = [
-            load_picture(folder / j.record.images[0], (j.record.width, j.record.height), j.record.metadata.image_id)
-            for j in batch
-        ]
         done = []
-        for job, answer in zip(batch, checkpoint.answer(pictures, [job.question for job in batch]), strict=True):
+        for job, answer in zip(batch, _answers(checkpoint, batch, folder), strict=True):
             answers = waiting.setdefault(job.position, [])
             answers.append((answer, checkpoint.text(answer)))
             if len(answers) == parts[job.position]:
                 done.append((job.position, combine(waiting.pop(job.position), job.record, options, emit_norm)))
         yield done
+
+
+def _answers(checkpoint: Checkpoint, batch: list[Job], folder: Path) -> list[Answer]:
+    """Answers to a batch; one that does not fit into the accelerator's memory is halved."""
+    pictures = [
+        load_picture(folder / j.record.images[0], (j.record.width, j.record.height), j.record.metadata.image_id)
+        for j in batch
+    ]
+    try:
+        return checkpoint.answer(pictures, [job.question for job in batch])
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+        half = len(batch) // 2
+        print(f"predict: out of memory with {len(batch)} pictures, trying {half}", file=sys.stderr, flush=True)
+    torch.cuda.empty_cache()
+    return _answers(checkpoint, batch[:half], folder) + _answers(checkpoint, batch[half:], folder)
 
 
 def _files(model_dir: Path) -> list[list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,19 @@ from coordexp.io import canonical_json
 
 class _Row(msgspec.Struct):
     position: int
-    prediction: Prediction
+    prediction: msgspec.Raw
 
 
 class RowStore:
-    """`rows` maps a record's position in the shard to its prediction. The file lies hidden beside the output.
+    """Predictions by the position of their record in the shard, in a hidden file beside the output.
 
-    Its first line says what it belongs to (`identity`); a file of anything else is started anew. A line that a
-    kill cut off is dropped.
+    The first line says what the file belongs to (`identity`); a file of anything else is started anew, and a
+    line that a kill cut off is dropped. Only places in the file are held in memory.
     """
 
     def __init__(self, out: Path, identity: Any):
         self.path = out.with_name(f".{out.name}.rows")
-        self.rows: dict[int, Prediction] = {}
+        self._places: dict[int, tuple[int, int]] = {}
         self._head = canonical_json(identity).encode() + b"\n"
         self._encoder = msgspec.json.Encoder()
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -38,21 +38,37 @@ class RowStore:
         else:
             os.truncate(self.path, whole)
 
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, position: int) -> bool:
+        return position in self._places
+
     def add(self, rows: Iterable[tuple[int, Prediction]]) -> None:
         """Keep finished rows, on disk before this returns."""
         with self.path.open("ab") as handle:
             for position, prediction in rows:
-                self.rows[position] = prediction
-                handle.write(self._encoder.encode(_Row(position, prediction)) + b"\n")
+                line = self._encoder.encode(_Row(position, msgspec.Raw(self._encoder.encode(prediction)))) + b"\n"
+                self._places[position] = handle.tell(), len(line)
+                handle.write(line)
             handle.flush()
             os.fsync(handle.fileno())
+
+    def ordered(self, count: int) -> Iterator[msgspec.Raw]:
+        """The encoded predictions of positions 0..`count`-1; KeyError for one that is not there."""
+        decoder = msgspec.json.Decoder(_Row)
+        with self.path.open("rb") as handle:
+            for position in range(count):
+                offset, length = self._places[position]
+                handle.seek(offset)
+                yield decoder.decode(handle.read(length)).prediction
 
     def remove(self) -> None:
         """Delete the file; the output is complete."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> int:
-        """Load the rows of a file with our head; the length in bytes of its whole lines (0: not ours)."""
+        """Find the rows of a file with our head; the length in bytes of its whole lines (0: not ours)."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as handle:
             if handle.readline() != self._head:
                 return 0
@@ -65,7 +81,7 @@ class RowStore:
                     break
                 if not line.endswith(b"\n"):
                     break
-                self.rows[row.position] = row.prediction
+                self._places[row.position] = whole, len(line)
                 whole += len(line)
             return whole
         return 0
