@@ -13,10 +13,17 @@ from pathlib import Path
 
 
 def code_fingerprint(entry: str, roots: tuple[Path, ...]) -> str:
-    """Hex digest for the dotted module `entry`, looked up under `roots`; comments and layout do not count."""
+    """Hex digest for the dotted module `entry`, looked up under `roots`; comments and layout do not count.
+
+    Templates and schemas that lie in the packages of the modules count byte for byte.
+    """
     digest = hashlib.sha256()
-    for name in sorted(closure(entry, roots)):
-        digest.update(name.encode() + b"\0" + _normalised(_locate(name, roots)).encode() + b"\0")
+    places = {name: _locate(name, roots) for name in sorted(closure(entry, roots))}
+    for name, path in places.items():
+        digest.update(name.encode() + b"\0" + _normalised(path).encode() + b"\0")
+    for folder in sorted({path.parent for path in places.values()} - set(roots)):
+        for file in _data_files(folder):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -33,6 +40,13 @@ def closure(entry: str, roots: tuple[Path, ...]) -> frozenset[str]:
         waiting += _imports(_locate(name, roots), name)
         waiting += [name.rsplit(".", 1)[0]] if "." in name else []
     return frozenset(seen)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Templates and schemas of a package: files of its folder, and of folders in it that are no packages."""
+    inner = [p for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__" and not (p / "__init__.py").exists()]
+    found = [*folder.iterdir(), *(file for place in inner for file in place.rglob("*"))]
+    return sorted(p for p in found if p.is_file() and p.suffix not in (".py", ".pyc"))
 
 
 def _locate(name: str, roots: tuple[Path, ...]) -> Path | None:

@@ -38,6 +38,16 @@ def test_changes_with_code_alone(tmp_path):
     assert comment != other
 
 
+def test_a_template_beside_the_code_counts(tmp_path):
+    (roots,) = project(tmp_path, a="import pkg.b\n", pkg__b="X = 1\n")
+    (roots / "pkg" / "__init__.py").write_text("")
+    before = code_fingerprint("a", (roots,))
+    (roots / "pkg" / "templates").mkdir()
+    (roots / "pkg" / "templates" / "page.html").write_text("<p>")
+    (roots / "unrelated.json").write_text("{}")
+    assert code_fingerprint("a", (roots,)) != before
+
+
 def test_comments_docstrings_and_layout_do_not_count(tmp_path):
     one = project(tmp_path / "1", a='"""One."""\nX = [1, 2]\n')
     two = project(tmp_path / "2", a='"""Two."""\n# a reason\nX = [\n    1,\n    2,\n]\n')

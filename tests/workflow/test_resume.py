@@ -1,0 +1,79 @@
+"""A training that was killed continues at its last whole checkpoint and ends with the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coordexp.recipe import load_recipe
+from coordexp.swift.train import train
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 6
+
+
+def recipe(data, **training):
+    overrides = {
+        "training": {"max_steps": STEPS, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
+        "custom": {"train_jsonl": str(data / "train.coord.jsonl"), "object_ordering": "random"},
+    }
+    overrides["training"] |= training
+    return load_recipe(REPOSITORY / "config/train/full_tiny.yaml", overrides)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def start_and_kill(folder, data, model, sign):
+    """Train in a process of its own; send `sign` once a checkpoint is whole, wait, and name the steps that stand."""
+    code = (
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[4:]; from test_resume import recipe; "
+        "from coordexp.swift.train import train; data, model, folder = map(Path, sys.argv[1:4]); "
+        "train(recipe(data), model, folder / 'adapter', folder / 'log.jsonl')"
+    )
+    command = [sys.executable, "-c", code, str(data), str(model), str(folder), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/*/checkpoint-*/COMPLETE")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, sign)
+    process.wait(120)
+    return sorted(int(p.parent.name.split("-")[1]) for p in folder.glob("checkpoints/*/checkpoint-*/COMPLETE"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shapes_data, tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    train(recipe(shapes_data), tiny_model, folder / "adapter", folder / "log.jsonl")
+    return weights(folder / "adapter")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "preemption"])
+def test_killed_and_run_again_is_the_same_training(uninterrupted, shapes_data, tiny_model, tmp_path, capfd, sign):
+    whole = start_and_kill(tmp_path, shapes_data, tiny_model, sign)
+    assert whole and whole[-1] < STEPS
+    assert not (tmp_path / "adapter").exists()
+    manifest = train(recipe(shapes_data), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    assert f"checkpoint-{whole[-1]}" in capfd.readouterr().out
+    assert manifest["step"] == STEPS
+    again = weights(tmp_path / "adapter")
+    assert again.keys() == uninterrupted.keys()
+    assert all(torch.equal(again[name], uninterrupted[name]) for name in again)
+
+
+def test_another_recipe_never_resumes_onto_an_old_checkpoint(shapes_data, tiny_model, tmp_path, capfd):
+    train(recipe(shapes_data, max_steps=2), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    capfd.readouterr()
+    other = recipe(shapes_data, max_steps=2, learning_rate=1e-4)
+    train(other, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    printed = capfd.readouterr().out
+    assert "starting afresh" in printed and "resuming" not in printed
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
