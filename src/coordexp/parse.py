@@ -24,7 +24,7 @@ REASONS = {
     "bad_syntax": "something between or inside the objects is not in the answer's layout",
     "bad_string": "a description is not a JSON string that UTF-8 can carry",
     "empty_desc": "a description is blank",
-    "not_coord_tokens": "a geometry holds something other than coordinate tokens",
+    "not_coord_tokens": "a geometry holds something other than coordinates in the expected spelling",
     "wrong_count": "a box without exactly 4 coordinates, a polygon with fewer than 6 or an odd count",
     "empty_box": "a box without width or height",
     "disordered_box": "a box with x2 < x1 or y2 < y1",
@@ -32,8 +32,7 @@ REASONS = {
 
 _WS = r"[ \t\n\r]*+"
 _STRING = r'"(?:[^"\\]++|\\.)*+"'
-_COORD = r"<\|coord_(?:0|[1-9]\d{0,2})\|>"
-_COORDS = rf"\[{_WS}(?:{_COORD}{_WS}(?:,{_WS}{_COORD}{_WS})*+)?\]"
+_NUMBER = r"(?:0|[1-9]\d{0,2})"
 _COMMA = rf"{_WS},{_WS}"
 
 
@@ -45,19 +44,28 @@ def _desc(n: int) -> str:
     return rf'"desc"{_WS}:{_WS}(?P<desc{n}>{_STRING})'
 
 
-def _geometry(n: int) -> str:
-    return rf'"(?P<kind{n}>bbox_2d|poly)"{_WS}:{_WS}(?P<coords{n}>{_COORDS})'
+class _Layout:
+    """Patterns of an object whose coordinates are spelled by the pattern `coord`."""
+
+    def __init__(self, coord: str):
+        coords = rf"\[{_WS}(?:{coord}{_WS}(?:,{_WS}{coord}{_WS})*+)?\]"
+
+        def geometry(n: int) -> str:
+            return rf'"(?P<kind{n}>bbox_2d|poly)"{_WS}:{_WS}(?P<coords{n}>{coords})'
+
+        fields = f"{_desc(1)}{_COMMA}{geometry(1)}|{geometry(2)}{_COMMA}{_desc(2)}"
+        self.object = _pattern(rf"\{{{_WS}(?:{fields}){_WS}\}}")
+        self.bad_list = _pattern(rf'"(?:bbox_2d|poly)"{_WS}:{_WS}(?!{coords})')
 
 
-_OBJECT = _pattern(rf"\{{{_WS}(?:{_desc(1)}{_COMMA}{_geometry(1)}|{_geometry(2)}{_COMMA}{_desc(2)}){_WS}\}}")
+_LAYOUTS = {"token": _Layout(rf"<\|coord_{_NUMBER}\|>"), "integer": _Layout(_NUMBER)}
 _NEXT_OBJECT = _pattern(rf'\{{{_WS}"(?:desc|bbox_2d|poly)"')
 _HEADER = _pattern(rf'\{{{_WS}"objects"{_WS}:{_WS}\[{_WS}')
 _SEPARATOR = _pattern(rf"{_WS},{_WS}")
 _CLOSE = _pattern(rf"{_WS}\]{_WS}\}}")
 _END_OF_TURN = _pattern(r"(?:<\|im_end\|>|<\|endoftext\|>|[ \t\n\r])*+\Z")
 _CLOSED_TAIL = _pattern(rf"\}}{_WS}\]{_WS}\}}(?:<\|im_end\|>|<\|endoftext\|>|[ \t\n\r])*+\Z")
-_BIN = _pattern(r"<\|coord_(\d+)\|>")
-_BAD_LIST = _pattern(rf'"(?:bbox_2d|poly)"{_WS}:{_WS}(?!{_COORDS})')
+_BIN = _pattern(r"\d+")
 
 
 class ParsedObject(msgspec.Struct, frozen=True):
@@ -77,11 +85,13 @@ class ParsedAnswer(msgspec.Struct, frozen=True):
     complete: bool
 
 
-def parse_answer(text: str) -> ParsedAnswer:
+def parse_answer(text: str, coordinates: Literal["token", "integer"] = "token") -> ParsedAnswer:
     """Read one answer. Never raises; keeps every complete object; counts why anything else was left out.
 
-    Special tokens must still be in the text (decode with `skip_special_tokens=False`).
+    `coordinates` as in `PromptStyle`: coordinate tokens, which must still be in the text (decode with
+    `skip_special_tokens=False`), or plain integers 0..999; the other spelling is a problem, never read.
     """
+    layout = _LAYOUTS[coordinates]
     problems: Counter[str] = Counter()
     header = _HEADER.search(text)
     if header is None:
@@ -92,7 +102,7 @@ def parse_answer(text: str) -> ParsedAnswer:
         start = header.end()
     if header and text[: header.start()].strip():
         problems["text_before_answer"] += 1
-    objects, end = _read_objects(text, start, problems)
+    objects, end = _read_objects(text, start, layout, problems)
     complete = header is not None and end is not None
     if header is not None and end is None:
         problems["cut_off"] += 1
@@ -101,16 +111,20 @@ def parse_answer(text: str) -> ParsedAnswer:
     return ParsedAnswer(objects, dict(problems), complete)
 
 
-def _read_objects(text: str, position: int, problems: Counter[str]) -> tuple[list[ParsedObject], int | None]:
+def _read_objects(
+    text: str, position: int, layout: _Layout, problems: Counter[str]
+) -> tuple[list[ParsedObject], int | None]:
     """Complete objects from `position` on, and where the list was closed (None: it was not)."""
     objects: list[ParsedObject] = []
     close = _CLOSE.match(text, position)
     while close is None:
-        whole = _OBJECT.match(text, position)
+        whole = layout.object.match(text, position)
         if whole is None:
             following = _NEXT_OBJECT.search(text, position + 1)
             closed = following is None and _CLOSED_TAIL.search(text, position) is not None
-            _count_broken(text, position, following.start() if following else len(text), closed, problems)
+            end = following.start() if following else len(text)
+            if following or closed:  # else it is merely unfinished, which `cut_off` says
+                problems["not_coord_tokens" if layout.bad_list.search(text, position, end) else "bad_syntax"] += 1
             if following is None:
                 return objects, len(text) if closed else None
             position = following.start()
@@ -122,15 +136,9 @@ def _read_objects(text: str, position: int, problems: Counter[str]) -> tuple[lis
             position = separator.end()
             if close := _CLOSE.match(text, position):
                 problems["bad_syntax"] += 1
-        elif close is None and _OBJECT.match(text, position):
+        elif close is None and layout.object.match(text, position):
             problems["bad_syntax"] += 1
     return objects, close.end()
-
-
-def _count_broken(text: str, start: int, end: int, closed: bool, problems: Counter[str]) -> None:
-    """Count one stretch that is no object; a merely unfinished one at the end is left to `cut_off`."""
-    if end < len(text) or closed:
-        problems["not_coord_tokens" if _BAD_LIST.search(text, start, end) else "bad_syntax"] += 1
 
 
 def _keep_or_count(whole: re.Match[str], objects: list[ParsedObject], problems: Counter[str]) -> None:

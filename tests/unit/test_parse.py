@@ -7,6 +7,7 @@ import random
 import re
 import time
 
+import msgspec
 import pytest
 
 from coordexp.contract import Object, coord_bin, coord_token
@@ -123,6 +124,20 @@ def test_reasons(text, descs, problems, complete):
     assert [o.desc for o in parsed.objects] == descs
     assert parsed.problems == problems
     assert parsed.complete is complete
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_integers_are_read_when_they_are_expected_and_only_then(style):
+    plain = msgspec.structs.replace(style, coordinates="integer")
+    objects = random_objects(random.Random(4), 5)
+    parsed = parse_answer(render_answer(objects, plain), "integer")
+    assert parsed.complete and parsed.problems == {}
+    assert [(o.desc, o.bins) for o in parsed.objects] == [(o.desc, [coord_bin(c) for c in o.coords]) for o in objects]
+    assert parse_answer(render_answer(objects, plain)).problems == {"not_coord_tokens": 5}
+    assert parse_answer(render_answer(objects, style), "integer").problems == {"not_coord_tokens": 5}
+    for number in ("1000", "-1", "1.5", "01", "1e2"):
+        text = answer(f'{{"desc": "a", "bbox_2d": [0, 0, 5, {number}]}}')
+        assert parse_answer(text, "integer").problems == {"not_coord_tokens": 1}
 
 
 def strict_reading(text: str) -> tuple[str, str, list[int]]:
