@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from coordexp.contract import WILDCARD_TOKEN, Object, coord_token, coord_tokens
-from coordexp.errors import DataError
+from coordexp.errors import ConfigError, DataError
 from coordexp.infer import automaton
 from coordexp.infer.grammar import compile_grammar
 from coordexp.infer.vocabulary import Vocabulary
@@ -164,6 +165,23 @@ def test_the_skeleton_costs_nothing(name, request):
         number = node.after(token)
     descriptions = len(vocabulary.cut("cat")) + 1
     assert free == 3 * (descriptions + 4) + 1
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "published"])
+@pytest.mark.parametrize("style", STYLES)
+def test_integers_instead_of_coordinate_tokens(name, style, request):
+    vocabulary = request.getfixturevalue(name)
+    style = msgspec.structs.replace(style, coordinates="integer")
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"))
+    tokens = [coord_token(k) for k in (0, 7, 42, 999)]
+    objects = [Object("a cat", 1, [0.0] * 4, bbox_2d=tokens), Object("dog (big)", 1, [0.0] * 8, poly=tokens * 2)]
+    for count in range(3):
+        text = render_answer(objects[:count], style)
+        assert grammar.admits(vocabulary.cut(text), range(0)), text
+    for number in ("1000", "042", "-1", "<|coord_42|>", ""):
+        assert not grammar.admits(vocabulary.cut(text.replace("42", number)), range(0))
+    with pytest.raises(ConfigError, match="restrict_labels"):
+        compile_grammar(vocabulary, style, labels=["cat"])
 
 
 def test_labels_are_needed(vocabulary):

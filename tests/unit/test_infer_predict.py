@@ -193,6 +193,22 @@ def test_records_in_another_space_are_refused(model, records, tmp_path):
         predict(model, tmp_path / "val.jsonl", tmp_path / "p.jsonl", OPTIONS, STYLE)
 
 
+@pytest.mark.slow
+def test_integer_coordinates_without_coordinate_tokens(records, tmp_path):
+    style = PromptStyle(coordinates="integer")
+    model = taught_checkpoint(style)
+    predict(model.parent / "plain", records, tmp_path / "untaught.jsonl", OPTIONS, style)  # has no coordinate tokens
+    assert len(read(tmp_path / "untaught.jsonl")) == len(SIZES)
+    predict(model, records, tmp_path / "p.jsonl", OPTIONS, style)
+    rows = read(tmp_path / "p.jsonl")
+    assert all("coord" not in row.text for row in rows)
+    found = [detection for row in rows for detection in row.detections]
+    assert len(found) >= 4
+    for detection in found:
+        assert detection.norm == pytest.approx([k / 999 for k in detection.bins])
+        assert 0 < detection.score < 1 and set(detection.score_parts) == {"desc_logprob", "slot_logprob"}
+
+
 def test_the_configuration_section_is_understood():
     section = {
         "pictures": "val",

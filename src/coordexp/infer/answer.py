@@ -68,6 +68,8 @@ class Limits:
 class Answer:
     """State of one row: `tokens` and `logprobs` are settled, `chunk` is what the model reads next.
 
+    `pieces`, set for styles with integer coordinates only, are the bytes that each token spells.
+
     Coordinate tokens are never counted as repetition on their own: only a whole object is, and only loops of
     description tokens are cut.
     """
@@ -82,6 +84,7 @@ class Answer:
     problems: Counter[str] = field(default_factory=Counter)
     finish: Literal["stop", "length"] | None = None
     chunk: list[Fed] = field(default_factory=list)
+    pieces: list[bytes] | None = None
 
     def __post_init__(self) -> None:
         self.number = self.grammar.start

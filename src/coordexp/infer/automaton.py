@@ -19,12 +19,15 @@ FIRST_ROLES = ("x1", "x0")  # of the slots that open a geometry
 BOX_ROLES: tuple[Role, ...] = ("x1", "y1", "x2", "y2")
 MIN_POLY_POINTS = 3
 SAMPLE_DESC = "a"  # stands for a description wherever only the text around it matters
+SAMPLE_NUMBER = "0"  # the same for an integer coordinate
+DIGITS = frozenset(b"0123456789")
 
 
 @dataclass
 class Automaton:
     """edges: byte transitions of each state. slots: state -> (role, state after the coordinate token).
 
+    number: states inside an integer coordinate, in styles without coordinate tokens; `number_start` open one.
     blank, text: states inside a description before and after its first visible character.
     context: state -> text since the last coordinate token, with `SAMPLE_DESC` for the description.
     """
@@ -32,6 +35,8 @@ class Automaton:
     edges: list[dict[int, int]] = field(default_factory=list)
     slots: dict[int, tuple[Role, int]] = field(default_factory=dict)
     context: dict[int, str] = field(default_factory=dict)
+    number: set[int] = field(default_factory=set)
+    number_start: set[int] = field(default_factory=set)
     start: int = 0
     end: int = 0
     blank: int = 0
@@ -50,6 +55,8 @@ class Automaton:
         """Every text from `state` to a slot or the end, and which one; `descriptions` stand in JSON spelling."""
         if state in self.slots or state == self.end:
             return [("", state)]
+        if state in self.number:
+            return [(SAMPLE_NUMBER if state in self.number_start else "", state)]
         if state in (self.blank, self.text):
             after = self.endings(self.edges[self.text][ord('"')])
             return [(f'{desc}"{rest}', target) for rest, target in after for desc in descriptions]
@@ -113,9 +120,24 @@ class _Builder:
         return self.state(edges)
 
     def slot(self, role: Role, following: int) -> int:
+        if self.style.coordinates == "integer":
+            return self.number(following)
         state = self.state()
         self.out.slots[state] = (role, following)
         return state
+
+    def number(self, following: int) -> int:
+        """An integer 0..999 without leading zeros, and what follows it."""
+        out = self.out
+        first = state = self.state(out.edges[following])
+        out.number.add(state)
+        for _ in range(2):
+            state = self.state(out.edges[following] | dict.fromkeys(DIGITS, state))
+            out.number.add(state)
+        start = self.state({ord("0"): first} | dict.fromkeys(DIGITS - {ord("0")}, state))
+        out.number.add(start)
+        out.number_start.add(start)
+        return start
 
     def box(self, after: int) -> int:
         following = self.literal("]", after)
@@ -177,9 +199,12 @@ class _Builder:
         open_ends = [(out.start, "")]
         open_ends += [(following, "") for _, following in out.slots.values()]
         open_ends += [(out.edges[out.text][ord('"')], SAMPLE_DESC + '"')]
+        for number in out.number - out.number_start:
+            edges = out.edges[number].items()
+            open_ends += [(state, SAMPLE_NUMBER + chr(byte)) for byte, state in edges if byte not in DIGITS]
         while open_ends:
             state, context = open_ends.pop()
-            if state in (out.end, out.blank, out.text) or state in out.slots:
+            if state in (out.end, out.blank, out.text) or state in out.slots or state in out.number:
                 continue
             if out.context.setdefault(state, context) != context:
                 raise AssertionError(f"state {state} has two contexts, {out.context[state]!r} and {context!r}")

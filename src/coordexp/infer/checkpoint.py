@@ -28,14 +28,12 @@ class Checkpoint:
         if not (Path(model_dir) / "config.json").is_file():
             fix = "give a merged Hugging Face checkpoint folder (rule merge)"
             raise ModelError(located("not a checkpoint folder", file=model_dir, fix=fix))
-        if style.coordinates != "token":
-            raise ModelError("prediction decodes coordinate tokens; this style writes integers")
         self.options, self.style = options, style
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
         self.model.to(device).eval()
-        self.ids = coord_ids(self.processor)
+        self.ids = coord_ids(self.processor) if style.coordinates == "token" else None
         self.decoder = Decoder(self.model, self.ids, options)
         vision = self.model.config.vision_config
         self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
@@ -93,6 +91,9 @@ class Checkpoint:
         desc_first = self.style.object_field_order == "desc_first"
         answers = [Answer(self.grammar(question.labels), limits, desc_first) for question in questions]
         self.decoder.run(inputs, answers)
+        if self.style.coordinates == "integer":
+            for answer in answers:
+                answer.pieces = [self._vocabulary.spelling.get(token, b"") for token in answer.tokens]
         return answers
 
     def text(self, answer: Answer) -> str:

@@ -20,7 +20,7 @@ from coordexp.model.vocab import CoordIds
 class Decoder:
     """Runs answers through one model. Only the columns of the output layer that can be chosen are computed."""
 
-    def __init__(self, model: Any, ids: CoordIds, options: PredictOptions):
+    def __init__(self, model: Any, ids: CoordIds | None, options: PredictOptions):
         self.model, self.ids, self.options = model, ids, options
         self.device = model.device
         self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
@@ -104,6 +104,7 @@ class Decoder:
     def _judge_slots(self, vectors: torch.Tensor, places: list[int], where: list[tuple], verdicts: list) -> None:
         if not places:
             return
+        assert self.ids is not None, "a slot in a style without coordinate tokens"
         weight = self.model.lm_head.weight[self.ids.start : self.ids.end + 1]
         logits = F.linear(vectors[places], weight).float()
         low, high = torch.tensor([answer.bounds(node.role) for answer, node in where], device=self.device).unbind(-1)

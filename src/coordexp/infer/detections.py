@@ -23,8 +23,16 @@ def read_answer(
 
     `text` is the answer's text; `size` (width, height) in pixels of the picture that the model saw, which the
     legacy codec needs. The parser decides what is an object; readings join it by the order of the tokens.
+    Integer coordinates have no slots: boxes are their integers, scores come from the tokens' probabilities.
     """
-    parsed = parse_answer(text)
+    parsed = parse_answer(text, "token" if answer.pieces is None else "integer")
+    problems = dict(answer.problems)
+    for reason, count in parsed.problems.items():
+        problems[reason] = problems.get(reason, 0) + count
+    if answer.pieces is not None:
+        tokens = list(zip(answer.pieces, answer.logprobs, strict=True))
+        parts = [token_logprobs(obj, text, tokens) for obj in parsed.objects]
+        return [plain_detection(o, p, size, emit_norm) for o, p in zip(parsed.objects, parts, strict=True)], problems
     traces = {trace.first_slot: trace for trace in answer.objects}
     starts = [match.start() for match in COORD_TOKEN.finditer(text)]
     detections = []
@@ -32,9 +40,6 @@ def read_answer(
         first = bisect.bisect_left(starts, obj.span[0])
         readings = answer.slots[first : first + len(obj.bins)]
         detections.append(_detection(obj, readings, traces[first], size, emit_norm))
-    problems = dict(answer.problems)
-    for reason, count in parsed.problems.items():
-        problems[reason] = problems.get(reason, 0) + count
     return detections, problems
 
 
@@ -42,6 +47,39 @@ def decode_coords(bins: Sequence[float], size: tuple[int, int], emit_norm: EmitN
     """Coordinates in [0, 1] of flat x, y, ... in (fractional) bins; `size` (width, height) in pixels."""
     scale = (1.0, 1.0) if emit_norm == "norm1000" else ((size[0] - 1) / size[0], (size[1] - 1) / size[1])
     return [min(max(k / LAST_BIN * scale[n % 2], 0.0), 1.0) for n, k in enumerate(bins)]
+
+
+def token_logprobs(obj: ParsedObject, text: str, tokens: Sequence[tuple[bytes, float]]) -> dict[str, float]:
+    """Log probabilities inside an object of `text`: of its coordinates, a mean over them, and the sum of the rest.
+
+    `tokens` are (bytes, log probability) pairs that spell `text` from its beginning.
+    """
+    begin, end = (len(text[:edge].encode()) for edge in obj.span)
+    coords = rest = 0.0
+    position = 0
+    for piece, logprob in tokens:
+        if begin <= position < end:
+            if piece.strip().isdigit() or COORD_TOKEN.fullmatch(piece.decode(errors="replace").strip()):
+                coords += logprob
+            else:
+                rest += logprob
+        position += len(piece)
+    return {"desc_logprob": rest, "slot_logprob": coords / len(obj.bins)}
+
+
+def plain_detection(
+    obj: ParsedObject, parts: dict[str, float], size: tuple[int, int], emit_norm: EmitNorm
+) -> Detection:
+    """A detection from the text alone: coordinates of its bins, and a score from `parts` (1.0 without any)."""
+    coords = decode_coords(obj.bins, size, emit_norm)
+    return Detection(
+        desc=obj.desc,
+        norm=[min(coords[0::2]), min(coords[1::2]), max(coords[0::2]), max(coords[1::2])],
+        score=math.exp(min(0.0, sum(parts.values()))),
+        bins=obj.bins,
+        score_parts=parts,
+        poly=coords if obj.kind == "poly" else None,
+    )
 
 
 def drop_duplicates(detections: Sequence[Detection], threshold: float) -> tuple[list[Detection], int]:

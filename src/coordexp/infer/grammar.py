@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from coordexp.errors import ConfigError
 from coordexp.infer import automaton
 from coordexp.infer.automaton import Role
 from coordexp.infer.vocabulary import Vocabulary
@@ -92,6 +93,8 @@ def compile_grammar(
     layout = automaton.build(style, kinds, poly_max_points)
     if labels is None:
         return OpenGrammar(vocabulary, layout)
+    if style.coordinates == "integer":
+        raise ConfigError("restrict_labels needs coordinate tokens\n  -> leave it off for styles with integers")
     from coordexp.infer.labels import LabelGrammar
 
     return LabelGrammar(vocabulary, layout, labels)
@@ -119,13 +122,14 @@ class OpenGrammar(Grammar):
             role, following = layout.slots[state]
             return Node("slot", {-1: following}, role=role)
         if state in layout.context:
-            return self._skeleton(state)
+            return self._skeleton(state, layout.context[state])
+        if state in layout.number:
+            return self._skeleton(state, "" if state in layout.number_start else automaton.SAMPLE_NUMBER)
         return self._description(state)
 
-    def _skeleton(self, state: int) -> Node:
+    def _skeleton(self, state: int, prefix: str) -> Node:
         layout = self.layout
         candidates = self._reachable(state)
-        prefix = layout.context[state]
         follow = {t: s for t, s in candidates.items() if self._is_cut(prefix, t, s)}
         if not follow:  # a cutting that training never shows led here: go on with the best cutting of what is left
             cuts = [self.vocabulary.cut(text)[0] for text, _ in layout.endings(state)]
@@ -133,14 +137,15 @@ class OpenGrammar(Grammar):
         closes = frozenset(t for t, s in follow.items() if self._only_end(s))
         if len(closes) == len(follow):
             closes = frozenset()
-        return Node("choice", follow, closes, self._guess(state, follow, closes) if len(follow) > 1 else None)
+        return Node("choice", follow, closes, self._guess(state, prefix, follow, closes))
 
-    def _guess(self, state: int, follow: dict[int, int], closes: frozenset[int]) -> int | None:
+    def _guess(self, state: int, prefix: str, follow: dict[int, int], closes: frozenset[int]) -> int | None:
         """A further object rather than none, and an opening quote alone rather than with a sign after it."""
         if closes:
             others = [token for token in follow if token not in closes]
             return others[0] if len(others) == 1 else None
-        prefix = self.layout.context[state]
+        if len(follow) == 1 or state in self.layout.number:
+            return None
         usual = self._cut_at(prefix + self.layout.endings(state)[0][0], len(prefix))
         return usual if usual in follow and follow[usual] == self.layout.blank else None
 
@@ -181,7 +186,8 @@ class OpenGrammar(Grammar):
 
     def _endings(self, state: int) -> list[str]:
         layout = self.layout
-        known = state in layout.context or state in layout.slots or state in (layout.end, layout.blank, layout.text)
+        known = state in layout.context or state in layout.slots or state in layout.number
+        known = known or state in (layout.end, layout.blank, layout.text)
         return [text for text, _ in layout.endings(state)] if known else [""]
 
     def _cut_at(self, text: str, position: int) -> int | None:

@@ -15,18 +15,19 @@ One JSON line is one answer, in any of these layouts (see docs/serving.md):
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from coordexp.contract import COORD_TOKEN, Detection, Prediction, Record
+from coordexp.contract import Prediction, Record
 from coordexp.errors import DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.infer.detections import decode_coords
+from coordexp.infer.detections import plain_detection, token_logprobs
 from coordexp.io import enumerate_lines, read_jsonl, read_records, write_jsonl
-from coordexp.parse import ParsedObject, parse_answer
+from coordexp.parse import parse_answer
+
+Coordinates = Literal["token", "integer"]
 
 
 class Served(NamedTuple):
@@ -44,16 +45,18 @@ def parse_served(
     out: str | Path,
     emit_norm: EmitNorm = "norm1000",
     protocol: str = "served",
+    coordinates: Coordinates = "token",
 ) -> dict[str, int]:
     """Write one `contract.Prediction` a record from the responses of a server; counts, problems by reason included.
 
     `records_jsonl` are the pixel-space records that were asked about. Every record needs exactly one answer.
     A coordinate is its token's bin. With log probabilities in the response a score is made from them, without
-    any it is 1.0 for every detection, which ranks nothing.
+    any it is 1.0 for every detection, which ranks nothing. `coordinates` as in the style of the prompt.
     """
     records = list(read_records(records_jsonl, "pixel"))
     answers = _assign(responses_jsonl, [str(record.metadata.image_id) for record in records])
-    rows = [_prediction(answer, record, emit_norm, protocol) for answer, record in zip(answers, records, strict=True)]
+    pairs = zip(answers, records, strict=True)
+    rows = [_prediction(answer, record, emit_norm, protocol, coordinates) for answer, record in pairs]
     write_jsonl(out, rows)
     counts = Counter({"pictures": len(rows), "detections": sum(len(row.detections) for row in rows)})
     for row in rows:
@@ -108,11 +111,15 @@ def _assign(path: str | Path, image_ids: Sequence[str]) -> list[Served]:
     return [by_id[image_id] for image_id in image_ids]
 
 
-def _prediction(answer: Served, record: Record, emit_norm: EmitNorm, protocol: str) -> Prediction:
-    parsed = parse_answer(answer.text)
+def _prediction(
+    answer: Served, record: Record, emit_norm: EmitNorm, protocol: str, coordinates: Coordinates
+) -> Prediction:
+    parsed = parse_answer(answer.text, coordinates)
     problems = Counter(parsed.problems)
-    tokens = answer.tokens if "".join(text for text, _ in answer.tokens) == answer.text else []
-    problems["logprobs_unaligned"] += bool(answer.tokens) and not tokens
+    spelt = "".join(text for text, _ in answer.tokens) == answer.text
+    problems["logprobs_unaligned"] += bool(answer.tokens) and not spelt
+    tokens = [(text.encode(), logprob) for text, logprob in answer.tokens] if spelt else []
+    parts = [token_logprobs(obj, answer.text, tokens) if tokens else {} for obj in parsed.objects]
     size = (record.width, record.height)
     return Prediction(
         image_id=record.metadata.image_id,
@@ -121,29 +128,6 @@ def _prediction(answer: Served, record: Record, emit_norm: EmitNorm, protocol: s
         protocol=protocol,
         finish=answer.finish if parsed.complete else "length",
         text=answer.text,
-        detections=[_detection(obj, _span_logprobs(obj, tokens), size, emit_norm) for obj in parsed.objects],
+        detections=[plain_detection(o, p, size, emit_norm) for o, p in zip(parsed.objects, parts, strict=True)],
         problems={reason: count for reason, count in problems.items() if count},
-    )
-
-
-def _span_logprobs(obj: ParsedObject, tokens: list[tuple[str, float]]) -> dict[str, float]:
-    """Log probabilities of the tokens inside the object's text: mean over its slots, sum over the rest."""
-    slots, others, start = [], [], 0
-    for text, logprob in tokens:
-        if obj.span[0] <= start < obj.span[1]:
-            (slots if COORD_TOKEN.fullmatch(text.strip()) else others).append(logprob)
-        start += len(text)
-    return {"desc_logprob": sum(others), "slot_logprob": sum(slots) / len(slots)} if slots else {}
-
-
-def _detection(obj: ParsedObject, parts: dict[str, float], size: tuple[int, int], emit_norm: EmitNorm) -> Detection:
-    coords = decode_coords(obj.bins, size, emit_norm)
-    xs, ys = coords[0::2], coords[1::2]
-    return Detection(
-        desc=obj.desc,
-        norm=[min(xs), min(ys), max(xs), max(ys)],
-        score=math.exp(min(0.0, sum(parts.values()))),
-        bins=obj.bins,
-        score_parts=parts,
-        poly=coords if obj.kind == "poly" else None,
     )
