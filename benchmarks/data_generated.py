@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,14 @@ def write_lvis(folder: Path, pictures: int, *, seed: int = 0) -> Path:
     return manifest
 
 
-def write_photographs(folder: Path, count: int, *, different: int = 40, seed: int = 0) -> Path:
-    """`count` JPEGs of COCO's sizes and bytes a pixel, `different` of them; the rest are hard links. Returns a manifest."""
+def write_photographs(
+    folder: Path, count: int, *, different: int = 40, seed: int = 0, originals: list[Path] | None = None
+) -> Path:
+    """`count` JPEGs like COCO's, `different` of them, the rest hard links to these; returns a manifest.
+
+    With `originals` these files are repeated instead.
+    """
+    different = len(originals) if originals else different
     pictures = folder / "train2017"
     pictures.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -65,13 +72,18 @@ def write_photographs(folder: Path, count: int, *, different: int = 40, seed: in
     for i in range(count):
         width, height = ((640, 480), (480, 640), (640, 427))[i % different % 3]
         target = pictures / f"{i:012d}.jpg"
-        if i < different:
+        if i < different and originals:
+            shutil.copyfile(originals[i], target)
+        elif i < different:
             coarse = Image.fromarray(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8))
             smooth = coarse.resize((width, height), Image.Resampling.BICUBIC)
             grain = Image.fromarray(rng.normal(128, 24, (height, width, 3)).clip(0, 255).astype(np.uint8))
             Image.blend(smooth, grain.filter(ImageFilter.GaussianBlur(1)), 0.4).save(target, quality=92)
         else:
             os.link(pictures / f"{i % different:012d}.jpg", target)
+        if originals:
+            with Image.open(target) as image:
+                width, height = image.size
         images.append({"id": i + 1, "file_name": target.name, "width": width, "height": height})
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
     (folder / "annotations.json").write_text(json.dumps(content))

@@ -140,6 +140,7 @@ def load_source(manifest: str | Path) -> Source:
 
 def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
     """Index the file, convert every chunk, and add up what they report."""
+    pictures.reuse_memory()
     if workers <= 1:
         job.index = build_index(job.annotations)
         tally = statistics.lost(job.index, job.options.on_bad)
@@ -302,6 +303,7 @@ def _own_images(folder: Path, source: Source, image_dirs: list[Path], options: C
         "image_dirs": [str(d.resolve()) for d in image_dirs],
         "max_blocks": max_blocks,
         **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality")},
+        "resampler": pictures.resampler(),
         "code": _digest(pictures),
     }
     marker = folder / ".pictures.json"
