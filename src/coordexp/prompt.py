@@ -68,11 +68,16 @@ def hf_chat(style: PromptStyle, categories: Sequence[str] | None = None) -> list
 
 def render_answer(objects: Iterable[Object], style: PromptStyle) -> str:
     """The answer for objects in token space, in the order given."""
-    rendered = style.comma.join(_render_object(obj, style) for obj in objects)
-    return f'{{"objects"{style.colon}[{rendered}]}}'
+    return opening(style) + style.comma.join(render_object(obj, style) for obj in objects) + "]}"
 
 
-def _render_object(obj: Object, style: PromptStyle) -> str:
+def opening(style: PromptStyle) -> str:
+    """What an answer begins with, up to its first object."""
+    return f'{{"objects"{style.colon}['
+
+
+def render_object(obj: Object, style: PromptStyle) -> str:
+    """One object of an answer, for an object in token space."""
     name = "bbox_2d" if obj.bbox_2d is not None else "poly"
     tokens = style.comma.join(obj.coords if style.coordinates == "token" else (str(coord_bin(c)) for c in obj.coords))
     desc = f'"desc"{style.colon}{json.dumps(obj.desc, ensure_ascii=False)}'

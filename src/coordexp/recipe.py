@@ -63,7 +63,9 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
 
     text: cross-entropy at text positions. ce, soft_ce, w1, gate: at coordinate slots. l1, giou, ciou: of
     boxes from expected coordinates. sigma, truncate: of the soft targets, in bins. temperature: of the
-    coordinate softmax.
+    coordinate softmax. matching: which target a box's geometry is held to; semantic: cost of another
+    description in that matching. set_targets: `remaining` spreads the target at branch positions over all
+    objects that may come next.
     """
 
     text: float = 1.0
@@ -77,6 +79,9 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
     temperature: float = 1.0
     sigma: float = 1.0
     truncate: int = 8
+    matching: Literal["none", "hungarian", "sinkhorn"] = "none"
+    semantic: float = 1.0
+    set_targets: Literal["none", "remaining"] = "none"
     ramp: Ramp = msgspec.field(default_factory=Ramp)
 
 

@@ -8,7 +8,10 @@ import torch
 
 from coordexp.loss import boxes, slots
 from coordexp.loss.logits import split_logits
-from coordexp.loss.objective import Counts, Targets, count, objective, ramp
+from coordexp.loss.matching import match, pair_cost, sinkhorn
+from coordexp.loss.objective import Counts, count, objective, ramp
+from coordexp.loss.slots import Wanted, one_each
+from coordexp.loss.targets import Spread, Targets
 from coordexp.recipe import Loss, Ramp
 
 START = 20
@@ -29,7 +32,8 @@ def batch(seed=0, rows=2, length=14, dtype=torch.float64):
             coords.append(box)
             labels[row, place : place + 4] = START + (box * 999).round().long()
     flat = torch.cat(coords)
-    return logits, labels, Targets(flat, torch.arange(len(flat)).reshape(-1, 4))
+    boxes_of = torch.arange(len(flat)).reshape(-1, 4)
+    return logits, labels, Targets(flat, boxes_of, torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.long))
 
 
 ALL = Loss(text=1, ce=1, soft_ce=0.7, w1=0.3, gate=2, l1=0.5, giou=0.4, ciou=0.2, temperature=0.8, sigma=1.3)
@@ -103,8 +107,9 @@ def test_accumulation_changes_nothing():
     parts = logits.clone().requires_grad_()
     counts = count(labels, targets, START)
     cut = int((labels[0, 1:] >= START).sum())
-    first = Targets(targets.coords[:cut], targets.boxes[: cut // 4])
-    second = Targets(targets.coords[cut:], targets.boxes[cut // 4 :] - cut)
+    n = cut // 4
+    first = Targets(targets.coords[:cut], targets.boxes[:n], targets.pictures[:n], targets.classes[:n])
+    second = Targets(targets.coords[cut:], targets.boxes[n:] - cut, targets.pictures[n:], targets.classes[n:])
     total = 0.0
     for row, part in enumerate([first, second]):
         piece, _ = objective(parts[row : row + 1], labels[row : row + 1], part, ALL, START, counts)
@@ -136,7 +141,8 @@ def test_split_logits_reads_in_chunks(monkeypatch):
 def test_a_batch_without_objects_has_a_text_loss_alone():
     logits, labels, _ = batch()
     labels = labels.clamp(max=START - 1)
-    empty = Targets(torch.zeros(0), torch.zeros(0, 4, dtype=torch.long))
+    nothing = torch.zeros(0, dtype=torch.long)
+    empty = Targets(torch.zeros(0), torch.zeros(0, 4, dtype=torch.long), nothing, nothing)
     loss, metrics = objective(logits.requires_grad_(), labels, empty, ALL, START)
     loss.backward()
     assert math.isfinite(loss.item()) and "coord_accuracy" not in metrics
@@ -146,7 +152,7 @@ def test_a_batch_without_objects_has_a_text_loss_alone():
 def test_targets_that_do_not_fit_the_labels_are_refused():
     logits, labels, targets = batch()
     with pytest.raises(ValueError, match="coordinate labels"):
-        objective(logits, labels, Targets(targets.coords[:-4], targets.boxes[:-1]), ALL, START)
+        objective(logits, labels, targets._replace(coords=targets.coords[:-4], boxes=targets.boxes[:-1]), ALL, START)
 
 
 def test_soft_targets_golden():
@@ -162,7 +168,8 @@ def test_soft_targets_golden():
 def test_wasserstein_of_two_deltas_is_their_distance():
     z = torch.full((1, 1000), -1e4)
     z[0, 100] = 0
-    value = slots.wasserstein1(z, torch.tensor([350 / 999]), sigma=1e-3, truncate=2)
+    wanted = one_each(torch.tensor([350]), torch.tensor([350 / 999]))
+    value = slots.wasserstein1(z, wanted, sigma=1e-3, truncate=2)
     assert value.item() == pytest.approx(250 / 999, rel=1e-5)
 
 
@@ -204,7 +211,130 @@ def test_ramp():
 
 def test_split_logits_in_half_precision_keeps_the_dtype_of_the_gradient():
     logits = torch.randn(6, VOCAB).bfloat16().requires_grad_()
-    rows, labels = torch.arange(6), torch.tensor([1, START + 4, 2, START, 3, START + 999])
-    split = split_logits(logits, rows, labels, labels >= START, START)
+    places, ids = torch.tensor([0, 2, 4]), torch.tensor([1, 2, 3])
+    split = split_logits(logits, torch.arange(6), (places, ids), torch.tensor([1, 3, 5]), START)
     (split.lse.sum() - split.picked.sum() + split.coord.sum()).backward()
     assert logits.grad.dtype == torch.bfloat16 and split.coord.shape == (3, 1000)
+
+
+def spread_of(labels, targets):
+    """The first text position of row 0 may be two tokens; the first slot of row 1's second box either box's x1."""
+    slots = Wanted(
+        torch.tensor([8, 8]),
+        torch.tensor([100, 700]),
+        torch.tensor([100.2, 699.9]) / 999,
+        torch.tensor([0.25, 0.75]),
+    )
+    return Spread(torch.tensor([0, 0]), torch.tensor([3, 7]), torch.tensor([0.5, 0.5]), slots)
+
+
+def test_spread_targets_are_the_mean_over_what_may_come_next():
+    logits, labels, targets = batch()
+    weights = Loss(text=1, ce=1, soft_ce=0.5, gate=0)
+    spread = targets._replace(spread=spread_of(labels, targets))
+    loss, _ = objective(logits, labels, spread, weights, START)
+    expected = 0.0
+    text, slots_seen = 0, 0
+    parts = {"text": [], "slot": []}
+    for row in range(2):
+        for i in range(labels.shape[1] - 1):
+            wanted = int(labels[row, i + 1])
+            if wanted == -100:
+                continue
+            log_p = torch.log_softmax(logits[row, i].double(), -1)
+            if wanted < START:
+                first = text == 0 and row == 0
+                parts["text"].append(-(log_p[3] + log_p[7]) / 2 if first else -log_p[wanted])
+                text += 1
+                continue
+            log_c = torch.log_softmax(logits[row, i, START : START + 1000].double(), -1)
+            options = [(wanted - START, float(targets.coords[slots_seen]), 1.0)]
+            if slots_seen == 8:
+                options = [(100, 100.2 / 999, 0.25), (700, 699.9 / 999, 0.75)]
+            value = 0.0
+            for t, c, w in options:
+                index, q = slots.soft_targets(torch.tensor([c]), weights.sigma, weights.truncate)
+                value = value - w * (log_c[t] + 0.5 * (q[0].double() * log_c[index[0]]).sum())
+            parts["slot"].append(value)
+            slots_seen += 1
+    expected = torch.stack(parts["text"]).mean() + torch.stack(parts["slot"]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_box_that_may_open_several_objects_has_no_geometry():
+    logits, labels, targets = batch()
+    only = Loss(text=0, ce=0, gate=0, l1=1)
+    spread = targets._replace(spread=spread_of(labels, targets))
+    _, all_of_them = objective(logits, labels, targets, only, START)
+    _, without = objective(logits, labels, spread, only, START)
+    kept = objective(logits, labels, targets._replace(boxes=targets.boxes[:2]), only, START)[1]["l1"] * 2
+    assert without["l1"].item() == pytest.approx(kept.item() / 3, rel=1e-5)
+    assert all_of_them["l1"] > without["l1"]
+
+
+def crowd(seed=0, n=7):
+    """Two pictures of boxes with descriptions; predictions are noisy and shuffled truths."""
+    g = torch.Generator().manual_seed(seed)
+    target = torch.rand(n, 4, generator=g)
+    target[:, 2:] = target[:, :2] + target[:, 2:] * (1 - target[:, :2])
+    pictures = torch.tensor([0] * 4 + [1] * (n - 4))
+    classes = torch.tensor([0, 0, 1, 1] + [0] * (n - 4))
+    order = torch.cat([torch.randperm(4, generator=g), 4 + torch.randperm(n - 4, generator=g)])
+    return target[order] + 0.01 * torch.randn(n, 4, generator=g), target, pictures, classes, order
+
+
+def test_hungarian_finds_the_truth_of_each_picture():
+    predicted, target, pictures, _, order = crowd()
+    pairs = match(predicted, target, pictures, torch.zeros(7, dtype=torch.long), "hungarian")
+    assert torch.equal(pairs.target, order)
+
+
+def test_another_description_is_avoided():
+    predicted, target, pictures, classes, _ = crowd()
+    pairs = match(predicted, target, pictures, classes, "hungarian", semantic=100.0)
+    assert torch.equal(classes[pairs.predicted], classes[pairs.target])
+
+
+@pytest.mark.parametrize("kind", ["hungarian", "sinkhorn"])
+def test_permuting_truth_or_predictions_changes_no_matched_term(kind):
+    predicted, target, pictures, classes, _ = crowd()
+    classes = torch.zeros_like(classes)
+
+    def term(p, t):
+        pairs = match(p, t, pictures, classes, kind)
+        return (pairs.weight * boxes.giou_loss(p[pairs.predicted], t[pairs.target])).sum().item()
+
+    shuffled = torch.tensor([3, 1, 0, 2, 6, 4, 5])
+    assert term(predicted, target[shuffled]) == pytest.approx(term(predicted, target), rel=1e-4)
+    assert term(predicted[shuffled], target) == pytest.approx(term(predicted, target), rel=1e-4)
+
+
+def test_sinkhorn_is_doubly_stochastic_and_sharpens_to_the_assignment():
+    predicted, target, *_ = crowd(n=8)
+    cost = pair_cost(predicted[:4], target[:4], torch.zeros(4, dtype=torch.long), 1.0)
+    soft = sinkhorn(cost, epsilon=0.5)
+    assert torch.allclose(soft.sum(0), torch.ones(4), atol=1e-3) and torch.allclose(soft.sum(1), torch.ones(4))
+    sharp = sinkhorn(cost, epsilon=0.005, iterations=300)
+    hard = match(
+        predicted[:4], target[:4], torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long), "hungarian"
+    )
+    assert torch.equal(sharp.argmax(1), hard.target)
+
+
+def test_no_gradient_flows_through_the_matching():
+    predicted, target, pictures, classes, _ = crowd()
+    leaf = predicted.clone().requires_grad_()
+    assert not match(leaf, target, pictures, classes, "sinkhorn").weight.requires_grad
+
+
+def test_matched_geometry_ignores_the_order_of_the_truth():
+    logits, labels, targets = batch(seed=3)
+    weights = Loss(text=0, ce=0, gate=0, l1=1, giou=1, matching="hungarian")
+    swapped = targets.coords.clone()
+    swapped[4:8], swapped[8:12] = targets.coords[8:12], targets.coords[4:8]
+    same, _ = objective(logits, labels, targets, weights, START)
+    other, _ = objective(logits, labels, targets._replace(coords=swapped), weights, START)
+    plain = msgspec.structs.replace(weights, matching="none")
+    unmatched, _ = objective(logits, labels, targets._replace(coords=swapped), plain, START)
+    assert other.item() == pytest.approx(same.item(), rel=1e-6)
+    assert unmatched.item() != pytest.approx(same.item(), rel=1e-3)

@@ -10,9 +10,9 @@ import torch
 
 from coordexp import io, prompt
 from coordexp.errors import DataError
-from coordexp.loss.objective import IGNORE
+from coordexp.loss.targets import IGNORE
 from coordexp.model.vocab import coord_ids
-from coordexp.recipe import Custom
+from coordexp.recipe import Custom, Loss
 
 
 @contextmanager
@@ -86,14 +86,18 @@ def test_the_answer_is_supervised_whole_and_nothing_else(encoder):
 
 
 def test_collated_targets_stand_in_the_order_of_the_labels(encoder):
+    from coordexp.swift.targets import as_targets
+
     encode, rows = encoder
     batch = encode.data_collator([encode.encode(dict(row)) for row in rows.select(range(5))])
     start = encode.tokenizer.convert_tokens_to_ids("<|coord_0|>")
     slots = batch["labels"][(batch["labels"] >= start) & (batch["labels"] < start + 1000)] - start
     boxes = [obj.norm for row in rows.select(range(5)) for obj in sample(row).record.objects]
-    assert torch.allclose(batch["coord_targets"], torch.tensor(boxes).flatten())
-    assert ((slots / 999 - batch["coord_targets"]).abs() <= 0.5 / 999 + 1e-6).all()
-    assert torch.allclose(batch["coord_targets"][batch["coord_boxes"]], torch.tensor(boxes))
+    targets = as_targets(batch["coord_targets"])
+    assert torch.allclose(targets.coords, torch.tensor(boxes).flatten())
+    assert ((slots / 999 - targets.coords).abs() <= 0.5 / 999 + 1e-6).all()
+    assert torch.allclose(targets.coords[targets.boxes], torch.tensor(boxes))
+    assert targets.spread is None
 
 
 def test_pixel_files_are_quantised_when_the_recipe_says_so(encoder, shapes_data, tiny_model):
@@ -112,7 +116,7 @@ def test_integers_carry_no_coordinate_slots(shapes_data, tiny_model):
     encoded = encode_one(
         tiny_model, shapes_data / "train.coord.jsonl", coord_tokens=CoordTokens(enabled=False, skip_bbox_norm=True)
     )
-    assert encoded["coord_targets"] == []
+    assert encoded["coord_targets"].coords == []
     assert coord_ids(tiny_model).start > max(encoded["input_ids"])
 
 
@@ -155,3 +159,54 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path):
     io.write_json(tmp_path / "config.json", {"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}})
     with pytest.raises(ModelError, match="auto_map"):
         refuse_remote_code(tmp_path)
+
+
+def slow_branches(encode, record, style, ids):
+    """By definition: encode the answer with every remaining object moved to the front, compare token by token."""
+    text, slots, start = {}, {}, 0
+    objects = record.objects
+    for i in range(len(objects)):
+        orders = [
+            [*objects[:i], objects[j], *(o for k, o in enumerate(objects[i:], i) if k != j)]
+            for j in range(i, len(objects))
+        ]
+        answers = [encode._tokenize(prompt.render_answer(order, style)) for order in orders]
+        own = answers[0]
+        end = next(p for p in range(start, len(own)) if ids.start <= own[p] <= ids.end)
+        alive = answers
+        for place in range(start, end + 1):
+            options = [a[place] for a in alive]
+            if len(set(options)) > 1 or (place == end and len(options) > 1):
+                target = slots if place == end else text
+                target[place] = {t: options.count(t) / len(options) for t in options}
+            alive = [a for a in alive if a[place] == own[place]]
+        start = [p for p in range(len(own)) if ids.start <= own[p] <= ids.end][4 * (i + 1) - 1] + 1
+    return text, slots
+
+
+@pytest.mark.parametrize("order", ["desc_first", "geometry_first"])
+def test_branch_positions_spread_over_what_may_come_next(shapes_data, tiny_model, order):
+    custom = {"object_ordering": "random", "loss": Loss(set_targets="remaining"), "object_field_order": order}
+    ids, seen = coord_ids(tiny_model), [0, 0]
+    with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), **custom) as (encode, rows):
+        for row in rows:
+            encoded = encode.encode(dict(row))
+            found = encoded["coord_targets"].branches
+            style = prompt.PromptStyle(object_field_order=order)
+            text, slots = slow_branches(encode, sample(row).record, style, ids)
+            got = {}
+            for place, token, weight in found.text:
+                got.setdefault(place, {})[token] = pytest.approx(weight)
+            assert got == text
+            answer = [label for label in encoded["labels"] if label != IGNORE]
+            places = [p for p, label in enumerate(answer) if ids.start <= label <= ids.end]
+            got = {}
+            for slot, bins, _, weight in found.slots:
+                options = got.setdefault(places[slot], {})
+                options[ids.start + bins] = options.get(ids.start + bins, 0) + weight
+            assert {p: {t: pytest.approx(w) for t, w in o.items()} for p, o in got.items()} == slots
+            seen[0] += len(text)
+            seen[1] += len(slots)
+        batch = encode.data_collator([encode.encode(dict(row)) for row in rows.select(range(6))])
+        assert {"text_place", "slot_slot"} <= set(batch["coord_targets"])
+    assert (seen[0] > 0) == (order == "desc_first") and seen[1] > 0

@@ -1,7 +1,7 @@
 """One pass over the logits for every term that needs them.
 
 Text cross-entropy, the gate and all coordinate terms are functions of three things: the
-log-sum-exp over the vocabulary, the logit of the label, and the 1,000 coordinate logits. Reading
+log-sum-exp over the vocabulary, the logits of the wanted ids, and the 1,000 coordinate logits. Reading
 them in row chunks keeps a float32 copy of the vocabulary axis for a chunk only, and one backward
 pass writes one gradient buffer instead of one for each term.
 """
@@ -20,7 +20,7 @@ CHUNK_ROWS = 1024
 class Split(NamedTuple):
     """What the terms need; float32. N supervised rows, S of them predict a coordinate token.
 
-    lse: [N] logsumexp over the vocabulary. picked: [N] logit of the label. coord: [S, 1000].
+    lse: [N] logsumexp over the vocabulary. picked: [P] wanted logits. coord: [S, 1000].
     """
 
     lse: torch.Tensor
@@ -29,37 +29,50 @@ class Split(NamedTuple):
 
 
 def split_logits(
-    logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor, is_slot: torch.Tensor, coord_start: int
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    wanted: tuple[torch.Tensor, torch.Tensor],
+    slots: torch.Tensor,
+    coord_start: int,
 ) -> Split:
-    """Read `logits` [M, V] at `rows` [N] with `labels` [N]; `is_slot` [N] marks rows that predict a coordinate."""
-    return Split(*_SplitLogits.apply(logits, rows, labels, is_slot, coord_start))
+    """Read `logits` [M, V] at `rows` [N] int64.
+
+    wanted: (places [P] into `rows`, ids [P]), pairs without repetition: the logits that text targets name.
+    slots: [S] places into `rows` that predict a coordinate. Places of both are in increasing order.
+    """
+    return Split(*_SplitLogits.apply(logits, rows, *wanted, slots, coord_start))
 
 
 class _SplitLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits, rows, labels, is_slot, coord_start):  # type: ignore[override]
+    def forward(ctx: Any, logits, rows, places, ids, slots, coord_start):  # type: ignore[override]
         lse = torch.empty(rows.numel(), dtype=torch.float32, device=logits.device)
         for part in _chunks(rows.numel()):
             lse[part] = torch.logsumexp(logits[rows[part]].float(), dim=-1)
-        picked = logits[rows, labels].float()
-        slot_rows = rows[is_slot]
-        coord = logits[slot_rows, coord_start : coord_start + COORD_BINS].float()
-        ctx.save_for_backward(logits, rows, labels, slot_rows, lse)
+        picked = logits[rows[places], ids].float()
+        coord = logits[rows[slots], coord_start : coord_start + COORD_BINS].float()
+        ctx.save_for_backward(logits, rows, places, ids, slots, lse)
         ctx.coord_start = coord_start
         return lse, picked, coord
 
     @staticmethod
     def backward(ctx: Any, grad_lse, grad_picked, grad_coord):  # type: ignore[override]
-        logits, rows, labels, slot_rows, lse = ctx.saved_tensors
+        logits, rows, places, ids, slots, lse = ctx.saved_tensors
         grad = torch.zeros_like(logits)
-        for part in _chunks(rows.numel()):
-            softmax = torch.exp(logits[rows[part]].float() - lse[part, None])
-            softmax *= grad_lse[part, None]
-            softmax[torch.arange(softmax.shape[0], device=softmax.device), labels[part]] += grad_picked[part]
-            grad[rows[part]] = softmax.to(grad.dtype)
         columns = slice(ctx.coord_start, ctx.coord_start + COORD_BINS)
-        grad[slot_rows, columns] += grad_coord.to(grad.dtype)
-        return grad, None, None, None, None
+        for part in _chunks(rows.numel()):
+            block = torch.exp(logits[rows[part]].float() - lse[part, None]).mul_(grad_lse[part, None])
+            text, coord = _within(places, part), _within(slots, part)
+            block[places[text] - part.start, ids[text]] += grad_picked[text]
+            block[slots[coord] - part.start, columns] += grad_coord[coord]
+            grad[rows[part]] = block.to(grad.dtype)  # summed in float32: the gate's two softmaxes nearly cancel
+        return grad, None, None, None, None, None
+
+
+def _within(places: torch.Tensor, part: slice) -> slice:
+    """The run of sorted `places` that lies in a chunk of rows."""
+    first, last = torch.searchsorted(places, torch.tensor([part.start, part.stop], device=places.device)).tolist()
+    return slice(first, last)
 
 
 def _chunks(rows: int) -> list[slice]:

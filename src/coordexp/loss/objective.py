@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 
-from coordexp.contract import COORD_BINS
 from coordexp.loss import boxes as box_terms
 from coordexp.loss import slots as slot_terms
 from coordexp.loss.logits import Split, split_logits
+from coordexp.loss.matching import match
+from coordexp.loss.targets import Labels, Targets, slot_targets, supervised, text_targets
 from coordexp.recipe import Loss
 
-IGNORE = -100
 GEOMETRY = ("l1", "giou", "ciou")
 
 
@@ -28,23 +28,11 @@ class Counts(NamedTuple):
     boxes: int
 
 
-class Targets(NamedTuple):
-    """Unquantised targets in reading order of the batch.
-
-    coords: [S] float32 in [0, 1], one a coordinate slot, rows of the batch one after the other.
-    boxes: [N, 4] int64, the four slots (indices into `coords`) of each box; polygons have none.
-    """
-
-    coords: torch.Tensor
-    boxes: torch.Tensor
-
-
 def count(labels: torch.Tensor, targets: Targets, coord_start: int) -> Counts:
     """Counts of one micro-batch; `labels` [B, L] int64 as the collator gives them, not shifted."""
-    shifted = labels[:, 1:]
-    supervised = int((shifted != IGNORE).sum())
-    slots = int(_is_coord(shifted, coord_start).sum())
-    return Counts(text=supervised - slots, slots=slots, boxes=targets.boxes.shape[0])
+    found = supervised(labels, coord_start)
+    slots = found.slots.numel()
+    return Counts(found.ids.numel() - slots, slots, targets.boxes.shape[0])
 
 
 def objective(
@@ -61,28 +49,25 @@ def objective(
     logits: [B, L, V]; labels: [B, L] int64, -100 where nothing is supervised; position i predicts label
     i + 1. `progress` in [0, 1] is the fraction of training done, for the ramp of the geometry terms.
     """
-    counts = counts or count(labels, targets, coord_start)
-    rows, wanted = _supervised(labels)
-    is_slot = _is_coord(wanted, coord_start)
-    if int(is_slot.sum()) != targets.coords.numel():
-        raise ValueError(f"{int(is_slot.sum())} coordinate labels, but {targets.coords.numel()} targets in the batch")
-    split = split_logits(logits.reshape(-1, logits.shape[-1]), rows, wanted, is_slot, coord_start)
-
-    sums, sizes = {"text": (split.lse - split.picked)[~is_slot].sum()}, {"text": counts.text}
-    for name, value in _slot_values(split, wanted, is_slot, targets.coords, weights, coord_start).items():
-        sums[name], sizes[name] = value.sum(), counts.slots
+    found = supervised(labels, coord_start)
+    if found.slots.numel() != targets.coords.numel():
+        raise ValueError(f"{found.slots.numel()} coordinate labels, but {targets.coords.numel()} targets in the batch")
+    local = Counts(found.ids.numel() - found.slots.numel(), found.slots.numel(), targets.boxes.shape[0])
+    places, ids, share = text_targets(found, targets.spread)
+    split = split_logits(logits.reshape(-1, logits.shape[-1]), found.rows, (places, ids), found.slots, coord_start)
     expected = slot_terms.expectation(split.coord, weights.temperature)
-    for name, value in _box_values(expected, targets, weights).items():
-        sums[name], sizes[name] = value.sum(), counts.boxes
+    bins = found.ids[found.slots] - coord_start
 
-    rise = ramp(weights, progress)
-    scale = {name: getattr(weights, name) * (rise if name in GEOMETRY else 1.0) for name in sums}
-    loss = sum(
-        (scale[name] * total / max(sizes[name], 1) for name, total in sums.items() if scale[name]), logits.new_zeros(())
-    )
-    local = {"text": int((~is_slot).sum()), **dict.fromkeys(GEOMETRY, targets.boxes.shape[0])}
-    metrics = {name: total.detach() / max(local.get(name, targets.coords.numel()), 1) for name, total in sums.items()}
-    return loss, metrics | diagnostics(split, expected, wanted[is_slot] - coord_start, targets.coords, is_slot)
+    sums = {
+        "text": split.lse[found.text].sum() - (share * split.picked).sum(),
+        **_slot_sums(split, found, bins, targets, weights),
+        **_box_sums(expected, targets, weights),
+    }
+    scale = {name: getattr(weights, name) * (ramp(weights, progress) if name in GEOMETRY else 1.0) for name in sums}
+    sizes, mine = _sizes(sums, counts or local), _sizes(sums, local)
+    loss = sum((scale[name] * total / sizes[name] for name, total in sums.items() if scale[name]), logits.new_zeros(()))
+    metrics = {name: total.detach() / mine[name] for name, total in sums.items()}
+    return loss, metrics | diagnostics(split, expected, bins, targets.coords, found.slots)
 
 
 def ramp(weights: Loss, progress: float) -> float:
@@ -95,7 +80,7 @@ def ramp(weights: Loss, progress: float) -> float:
 
 @torch.no_grad()
 def diagnostics(
-    split: Split, expected: torch.Tensor, bins: torch.Tensor, coords: torch.Tensor, is_slot: torch.Tensor
+    split: Split, expected: torch.Tensor, bins: torch.Tensor, coords: torch.Tensor, slots: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Coordinate accuracy, mass on coordinate ids, and the error of the expectation in bins (median, p90)."""
     if not bins.numel():
@@ -103,52 +88,45 @@ def diagnostics(
     error = (expected - coords).abs() * slot_terms.LAST_BIN
     return {
         "coord_accuracy": (split.coord.argmax(dim=-1) == bins).float().mean(),
-        "coord_mass": torch.exp(-slot_terms.gate(split.lse[is_slot], split.coord)).mean(),
+        "coord_mass": torch.exp(-slot_terms.gate(split.lse[slots], split.coord)).mean(),
         "bin_error_median": error.median(),
         "bin_error_p90": error.quantile(0.9),
     }
 
 
-def _supervised(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat rows of the logits [N] that predict something, and the labels [N] that they predict."""
-    shifted = torch.full_like(labels, IGNORE)
-    shifted[:, :-1] = labels[:, 1:]
-    rows = (shifted.reshape(-1) != IGNORE).nonzero().squeeze(-1)
-    return rows, shifted.reshape(-1)[rows]
+def _sizes(sums: dict[str, torch.Tensor], counts: Counts) -> dict[str, int]:
+    own = {"text": counts.text, **dict.fromkeys(GEOMETRY, counts.boxes)}
+    return {name: max(own.get(name, counts.slots), 1) for name in sums}
 
 
-def _is_coord(labels: torch.Tensor, coord_start: int) -> torch.Tensor:
-    return (labels >= coord_start) & (labels < coord_start + COORD_BINS)
-
-
-def _slot_values(
-    split: Split,
-    wanted: torch.Tensor,
-    is_slot: torch.Tensor,
-    coords: torch.Tensor,
-    weights: Loss,
-    coord_start: int,
+def _slot_sums(
+    split: Split, found: Labels, bins: torch.Tensor, targets: Targets, weights: Loss
 ) -> dict[str, torch.Tensor]:
-    values = {}
+    wanted = slot_targets(bins, targets.coords, targets.spread)
     shape = (weights.sigma, weights.truncate, weights.temperature)
-    if weights.ce:
-        values["ce"] = slot_terms.hard_ce(split.coord, wanted[is_slot] - coord_start, weights.temperature)
-    if weights.soft_ce:
-        values["soft_ce"] = slot_terms.soft_ce(split.coord, coords, *shape)
-    if weights.w1:
-        values["w1"] = slot_terms.wasserstein1(split.coord, coords, *shape)
-    if weights.gate:
-        values["gate"] = slot_terms.gate(split.lse[is_slot], split.coord)
-    return values
+    terms = {
+        "ce": lambda: slot_terms.hard_ce(split.coord, wanted, weights.temperature),
+        "soft_ce": lambda: slot_terms.soft_ce(split.coord, wanted, *shape),
+        "w1": lambda: slot_terms.wasserstein1(split.coord, wanted, *shape),
+        "gate": lambda: slot_terms.gate(split.lse[found.slots], split.coord),
+    }
+    return {name: term().sum() for name, term in terms.items() if getattr(weights, name)}
 
 
-def _box_values(expected: torch.Tensor, targets: Targets, weights: Loss) -> dict[str, torch.Tensor]:
+def _box_sums(expected: torch.Tensor, targets: Targets, weights: Loss) -> dict[str, torch.Tensor]:
+    """Geometry of the expected boxes against the boxes that they are matched to.
+
+    A box whose first slot may open several objects has no one box to be held to: its expectation lies
+    between them. It is left out here, and counted.
+    """
+    terms = {"l1": box_terms.l1, "giou": box_terms.giou_loss, "ciou": box_terms.ciou_loss}
+    active = [name for name in terms if getattr(weights, name)]
+    if not active:
+        return {}
     predicted, wanted = expected[targets.boxes], targets.coords[targets.boxes]
-    values = {}
-    if weights.l1:
-        values["l1"] = box_terms.l1(predicted, wanted)
-    if weights.giou:
-        values["giou"] = box_terms.giou_loss(predicted, wanted)
-    if weights.ciou:
-        values["ciou"] = box_terms.ciou_loss(predicted, wanted)
-    return values
+    pairs = match(predicted, wanted, targets.pictures, targets.classes, weights.matching, semantic=weights.semantic)
+    share = pairs.weight
+    if targets.spread is not None:
+        share = share * ~torch.isin(targets.boxes[:, 0], targets.spread.slots.slot)[pairs.predicted]
+    chosen = (predicted[pairs.predicted], wanted[pairs.target])
+    return {name: (share * terms[name](*chosen)).sum() for name in active}

@@ -5,12 +5,31 @@ Every function returns one value a slot, [S] float32; averaging is the objective
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 
 from coordexp.contract import COORD_BINS
 
 LAST_BIN = COORD_BINS - 1
+
+
+class Wanted(NamedTuple):
+    """F targets, each for one slot; the weights of a slot's targets sum to 1.
+
+    slot: [F] int64 places among the slots. bins: [F] int64 target bins. coords: [F] float32 unrounded targets
+    in [0, 1]. weight: [F] float32. A slot with several targets is one where several objects may come next.
+    """
+
+    slot: torch.Tensor
+    bins: torch.Tensor
+    coords: torch.Tensor
+    weight: torch.Tensor
+
+
+def one_each(bins: torch.Tensor, coords: torch.Tensor) -> Wanted:
+    """One target a slot: bins [S] and coordinates [S]."""
+    return Wanted(torch.arange(bins.numel(), device=bins.device), bins, coords, torch.ones_like(coords))
 
 
 def bin_centres(like: torch.Tensor) -> torch.Tensor:
@@ -23,15 +42,17 @@ def expectation(z: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     return (z / temperature).softmax(dim=-1) @ bin_centres(z)
 
 
-def hard_ce(z: torch.Tensor, bins: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """-log softmax(z / T)_t over coordinate ids alone, for target bins t [S] int64."""
-    return F.cross_entropy(z / temperature, bins, reduction="none")
+def hard_ce(z: torch.Tensor, wanted: Wanted, temperature: float = 1.0) -> torch.Tensor:
+    """-log softmax(z / T)_t over coordinate ids alone (its mean over a slot's targets), for z [S, 1000]."""
+    scaled = z / temperature
+    named = wanted.weight * scaled[wanted.slot, wanted.bins]
+    return scaled.logsumexp(dim=-1).index_add(0, wanted.slot, -named)
 
 
 def soft_targets(coords: torch.Tensor, sigma: float, truncate: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Gaussian on the bins around the unrounded coordinate, zero beyond `truncate` bins of the nearest one.
 
-    coords: [S] in [0, 1]. Returns (index [S, 2r+1] int64, q [S, 2r+1]); q sums to 1 and is zero where the
+    coords: [F] in [0, 1]. Returns (index [F, 2r+1] int64, q [F, 2r+1]); q sums to 1 and is zero where the
     window leaves 0..999. q_i ~ exp(-(i - 999 c)^2 / (2 sigma^2)).
     """
     centre = coords * LAST_BIN
@@ -43,22 +64,22 @@ def soft_targets(coords: torch.Tensor, sigma: float, truncate: int) -> tuple[tor
     return index.clamp(0, LAST_BIN), logits.softmax(dim=-1)
 
 
-def soft_ce(
-    z: torch.Tensor, coords: torch.Tensor, sigma: float, truncate: int, temperature: float = 1.0
-) -> torch.Tensor:
+def soft_ce(z: torch.Tensor, wanted: Wanted, sigma: float, truncate: int, temperature: float = 1.0) -> torch.Tensor:
     """-sum_i q_i log softmax(z / T)_i with `soft_targets`, read at the window's bins alone."""
-    index, q = soft_targets(coords, sigma, truncate)
+    index, q = soft_targets(wanted.coords, sigma, truncate)
     scaled = z / temperature
-    return scaled.logsumexp(dim=-1) - (q * scaled.gather(-1, index)).sum(dim=-1)
+    named = wanted.weight * (q * scaled[wanted.slot[:, None], index]).sum(dim=-1)
+    return scaled.logsumexp(dim=-1).index_add(0, wanted.slot, -named)
 
 
 def wasserstein1(
-    z: torch.Tensor, coords: torch.Tensor, sigma: float, truncate: int, temperature: float = 1.0
+    z: torch.Tensor, wanted: Wanted, sigma: float, truncate: int, temperature: float = 1.0
 ) -> torch.Tensor:
     """Wasserstein-1 distance in [0, 1] between softmax(z / T) and `soft_targets`: sum |CDF_p - CDF_q| / 999."""
-    index, q = soft_targets(coords, sigma, truncate)
+    index, q = soft_targets(wanted.coords, sigma, truncate)
     p = (z / temperature).softmax(dim=-1)
-    difference = p.scatter_add(-1, index, -q)
+    places = (wanted.slot[:, None].expand_as(index), index)
+    difference = p.index_put(places, -wanted.weight[:, None] * q, accumulate=True)
     return difference.cumsum(dim=-1)[:, :-1].abs().sum(dim=-1) / LAST_BIN
 
 

@@ -8,10 +8,11 @@ import torch
 from swift.loss import BaseLoss, loss_map
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
 
-from coordexp.loss.objective import Counts, Targets, count, objective
+from coordexp.loss.objective import Counts, count, objective
 from coordexp.model.vocab import coord_ids
 from coordexp.swift.settings import custom_section
-from coordexp.swift.template import BOXES, COORDS
+from coordexp.swift.targets import as_targets
+from coordexp.swift.template import TARGETS
 
 NAME = "coordexp"
 
@@ -26,10 +27,10 @@ class CoordTrainer(Seq2SeqTrainer):
     """ms-swift's trainer; `num_items_in_batch` becomes the counts of text, slots and boxes, [3] int64."""
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        if not batch_samples or COORDS not in batch_samples[0]:
+        if not batch_samples or TARGETS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         start = coord_ids(self.template.tokenizer).start
-        parts = [count(b["labels"], Targets(b[COORDS], b[BOXES]), start) for b in batch_samples]
+        parts = [count(batch["labels"], as_targets(batch[TARGETS]), start) for batch in batch_samples]
         total = torch.tensor(parts, device=device).sum(dim=0)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total[None]).sum(dim=0)

@@ -1,0 +1,79 @@
+"""Targets on their way: of one answer as plain lists, of a batch as tensors in one map, for the loss as `Targets`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from coordexp.contract import Object
+from coordexp.loss.slots import Wanted
+from coordexp.loss.targets import Spread, Targets
+from coordexp.swift.branches import Branches
+
+
+class AnswerTargets(NamedTuple):
+    """Of one answer: coordinates in [0, 1] in slot order, the slots of each box and its description, how many
+    labels are supervised, and the branch positions (None when every target is hard)."""
+
+    coords: list[float]
+    boxes: list[list[int]]
+    descs: list[str]
+    supervised: int
+    branches: Branches | None = None
+
+    @classmethod
+    def of(cls, objects: Sequence[Object], supervised: int) -> AnswerTargets:
+        """Hard targets of an answer that names `objects` in this order."""
+        coords: list[float] = []
+        boxes, descs = [], []
+        for obj in objects:
+            if obj.bbox_2d is not None:
+                boxes.append(list(range(len(coords), len(coords) + 4)))
+                descs.append(obj.desc)
+            coords += obj.norm
+        return cls(coords, boxes, descs, supervised)
+
+
+def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, torch.Tensor]:
+    """Tensors of a batch; slots and supervised labels are counted through all of it."""
+    coords: list[float] = []
+    boxes, pictures, classes, text, slots = [], [], [], [], []
+    names: dict[str, int] = {}
+    place = 0
+    for number, answer in enumerate(answers):
+        boxes += [[slot + len(coords) for slot in box] for box in answer.boxes]
+        pictures += [number] * len(answer.boxes)
+        classes += [names.setdefault(desc, len(names)) for desc in answer.descs]
+        if answer.branches is not None:
+            text += [(place + at, token, weight) for at, token, weight in answer.branches.text]
+            slots += [(len(coords) + slot, *rest) for slot, *rest in answer.branches.slots]
+        coords += answer.coords
+        place += answer.supervised
+    batch = {
+        "coords": torch.tensor(coords, dtype=torch.float32),
+        "boxes": torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4),
+        "pictures": torch.tensor(pictures, dtype=torch.int64),
+        "classes": torch.tensor(classes, dtype=torch.int64),
+    }
+    if any(answer.branches is not None for answer in answers):
+        batch |= _columns("text", text, (("place", torch.int64), ("id", torch.int64), ("weight", torch.float32)))
+        kinds = (("slot", torch.int64), ("bins", torch.int64), ("coords", torch.float32), ("weight", torch.float32))
+        batch |= _columns("slot", slots, kinds)
+    return batch
+
+
+def as_targets(batch: dict[str, torch.Tensor]) -> Targets:
+    """What the loss reads, from the collated tensors."""
+    spread = None
+    if "text_place" in batch:
+        wanted = Wanted(*(batch[f"slot_{name}"] for name in Wanted._fields))
+        spread = Spread(batch["text_place"], batch["text_id"], batch["text_weight"], wanted)
+    return Targets(batch["coords"], batch["boxes"], batch["pictures"], batch["classes"], spread)
+
+
+def _columns(prefix: str, rows: list[tuple], kinds: tuple) -> dict[str, torch.Tensor]:
+    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
+    pairs = zip(kinds, columns, strict=True)
+    return {f"{prefix}_{name}": torch.tensor(column, dtype=dtype) for (name, dtype), column in pairs}
