@@ -56,6 +56,7 @@ def adapted(
     ids = vocab.coord_ids(base)
     settings = {"start": ids.start, "end": ids.end} if offset else None
     options = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "use_dora": dora, "task_type": "CAUSAL_LM"} | lora
+    torch.manual_seed(seed)
     model = get_peft_model(load(base), offsets.lora_config(settings, tie_head=tie_head, **options))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
