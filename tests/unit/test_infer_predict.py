@@ -89,38 +89,40 @@ def test_shards_gathered_are_the_whole(model, records, whole, tmp_path, shards):
 
 def test_a_killed_shard_goes_on(model, records, whole, tmp_path, monkeypatch, capsys):
     out, kept = tmp_path / "p.jsonl", tmp_path / ".p.jsonl.rows"
-    original, batches = module.Checkpoint.answer, []
+    original, batches = module.Checkpoint.encode, []
 
     def dying(self, *args):
-        if len(batches) == 1:
+        if len(batches) == 2:
             raise KeyboardInterrupt
         batches.append(1)
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Checkpoint, "answer", dying)
+        patch.setattr(module.Checkpoint, "encode", dying)
         with pytest.raises(KeyboardInterrupt):
             predict(model, records, out, OPTIONS, STYLE)
-    assert not out.exists() and len(kept.read_bytes().splitlines()) == 3
+    finished = len(kept.read_bytes().splitlines()) - 1
+    assert not out.exists() and 0 < finished < len(SIZES)
     kept.write_bytes(kept.read_bytes() + b'{"position": 4, "pred')  # a line that the kill cut off
     counts = predict(model, records, out, msgspec.structs.replace(OPTIONS, batch_size=1), STYLE)
-    assert counts["pictures"] == len(SIZES) - 2 and not kept.exists()
-    assert "going on with 2 of 5" in capsys.readouterr().err
+    assert counts["pictures"] == len(SIZES) - finished and not kept.exists()
+    assert f"going on with {finished} of 5" in capsys.readouterr().err
     same(read(out), whole)
 
 
-def test_a_batch_that_does_not_fit_is_halved(model, records, whole, tmp_path, monkeypatch, capsys):
-    original = module.Checkpoint.answer
+def test_fewer_at_a_time_when_memory_is_full(model, records, whole, tmp_path, monkeypatch, capsys):
+    original, calls = module.Checkpoint.encode, []
 
-    def small(self, pictures, asked):
-        if len(pictures) > 2:
+    def small(self, pictures, prompts):
+        calls.append(len(pictures))
+        if len(pictures) > 2 or len(calls) == 3:
             raise torch.OutOfMemoryError("no room")
-        return original(self, pictures, asked)
+        return original(self, pictures, prompts)
 
-    monkeypatch.setattr(module.Checkpoint, "answer", small)
+    monkeypatch.setattr(module.Checkpoint, "encode", small)
     predict(model, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), whole)
-    assert "out of memory with 5 pictures" in capsys.readouterr().err
+    assert "out of memory with 5 at a time, trying 2" in capsys.readouterr().err and calls[0] == 5
 
 
 def test_rows_of_other_options_are_not_taken_over(model, records, tmp_path):

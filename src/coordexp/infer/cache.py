@@ -11,29 +11,31 @@ BLOCK = 256  # columns that the buffers grow by at least
 
 
 class RowCache:
-    """Stands where the model expects a cache. Columns 0..`prompt`-1 hold the left-padded prompts.
+    """Stands where the model expects a cache. Each row holds its left-padded prompt, then what was kept behind it.
 
-    lengths: int64 [B], tokens kept behind the prompt. padding: int64 [B], unused columns before each prompt.
-    Tokens written beyond a row's length are overwritten by its next ones, so taking some back costs nothing.
+    padding: int64 [B], unused columns before each prompt. ends: int64 [B], column after each prompt.
+    lengths: int64 [B], tokens kept behind the prompt. Tokens written beyond a row's length are overwritten by
+    its next ones, so taking some back costs nothing.
     """
 
     def __init__(self, prefilled: DynamicCache, padding: torch.Tensor):
         self.keys = [layer.keys for layer in prefilled.layers]
         self.values = [layer.values for layer in prefilled.layers]
-        self.prompt = self.keys[0].shape[2]
         self.padding = padding
+        self.ends = torch.full_like(padding, self.keys[0].shape[2])
         self.lengths = torch.zeros_like(padding)
         self._columns = self._rows = torch.empty(0)
-        self._used = self.prompt
+        self._used = 0
 
     def begin(self, width: int) -> torch.Tensor:
         """Make room for `width` tokens a row; the attention mask bool [B, 1, width, columns in use]."""
         device = self.lengths.device
-        self._columns = self.prompt + self.lengths[:, None] + torch.arange(width, device=device)
-        self._rows = torch.arange(len(self.lengths), device=device)[:, None]
-        self._used = self.prompt + int(self.lengths.max()) + width
+        first = self.ends + self.lengths
+        self._columns = first[:, None] + torch.arange(width, device=device)
+        self._rows = torch.arange(len(first), device=device)[:, None]
+        self._used = int(first.max()) + width
         if self._used > self.keys[0].shape[2]:
-            self._grow(max(self._used + BLOCK, self.keys[0].shape[2] * 3 // 2))
+            self._widen(max(self._used + BLOCK, self.keys[0].shape[2] * 3 // 2))
         column = torch.arange(self._used, device=device)
         visible = (column >= self.padding[:, None, None]) & (column <= self._columns[:, :, None])
         return visible[:, None]
@@ -48,14 +50,26 @@ class RowCache:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""
-        index = torch.tensor(rows, device=self.lengths.device)
+        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         self.keys = [keys.index_select(0, index) for keys in self.keys]
         self.values = [values.index_select(0, index) for values in self.values]
-        self.padding, self.lengths = self.padding[index], self.lengths[index]
+        self.padding, self.ends, self.lengths = self.padding[index], self.ends[index], self.lengths[index]
 
-    def _grow(self, columns: int) -> None:
+    def join(self, other: RowCache) -> None:
+        """Put the rows of `other` behind these; it must not be used any more."""
+        columns = max(self.keys[0].shape[2], other.keys[0].shape[2])
+        self._widen(columns)
+        other._widen(columns)
+        self.keys = [torch.cat(pair) for pair in zip(self.keys, other.keys, strict=True)]
+        self.values = [torch.cat(pair) for pair in zip(self.values, other.values, strict=True)]
+        self.padding = torch.cat([self.padding, other.padding])
+        self.ends = torch.cat([self.ends, other.ends])
+        self.lengths = torch.cat([self.lengths, other.lengths])
+
+    def _widen(self, columns: int) -> None:
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
-                new = old.new_zeros(*old.shape[:2], columns, old.shape[3])
-                new[:, :, : old.shape[2]] = old
-                buffers[layer] = new
+                if old.shape[2] < columns:
+                    new = old.new_zeros(*old.shape[:2], columns, old.shape[3])
+                    new[:, :, : old.shape[2]] = old
+                    buffers[layer] = new

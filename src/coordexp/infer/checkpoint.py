@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,6 +19,8 @@ from coordexp.infer.protocol import Question
 from coordexp.infer.vocabulary import Vocabulary
 from coordexp.model.vocab import coord_ids
 from coordexp.prompt import PromptStyle, hf_chat
+
+Asked = tuple[Any, Image.Image, Question]
 
 
 class Checkpoint:
@@ -85,16 +89,31 @@ class Checkpoint:
 
     def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Question]) -> list[Answer]:
         """One finished answer for each picture and its question."""
-        options = self.options
-        limits = Limits.of(options)
-        inputs = self.encode(pictures, [self.prompt(question.categories) for question in questions])
+        asked = zip(range(len(pictures)), pictures, questions, strict=True)
+        answers = dict(pair for finished in self.stream(asked, len(pictures)) for pair in finished)
+        return [answers[n] for n in range(len(pictures))]
+
+    def stream(self, asked: Iterable[Asked], capacity: int) -> Iterator[list[tuple[Any, Answer]]]:
+        """(key, answer) of each asked (key, picture, question) as they are finished, `capacity` at a time."""
+        waiting = iter(asked)
+        keys: dict[int, Any] = {}
+
+        def refill(free: int) -> tuple[dict[str, torch.Tensor], list[Answer]] | None:
+            taken = list(itertools.islice(waiting, free))
+            if not taken:
+                return None
+            answers = [Answer(self.grammar(question.labels), limits, desc_first) for _, _, question in taken]
+            keys.update({id(answer): key for answer, (key, _, _) in zip(answers, taken, strict=True)})
+            prompts = [self.prompt(question.categories) for _, _, question in taken]
+            return self.encode([picture for _, picture, _ in taken], prompts), answers
+
+        limits = Limits.of(self.options)
         desc_first = self.style.object_field_order == "desc_first"
-        answers = [Answer(self.grammar(question.labels), limits, desc_first) for question in questions]
-        self.decoder.run(inputs, answers)
-        if self.style.coordinates == "integer":
-            for answer in answers:
-                answer.pieces = [self._vocabulary.spelling.get(token, b"") for token in answer.tokens]
-        return answers
+        for finished in self.decoder.stream(refill, capacity):
+            if self.style.coordinates == "integer":
+                for answer in finished:
+                    answer.pieces = [self._vocabulary.spelling.get(token, b"") for token in answer.tokens]
+            yield [(keys.pop(id(answer)), answer) for answer in finished]
 
     def text(self, answer: Answer) -> str:
         """The answer as text, special tokens included."""

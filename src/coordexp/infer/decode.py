@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from coordexp.infer.options import PredictOptions
 from coordexp.infer.slots import read_slots
 from coordexp.model.vocab import CoordIds
 
+Refill = Callable[[int], tuple[dict[str, torch.Tensor], Sequence[Answer]] | None]
+
 
 class Decoder:
     """Runs answers through one model. Only the columns of the output layer that can be chosen are computed."""
@@ -26,22 +28,50 @@ class Decoder:
         self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
         self.forward_passes = 0
 
-    @torch.inference_mode()
     def run(self, inputs: dict[str, torch.Tensor], answers: Sequence[Answer]) -> None:
         """Finish `answers`, one for each row of the left-padded `inputs` of the processor."""
+        groups = iter([(inputs, answers)])
+        for _ in self.stream(lambda _free: next(groups, None), len(answers)):
+            pass
+
+    @torch.inference_mode()
+    def stream(self, refill: Refill, capacity: int) -> Iterator[list[Answer]]:
+        """Answers as they are finished, at most `capacity` in the making at a time.
+
+        `refill(n)` gives inputs and unfinished answers of up to `n` more rows, or None when there are no more.
+        It is asked when a quarter of the places are free, so long answers do not hold up short ones.
+        """
+        active: list[Answer] = []
+        cache: RowCache | None = None
+        positions = torch.empty(0)
+        more = True
+        while more or active:
+            if more and (not active or 4 * (capacity - len(active)) >= capacity):
+                group = refill(capacity - len(active))
+                more = group is not None
+                if group is not None:
+                    new_cache, new_positions = self._admit(*group)
+                    if cache is not None and active:
+                        cache.join(new_cache)
+                        positions = torch.cat([positions, new_positions])
+                    else:
+                        cache, positions = new_cache, new_positions
+                    active += group[1]
+            elif cache is not None:
+                self._step(cache, positions, active)
+            staying = [row for row, answer in enumerate(active) if answer.finish is None]
+            if cache is not None and len(staying) < len(active):
+                yield [answer for answer in active if answer.finish is not None]
+                active = [active[row] for row in staying]
+                cache.keep(staying)
+                positions = positions[torch.tensor(staying, dtype=torch.long, device=self.device)]
+
+    def _admit(self, inputs: dict[str, torch.Tensor], answers: Sequence[Answer]) -> tuple[RowCache, torch.Tensor]:
+        """Read the prompts of new rows; their cache and rope positions."""
         cache, positions, last = self._prefill(inputs)
         open_start = [row for row, answer in enumerate(answers) if answer.finish is None and not answer.chunk]
         self._judge(last[open_start], [answers[row] for row in open_start])
-        active = list(range(len(answers)))
-        while True:
-            staying = [row for row, place in enumerate(active) if answers[place].finish is None]
-            if not staying:
-                return
-            if len(staying) < len(active):
-                active = [active[row] for row in staying]
-                cache.keep(staying)
-                positions = positions[torch.tensor(staying, device=self.device)]
-            self._step(cache, positions, [answers[place] for place in active])
+        return cache, positions
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> tuple[RowCache, torch.Tensor, torch.Tensor]:
         """The prompts' cache, the rope position [B] of the first token of each answer, the last state [B, 1, H]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,36 +219,39 @@ def _jobs(
 def _run(
     checkpoint: Checkpoint, jobs: list[Job], folder: Path, emit_norm: EmitNorm
 ) -> Iterator[list[tuple[int, Prediction]]]:
-    """Rows that each batch completed."""
-    options = checkpoint.options
-    waiting: dict[int, list[tuple[Answer, str]]] = {}
-    parts = {job.position: job.part + 1 for job in sorted(jobs, key=lambda job: job.part)}
-    for start in range(0, len(jobs), options.batch_size):
-        batch = jobs[start : start + options.batch_size]
-        done = []
-        for job, answer in zip(batch, _answers(checkpoint, batch, folder), strict=True):
-            answers = waiting.setdefault(job.position, [])
-            answers.append((answer, checkpoint.text(answer)))
-            if len(answers) == parts[job.position]:
-                done.append((job.position, combine(waiting.pop(job.position), job.record, options, emit_norm)))
-        yield done
+    """Rows as they are completed; with fewer places from where the accelerator's memory was full."""
+    waiting: dict[int, dict[int, tuple[Answer, str]]] = {}
+    parts = Counter(job.position for job in jobs)
+    capacity = checkpoint.options.batch_size
+    while jobs:
+        asked = ((job, _picture(job.record, folder), job.question) for job in jobs)
+        answered: set[tuple[int, int]] = set()
+        try:
+            for finished in checkpoint.stream(asked, capacity):
+                done = []
+                for job, answer in finished:
+                    answered.add((job.position, job.part))
+                    answers = waiting.setdefault(job.position, {})
+                    answers[job.part] = answer, checkpoint.text(answer)
+                    if len(answers) == parts[job.position]:
+                        ordered = [answers[part] for part in sorted(waiting.pop(job.position))]
+                        done.append((job.position, combine(ordered, job.record, checkpoint.options, emit_norm)))
+                if done:
+                    yield done
+            return
+        except torch.OutOfMemoryError:
+            if capacity == 1:
+                raise
+            print(
+                f"predict: out of memory with {capacity} at a time, trying {capacity // 2}", file=sys.stderr, flush=True
+            )
+        capacity //= 2
+        torch.cuda.empty_cache()
+        jobs = [job for job in jobs if (job.position, job.part) not in answered]
 
 
-def _answers(checkpoint: Checkpoint, batch: list[Job], folder: Path) -> list[Answer]:
-    """Answers to a batch; one that does not fit into the accelerator's memory is halved."""
-    pictures = [
-        load_picture(folder / j.record.images[0], (j.record.width, j.record.height), j.record.metadata.image_id)
-        for j in batch
-    ]
-    try:
-        return checkpoint.answer(pictures, [job.question for job in batch])
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-        half = len(batch) // 2
-        print(f"predict: out of memory with {len(batch)} pictures, trying {half}", file=sys.stderr, flush=True)
-    torch.cuda.empty_cache()
-    return _answers(checkpoint, batch[:half], folder) + _answers(checkpoint, batch[half:], folder)
+def _picture(record: Record, folder: Path) -> Image.Image:
+    return load_picture(folder / record.images[0], (record.width, record.height), record.metadata.image_id)
 
 
 def _files(model_dir: Path) -> list[list[Any]]:
