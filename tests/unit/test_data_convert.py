@@ -254,6 +254,32 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert (out / "stats.json").read_bytes() == (whole / "stats.json").read_bytes()
 
 
+def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
+    manifest = write_dataset(tmp_path)
+    monkeypatch.setattr(module, "CHUNK", 2)
+    prepare = module.pictures.prepare
+
+    def killed(source, *rest):
+        if source.name == "0003.jpg":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(source, *rest)
+
+    monkeypatch.setattr(module.pictures, "prepare", killed)
+    with pytest.raises(DataError, match=r"process was killed") as error:
+        convert_to(manifest, tmp_path / "out", num_workers=2)
+    assert "annotations.json" in str(error.value)
+    assert "more memory or fewer workers" in str(error.value)
+    monkeypatch.setattr(module.pictures, "prepare", prepare)
+    assert convert_to(manifest, tmp_path / "out", num_workers=2)["pictures"]["written"] == 6
+
+
+def test_an_error_in_a_worker_keeps_its_words(tmp_path):
+    manifest = write_dataset(tmp_path)
+    (tmp_path / "images" / "0005.jpg").unlink()
+    with pytest.raises(DataError, match=r"0005\.jpg.*missing picture"):
+        convert_to(manifest, tmp_path / "out", num_workers=2)
+
+
 def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     manifest = write_dataset(tmp_path)

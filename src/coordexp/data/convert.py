@@ -13,6 +13,8 @@ import os
 import shutil
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal
 
@@ -145,12 +147,20 @@ def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
         job.index = build_index(job.annotations)
         tally = statistics.lost(job.index, job.options.on_bad)
         return job.index, _collect(tally, job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
-    context = multiprocessing.get_context("fork")  # the index is shared with the workers, not sent
-    with context.Pool(workers) as pool:
-        job.index = build_index(job.annotations, pool.imap)
-    tally = statistics.lost(job.index, job.options.on_bad)
-    with context.Pool(workers, _set_job, (job,)) as pool:
-        return job.index, _collect(tally, job.index, pool.imap(_convert_part_of_job, range(_chunk_count(job.index))))
+    try:
+        with _pool(workers) as pool:
+            job.index = build_index(job.annotations, pool.map)
+        tally = statistics.lost(job.index, job.options.on_bad)
+        with _pool(workers, initializer=_set_job, initargs=(job,)) as pool:
+            return job.index, _collect(tally, job.index, pool.map(_convert_part_of_job, range(_chunk_count(job.index))))
+    except BrokenProcessPool as error:
+        fix = "give it more memory or fewer workers; what is finished is kept for the next run"
+        raise DataError(located("a conversion process was killed", file=job.annotations, fix=fix)) from error
+
+
+def _pool(workers: int, **options) -> ProcessPoolExecutor:
+    """Processes that share what this one holds (forked); a killed one is an error, not a wait without end."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), **options)
 
 
 def _collect(tally: statistics.Tally, index: Index, results) -> statistics.Tally:
