@@ -14,10 +14,11 @@ import yaml
 from data_cases import answer, picture, serving
 
 from coordexp.data.archive import extract
-from coordexp.data.convert import load_source
+from coordexp.data.convert import ConvertOptions, convert, load_source
 from coordexp.data.download import provide
 from coordexp.data.fetch import Policy
 from coordexp.errors import ConfigError, DataError, DownloadError
+from coordexp.io import read_records
 
 QUICK = Policy(attempts=2, timeout=2, first_wait=0.01, longest_wait=0.02)
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
@@ -97,6 +98,17 @@ def test_lvis_val_has_pictures_in_both_folders(server, tmp_path):
     assert source.image_dirs == ["raw/images/val2017", "raw/images/train2017"]
     assert source.layout == "lvis"
     assert load_source(tmp_path / "lvis" / "val.source.json") == source
+
+
+def test_what_was_downloaded_can_be_converted(server, tmp_path):
+    """LVIS names pictures by URL: `train2017/...` must not be taken for a picture of val2017, nor the other way."""
+    run(lvis(server), tmp_path, "val")
+    manifest, out = tmp_path / "lvis" / "val.source.json", tmp_path / "out"
+    convert(manifest, out / "val.jsonl", out / "images", ConvertOptions(), 4, out / "stats.json")
+    records = list(read_records(out / "val.jsonl", "pixel"))
+    assert [r.images[0] for r in records] == ["images/train2017/000000000002.jpg", "images/val2017/000000000003.jpg"]
+    assert [r.metadata.file_name for r in records] == ["train2017/000000000002.jpg", "val2017/000000000003.jpg"]
+    assert (out / records[0].images[0]).read_bytes() == jpeg(2)  # 64 x 64 is four tiles: linked as it is
 
 
 def test_what_is_there_is_not_fetched_again(server, tmp_path):
