@@ -1,6 +1,7 @@
 """Pictures of every kind become upright RGB of the right size, whole or not at all."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,9 +222,9 @@ def test_the_same_picture_gives_the_same_bytes(tmp_path):
 
 
 def test_names_are_looked_up_in_their_own_folder_first(tmp_path):
-    folders = [tmp_path / "val2017", tmp_path / "train2017"]
+    folders = [str(tmp_path / "val2017"), str(tmp_path / "train2017")]
     for folder in folders:
-        save(folder / "1.jpg", picture(8, 8))
+        save(Path(folder) / "1.jpg", picture(8, 8))
     save(tmp_path / "train2017" / "deep" / "2.jpg", picture(8, 8))
     assert find("1.jpg", folders) == (0, "1.jpg")
     assert find("train2017/1.jpg", folders) == (1, "1.jpg")
@@ -237,7 +238,7 @@ def test_names_are_looked_up_in_their_own_folder_first(tmp_path):
 @pytest.mark.parametrize("name", ["../1.jpg", "a/../../1.jpg", "/etc/passwd", ""])
 def test_names_cannot_leave_the_folder(tmp_path, name):
     with pytest.raises(DataError, match="leads nowhere"):
-        find(name, [tmp_path])
+        find(name, [str(tmp_path)])
 
 
 def test_output_names_tell_formats_and_sources_apart():

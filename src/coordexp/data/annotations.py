@@ -6,6 +6,7 @@ annotation); pictures and outlines are decoded only when they are needed.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -190,14 +191,19 @@ def _read_block(path: str, spans: np.ndarray, decode: Decode) -> list[Any]:
         return []
     fd = os.open(path, os.O_RDONLY)
     try:
-        base, end = int(spans[0, 0]), int(spans[-1, 1])
-        data = os.pread(fd, end - base, base)
+        base, end = int(spans[0, 0]) - 1, int(spans[-1, 1])
+        data = bytearray(end - base + 1)
+        os.preadv(fd, [memoryview(data)[:-1]], base)
     finally:
         os.close(fd)
+    data[0], data[-1] = ord("["), ord("]")
+    gc.disable()  # thousands of small objects, none of them cyclic
     try:
-        return decode(b"[" + data + b"]")
+        return decode(data)
     except (msgspec.ValidationError, msgspec.DecodeError):
-        return decode_elements([data[a - base : b - base] for a, b in spans.tolist()], decode)
+        return decode_elements([bytes(data[a - base : b - base]) for a, b in spans.tolist()], decode)
+    finally:
+        gc.enable()
 
 
 def _image_ids(block: tuple[str, np.ndarray]) -> np.ndarray:

@@ -75,12 +75,12 @@ class _Job(msgspec.Struct):
 
     source: Source
     annotations: Path
-    image_dirs: list[Path]
+    image_dirs: list[str]
     labels: list[str]
     texts: dict[int, str]
     options: ConvertOptions
     max_blocks: int
-    images_dir: Path
+    images_dir: str
     prefix: str
     parts: Path
     index: Index | None = None
@@ -111,12 +111,12 @@ def convert(
     job = _Job(
         source=source,
         annotations=base / source.annotations,
-        image_dirs=image_dirs,
+        image_dirs=[str(folder) for folder in image_dirs],
         labels=_labels(image_dirs),
         texts=texts,
         options=options,
         max_blocks=max_blocks,
-        images_dir=_own_images(images_dir, source, image_dirs, options, max_blocks),
+        images_dir=str(_own_images(images_dir, source, image_dirs, options, max_blocks)),
         prefix=f"{os.path.relpath(images_dir, out_jsonl.parent)}/".removeprefix("./"),
         parts=parts,
     )
@@ -274,7 +274,7 @@ def _picture(job: _Job, image: Image | Broken) -> tuple[str, tuple[int, int], st
     folder, inner = pictures.find(image.path, job.image_dirs, from_url=not image.file_name)
     name = pictures.output_name(inner, resized=size != (image.width, image.height))
     name = f"{job.labels[folder]}/{name}"
-    source, target = job.image_dirs[folder] / inner, job.images_dir / name
+    source, target = f"{job.image_dirs[folder]}/{inner}", f"{job.images_dir}/{name}"
     how = pictures.prepare(source, target, (image.width, image.height), size, options.jpeg_quality)
     return f"{job.prefix}{name}", size, how
 

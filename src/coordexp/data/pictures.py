@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,37 +34,36 @@ def reuse_memory() -> None:
     Image.core.set_blocks_max(8)
 
 
-def find(name: str, image_dirs: Sequence[Path], from_url: bool = False) -> tuple[int, str]:
+def find(name: str, image_dirs: Sequence[str], from_url: bool = False) -> tuple[int, str]:
     """(index of the folder, path inside it) of a picture called `name`.
 
     A name like `train2017/1.jpg` is looked up first in a folder called train2017, as `1.jpg`; the
     folder in a name that comes from a URL says no more than that. PictureError when the picture is
     missing, DataError when the name leads out of the folders.
     """
-    plain = "/" not in name and name not in ("", "..") and len(image_dirs) == 1
-    if plain and (image_dirs[0] / name).is_file():  # nearly always, and worth a shortcut
-        return 0, name
-    pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or ".." in pure.parts:
+    parts = name.split("/")
+    if not parts[0] or ".." in parts:
         fix = "names must be relative and stay inside the image folder"
         raise DataError(located("a file name that leads nowhere", field="images.file_name", found=name, fix=fix))
-    same_name = [folder.name == pure.parent.name for folder in image_dirs]
+    own = parts[-2] if len(parts) > 1 else None
+    same_name = [own == folder.rstrip("/").rpartition("/")[2] for folder in image_dirs]
     for i in sorted(range(len(image_dirs)), key=lambda i: not same_name[i]):
-        for inner in (str(pure), pure.name) if same_name[i] or from_url else (str(pure),):
-            if (image_dirs[i] / inner).is_file():
+        for inner in dict.fromkeys((name, parts[-1]) if same_name[i] or from_url else (name,)):
+            if os.path.isfile(f"{image_dirs[i]}/{inner}"):
                 return i, inner
-    listed = ", ".join(str(folder) for folder in image_dirs)
-    raise PictureError("missing picture", f"{name} is in none of: {listed}")
+    raise PictureError("missing picture", f"{name} is in none of: {', '.join(image_dirs)}")
 
 
 def output_name(inner: str, resized: bool) -> str:
     """File name of the written picture: JPEGs keep theirs, PNGs that need no resampling too, others get `.jpg`."""
-    suffix = PurePosixPath(inner).suffix.lower()
+    suffix = f".{inner.rpartition('.')[2].lower()}"
     kept = suffix in SUFFIXES["JPEG"] or (suffix in SUFFIXES["PNG"] and not resized)
     return inner if kept else f"{inner}.jpg"
 
 
-def prepare(source: Path, target: Path, annotated: tuple[int, int], size: tuple[int, int], quality: int) -> str:
+def prepare(
+    source: str | Path, target: str | Path, annotated: tuple[int, int], size: tuple[int, int], quality: int
+) -> str:
     """Write `source` to `target` as an upright RGB picture of `size` (width, height) in pixels; says how.
 
     `annotated` is the size that the boxes refer to. A JPEG or PNG that is already right is linked
@@ -72,6 +71,7 @@ def prepare(source: Path, target: Path, annotated: tuple[int, int], size: tuple[
     is there and not older than its source is whole, and kept. Returns `linked`, `encoded` or `kept`.
     PictureError for a picture that cannot be read or has another size than annotated.
     """
+    source, target = Path(source), Path(target)
     if _is_whole(target, source):
         return "kept"
     try:
