@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import model_helpers as helpers
@@ -207,3 +208,48 @@ def test_resuming_an_adapter_without_offsets_is_an_error(base, custom, tmp_path)
     with pytest.raises(ModelError, match="no coordinate offsets"):
         tuner.CoordOffsetTuner.from_pretrained(swift_load(base), str(tmp_path / "plain"))
     assert isinstance(PeftModel.from_pretrained(helpers.load(base), tmp_path / "plain"), PeftModel)
+
+
+@pytest.mark.slow
+def test_a_real_run_trains_resumes_and_merges(shapes_data, tiny_model, tmp_path):
+    """The recipe for DoRA with offsets in ms-swift itself: continued at a checkpoint it ends where it ended before."""
+    from pathlib import Path
+
+    from coordexp.model import merge
+    from coordexp.recipe import load_recipe
+    from coordexp.swift.train import train
+
+    root = Path(__file__).parents[2]
+    training = {"max_steps": 4, "save_steps": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    model = {"torch_dtype": "float32"}
+    custom = {"train_jsonl": str(shapes_data / "train.coord.jsonl"), "coord_offset": {"tie_head": False}}
+
+    overrides = {"model": model, "training": training, "custom": custom, "data": {"dataloader_num_workers": 0}}
+    recipe = load_recipe(root / "config/train/sft_coord_offset.yaml", overrides)
+
+    def run() -> dict:
+        train(recipe, tiny_model, tmp_path / "adapter", tmp_path / "train" / "log.jsonl")
+        return helpers.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+
+    tensors = run()
+    (last,) = (tmp_path / "train" / "checkpoints").glob("*/checkpoint-4")
+    assert last.with_name("checkpoint-2").is_dir()
+    shutil.rmtree(last)
+    resumed = run()
+    assert resumed.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    embed = tensors["base_model.model.coord_offset_adapter.embed_offset"]
+    head = tensors["base_model.model.coord_offset_adapter.head_offset"]
+    assert embed.dtype == head.dtype == torch.float32
+    assert 0 < (embed != 0).any(1).sum() < 1000 and (head != 0).any()
+    assert any("lora_magnitude_vector" in name for name in tensors)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["coord_offset_adapter"] and config["use_dora"] is True
+    manifest = merge.merge(tiny_model, tmp_path / "adapter", tmp_path / "merged")
+    assert manifest["untied"] is True and manifest["applied"]["dora"] > 10
+    merged = helpers.load(tmp_path / "merged")
+    adapted = PeftModel.from_pretrained(helpers.load(tiny_model), tmp_path / "adapter").eval()
+    inputs = helpers.batch(tiny_model)
+    expected = helpers.logits(adapted, inputs)
+    assert (helpers.logits(merged, inputs) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -225,7 +225,14 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
             for future in running:
                 future.cancel()
             wait(running)
+        pool.submit(_flush, os.dup(descriptor))  # while the next file is made; whoever publishes the folder waits
+
+
+def _flush(descriptor: int) -> None:
+    try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
