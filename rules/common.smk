@@ -4,15 +4,15 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(workflow.basedir)
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
 sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
 from coordexp.fingerprint import code_fingerprint
 from coordexp.io import canonical_json
-from coordexp.workflow import Settings
+from coordexp.workflow import Settings, over_defaults
 
-settings = Settings.load(config, ROOT)
+settings = Settings.load(over_defaults(config, ROOT), ROOT)
 RESULTS = settings.data["output_base"]
 RAW = settings.data["raw_root"]
 EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
@@ -47,3 +47,13 @@ def model_of(wildcards):
 def source_of(wildcards, split=None):
     """Manifest of the data set and split that a run reads."""
     return f"{RAW}/{settings.run(wildcards.run).dataset}/{split or wildcards.split}.source.json"
+
+
+def memory(megabytes=None, *, small=None, large=None):
+    """Megabytes of a rule, or by the size of the run's base; half as much again at each retry."""
+
+    def megabytes_of(wildcards, attempt):
+        first = megabytes or settings.size(wildcards.run, small=small, large=large)
+        return first * (attempt + 1) // 2
+
+    return megabytes_of

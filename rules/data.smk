@@ -2,7 +2,7 @@
 
 
 rule download:
-    # Provides one split of a data set: downloaded, generated, or a folder of the user's own. Ends in a manifest.
+    """Provides one split of a data set: downloaded, generated, or a folder of the user's own. Ends in a manifest."""
     output:
         source=f"{RAW}/{{dataset}}/{{split}}.source.json",
     log:
@@ -13,7 +13,7 @@ rule download:
         "../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=720,
         download=1,
     params:
@@ -26,7 +26,7 @@ rule download:
 
 
 rule convert_resize:
-    # Source pictures and annotations as pixel-space records and pictures on the grid, at most MAX_BLOCKS tiles.
+    """Source pictures and annotations as pixel-space records and pictures on the grid, at most MAX_BLOCKS tiles."""
     input:
         source=source_of,
     output:
@@ -38,9 +38,9 @@ rule convert_resize:
         f"{RESULTS}/{{run}}/benchmarks/convert_resize.{{split}}.tsv"
     conda:
         "../envs/data.yaml"
-    threads: lambda w: settings.data["num_workers"] or workflow.cores or 8
+    threads: settings.data["num_workers"] or 16
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=240,
     params:
         config=lambda w: keys(
@@ -71,7 +71,7 @@ rule convert_resize:
 
 
 rule coord_tokenize:
-    # Pixel-space records as coordinate tokens, from the unrounded geometry.
+    """Pixel-space records as coordinate tokens, from the unrounded geometry."""
     input:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
     output:
@@ -84,7 +84,7 @@ rule coord_tokenize:
         "../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=30,
     params:
         config=lambda w: keys(emit_norm=settings.recipe(w.run).custom.emit_norm),
@@ -95,7 +95,7 @@ rule coord_tokenize:
 
 
 rule tiny_split:
-    # A random subset of TINY pictures, the same ones in pixel and in token space.
+    """A random subset of TINY pictures, the same ones in pixel and in token space."""
     input:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         tokens=f"{RESULTS}/{{run}}/data/{{split}}.coord.jsonl",
@@ -110,7 +110,7 @@ rule tiny_split:
         "../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=30,
     params:
         config=keys(**settings.knobs("tiny", "seed")),

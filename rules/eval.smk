@@ -4,8 +4,12 @@ SHARDS = settings.config["predict"]["shards"]
 PICTURES = settings.config["predict"]["pictures"]
 
 
+localrules:
+    gather,
+
+
 rule predict:
-    # One shard of the pictures: answers decoded under the grammar, boxes with scores.
+    """One shard of the pictures: answers decoded under the grammar, boxes with scores."""
     input:
         records=f"{RESULTS}/{{run}}/data/{PICTURES}.jsonl",
         source=lambda w: source_of(w, "val"),
@@ -20,7 +24,7 @@ rule predict:
         "../envs/train.yaml"
     threads: settings.config["train"]["threads"]
     resources:
-        mem_mb=lambda w: settings.size(w.run, small=4000, large=32000),
+        mem_mb=memory(small=4000, large=32000),
         runtime=lambda w: settings.size(w.run, small=30, large=720),
         gpu=lambda w: settings.size(w.run, small=0, large=1),
     params:
@@ -38,7 +42,7 @@ rule predict:
 
 
 rule gather:
-    # All shards as one file in the order of the records.
+    """All shards as one file in the order of the records."""
     input:
         shards=expand(
             f"{RESULTS}/{{{{run}}}}/eval/shards/{{shard}}-of-{{shards}}.jsonl",
@@ -55,7 +59,7 @@ rule gather:
         "../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         code=code("gather"),
@@ -65,7 +69,7 @@ rule gather:
 
 
 rule evaluate:
-    # LVIS and COCO numbers against the benchmark's own annotation file, with an account of everything dropped.
+    """LVIS and COCO numbers against the benchmark's own annotation file, with an account of everything dropped."""
     input:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         source=lambda w: source_of(w, "val"),
@@ -79,7 +83,7 @@ rule evaluate:
         "../envs/eval.yaml"
     threads: 1
     resources:
-        mem_mb=8000,
+        mem_mb=memory(8000),
         runtime=60,
     params:
         config=lambda w: keys(**settings.config["evaluate"], subset=PICTURES != "val"),

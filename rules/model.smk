@@ -2,7 +2,7 @@
 
 
 rule fetch_model:
-    # The base checkpoint at a pinned revision, a folder of the user's own, or a small random one.
+    """The base checkpoint at a pinned revision, a folder of the user's own, or a small random one."""
     output:
         config=f"{RAW}/models/{{model}}/config.json",
         manifest=f"{RAW}/models/{{model}}/model_source.json",
@@ -14,7 +14,7 @@ rule fetch_model:
         "../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
         download=1,
     params:
@@ -25,7 +25,7 @@ rule fetch_model:
 
 
 rule expand_vocab:
-    # The base with `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>`: the canonical start, so that ids never drift.
+    """The base with `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>`: the canonical start, so that ids never drift."""
     input:
         config=f"{RAW}/models/{{model}}/config.json",
         manifest=f"{RAW}/models/{{model}}/model_source.json",
@@ -40,7 +40,7 @@ rule expand_vocab:
         "../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         config=keys(**settings.config["vocab"]),

@@ -2,7 +2,7 @@
 
 
 rule report:
-    # One self-contained page: numbers, curves, pictures, provenance.
+    """One self-contained page: numbers, curves, pictures, provenance."""
     input:
         numbers=f"{RESULTS}/{{run}}/eval.json",
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
@@ -23,7 +23,7 @@ rule report:
         "../envs/eval.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=30,
     params:
         config=lambda w: keys(gallery=settings.config["report"]["gallery"], run=w.run),

@@ -2,7 +2,7 @@
 
 
 rule train:
-    # Checkpoints lie under train/checkpoints, outside the output: a killed job continues at the last whole one.
+    """Fine-tuning in ms-swift. Checkpoints lie outside the output: a killed job continues at the last whole one."""
     input:
         train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
         val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
@@ -25,7 +25,7 @@ rule train:
         "../envs/train.yaml"
     threads: settings.config["train"]["threads"]
     resources:
-        mem_mb=lambda w: settings.size(w.run, small=4000, large=64000),
+        mem_mb=memory(small=4000, large=64000),
         runtime=lambda w: settings.size(w.run, small=60, large=2880),
         gpu=lambda w: settings.size(w.run, small=0, large=settings.config["train"]["processes"]),
     params:
@@ -42,7 +42,7 @@ rule train:
 
 
 rule merge:
-    # The trained result as a plain Hugging Face checkpoint that needs no plug-in.
+    """The trained result as a plain Hugging Face checkpoint that needs no plug-in."""
     input:
         manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
         base=lambda w: f"{model_of(w)}/config.json",
@@ -57,7 +57,7 @@ rule merge:
         "../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         code=code("merge"),

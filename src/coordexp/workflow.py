@@ -15,6 +15,7 @@ from coordexp.errors import ConfigError, located, nearest
 from coordexp.recipe import Recipe, load_recipe, merge
 
 SCHEMA = Path("config/schemas/config.schema.yaml")
+DEFAULTS = Path("config/config.yaml")
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -94,6 +95,11 @@ class Settings:
     def size(self, run: str, *, small: int, large: int) -> int:
         """A resource by the run's base: `small` for a tiny model, `large` for a real one."""
         return small if self.config["models"][self.run(run).model]["source"] == "tiny" else large
+
+
+def over_defaults(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """`config` over the repository's own defaults: a workflow that uses this one as a module names only its changes."""
+    return merge(yaml.safe_load((root / DEFAULTS).read_text(encoding="utf-8")), config)
 
 
 def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from coordexp.errors import ConfigError
-from coordexp.workflow import SCHEMA, Settings
+from coordexp.workflow import SCHEMA, Settings, over_defaults
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -78,3 +78,8 @@ def test_every_key_of_the_schema_has_a_description():
                 yield ".".join(here)
 
     assert list(undescribed(schema, [])) == []
+
+
+def test_a_change_lies_over_the_defaults():
+    settings = Settings.load(over_defaults({"data": {"tiny": 7}}, REPOSITORY), REPOSITORY)
+    assert (settings.data["tiny"], settings.data["factor"]) == (7, CONFIG["data"]["factor"])
