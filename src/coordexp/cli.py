@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
-from coordexp.errors import CoordExpError
+from coordexp.errors import ConfigError, CoordExpError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an expected error ends in its own words and exit code 2."""
     parser = argparse.ArgumentParser(prog="coordexp", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for register in (_train, _merge, _validate, _evaluate, _detect, _summary):
+    for register in (_train, _merge, _doctor, _validate, _evaluate, _compare, _detect, _parse, _summary):
         register(commands)
     args = parser.parse_args(argv)
     try:
@@ -34,7 +35,9 @@ def _command(commands, name: str, summary: str, example: str) -> argparse.Argume
 
 
 def _train(commands) -> None:
-    example = "coordexp train --config config/train/sft_coord_offset.yaml --model models/qwen-coordexp --out out/adapter"
+    example = (
+        "coordexp train --config config/train/sft_coord_offset.yaml --model models/qwen-coordexp --out out/adapter"
+    )
     sub = _command(commands, "train", "Fine-tune a base with coordinate tokens by a recipe.", example)
     sub.add_argument("--config", type=Path, required=True, help="recipe (YAML with `extends`)")
     sub.add_argument("--base_config", type=Path, help="recipe below it; --config wins")
@@ -87,9 +90,38 @@ def _run_validate(args: argparse.Namespace) -> int:
 
     problems = validate(args.file, open_images=args.open_images)
     for problem in problems:
-        print(problem)
+        print(f"{args.file}: {problem}")
     print(f"{args.file}: {len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def _doctor(commands) -> None:
+    example = "coordexp doctor results/shapes_9/data/train.coord.jsonl --index 3 --model results/models/tiny-coordexp"
+    sub = _command(commands, "doctor", "Show one record as training sees it.", example)
+    sub.add_argument("file", type=Path, help="JSONL of records in pixel or token space")
+    sub.add_argument("--index", type=int, default=0, help="which record, from 0")
+    sub.add_argument("--model", type=Path, required=True, help="folder of the expanded base")
+    sub.add_argument("--config", type=Path, help="recipe, for its prompt and answer style")
+    sub.add_argument("--out", type=Path, help="picture with the boxes read back from the tokens")
+    sub.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(args: argparse.Namespace) -> None:
+    from coordexp.doctor import examine
+    from coordexp.recipe import Custom, load_recipe
+
+    custom = load_recipe(args.config).custom if args.config else Custom()
+    found = examine(args.file, args.index, args.model, custom, args.out)
+    print(f"prompt:\n{found['prompt']}\n\nanswer:\n{found['answer']}\n\ntokens (* supervised):")
+    for (number, text, supervised), run in itertools.groupby(found["tokens"]):
+        times = len(list(run))
+        print(f"{'*' if supervised else ''}{text!r}:{number}" + (f" x{times}" if times > 1 else ""), end=" ")
+    print()
+    print("\nboxes read back from the tokens, in pixels, with their IoU with the unrounded ones:")
+    for box in found["boxes"]:
+        print(f"  {box['desc']}: {box['pixel']}  IoU {box['iou']}")
+    if args.out:
+        print(f"picture: {args.out}")
 
 
 def _evaluate(commands) -> None:
@@ -111,6 +143,23 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     print(f"{args.out}: written")
 
 
+def _compare(commands) -> None:
+    example = "coordexp compare results/lvis_768/eval.json results/lvis_1024/eval.json --out compare.json"
+    sub = _command(commands, "compare", "Compare runs on the same pictures, with paired intervals.", example)
+    sub.add_argument("runs", nargs="+", type=Path, metavar="EVAL_JSON", help="two or more; the first is the base")
+    sub.add_argument("--out", type=Path, required=True, help="where the numbers go; a page of the same name beside it")
+    sub.set_defaults(run=_run_compare)
+
+
+def _run_compare(args: argparse.Namespace) -> None:
+    from coordexp.evaluate.compare import compare_evaluated
+    from coordexp.report import write_comparison
+
+    compare_evaluated(args.runs, out=args.out)
+    write_comparison(args.out.with_suffix(".html"), compare_json=args.out)
+    print(f"{args.out}, {args.out.with_suffix('.html')}: written")
+
+
 def _detect(commands) -> None:
     example = "coordexp detect street.jpg --model results/lvis_768/merged --categories car,person --out boxes.png"
     sub = _command(commands, "detect", "Detect objects in pictures with a merged checkpoint.", example)
@@ -118,23 +167,44 @@ def _detect(commands) -> None:
     sub.add_argument("--model", type=Path, required=True, help="folder of the merged checkpoint")
     sub.add_argument("--categories", help="comma-separated names; default: every object")
     sub.add_argument("--max-blocks", type=int, default=768, help="budget in 32x32 tiles")
-    sub.add_argument("--out", type=Path, help="picture with boxes (for one image)")
+    sub.add_argument("--out", type=Path, help="picture with the boxes drawn, for one image")
     sub.set_defaults(run=_run_detect)
 
 
 def _run_detect(args: argparse.Namespace) -> None:
-    from PIL import Image
+    import msgspec
+    from PIL import Image, ImageOps
 
     from coordexp.infer.detect import detect
     from coordexp.infer.draw import draw
-    from coordexp.io import encode_json
 
+    if args.out and len(args.images) > 1:
+        raise ConfigError(f"--out is for one picture, found {len(args.images)}\n  -> call it once a picture")
     categories = args.categories.split(",") if args.categories else None
-    for path, prediction in zip(args.images, detect(args.model, args.images, categories, args.max_blocks), strict=True):
-        print(encode_json({"image": str(path), "detections": prediction.detections}))
+    for found in detect(args.model, args.images, categories, max_blocks=args.max_blocks):
+        pairs = zip(found.detections, found.boxes(), strict=True)
+        rows = [{"desc": d.desc, "bbox": [round(v, 2) for v in box], "score": d.score} for d, box in pairs]
+        print(msgspec.json.encode({"image": found.path, "detections": rows}).decode())
         if args.out:
-            with Image.open(path) as picture:
-                draw(picture, prediction.detections).save(args.out)
+            with Image.open(found.path) as picture:
+                draw(ImageOps.exif_transpose(picture), found.detections).save(args.out)
+
+
+def _parse(commands) -> None:
+    example = "coordexp parse responses.jsonl --records results/lvis_768/data/val.jsonl --out predictions.jsonl"
+    sub = _command(commands, "parse", "Read answers of a vLLM, SGLang or transformers server.", example)
+    sub.add_argument("responses", type=Path, help="one response a line; see docs/serving.md for the layouts")
+    sub.add_argument("--records", type=Path, required=True, help="pixel-space records that were asked about")
+    sub.add_argument("--out", type=Path, required=True, help="predictions.jsonl")
+    sub.add_argument("--emit-norm", default="norm1000", choices=["norm1000", "norm1000_legacy"])
+    sub.set_defaults(run=_run_parse)
+
+
+def _run_parse(args: argparse.Namespace) -> None:
+    from coordexp.infer.served import parse_served
+
+    for reason, count in parse_served(args.responses, args.records, args.out, args.emit_norm).items():
+        print(f"{reason}: {count}")
 
 
 def _summary(commands) -> None:

@@ -43,9 +43,8 @@ def branches(
         heads = [lead + _head(text) for text in rendered[i:]]
         pieces = {head: encode(head) for head in set(heads)}
         if pieces[heads[0]] != list(labels[start:end]):
-            raise DataError(
-                f"description {obj.desc!r} is not encoded as in its answer; set_targets: none for this data"
-            )
+            fix = "set custom.loss.set_targets: none for this data"
+            raise DataError(f"description {obj.desc!r} is encoded differently inside its answer\n  -> {fix}")
         same = _text_branches(found, [pieces[head] for head in heads], start)
         if len(same) > 1:
             rivals = [objects[i + j] for j in same]

@@ -1,6 +1,6 @@
 """Entry point for `--external_plugins`: registers everything of CoordExp with ms-swift."""
 
-from coordexp.swift import checkpoints, dataset, loader, loss, optimizer, template, tuner
+from coordexp.swift import checkpoints, dataset, loader, loss, optimizer, template, trainer, tuner
 
-for module in (dataset, template, loader, loss, optimizer, tuner, checkpoints):
+for module in (dataset, template, loader, loss, trainer, optimizer, tuner, checkpoints):
     module.register()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +14,10 @@ from coordexp.swift.branches import Branches
 
 
 class AnswerTargets(NamedTuple):
-    """Of one answer: coordinates in [0, 1] in slot order, the slots of each box and its description, how many
-    labels are supervised, and the branch positions (None when every target is hard)."""
+    """Of one answer: its record as file:line, coordinates in [0, 1] in slot order, the slots of each box and its
+    description, how many labels are supervised, and the branch positions (None when every target is hard)."""
 
+    place: str
     coords: list[float]
     boxes: list[list[int]]
     descs: list[str]
@@ -24,7 +25,7 @@ class AnswerTargets(NamedTuple):
     branches: Branches | None = None
 
     @classmethod
-    def of(cls, objects: Sequence[Object], supervised: int) -> AnswerTargets:
+    def of(cls, place: str, objects: Sequence[Object], supervised: int) -> AnswerTargets:
         """Hard targets of an answer that names `objects` in this order."""
         coords: list[float] = []
         boxes, descs = [], []
@@ -33,11 +34,11 @@ class AnswerTargets(NamedTuple):
                 boxes.append(list(range(len(coords), len(coords) + 4)))
                 descs.append(obj.desc)
             coords += obj.norm
-        return cls(coords, boxes, descs, supervised)
+        return cls(place, coords, boxes, descs, supervised)
 
 
-def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, torch.Tensor]:
-    """Tensors of a batch; slots and supervised labels are counted through all of it."""
+def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, Any]:
+    """Tensors of a batch, slots and supervised labels counted through all of it; `places` are its records."""
     coords: list[float] = []
     boxes, pictures, classes, text, slots = [], [], [], [], []
     names: dict[str, int] = {}
@@ -51,7 +52,8 @@ def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, torch.Tensor]:
             slots += [(len(coords) + slot, *rest) for slot, *rest in answer.branches.slots]
         coords += answer.coords
         place += answer.supervised
-    batch = {
+    batch: dict[str, Any] = {
+        "places": [answer.place for answer in answers],
         "coords": torch.tensor(coords, dtype=torch.float32),
         "boxes": torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4),
         "pictures": torch.tensor(pictures, dtype=torch.int64),
@@ -64,7 +66,7 @@ def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def as_targets(batch: dict[str, torch.Tensor]) -> Targets:
+def as_targets(batch: dict[str, Any]) -> Targets:
     """What the loss reads, from the collated tensors."""
     spread = None
     if "text_place" in batch:

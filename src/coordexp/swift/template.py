@@ -49,7 +49,10 @@ class CoordTemplate(Qwen3VLTemplate):
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
         sample = sample_of(inputs)
-        sample = sample._replace(record=as_tokens(sample.record))
+        return self.encode_sample(sample._replace(record=as_tokens(sample.record)), *args, **kwargs)
+
+    def encode_sample(self, sample: Sample, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The same for a sample in token space."""
         encoded = super().encode(as_messages(sample), *args, **kwargs)
         check_picture(encoded, sample, self.processor.image_processor.patch_size)
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
@@ -59,7 +62,7 @@ class CoordTemplate(Qwen3VLTemplate):
         section, objects = custom_section(), sample.record.objects
         answer = [label for label in labels if label != IGNORE]
         if not section.coord_tokens.enabled:
-            return AnswerTargets.of([], len(answer))
+            return AnswerTargets.of(sample.place, [], len(answer))
         ids = coord_ids(self.tokenizer)
         is_slot = [ids.start <= label <= ids.end for label in answer]
         expected = sum(len(obj.coords) for obj in objects)
@@ -68,7 +71,7 @@ class CoordTemplate(Qwen3VLTemplate):
                 f"{sample.place}: {expected} coordinates, but {sum(is_slot)} supervised coordinate tokens\n"
                 "  -> a text in this record holds coordinate tokens, or the sample was cut: raise template.max_length"
             )
-        targets = AnswerTargets.of(objects, len(answer))
+        targets = AnswerTargets.of(sample.place, objects, len(answer))
         if section.loss.set_targets == "none":
             return targets
         return targets._replace(branches=branches(objects, answer, is_slot, style_of(sample), self._tokenize))
@@ -84,7 +87,8 @@ class CoordTemplate(Qwen3VLTemplate):
         """Run the model; the targets travel to the loss on its outputs."""
         targets = inputs.pop(TARGETS, None)
         outputs = super().compute_sft_loss(model, inputs, **kwargs)
-        outputs.coord_targets = None if targets is None else as_targets(targets)
+        if targets is not None:
+            outputs.coord_targets, outputs.places = as_targets(targets), targets["places"]
         return outputs
 
 

@@ -1,0 +1,89 @@
+"""One record as training sees it: the prompt, the answer, its tokens, and the boxes read back from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from coordexp.contract import Detection, Record, coord_bin
+from coordexp.errors import DataError
+from coordexp.geometry import boxes, norm1000
+from coordexp.infer.draw import draw
+from coordexp.io import decode_record, enumerate_lines
+from coordexp.recipe import Custom
+from coordexp.swift.settings import VARIABLE
+
+
+def examine(file: Path, index: int, model_dir: Path, custom: Custom, picture: Path | None = None) -> dict[str, Any]:
+    """What record `index` (from 0) of `file` becomes under a recipe's `custom` section and a model's tokenizer.
+
+    Returns prompt, answer, tokens as [id, text, supervised], boxes read back from the coordinate tokens (pixels of
+    the record's picture) and their IoU with the unrounded ones. `picture`: where to draw those boxes.
+    """
+    record = nth_record(file, index)
+    custom.coord_tokens.skip_bbox_norm = record.coord_space == "token"
+    encoded, tokenizer, shown = _encode(record, file, model_dir, custom)
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    first = next(i for i, label in enumerate(labels) if label != -100)
+    back = [norm1000.decode([coord_bin(token) for token in obj.coords]) for obj in shown.objects]
+    detections = [
+        Detection(obj.desc, _bounds(coords), 1.0, poly=coords.tolist() if obj.poly is not None else None)
+        for obj, coords in zip(shown.objects, back, strict=True)
+    ]
+    if picture is not None:
+        with Image.open(file.parent / record.images[0]) as image:
+            draw(image, detections).save(picture)
+    size = np.array([record.width, record.height] * 2)
+    return {
+        "prompt": re.sub(
+            r"(<\|image_pad\|>)+", lambda m: f"<|image_pad|> x{m[0].count('pad')}", tokenizer.decode(ids[:first])
+        ),
+        "answer": tokenizer.decode(ids[first:]),
+        "tokens": [[i, tokenizer.decode([i]), label != -100] for i, label in zip(ids, labels, strict=True)],
+        "boxes": [
+            {
+                "desc": d.desc,
+                "pixel": (np.array(d.norm) * size).round(2).tolist(),
+                "iou": round(boxes.iou(np.array([d.norm]), np.array([obj.norm_box]))[0, 0].item(), 4),
+            }
+            for d, obj in zip(detections, shown.objects, strict=True)
+        ],
+    }
+
+
+def nth_record(file: Path, index: int) -> Record:
+    """Record `index` (from 0) of a JSONL file in any space; DataError when there are fewer."""
+    for position, (number, line) in enumerate(enumerate_lines(file)):
+        if position == index:
+            return decode_record(line, file, number)
+    raise DataError(f"{file}: has no record {index}\n  -> count from 0")
+
+
+def _encode(record: Record, file: Path, model_dir: Path, custom: Custom) -> tuple[dict, Any, Record]:
+    os.environ[VARIABLE] = json.dumps(msgspec.to_builtins(custom))
+    os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")
+    from swift.model import get_processor
+    from swift.template import get_template
+
+    from coordexp.data.samples import Sample
+    from coordexp.swift import loader, template
+
+    template.register()
+    loader.register()
+    processor = get_processor(str(model_dir), model_type=loader.DENSE)
+    encoder = get_template(processor, template_type=template.NAME, truncation_strategy="raise")
+    encoder.set_mode("train")
+    sample = Sample(template.as_tokens(record), file, f"{file}:{record.metadata.image_id}", {}, None)
+    return encoder.encode_sample(sample), encoder.tokenizer, sample.record
+
+
+def _bounds(coords: np.ndarray) -> list[float]:
+    xs, ys = coords[0::2], coords[1::2]
+    return [float(v) for v in (xs.min(), ys.min(), xs.max(), ys.max())]

@@ -1,0 +1,44 @@
+"""The command line: every subcommand explains itself, and mistakes end in words."""
+
+import json
+
+import pytest
+
+from coordexp.cli import main
+
+COMMANDS = ("train", "merge", "doctor", "validate", "evaluate", "compare", "detect", "parse", "summary")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"coordexp {command}" in capsys.readouterr().out.split("example:")[1]
+
+
+def test_validate_counts_the_problems_of_a_file(shapes_data, tmp_path, capsys):
+    assert main(["validate", str(shapes_data / "train.jsonl"), "--open-images"]) == 0
+    lines = (shapes_data / "train.jsonl").read_text().splitlines()
+    row = json.loads(lines[2])
+    row["objects"][0]["bbox_2d"] = [50, 10, 40, 20]
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines[:2], json.dumps(row), "{"]) + "\n")
+    capsys.readouterr()
+    assert main(["validate", str(tmp_path / "bad.jsonl")]) == 1
+    printed = capsys.readouterr().out
+    assert "bad.jsonl: line 3: objects[0].bbox_2d" in printed and "bad.jsonl: line 4" in printed
+
+
+def test_doctor_reads_the_boxes_back_from_the_tokens(shapes_data, tiny_model, tmp_path, capsys):
+    picture = tmp_path / "boxes.png"
+    file = str(shapes_data / "train.jsonl")
+    assert main(["doctor", file, "--index", "1", "--model", str(tiny_model), "--out", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "<|image_pad|> x9" in printed and picture.stat().st_size > 0
+    overlaps = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines() if " IoU " in line and "  " in line[:2]]
+    assert overlaps and min(overlaps) > 0.95
+
+
+def test_an_expected_error_ends_in_its_own_words(tmp_path, capsys):
+    assert main(["summary", str(tmp_path)]) == 2
+    assert "eval.json" in capsys.readouterr().err
