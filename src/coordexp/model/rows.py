@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -44,13 +46,35 @@ def new_rows(
 
 def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: int) -> tuple[torch.Tensor, float]:
     """Mean row [hidden] float64 of the first `known` rows, and the root mean square deviation of an element."""
-    total = squares = 0
-    for block in _blocks(shard, spec, known):
-        total = total + block.sum(0).double()
-        squares = squares + block.pow_(2).sum(0).double()
+    import torch
+
+    hidden, width = spec.shape[1], spec.nbytes // spec.shape[0]
+    raw = torch.empty(BLOCK_ROWS, hidden, dtype=torch_dtype(spec.dtype))
+    view = memoryview(raw.view(torch.uint8).numpy()).cast("B")
+    block = torch.empty(BLOCK_ROWS, hidden)
+    total, squares = torch.zeros(hidden, dtype=torch.float64), 0.0
+    for begin in range(0, known, BLOCK_ROWS):
+        count = min(BLOCK_ROWS, known - begin)
+        shards.read_into(shard, spec, begin * width, view[: count * width])
+        flat = block[:count].copy_(raw[:count]).view(-1)
+        total += block[:count].sum(0)
+        squares += float(torch.dot(flat, flat))
     mean = total / known
-    variance = (squares / known - mean.pow(2)).clamp(min=0).mean()
-    return mean, float(variance.sqrt())
+    variance = squares / (known * hidden) - float(mean.pow(2).mean())
+    return mean, math.sqrt(max(0.0, variance))
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Arithmetic inside with one core a thread: the parallelism is our own, and sums do not depend on the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_rows(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int) -> torch.Tensor:
@@ -75,11 +99,6 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
 
     flat = tensor.to(torch_dtype(dtype)).contiguous().view(-1)
     return memoryview(flat.view(torch.uint8).numpy())
-
-
-def _blocks(shard: shards.ShardFile, spec: shards.TensorSpec, known: int) -> Iterator[torch.Tensor]:
-    for begin in range(0, known, BLOCK_ROWS):
-        yield read_rows(shard, spec, begin, min(begin + BLOCK_ROWS, known)).float()
 
 
 def _digit_part(digit_rows: torch.Tensor) -> torch.Tensor:

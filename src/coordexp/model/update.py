@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import msgspec
 from coordexp.errors import ModelError, located
 from coordexp.model import shards, vocab
 from coordexp.model.adapter import Adapter, Lora, Offsets
-from coordexp.model.rows import read_rows, to_bytes, torch_dtype
+from coordexp.model.rows import one_thread_each, read_rows, to_bytes, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +138,7 @@ def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, tied: bool) -
 
 def write(plan: Plan, folder: Path) -> dict[str, str]:
     """Write every file of a plan; returns how each came about: `rewritten`, `link` or `copy`."""
-    with shards.workers() as pool, _one_thread_each():
+    with shards.workers() as pool, one_thread_each():
         return _write(plan, folder, pool)
 
 
@@ -211,19 +210,6 @@ def _misfit(adapter: Adapter, name: str, expected: tuple, found: tuple) -> None:
             "shape differs from the base's", file=adapter.file.path, field=name, expected=expected, found=found, fix=fix
         )
     )
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Arithmetic runs in our own threads, one core each."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _entry(plan: Plan, change: Change) -> shards.Entry:

@@ -118,7 +118,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "mean") 
         _write_tokenizer_files(base, folder, tokenizer, known)
         config = _resized(io.read_json(base / "config.json"), old_rows, new_rows)
         io.write_json(folder / "config.json", config)
-        with shards.workers() as pool:
+        with rows.one_thread_each(), shards.workers() as pool:
             _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
         facts = _facts(folder, new_rows, init)
         io.write_json(folder / COORD_FILE, facts)
@@ -255,7 +255,7 @@ def _grown(
 
     def jobs() -> Iterator[shards.Job]:
         yield from shards.copy_jobs(shard, spec, 0, known * width)
-        yield shards.Job((1 + COORD_BINS) * width, fill)
+        yield shards.Job((1 + COORD_BINS) * width, fill)  # reads the whole table for its statistics
         yield from shards.copy_jobs(shard, spec, after * width, spec.nbytes)
 
     return shards.Entry(spec.name, spec.dtype, (new_rows, *spec.shape[1:]), jobs)
