@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from infer_helpers import SIZES, pictures, taught_checkpoint
+from model_helpers import qwen3_tokenizer
 from PIL import Image
 
 from coordexp.errors import DataError, ModelError
@@ -13,7 +14,7 @@ from coordexp.infer.answer import Answer, Limits, Verdict
 from coordexp.infer.automaton import BOX_ROLES
 from coordexp.infer.checkpoint import Checkpoint
 from coordexp.infer.detections import decode_coords, drop_duplicates, read_answer
-from coordexp.infer.grammar import Grammar, Node
+from coordexp.infer.grammar import Grammar, Node, compile_grammar
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.protocol import Question
 from coordexp.infer.slots import SlotReading, read_slots
@@ -169,8 +170,8 @@ def test_cut_answers_keep_whole_objects_and_certain_tokens(checkpoint):
         assert short.tokens == whole.tokens[: len(short.tokens)]
 
 
-def scripted(answer: Answer, keen: bool = True, bins: tuple[int, ...] = (1, 2, 30, 40)) -> None:
-    """Play a model that always writes the same object and, if `keen`, never closes when it has a choice."""
+def scripted(answer: Answer, bins: tuple[int, ...] = (1, 2, 30, 40)) -> None:
+    """Play a model that always writes the same object and never closes when it has a choice."""
     while answer.finish is None:
         if not answer.chunk:
             places = [answer.node]
@@ -184,9 +185,11 @@ def scripted(answer: Answer, keen: bool = True, bins: tuple[int, ...] = (1, 2, 3
                 assert low <= k <= high
                 verdicts.append(Verdict(5000 + k, -0.5, SlotReading(k, k, 1.0, -0.5, 0.9)))
             else:
-                among = sorted(answer.candidates(node) or np.flatnonzero(node.allowed).tolist())
+                free = answer.candidates(node) or np.flatnonzero(node.allowed).tolist()
+                among = sorted(set(free) - set(answer.banned(node)))
                 keenly = [t for t in among if t not in node.closes]
-                verdicts.append(Verdict((keenly or among)[0] if keen else among[-1], -0.1))
+                ends = [t for t in keenly if t in node.finish]
+                verdicts.append(Verdict((ends or keenly or among)[0], -0.1))
         answer.settle(verdicts)
 
 
@@ -198,11 +201,30 @@ def test_repeated_objects_close_the_answer(checkpoint):
         assert len(answer.objects) == repeats + 1  # the first has the answer's head before it
 
 
-def test_a_loop_in_a_description_is_closed(checkpoint):
-    answer = Answer(checkpoint.grammar(), Limits(400, 48, 4, 2))
+def test_repeated_objects_close_the_answer_where_quote_and_end_are_one_token():
+    tokenizer = qwen3_tokenizer()
+    grammar = compile_grammar(tokenizer, PromptStyle(object_field_order="geometry_first"))
+    answer = Answer(grammar, Limits(5000, 48, 4, 3), desc_first=False)
     scripted(answer)
-    assert answer.finish == "stop"
-    assert max(trace.desc_tokens for trace in answer.objects) <= 16 + 2
+    assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1 and len(answer.objects) < 6
+
+
+def test_a_loop_in_a_description_is_closed(checkpoint):
+    node = checkpoint.grammar()
+    answer = Answer(node, Limits(400, 48, 4, 2))
+    word = checkpoint._vocabulary.cut("cat")[0]
+    while answer.finish is None and not answer.slots:
+        asked = [answer.chunk[index].node for index in answer.guesses] + [answer.node]
+        verdicts = []
+        for place in asked:
+            if place.kind == "slot":
+                verdicts.append(Verdict(5000, -0.5, SlotReading(0, 0.0, 1.0, -0.5, 0.9)))
+            else:
+                among = answer.candidates(place)
+                token = word if among is None else next(t for t in among if t not in place.closes)
+                verdicts.append(Verdict(token, -0.1))
+        answer.settle(verdicts)
+    assert answer.tokens.count(word) == 4
 
 
 def test_slot_decoding():

@@ -113,6 +113,10 @@ class Answer:
             return sorted((node.closes if self._must_close else None) or node.finish)
         return None
 
+    def banned(self, node: Node) -> list[int]:
+        """Tokens of a description that must not come: ends with a further object when the answer is to be closed."""
+        return sorted(node.finish - node.closes) if self._must_close and node.closes else []
+
     def bounds(self, role: str) -> tuple[int, int]:
         """Lowest and highest bin (norm1000) that may stand in a slot: a box keeps at least one bin."""
         if role in ("x1", "y1"):
@@ -208,7 +212,8 @@ class Answer:
         self._must_close = self._must_close or self._seen[key] >= self.limits.max_repeats
 
     def _in_loop(self) -> bool:
-        run, loops = self._desc_run, self.limits.max_desc_loops
+        fed = [fed.token for fed in self.chunk if fed.node is not None and fed.node.kind == "text"]
+        run, loops = self._desc_run + fed, self.limits.max_desc_loops
         if len(run) >= self.limits.max_desc_tokens:
             return True
         for period in range(1, MAX_PERIOD + 1):

@@ -123,7 +123,7 @@ class Decoder:
             else:
                 choices.append((n, among))
         self._judge_slots(vectors, slots, [(answers[asked[n][0]], asked[n][2]) for n in slots], verdicts)
-        self._judge_texts(vectors, texts, [asked[n][2] for n in texts], verdicts)
+        self._judge_texts(vectors, texts, [(answers[asked[n][0]], asked[n][2]) for n in texts], verdicts)
         self._judge_choices(vectors, choices, verdicts)
         by_row: list[list[Verdict]] = [[] for _ in answers]
         for (row, _, _), verdict in zip(asked, verdicts, strict=True):
@@ -143,11 +143,13 @@ class Decoder:
         for n, reading in zip(places, readings, strict=True):
             verdicts[n] = Verdict(self.ids.id_of(reading.bin), reading.logprob, reading)
 
-    def _judge_texts(self, vectors: torch.Tensor, places: list[int], nodes: list[Node], verdicts: list) -> None:
+    def _judge_texts(self, vectors: torch.Tensor, places: list[int], where: list[tuple], verdicts: list) -> None:
         if not places:
             return
         logits = self.model.lm_head(vectors[places]).float()
-        masks = torch.stack([self._mask(node, logits.shape[-1]) for node in nodes])
+        masks = torch.stack([self._mask(node, logits.shape[-1]) for _, node in where])
+        for row, (answer, node) in enumerate(where):
+            masks[row, answer.banned(node)] = False
         best, token = logits.masked_fill_(~masks, -torch.inf).max(-1)
         logprobs = best - logits.logsumexp(-1)
         for n, chosen, logprob in zip(places, token.tolist(), logprobs.tolist(), strict=True):
