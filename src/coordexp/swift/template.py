@@ -38,11 +38,12 @@ class CoordTemplate(Qwen3VLTemplate):
     """Encodes rows of `coordexp.swift.dataset`; any other input goes through ms-swift unchanged."""
 
     def init_processor(self, processor: Any) -> None:
-        """Take the picture tokens' ids from the tokenizer; ms-swift's own are those of the published vocabulary."""
+        """Take ids from the tokenizer, once; ms-swift's own for pictures are those of the published vocabulary."""
         super().init_processor(processor)
         if processor is not None:
             pads = ["<|image_pad|>", "<|video_pad|>"]
             self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
+            self.coord_ids = coord_ids(self.tokenizer)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A row as input ids, labels, pictures, and the targets of its coordinate slots."""
@@ -63,7 +64,7 @@ class CoordTemplate(Qwen3VLTemplate):
         answer = [label for label in labels if label != IGNORE]
         if not section.coord_tokens.enabled:
             return AnswerTargets.of(sample.place, [], len(answer))
-        ids = coord_ids(self.tokenizer)
+        ids = self.coord_ids
         is_slot = [ids.start <= label <= ids.end for label in answer]
         expected = sum(len(obj.coords) for obj in objects)
         if sum(is_slot) != expected:

@@ -11,7 +11,6 @@ from swift.utils import get_logger
 from coordexp.errors import ConfigError
 from coordexp.loss.objective import Counts, count
 from coordexp.model.adapter import OFFSET_MODULE
-from coordexp.model.vocab import coord_ids
 from coordexp.recipe import Custom
 from coordexp.swift.settings import custom_section
 from coordexp.swift.targets import as_targets
@@ -32,7 +31,7 @@ class CoordTrainer(Seq2SeqTrainer):
         """Check one batch against the recipe, then train."""
         rows = [self.train_dataset[i] for i in range(min(8, len(self.train_dataset)))]
         batch = self.data_collator(rows)
-        counts = count(batch["labels"], as_targets(batch[TARGETS]), coord_ids(self.template.tokenizer).start)
+        counts = count(batch["labels"], as_targets(batch[TARGETS]), self.template.coord_ids.start)
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
@@ -40,7 +39,7 @@ class CoordTrainer(Seq2SeqTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples or TARGETS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        start = coord_ids(self.template.tokenizer).start
+        start = self.template.coord_ids.start
         parts = [count(batch["labels"], as_targets(batch[TARGETS]), start) for batch in batch_samples]
         total = torch.tensor(parts, device=device).sum(dim=0)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
