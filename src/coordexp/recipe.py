@@ -22,10 +22,11 @@ SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 
 
 class CoordTokens(msgspec.Struct, forbid_unknown_fields=True):
-    """`enabled`: answers carry coordinate tokens (else text integers 0..999).
+    """What the training file holds and what the answers carry.
 
-    `skip_bbox_norm`: the JSONL is already in token space and is used as it is; false: it is in pixel
-    space and is quantised here. A file in the other space is refused either way.
+    enabled: answers carry coordinate tokens; false: text integers 0..999. skip_bbox_norm: the JSONL is
+    already in token space and is used as it is; false: it is in pixel space and is quantised here. A file
+    in the other space is refused either way.
     """
 
     enabled: bool = True
@@ -40,7 +41,13 @@ class CoordIdRange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CoordOffset(msgspec.Struct, forbid_unknown_fields=True):
-    """Trainable offsets on the rows of the coordinate ids; needs `training.optimizer: multimodal_coord_offset`."""
+    """Trainable offsets on the rows of the coordinate ids; needs `training.optimizer: multimodal_coord_offset`.
+
+    enabled: train them. ids: first and last coordinate id; looked up in the tokenizer when absent, checked
+    against it when given. embed_lr, head_lr: learning rates of the input and of the output table.
+    weight_decay: of both tables. dtype: of the tables; `auto` is float32. tie_head: one table serves both
+    sides where the base ties its embeddings.
+    """
 
     enabled: bool = False
     ids: CoordIdRange | None = None
@@ -52,7 +59,10 @@ class CoordOffset(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Ramp(msgspec.Struct, forbid_unknown_fields=True):
-    """Geometry terms rise linearly from 0 at `start` to their weight at `end`, as fractions of training."""
+    """Geometry terms rise linearly from nothing to their weight.
+
+    start: fraction of training until which they are 0. end: fraction from which they have their weight.
+    """
 
     start: float = 0.0
     end: float = 0.0
@@ -86,7 +96,13 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Custom(msgspec.Struct, forbid_unknown_fields=True):
-    """The `custom` section. Paths are filled in by the workflow when it runs the recipe."""
+    """The `custom` section. Paths are filled in by the workflow when it runs the recipe.
+
+    train_jsonl, val_jsonl: records to train on and to watch. fusion_config: several data sets with ratios
+    (YAML or JSON), instead of `train_jsonl`. categories: table of the categories that prompts may name.
+    sample_seed: of orders and of the categories in prompts. emit_norm: codec of the bins. The other keys
+    say which samples are drawn (`SampleOptions`) and how they are written (`PromptStyle`).
+    """
 
     train_jsonl: str | None = None
     val_jsonl: str | None = None
