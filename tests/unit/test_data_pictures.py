@@ -88,25 +88,17 @@ def test_every_mode_and_format_becomes_rgb(tmp_path, name, resized):
     assert difference(target, expected.resize(size, Image.Resampling.BICUBIC)) < limit
 
 
-def test_both_resamplers_agree(monkeypatch):
-    """OpenCV's cubic kernel is a little sharper than Pillow's; a picture is the same to the eye."""
-    pytest.importorskip("cv2")
+def test_enlarging_is_bicubic_to_the_eye():
+    """OpenCV's cubic kernel is a little sharper than Pillow's."""
     small = picture(120, 90)
-    assert pictures.resampler().startswith("opencv")
     fast = np.asarray(pictures.resample(small, (192, 160))).astype(int)
-    monkeypatch.setattr(pictures, "_opencv", lambda: None)
-    assert pictures.resampler().startswith("pillow")
-    plain = np.asarray(pictures.resample(small, (192, 160))).astype(int)
+    plain = np.asarray(small.resize((192, 160), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(fast - plain).mean() < 1
     assert np.abs(fast - plain).max() < 12
-    assert not np.array_equal(fast, plain)
 
 
-@pytest.mark.parametrize("with_opencv", [True, False])
-def test_shrinking_smooths_first(monkeypatch, with_opencv):
+def test_shrinking_smooths_first():
     """Alternating columns become grey, not stripes."""
-    if not with_opencv:
-        monkeypatch.setattr(pictures, "_opencv", lambda: None)
     stripes = np.zeros((64, 640, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
     small = np.asarray(pictures.resample(Image.fromarray(stripes), (96, 32))).astype(int)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL import __version__ as pillow_version
@@ -19,6 +20,7 @@ EXIF_ORIENTATION = 0x0112
 DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
 SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 Image.MAX_IMAGE_PIXELS = 400_000_000
+cv2.setNumThreads(1)  # processes are the stage's own
 
 
 class PictureError(Exception):
@@ -140,8 +142,7 @@ def resample(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
 
     OpenCV does not smooth before it shrinks, so shrinking is Pillow's.
     """
-    cv2 = _opencv()
-    if cv2 is None or size[0] < pixels.width or size[1] < pixels.height:
+    if size[0] < pixels.width or size[1] < pixels.height:
         return pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     out = _canvas(size)
     cv2.resize(np.asarray(pixels), size, dst=out, interpolation=cv2.INTER_CUBIC)
@@ -155,20 +156,8 @@ def _canvas(size: tuple[int, int]) -> np.ndarray:
 
 
 def resampler() -> str:
-    """What enlarges pictures here, with its version: pixels differ by a grey level or so between the two."""
-    cv2 = _opencv()
-    return f"opencv {cv2.__version__}" if cv2 is not None else f"pillow {pillow_version}"
-
-
-@functools.cache
-def _opencv():
-    """OpenCV on one thread (processes are the stage's own), or None where it is not installed."""
-    try:
-        import cv2
-    except ImportError:
-        return None
-    cv2.setNumThreads(1)
-    return cv2
+    """What resamples pictures here, with versions: another one may differ by a grey level."""
+    return f"opencv {cv2.__version__}, pillow {pillow_version}"
 
 
 def subsampling(quality: int) -> int:
