@@ -136,7 +136,7 @@ class Decoder:
             return
         assert self.ids is not None, "a slot in a style without coordinate tokens"
         weight = self.model.lm_head.weight[self.ids.start : self.ids.end + 1]
-        logits = F.linear(vectors[places], weight).float()
+        logits = F.linear(vectors[places].float(), weight.float())
         low, high = torch.tensor([answer.bounds(node.role) for answer, node in where], device=self.device).unbind(-1)
         options = self.options
         readings = read_slots(logits, low, high, options.decode, options.temperature, options.local_radius)
@@ -161,7 +161,7 @@ class Decoder:
         union = sorted({token for _, among in places for token in among})
         column = {token: n for n, token in enumerate(union)}
         weight = self.model.lm_head.weight[torch.tensor(union, device=self.device)]
-        logits = F.linear(vectors[[n for n, _ in places]], weight).float().cpu()
+        logits = F.linear(vectors[[n for n, _ in places]].float(), weight.float()).cpu()
         for (n, among), row in zip(places, logits, strict=True):
             logprobs = row[[column[token] for token in among]].log_softmax(-1)
             best = int(logprobs.argmax())
