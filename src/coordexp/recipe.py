@@ -44,7 +44,7 @@ class CoordOffset(msgspec.Struct, forbid_unknown_fields=True):
     """Trainable offsets on the rows of the coordinate ids; needs `training.optimizer: multimodal_coord_offset`.
 
     enabled: train them. ids: first and last coordinate id; looked up in the tokenizer when absent, checked
-    against it when given. embed_lr, head_lr: learning rates of the input and of the output table.
+    against it when given. embed_lr: learning rate of the input table. head_lr: of the output table.
     weight_decay: of both tables. dtype: of the tables; `auto` is float32. tie_head: one table serves both
     sides where the base ties its embeddings.
     """
@@ -61,7 +61,7 @@ class CoordOffset(msgspec.Struct, forbid_unknown_fields=True):
 class Ramp(msgspec.Struct, forbid_unknown_fields=True):
     """Geometry terms rise linearly from nothing to their weight.
 
-    start: fraction of training until which they are 0. end: fraction from which they have their weight.
+    start: fraction of training until which geometry has weight 0. end: fraction from which it has its own.
     """
 
     start: float = 0.0
@@ -71,9 +71,9 @@ class Ramp(msgspec.Struct, forbid_unknown_fields=True):
 class Loss(msgspec.Struct, forbid_unknown_fields=True):
     """Weights of the terms (zero switches one off) and their shape parameters; docs/method.md has the formulas.
 
-    text: cross-entropy at text positions. ce, soft_ce, w1, gate: at coordinate slots. l1, giou, ciou: of
-    boxes from expected coordinates. sigma, truncate: of the soft targets, in bins. temperature: of the
-    coordinate softmax. matching: which target a box's geometry is held to; semantic: cost of another
+    text: weight of cross-entropy at text positions. ce, soft_ce, w1, gate: weight of this term at coordinate
+    slots. l1, giou, ciou: weight of this term of boxes from expected coordinates. sigma: width of the soft
+    targets, in bins. truncate: bins either side that they reach. temperature: of the coordinate softmax. matching: which target a box's geometry is held to; semantic: cost of another
     description in that matching. set_targets: `remaining` spreads the target at branch positions over all
     objects that may come next.
     """
@@ -98,10 +98,10 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
 class Custom(msgspec.Struct, forbid_unknown_fields=True):
     """The `custom` section. Paths are filled in by the workflow when it runs the recipe.
 
-    train_jsonl, val_jsonl: records to train on and to watch. fusion_config: several data sets with ratios
-    (YAML or JSON), instead of `train_jsonl`. categories: table of the categories that prompts may name.
-    sample_seed: of orders and of the categories in prompts. emit_norm: codec of the bins. The other keys
-    say which samples are drawn (`SampleOptions`) and how they are written (`PromptStyle`).
+    Keys that are not named here say which samples are drawn (`SampleOptions`) and how they are written
+    (`PromptStyle`). train_jsonl, val_jsonl: records to train on, records to watch. fusion_config: several data
+    sets with ratios (YAML or JSON), instead of `train_jsonl`. categories: table of the categories that prompts
+    may name. sample_seed: of orders and of the categories in prompts. emit_norm: codec of the bins.
     """
 
     train_jsonl: str | None = None
