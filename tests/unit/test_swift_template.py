@@ -210,3 +210,14 @@ def test_branch_positions_spread_over_what_may_come_next(shapes_data, tiny_model
         batch = encode.data_collator([encode.encode(dict(row)) for row in rows.select(range(6))])
         assert {"text_place", "slot_slot"} <= set(batch["coord_targets"])
     assert (seen[0] > 0) == (order == "desc_first") and seen[1] > 0
+
+
+def test_a_mixture_brings_each_source_s_own_prompt(shapes_data, tiny_model, tmp_path):
+    files = {name: str(shapes_data / f"{name}.coord.jsonl") for name in ("train", "val")}
+    sources = {"a": {"jsonl": files["train"]}, "b": {"jsonl": files["val"], "ratio": 0.5, "user_prompt": "Find parts."}}
+    io.write_json(tmp_path / "mix.json", {"sources": sources})
+    with encoder_of(tiny_model, fusion_config=str(tmp_path / "mix.json")) as (encode, rows):
+        assert len(rows) == 24 + 4
+        asked = [encode.tokenizer.decode(encode.encode(dict(row))["input_ids"]) for row in rows]
+        assert sum("Find parts." in text for text in asked) == 4
+        assert sum(prompt.OPEN_PROMPT in text for text in asked) == 24
