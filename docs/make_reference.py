@@ -72,8 +72,9 @@ def page() -> str:
     return "\n".join(parts)
 
 
-CUSTOM_HEAD = """Of `config/train/*.yaml`, and of `runs.{run}.custom`. The recipe's other sections (`model`, `template`, `data`, `tuner`,
-`training`) take the arguments of ms-swift under its own names. [training.md](training.md) has the recipes,
+CUSTOM_HEAD = """\
+Of `config/train/*.yaml`, and of `runs.{run}.custom`. The recipe's other sections (`model`, `template`,
+`data`, `tuner`, `training`) take the arguments of ms-swift under its own names. [training.md](training.md) has recipes,
 [method.md](method.md) the terms of the loss.
 """
 

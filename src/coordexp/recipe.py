@@ -73,9 +73,9 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
 
     text: weight of cross-entropy at text positions. ce, soft_ce, w1, gate: weight of this term at coordinate
     slots. l1, giou, ciou: weight of this term of boxes from expected coordinates. sigma: width of the soft
-    targets, in bins. truncate: bins either side that they reach. temperature: of the coordinate softmax. matching: which target a box's geometry is held to; semantic: cost of another
-    description in that matching. set_targets: `remaining` spreads the target at branch positions over all
-    objects that may come next.
+    targets, in bins. truncate: bins either side that they reach. temperature: of the coordinate softmax.
+    matching: which target a box's geometry is held to; semantic: cost of another description in that matching.
+    set_targets: `remaining` spreads the target at branch positions over all objects that may come next.
     """
 
     text: float = 1.0
