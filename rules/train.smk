@@ -7,6 +7,7 @@ rule train:
         train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
         val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
         source=lambda w: source_of(w, "train"),
+        mixture=lambda w: settings.mixture(w.run),
         base=lambda w: f"{model_of(w)}/config.json",
         tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
     output:

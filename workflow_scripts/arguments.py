@@ -23,6 +23,7 @@ def arguments(description: str | None, **kinds: Callable[[str], Any] | list) -> 
     return parser.parse_args()
 
 
+ROOT = Path(__file__).resolve().parents[1]
 config = json.loads
 path = Path
 

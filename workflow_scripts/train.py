@@ -1,6 +1,6 @@
 """Rule train: supervised fine-tuning in ms-swift; resumes at the last whole checkpoint."""
 
-from workflow_scripts.arguments import arguments, config, limit_threads, path, readable_errors
+from workflow_scripts.arguments import ROOT, arguments, config, limit_threads, path, readable_errors
 
 args = arguments(
     __doc__,
@@ -25,6 +25,8 @@ with readable_errors():
     paths = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": table}
     paths = {name: str(path.resolve()) for name, path in paths.items()}
     recipe = typed(merge(args.config["recipe"], {"custom": paths}), "recipe")
+    if recipe.custom.fusion_config:
+        recipe.custom.fusion_config = str(ROOT / recipe.custom.fusion_config)
     processes = args.config["processes"]
     train(recipe, args.base.parent, args.trained.parent, args.log, processes=processes, threads=args.threads)
     loss_picture(args.log, args.curves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jsonschema
 import msgspec
 import yaml
 
+from coordexp.data import fusion
 from coordexp.errors import ConfigError, located, nearest
 from coordexp.recipe import Recipe, load_recipe, merge
 
@@ -78,6 +80,14 @@ class Settings:
         """The resolved recipe of a run, with the run's own overrides on top."""
         entry = self.run(run)
         return load_recipe(self.root / entry.recipe, entry.overrides)
+
+    def mixture(self, run: str) -> list[str]:
+        """The mixture that a run's recipe trains on and the files that it names; empty for one source."""
+        config = self.recipe(run).custom.fusion_config
+        if config is None:
+            return []
+        path = self.root / config
+        return [os.path.relpath(file) for file in (path, *fusion.files(path))]
 
     def recipe_map(self, run: str) -> dict[str, Any]:
         """The resolved recipe as plain values, for params."""

@@ -58,6 +58,18 @@ def test_the_run_s_own_entry_wins():
     assert settings.recipe("shapes_9").training["max_steps"] != 3
 
 
+def test_a_mixture_names_its_files_as_the_rules_do(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    mixed = {"custom": {"fusion_config": "config/fusion/shapes_twice.yaml"}}
+    settings = load(lambda c: c["runs"].update({"shapes_9": mixed}))
+    assert settings.mixture("shapes_16") == []
+    assert settings.mixture("shapes_9") == [
+        "config/fusion/shapes_twice.yaml",
+        "results/shapes_9/data/train.coord.jsonl",
+        "results/shapes_16/data/train.coord.jsonl",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("lviss_768", "did you mean 'lvis'"), ("nothing_like_it_9", "unknown data set")]
 )

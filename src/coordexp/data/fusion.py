@@ -117,6 +117,12 @@ def load(path: str | Path) -> FusionConfig:
     return config
 
 
+def files(path: str | Path) -> list[Path]:
+    """The JSONL files that the mixture at `path` names, absolute, whether they are there or not."""
+    sources = _read_extended(Path(path).resolve(), ()).get("sources") or {}
+    return [Path(source["jsonl"]) for source in sources.values() if isinstance(source, dict) and "jsonl" in source]
+
+
 def quotas(config: FusionConfig, lengths: list[int]) -> list[int]:
     """Pictures that each source gives an epoch.
 
