@@ -131,11 +131,12 @@ MEASURE = """
 import json, resource, sys, time
 {imports}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 {call}
-spent = time.perf_counter() - start
+spent, cpu = time.perf_counter() - start, time.process_time() - cpu
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print("RESULT", json.dumps({{"seconds": spent, "peak_gb": peak / 1e6, "above_gb": (peak - before) / 1e6}}))
+facts = {{"seconds": spent, "cpu": cpu, "peak_gb": peak / 1e6, "above_gb": (peak - before) / 1e6}}
+print("RESULT", json.dumps(facts))
 """
 
 
@@ -202,10 +203,12 @@ def report(name: str, found: dict, copy: float, synced: float) -> None:
     if "failed" in found:
         print(f"{name}: failed: {found['failed']}", flush=True)
         return
+    seconds, cpu = found["seconds"], found["cpu"]
+    times = (
+        f"{seconds:.1f} s ({seconds / copy:.2f} x copy, {seconds / synced:.2f} x flushed copy), processor {cpu:.1f} s"
+    )
     print(
-        f"{name}: {found['seconds']:.1f} s ({found['seconds'] / copy:.2f} x copy, {found['seconds'] / synced:.2f} x "
-        f"flushed copy), peak {found['peak_gb']:.2f} GB, {found['above_gb']:.2f} GB above the interpreter",
-        flush=True,
+        f"{name}: {times}, peak {found['peak_gb']:.2f} GB, {found['above_gb']:.2f} GB above the interpreter", flush=True
     )
 
 

@@ -38,7 +38,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "sharded"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 def test_merged_logits_are_the_adapters(bases, tmp_path, tie, sharded, dora, kind):
     base = bases(tie, sharded, "float32")

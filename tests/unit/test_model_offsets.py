@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coordexp.errors import ModelError
-from coordexp.model import offsets, vocab
+from coordexp.model import merge, offsets, vocab
 
 START, HIDDEN, ROWS = 7, 5, 1012
 
@@ -84,13 +84,23 @@ def test_impossible_ids_are_errors(tmp_path):
         offsets.attach(model, ids.start - 1, ids.end - 1)
 
 
+def test_initialisation_that_changes_the_base_is_refused(tmp_path):
+    """A saved adapter could not be merged: the base that it was trained on exists nowhere."""
+    with pytest.raises(ModelError, match="leaves the base weights alone"):
+        offsets.lora_config({"start": START, "end": START + 999}, init_lora_weights="pissa_niter_4")
+    base = helpers.expanded(tmp_path, tie=True)
+    helpers.adapted(base, offset=False).save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "pissa"'))
+    with pytest.raises(ModelError, match="this initialisation changed the base weights"):
+        merge.merge(base, tmp_path / "adapter", tmp_path / "merged")
+
+
 def test_generation_uses_the_offsets(tmp_path):
     """With a key-value cache, token by token, as in the merged model."""
     base = helpers.expanded(tmp_path, tie=True)
     model = helpers.adapted(base)
     model.save_pretrained(tmp_path / "adapter")
-    from coordexp.model import merge
-
     merge.merge(base, tmp_path / "adapter", tmp_path / "merged")
     inputs = helpers.batch(base)
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1}

@@ -31,7 +31,7 @@ def processor(folder):
 def test_same_seed_same_bytes_in_another_process(folder, tmp_path):
     code = "import sys; from coordexp.model import tiny; tiny.build(sys.argv[1], seed=int(sys.argv[2]))"
     helpers.in_fresh_process(code, tmp_path / "same", 7)
-    helpers.in_fresh_process(code, tmp_path / "other", 8)
+    tiny.build(tmp_path / "other", seed=8)
 
     def digest(where: Path) -> dict[str, str]:
         return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in where.iterdir()}

@@ -70,7 +70,7 @@ def test_known_encodings_of_the_published_vocabulary(qwen3):
 
 
 @pytest.mark.parametrize("pad_rows", [0, 300, 2000], ids=["grows", "partly on padding", "fits the padding"])
-@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "sharded"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 def test_only_new_rows_change(tmp_path, tie, dtype, sharded, pad_rows):
@@ -159,6 +159,10 @@ def test_drift_is_an_error(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ModelError, match="another tokenizer"):
         vocab.check_tokenizer(tmp_path / "out", facts)
+    with pytest.raises(ModelError, match="another tokenizer"):
+        vocab.verified_ids(tmp_path / "out")
+    (tmp_path / "out" / vocab.COORD_FILE).unlink()
+    assert vocab.verified_ids(tmp_path / "out").start == facts["start"]
 
 
 def test_ids_must_be_complete_and_contiguous(tmp_path):

@@ -21,7 +21,7 @@ NEEDS_PLUGIN = "this adapter holds coord_offset_adapter: `import coordexp.model.
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?")
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base weights too
 _UNSUPPORTED = ("lora_bias", "trainable_token_indices", "target_parameters", "arrow_config", "layer_replication")
 
 
@@ -97,7 +97,7 @@ def _check_config(folder: Path, config: dict) -> None:
         if config.get(key):
             raise ModelError(located("merging does not support this option", file=where, field=key, found=config[key]))
     start = str(config.get("init_lora_weights") or "").lower()
-    if start.startswith(_BASE_CHANGING):
+    if start.startswith(BASE_CHANGING):
         fix = "convert the adapter to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
         problem = "this initialisation changed the base weights as well"
         raise ModelError(located(problem, file=where, field="init_lora_weights", found=start, fix=fix))

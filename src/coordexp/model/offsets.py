@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from coordexp.contract import COORD_BINS
 from coordexp.errors import ModelError, located
-from coordexp.model.adapter import NEEDS_PLUGIN, OFFSET_KEY, OFFSET_MODULE
+from coordexp.model.adapter import BASE_CHANGING, NEEDS_PLUGIN, OFFSET_KEY, OFFSET_MODULE
 
 
 class CoordOffsetAdapter(nn.Module):
@@ -68,6 +68,9 @@ class CoordOffsetLoraConfig(LoraConfig):
         """Lists the offset module in `modules_to_save`."""
         if self.init_lora_weights == NEEDS_PLUGIN:
             self.init_lora_weights = True  # the weights come from the file
+        if str(self.init_lora_weights).lower().startswith(BASE_CHANGING):
+            problem = "coordinate offsets need an initialisation that leaves the base weights alone"
+            raise ModelError(located(problem, field="init_weights", found=self.init_lora_weights, fix="set it to true"))
         self.modules_to_save = [*(m for m in self.modules_to_save or () if m != OFFSET_MODULE), OFFSET_MODULE]
         super().__post_init__()
 

@@ -47,7 +47,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pad_rows: int = 0
     max_length: int = 32768
     init_std: float = 0.02
-    embed_std: float = 0.02
+    embed_std: float = 0.1
 
 
 def build(out_dir: str | Path, seed: int, *, tokenizer: Tokenizer | None = None, **knobs: Any) -> Path:

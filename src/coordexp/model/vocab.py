@@ -89,6 +89,13 @@ def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds
     return ids
 
 
+def verified_ids(folder: str | Path) -> CoordIds:
+    """`coord_ids` of a checkpoint folder whose tokenizer is still the one that its coord_tokens.json records."""
+    if (Path(folder) / COORD_FILE).exists():
+        return check_tokenizer(folder, folder)
+    return coord_ids(folder)
+
+
 def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "mean") -> dict:
     """Write `base_dir` with the 1,001 coordinate tokens added to `out_dir`; returns the content of coord_tokens.json.
 

@@ -55,7 +55,7 @@ class CoordOffsetTuner(PeftTuner):
 
 def offset_ids(settings: CoordOffset, model_dir: str) -> dict[str, int]:
     """{start, end} of the coordinate tokens: read from the tokenizer; ids in the recipe must agree with it."""
-    ids = vocab.coord_ids(model_dir)
+    ids = vocab.verified_ids(model_dir)
     found = {"start": ids.start, "end": ids.end}
     if settings.ids is not None:
         named = {"start": settings.ids.start, "end": settings.ids.end}
