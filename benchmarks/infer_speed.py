@@ -35,6 +35,7 @@ from model_helpers import qwen3_tokenizer
 NAMES = ["person", "traffic light", "black cat", "potted plant", "baseball bat", "cup", "dog", "wine glass"]
 STYLE = PromptStyle()
 SIDE = 128
+SAMPLED = 2048
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -57,7 +58,10 @@ def answers(count: int, objects: int) -> list[str]:
 
 
 def teach(checkpoint: Checkpoint, shown: list[Image.Image], texts: list[str], limit: int) -> int:
-    """Train until every token of every answer is the most likely one by a margin; the steps it took."""
+    """Train until every token of every answer is the most likely one by a margin; the steps it took.
+
+    The softmax is over the tokens in use and a fresh sample of the rest, so that none of the rest wins later.
+    """
     prompts = [checkpoint.prompt() + text + "<|im_end|>" for text in texts]
     batch = checkpoint.encode(shown, prompts)
     lengths = [len(checkpoint.processor.tokenizer(text + "<|im_end|>").input_ids) for text in texts]
@@ -67,10 +71,14 @@ def teach(checkpoint: Checkpoint, shown: list[Image.Image], texts: list[str], li
         target[row, width - length :] = True
     used, where = batch["input_ids"][target].unique(return_inverse=True)
     model = checkpoint.model.train()
+    unused = torch.ones(model.lm_head.weight.shape[0], dtype=torch.bool)
+    unused[used] = False
+    unused = unused.nonzero()[:, 0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for step in range(1, limit + 1):
         hidden = model.model(**batch).last_hidden_state
-        logits = F.linear(hidden[:, :-1][target[:, 1:]], model.lm_head.weight[used])
+        columns = torch.cat([used, unused[torch.randint(len(unused), (SAMPLED,))]])
+        logits = F.linear(hidden[:, :-1][target[:, 1:]], model.lm_head.weight[columns])
         loss = F.cross_entropy(logits, where)
         optimizer.zero_grad()
         loss.backward()
