@@ -16,6 +16,7 @@ import yaml
 from coordexp.data.samples import SampleOptions
 from coordexp.errors import ConfigError, located, nearest
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.io import read_json
 from coordexp.prompt import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
@@ -168,6 +169,13 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """The recipe at `path` with everything it extends and `overrides` on top; ConfigError when it is not sound."""
     raw = merge(read_extended(path), overrides or {})
     return typed(raw, path)
+
+
+def trained_by(model_dir: str | Path) -> Custom:
+    """The `custom` section that a merged checkpoint was trained by; the defaults when it does not say."""
+    manifest = Path(model_dir) / "merge_manifest.json"
+    recipe = read_json(manifest)["trained"].get("recipe") if manifest.is_file() else None
+    return convert(recipe["custom"], Custom, manifest, "trained.recipe.custom") if recipe else Custom()
 
 
 def typed(raw: Mapping[str, Any], path: str | Path) -> Recipe:

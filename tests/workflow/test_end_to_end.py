@@ -116,3 +116,15 @@ def test_the_real_data_sets_plan_the_whole_chain(finished):
     chain = "download convert_resize coord_tokenize tiny_split fetch_model expand_vocab train merge predict evaluate"
     for target in ("results/lvis_768/eval.json", "results/coco_1024/eval.json"):
         assert set(chain.split()) <= set(finished.planned(target))
+
+
+def test_a_merged_folder_says_how_to_ask_it(finished, capsys):
+    from coordexp.cli import main
+    from coordexp.recipe import trained_by
+
+    assert trained_by(finished.path(f"{RUN}/merged")).json_format == "compact"
+    picture = next(finished.path("resources/shapes/raw/images/val").iterdir())
+    boxes = finished.path("boxes.png")
+    assert main(["detect", str(picture), "--model", str(finished.path(f"{RUN}/merged")), "--out", str(boxes)]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == str(picture)
+    assert boxes.stat().st_size > 0

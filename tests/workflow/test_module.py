@@ -80,3 +80,21 @@ def test_no_job_takes_more_cores_than_are_given(tmp_path):
         asked = [int(n) for n in re.findall(r"--(?:threads|workers) (\d+)", printed)]
         assert len(asked) == 4 and set(asked) == {cores}
         assert all(int(n) <= cores for n in re.findall(r"^ +threads: (\d+)$", printed, flags=re.MULTILINE))
+
+
+def test_libraries_are_held_to_the_rule_s_threads(tmp_path):
+    snakefile = f"""
+include: "{REPOSITORY / "rules" / "common.smk"}"
+
+rule threads:
+    output: "threads.txt"
+    threads: 3
+    shell: "python -c 'from coordexp.model.shards import workers; import os; \\n"
+        "with workers() as pool: print(pool._max_workers, os.environ[\\"RAYON_NUM_THREADS\\"])' > {{output}}"
+"""
+    (tmp_path / "Snakefile").write_text(snakefile)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "threads.txt").read_text() == "2 2\n"

@@ -17,7 +17,7 @@ from coordexp.infer.grammar import Grammar, compile_grammar
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.protocol import Question
 from coordexp.infer.vocabulary import Vocabulary
-from coordexp.model.vocab import coord_ids
+from coordexp.model.vocab import verified_ids
 from coordexp.prompt import PromptStyle, hf_chat
 
 Asked = tuple[Any, Image.Image, Question]
@@ -37,7 +37,7 @@ class Checkpoint:
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
         self.model.to(device).eval()
-        self.ids = coord_ids(self.processor) if style.coordinates == "token" else None
+        self.ids = verified_ids(model_dir) if style.coordinates == "token" else None
         self.decoder = Decoder(self.model, self.ids, options)
         vision = self.model.config.vision_config
         self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size

@@ -17,6 +17,7 @@ from coordexp.infer.options import PredictOptions
 from coordexp.infer.predict import combine, load_picture
 from coordexp.infer.protocol import Question, listed_questions
 from coordexp.prompt import PromptStyle
+from coordexp.recipe import trained_by
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -44,15 +45,18 @@ def detect(
     max_blocks: int = 768,
     min_blocks: int = 4,
     rule: Rule = "fill",
-    emit_norm: EmitNorm = "norm1000",
+    emit_norm: EmitNorm | None = None,
     device: str | None = None,
 ) -> list[Found]:
     """Objects in the pictures `images`, in their order.
 
     Pictures are turned upright (EXIF), resized to the model's grid within `max_blocks` tiles by `rule`, and
-    asked the open prompt, or for `categories`, `options.chunk` at a time. Errors name the picture.
+    asked the open prompt, or for `categories`, `options.chunk` at a time. Style, codec and temperature are those
+    that the checkpoint was trained by unless given. Errors name the picture.
     """
-    options, style = options or PredictOptions(), style or PromptStyle()
+    custom = trained_by(model_dir)
+    options = options or PredictOptions(temperature=custom.loss.temperature)
+    style, emit_norm = style or custom.style, emit_norm or custom.emit_norm
     if not images:
         raise DataError("detect: no picture given\n  -> name at least one picture file")
     paths = [Path(image) for image in images]

@@ -20,6 +20,7 @@ from coordexp.model import adapter as peft_adapter
 from coordexp.model import shards, update, vocab
 
 MANIFEST_NAME = "merge_manifest.json"
+TRAIN_MANIFEST = "train_manifest.json"
 TRAINER_STATE = "trainer_state.json"
 
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -213,10 +214,17 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
             "weights": {file.path.name: io.sha256_file(file.path) for file in plan.trained_files}
             if plan.kind == "adapter"
             else {file.path.name: shards.fingerprint(file) for file in plan.trained_files},
+            "recipe": _recipe(checkpoint_dir),
         },
         "applied": plan.applied,
         "untied": plan.untied,
     }
+
+
+def _recipe(checkpoint_dir: Path) -> dict | None:
+    """What it was trained by, so that a merged folder says how to ask it."""
+    manifest = checkpoint_dir / TRAIN_MANIFEST
+    return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
 
 def _link_base_files(base: Path, folder: Path) -> None:

@@ -187,9 +187,13 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
 
 @contextlib.contextmanager
 def workers() -> Iterator[Executor]:
-    """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock."""
-    count = min(MOST_WORKERS, len(os.sched_getaffinity(0)) + 1)
-    with ThreadPoolExecutor(count) as pool:
+    """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock.
+
+    As many as OMP_NUM_THREADS says (Snakemake sets it to the rule's threads), else one more than there are cores.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    count = min(MOST_WORKERS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
+    with ThreadPoolExecutor(max(1, count)) as pool:
         yield pool
 
 

@@ -96,7 +96,7 @@ def verified_ids(folder: str | Path) -> CoordIds:
     return coord_ids(folder)
 
 
-def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "mean") -> dict:
+def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric") -> dict:
     """Write `base_dir` with the 1,001 coordinate tokens added to `out_dir`; returns the content of coord_tokens.json.
 
     Only the shards that hold the embedding table (and an untied head) are rewritten, in blocks; everything else is

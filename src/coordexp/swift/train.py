@@ -19,6 +19,7 @@ import msgspec
 
 from coordexp.errors import ConfigError, ModelError, located, nearest
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
+from coordexp.model.vocab import verified_ids
 from coordexp.recipe import Recipe
 from coordexp.swift.settings import VARIABLE
 
@@ -50,6 +51,7 @@ def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processe
     adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and `train_manifest.json`.
     """
     refuse_remote_code(model_dir)
+    verified_ids(model_dir)
     key = fingerprint(recipe, model_dir)
     work_dir = log.resolve().parent
     checkpoints = work_dir / "checkpoints" / key
