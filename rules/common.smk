@@ -1,6 +1,7 @@
 # Checked configuration, paths, and the params that decide what reruns.
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,7 +19,11 @@ RAW = settings.data["raw_root"]
 EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
 
 shell.executable("bash")
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={os.pathsep.join(map(str, CODE_ROOTS))}; ")
+# Snakemake tells numerical libraries the rule's threads, but not those written in Rust (hotcoco, tokenizers).
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(os.pathsep.join(map(str, CODE_ROOTS)))}"
+    " RAYON_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
+)
 
 
 wildcard_constraints:

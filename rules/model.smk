@@ -38,7 +38,7 @@ rule expand_vocab:
         f"{RESULTS}/benchmarks/expand_vocab/{{model}}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: 1
+    threads: 4
     resources:
         mem_mb=memory(4000),
         runtime=60,

@@ -56,7 +56,7 @@ rule merge:
         f"{RESULTS}/{{run}}/benchmarks/merge.tsv"
     conda:
         "../envs/train.yaml"
-    threads: 1
+    threads: 4
     resources:
         mem_mb=memory(4000),
         runtime=60,
