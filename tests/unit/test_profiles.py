@@ -186,6 +186,31 @@ def test_kubernetes_a_job_asks_for_what_its_rule_asks_and_is_retried_with_more(s
     assert jobs[0]["spec"]["activeDeadlineSeconds"] == 420 and jobs[0]["spec"]["backoffLimit"] == 0
 
 
+SMALL = "data: {tiny: 3, shapes: {train: {count: 4, seed: 1}, val: {count: 4, seed: 2}}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["generic", "kubernetes"])
+def test_the_data_stages_of_the_demo_run_as_cluster_jobs(name, scheduler, tmp_path):
+    needs("cluster-generic")
+    (tmp_path / "work" / "small.yaml").write_text(SMALL)
+    where = {"COORDEXP_IMAGE": "image:1", "COORDEXP_CLAIM": "claim", "COORDEXP_MOUNT": str(tmp_path)}
+    done = snakemake(
+        *("--snakefile", str(REPOSITORY / "Snakefile"), "--workflow-profile", str(PROFILES / name)),
+        *("--configfile", str(REPOSITORY / "config" / "config.yaml"), "small.yaml"),
+        *("--seconds-between-status-checks", "1", "--latency-wait", "5"),
+        *("--", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        folder=tmp_path / "work",
+        **scheduler,
+        **where,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tokens = (tmp_path / "work" / "results/shapes_9/data/val_tiny.coord.jsonl").read_text()
+    assert tokens.count("\n") == 3
+    submitted = list((tmp_path / "state").glob("args*" if name == "generic" else "*.json"))
+    assert len(submitted) == (4 if name == "generic" else 3), "the two small rules are one job on Kubernetes"
+
+
 def kubernetes_script(name: str, scheduler: dict, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(PROFILES / "kubernetes" / name), *arguments]
     env = {**os.environ, **scheduler, **environment}
