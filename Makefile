@@ -41,7 +41,7 @@ $(READY):
 	@echo "Installing into $(VENV): about 7 GB, three minutes on a fast line"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt setuptools
-	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[dev,cluster]'
 	$(BIN)/python -m pip install $(QUIET) --no-deps lvis==0.5.3  # tests alone; its requirements are not needed
 	@echo "$(CURDIR)" > $(VENV)/.checkout
 	@touch $(READY)

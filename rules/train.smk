@@ -28,11 +28,11 @@ rule train:
     resources:
         mem_mb=memory(small=4000, large=64000),
         runtime=lambda w: settings.size(w.run, small=60, large=2880),
-        gpu=lambda w: settings.size(w.run, small=0, large=settings.config["train"]["processes"]),
+        gpu=lambda w: settings.size(w.run, small=0, large=settings.run(w.run).processes),
     params:
         config=lambda w: keys(
             recipe=settings.recipe_map(w.run),
-            processes=settings.config["train"]["processes"],
+            processes=settings.run(w.run).processes,
             desc=settings.data["desc"],
         ),
         code=code("train"),

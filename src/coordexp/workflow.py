@@ -28,6 +28,7 @@ class Run(msgspec.Struct, frozen=True):
     max_blocks: int
     model: str
     recipe: str
+    processes: int
     overrides: dict[str, Any]
 
 
@@ -73,8 +74,9 @@ class Settings:
         if entry["model"] not in self.config["models"]:
             hint = nearest(entry["model"], self.config["models"])
             raise ConfigError(located(f"unknown model {entry['model']!r}{hint}", field=f"runs.{dataset}.model"))
-        overrides = {key: value for key, value in entry.items() if key not in ("model", "recipe")}
-        return Run(name, dataset, int(blocks), entry["model"], entry["recipe"], overrides)
+        overrides = {key: value for key, value in entry.items() if key not in ("model", "recipe", "processes")}
+        processes = entry.get("processes", self.config["train"]["processes"])
+        return Run(name, dataset, int(blocks), entry["model"], entry["recipe"], processes, overrides)
 
     def recipe(self, run: str) -> Recipe:
         """The resolved recipe of a run, with the run's own overrides on top."""

@@ -140,7 +140,9 @@ def run(job_file: Path) -> None:
 
 
 def _launch(job_file: Path, processes: int, threads: int) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    processes = min(processes, max(threads, 1))
+    each = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(threads // processes, 1)))
+    env = {**os.environ, **each, "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "coordexp.swift.train", str(job_file)]
     if processes > 1:
         runner = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
