@@ -13,9 +13,10 @@ from PIL import Image
 
 from coordexp.errors import DataError
 from coordexp.evaluate import EvaluateOptions, evaluate
+from coordexp.io import write_jsonl
 from coordexp.report import headline, write
 from coordexp.report import page as page_module
-from coordexp.report.curves import loss_picture, losses, read_log
+from coordexp.report.curves import bin_errors, loss_picture, losses, read_log, scores
 
 LOG = [{"step": i, "loss": 5 / i, "l1": 1 / i, "learning_rate": 1e-3} for i in range(1, 60)]
 
@@ -203,3 +204,12 @@ def test_colours_have_contrast():
     assert len(plates) == 5
     for name, colour in plates:
         assert contrast(colour or light[name], "#ffffff") >= 4.5, name or colour
+
+
+def test_errors_in_bins_have_a_plot_of_their_own(tmp_path):
+    rows = [{"step": s, "loss": 5.0 - s, "ce": 4.0 - s, "bin_error_p90": 300.0, "coord_mass": 0.5} for s in (1, 2)]
+    write_jsonl(tmp_path / "log.jsonl", rows)
+    log = read_log(tmp_path / "log.jsonl")
+    assert [s.name for s in losses(log)] == ["loss", "ce"]
+    assert [s.name for s in bin_errors(log)] == ["bin_error_p90"]
+    assert [s.name for s in scores(log)] == ["coord_mass"]

@@ -11,7 +11,8 @@ from coordexp.errors import DataError, located
 from coordexp.io import atomic_open, read_jsonl
 from coordexp.report.svg import Series
 
-SCORE = re.compile(r"(eval_)?(AP|AR|F1|coco/|lvis/|token_acc)")
+SCORE = re.compile(r"(eval_)?(AP|AR|F1|coco/|lvis/|token_acc|coord_accuracy|coord_mass)")
+BINS = re.compile(r"(eval_)?bin_error_.*")
 # bookkeeping that trainers log beside the loss
 OTHER = re.compile(
     r"epoch|learning_rate|lr|grad_norm|total_flos|percentage"
@@ -43,14 +44,22 @@ def read_log(path: str | Path) -> dict[str, Series]:
 
 
 def losses(log: dict[str, Series]) -> list[Series]:
-    """Everything that is neither a score nor bookkeeping; the total first."""
-    kept = [s for name, s in log.items() if not _is_score(name) and not OTHER.fullmatch(name) and _varies(s)]
+    """Everything that is neither a score nor an error in bins nor bookkeeping; the total first."""
+    apart = (OTHER, BINS)
+    kept = [
+        s for name, s in log.items() if not (_is_score(name) or any(p.fullmatch(name) for p in apart)) and _varies(s)
+    ]
     return sorted(kept, key=lambda s: (s.name != "loss", s.name))
 
 
 def scores(log: dict[str, Series]) -> list[Series]:
     """Evaluation numbers that were logged during training."""
     return sorted((s for name, s in log.items() if _is_score(name)), key=lambda s: s.name)
+
+
+def bin_errors(log: dict[str, Series]) -> list[Series]:
+    """Errors of the expected coordinate, in bins."""
+    return sorted((s for name, s in log.items() if BINS.fullmatch(name)), key=lambda s: s.name)
 
 
 def smooth(series: Series, points: int = 400) -> Series:

@@ -119,6 +119,9 @@ def _training(train_log: str | Path | None) -> list[Markup]:
     loss = [curves.smooth(s) for s in curves.losses(log)]
     if loss:
         plots.append(lines("Loss over training steps", loss, x_label="step", y_label="loss"))
+    errors = [curves.smooth(s) for s in curves.bin_errors(log)]
+    if errors:
+        plots.append(lines("Error of the expected coordinate", errors, x_label="step", y_label="bins of 1000"))
     scores = [curves.smooth(s) for s in curves.scores(log)]
     if scores:
         plots.append(lines("Scores over training steps", scores, x_label="step", y_label="score", y_range=(0, 1)))
