@@ -21,6 +21,7 @@ def test_every_stage_left_its_output(finished):
         f"{RUN}/data/val_tiny.coord.jsonl",
         f"{RUN}/train/adapter/train_manifest.json",
         f"{RUN}/train/loss.png",
+        str(next(finished.path(f"{RUN}/train/tensorboard").rglob("events.*")).relative_to(finished.folder)),
         f"{RUN}/merged/model.safetensors",
         f"{RUN}/eval/predictions.jsonl",
         *TARGETS,
