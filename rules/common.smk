@@ -9,6 +9,7 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
 sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
+from coordexp.ablation import BASE_ARM, Ablation
 from coordexp.fingerprint import code_fingerprint
 from coordexp.io import canonical_json
 from coordexp.workflow import Settings, over_defaults

@@ -28,12 +28,7 @@ rule predict:
         runtime=lambda w: settings.size(w.run, small=30, large=720),
         gpu=lambda w: settings.size(w.run, small=0, large=1),
     params:
-        config=lambda w: keys(
-            options=settings.predict_options(w.run),
-            style=settings.style_map(w.run),
-            emit_norm=settings.recipe(w.run).custom.emit_norm,
-            desc=settings.data["desc"],
-        ),
+        config=lambda w: keys(**settings.answering(settings.recipe(w.run)), desc=settings.data["desc"]),
         code=code("predict"),
     shell:
         "python -m workflow_scripts.predict --config {params.config:q} --records {input.records:q}"

@@ -95,14 +95,15 @@ class Settings:
         """The resolved recipe as plain values, for params."""
         return msgspec.to_builtins(self.recipe(run))
 
-    def predict_options(self, run: str) -> dict[str, Any]:
-        """Options of prediction; the temperature is the one that the run trained with unless given."""
-        own = {key: value for key, value in self.config["predict"].items() if key not in ("pictures", "shards")}
-        return {"temperature": self.recipe(run).custom.loss.temperature, **own}
+    def answering(self, recipe: Recipe, **own: Any) -> dict[str, Any]:
+        """How a model trained by `recipe` is asked and read, for params; `own` options win over the `predict` section.
 
-    def style_map(self, run: str) -> dict[str, Any]:
-        """How the run's prompts and answers are rendered, as plain values."""
-        return msgspec.to_builtins(self.recipe(run).custom.style)
+        The temperature is the one that it trained with, unless the configuration gives another.
+        """
+        section = {key: value for key, value in self.config["predict"].items() if key not in ("pictures", "shards")}
+        custom = recipe.custom
+        options = {"temperature": custom.loss.temperature, **section, **own}
+        return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
 
     def size(self, run: str, *, small: int, large: int) -> int:
         """A resource by the run's base: `small` for a tiny model, `large` for a real one."""

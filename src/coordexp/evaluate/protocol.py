@@ -10,7 +10,7 @@ from coordexp.evaluate import engine, f1, mistakes, tables
 from coordexp.evaluate.ap import RankedMatches, mean_ap
 from coordexp.evaluate.calibration import calibration
 from coordexp.evaluate.detections import Detections
-from coordexp.evaluate.match import Matches, match
+from coordexp.evaluate.match import IOU_THRESHOLDS, Matches, match
 from coordexp.evaluate.resample import INTERVALS, interval, replicates
 from coordexp.evaluate.truth import Truth
 
@@ -81,7 +81,11 @@ def block(protocol: Protocol, *, bootstrap: int, seed: int) -> dict[str, Any]:
             "metrics": engine.lvis_fixed(truth, detections).metrics,
         }
     pooled = protocol.pooled.average_precision()
+    by_iou = protocol.ranked.average_precision()
     result |= {
+        "ap_by_iou": {
+            f"{iou:.2f}": tables.none_if_nan(mean_ap(by_iou[:, t : t + 1])) for t, iou in enumerate(IOU_THRESHOLDS)
+        },
         "pooled": {
             "description": "one ranked list over all categories; unmapped descriptions are false positives"
             + ("" if protocol.name == "coco" else " in coco only"),

@@ -50,21 +50,23 @@ class _SplitLogits(torch.autograd.Function):
         for part in _chunks(rows.numel()):
             lse[part] = torch.logsumexp(logits[rows[part]].float(), dim=-1)
         picked = logits[rows[places], ids].float()
-        coord = logits[rows[slots], coord_start : coord_start + COORD_BINS].float()
+        # text integers: no slot, and perhaps a vocabulary without coordinate tokens
+        columns = slice(coord_start, coord_start + COORD_BINS) if slots.numel() else slice(0)
+        coord = logits[rows[slots], columns].float().reshape(-1, COORD_BINS)
         ctx.save_for_backward(logits, rows, places, ids, slots, lse)
-        ctx.coord_start = coord_start
+        ctx.columns = columns
         return lse, picked, coord
 
     @staticmethod
     def backward(ctx: Any, grad_lse, grad_picked, grad_coord):  # type: ignore[override]
         logits, rows, places, ids, slots, lse = ctx.saved_tensors
         grad = torch.zeros_like(logits)
-        columns = slice(ctx.coord_start, ctx.coord_start + COORD_BINS)
         for part in _chunks(rows.numel()):
             block = torch.exp(logits[rows[part]].float() - lse[part, None]).mul_(grad_lse[part, None])
             text, coord = _within(places, part), _within(slots, part)
             block[places[text] - part.start, ids[text]] += grad_picked[text]
-            block[slots[coord] - part.start, columns] += grad_coord[coord]
+            if coord.start < coord.stop:
+                block[slots[coord] - part.start, ctx.columns] += grad_coord[coord]
             grad[rows[part]] = block.to(grad.dtype)  # summed in float32: the gate's two softmaxes nearly cancel
         return grad, None, None, None, None, None
 

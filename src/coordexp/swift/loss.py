@@ -25,7 +25,7 @@ class CoordLoss(BaseLoss):
     def __init__(self, args: Any, trainer: Any):
         super().__init__(args, trainer)
         self.weights = custom_section().loss
-        self.coord_start = trainer.template.coord_ids.start
+        self.coord_start = trainer.template.coord_start
 
     def __call__(self, outputs: Any, labels: torch.Tensor, *, num_items_in_batch: Any = None, **_: Any) -> torch.Tensor:
         """Scalar loss of a micro-batch; `num_items_in_batch` holds the global counts.

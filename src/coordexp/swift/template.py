@@ -13,7 +13,7 @@ from swift.template import register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 
 from coordexp import prompt
-from coordexp.contract import Record
+from coordexp.contract import COORD_BINS, Record
 from coordexp.data.samples import Sample
 from coordexp.data.tokenize import to_tokens
 from coordexp.errors import DataError
@@ -43,7 +43,9 @@ class CoordTemplate(Qwen3VLTemplate):
         if processor is not None:
             pads = ["<|image_pad|>", "<|video_pad|>"]
             self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
-            self.coord_ids = coord_ids(self.tokenizer)
+            # a base without the tokens can be taught in text integers: then no label is a coordinate slot
+            enabled = custom_section().coord_tokens.enabled
+            self.coord_start = coord_ids(self.tokenizer).start if enabled else len(self.tokenizer)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A row as input ids, labels, pictures, and the targets of its coordinate slots."""
@@ -64,8 +66,7 @@ class CoordTemplate(Qwen3VLTemplate):
         answer = [label for label in labels if label != IGNORE]
         if not section.coord_tokens.enabled:
             return AnswerTargets.of(sample.place, [], len(answer))
-        ids = self.coord_ids
-        is_slot = [ids.start <= label <= ids.end for label in answer]
+        is_slot = [self.coord_start <= label < self.coord_start + COORD_BINS for label in answer]
         expected = sum(len(obj.coords) for obj in objects)
         if sum(is_slot) != expected:
             raise DataError(

@@ -51,7 +51,8 @@ def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processe
     adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and `train_manifest.json`.
     """
     refuse_remote_code(model_dir)
-    verified_ids(model_dir)
+    if recipe.custom.coord_tokens.enabled:
+        verified_ids(model_dir)
     key = fingerprint(recipe, model_dir)
     work_dir = log.resolve().parent
     checkpoints = work_dir / "checkpoints" / key

@@ -31,7 +31,7 @@ class CoordTrainer(Seq2SeqTrainer):
         """Check one batch against the recipe, then train."""
         rows = [self.train_dataset[i] for i in range(min(8, len(self.train_dataset)))]
         batch = self.data_collator(rows)
-        counts = count(batch["labels"], as_targets(batch[TARGETS]), self.template.coord_ids.start)
+        counts = count(batch["labels"], as_targets(batch[TARGETS]), self.template.coord_start)
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
@@ -39,7 +39,7 @@ class CoordTrainer(Seq2SeqTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples or TARGETS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        start = self.template.coord_ids.start
+        start = self.template.coord_start
         parts = [count(batch["labels"], as_targets(batch[TARGETS]), start) for batch in batch_samples]
         total = torch.tensor(parts, device=device).sum(dim=0)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
