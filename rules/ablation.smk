@@ -67,7 +67,7 @@ use rule train as ablation_base with:
 def start_of(wildcards):
     """What coordinate tokens are added to: a base that grounds in text integers, or random weights."""
     if wildcards.start == "base":
-        return BASE + "/train/adapter/train_manifest.json"
+        return f"{BASE}/train/adapter/train_manifest.json"
     return f"{RESULTS}/ablation/models/random-{{seed}}/config.json"
 
 
