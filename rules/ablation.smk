@@ -8,6 +8,10 @@ BASE_RUN = ABLATION["base"]["run"]
 ARMS = f"{RESULTS}/ablation/{{run}}"
 ARM = f"{ARMS}/{{start}}/{{arm}}-{{seed}}"
 BASE = f"{RESULTS}/ablation/base-{{seed}}"
+START_OF = {
+    "base": f"{BASE}/train/adapter/train_manifest.json",
+    "scratch": f"{RESULTS}/ablation/models/random-{{seed}}/config.json",
+}
 STARTS = f"{RESULTS}/ablation/models/{{start}}-{{seed}}"
 
 
@@ -64,16 +68,9 @@ use rule train as ablation_base with:
         code=code("train"),
 
 
-def start_of(wildcards):
-    """What coordinate tokens are added to: a base that grounds in text integers, or random weights."""
-    if wildcards.start == "base":
-        return f"{BASE}/train/adapter/train_manifest.json"
-    return f"{RESULTS}/ablation/models/random-{{seed}}/config.json"
-
-
 use rule expand_vocab as ablation_expand with:
     input:
-        config=start_of,
+        config=lambda w: START_OF[w.start].format(seed=w.seed),
     output:
         config=f"{STARTS}-coordexp/config.json",
         tokens=f"{STARTS}-coordexp/coord_tokens.json",
