@@ -49,7 +49,7 @@ class Ablation:
         if start is None:
             overrides = {key: value for key, value in self.section["base"].items() if key not in ("model", "run")}
         else:
-            overrides = self.section["starts"][start]
+            overrides = self.section["overrides"][start]
         return load_recipe(self.root / FOLDER / f"{arm}.yaml", merge(overrides, seeds))
 
     def recipe_map(self, arm: str, start: str | None, seed: int | str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ SECTION = {
     "arms": ["text", "tokens", "soft"],
     "seeds": [1, 2],
     "decode": ["argmax", "expectation"],
-    "starts": {"base": {}},
+    "starts": ["base"],
+    "overrides": {"base": {}},
 }
 AP = {("text", 1): 0.2, ("text", 2): 0.4, ("tokens", 1): 0.3, ("tokens", 2): 0.5, ("soft", 1): 0.6, ("soft", 2): 0.6}
 

@@ -13,7 +13,8 @@ CHANGES = {
         "arms": ["text", "sets"],
         "seeds": [1],
         "decode": ["argmax", "expectation"],
-        "starts": {"base": STEPS},
+        "starts": ["base"],
+        "overrides": {"base": STEPS},
     }
 }
 FOLDER = "results/ablation/shapes_9"
