@@ -17,8 +17,9 @@ args = arguments(
 limit_threads(args.threads)
 with readable_errors():
     from coordexp.data.samples import write_table
-    from coordexp.recipe import merge, typed
+    from coordexp.recipe import typed
     from coordexp.report.curves import loss_picture
+    from coordexp.settings_file import merge
     from coordexp.swift.train import train
 
     table = write_table(args.source, args.log.parent / "categories.json", args.config["desc"])

@@ -49,7 +49,8 @@ def _train(commands) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> None:
-    from coordexp.recipe import merge, read_extended, typed
+    from coordexp.recipe import typed
+    from coordexp.settings_file import merge, read_extended
     from coordexp.swift.train import train
 
     below = read_extended(args.base_config) if args.base_config else {}

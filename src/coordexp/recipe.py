@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 
 from coordexp.data.samples import SampleOptions
 from coordexp.errors import ConfigError, located, nearest
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.io import read_json
 from coordexp.prompt import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
+from coordexp.settings_file import convert, merge, read_extended
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 
@@ -194,50 +194,6 @@ def typed(raw: Mapping[str, Any], path: str | Path) -> Recipe:
     return Recipe(**sections, custom=custom)
 
 
-def convert(value: Mapping[str, Any], kind: type, path: str | Path, field: str) -> Any:
-    """`value` as the struct `kind`; an unknown key is a ConfigError with the nearest name."""
-    _reject_unknown(value, kind, path, field)
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(located(str(error).replace("$", field), file=path)) from error
-
-
-def read_extended(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML map merged over the files that its `extends` names (one or a list, relative to it)."""
-    path = Path(path).resolve()
-    if path in _seen:
-        chain = " -> ".join(p.name for p in (*_seen, path))
-        raise ConfigError(located(f"`extends` goes in a circle: {chain}", file=path))
-    raw = _read_yaml(path)
-    parents = raw.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = merge(merged, read_extended(path.parent / parent, (*_seen, path)))
-    return merge(merged, raw)
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge: maps merge key by key, everything else in `over` replaces."""
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = merge(out[key], value) if both else value
-    return out
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(located("recipe not found", file=path)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(located(f"not YAML: {error}", file=path)) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(located("not a map of sections", file=path, found=type(raw).__name__))
-    return raw
-
-
 def _check_names(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
     owner: dict[str, str] = {}
     for section, values in sections.items():
@@ -245,16 +201,3 @@ def _check_names(sections: Mapping[str, Mapping[str, Any]], path: str | Path) ->
             if key in owner:
                 raise ConfigError(located(f"stands in `{owner[key]}` too", file=path, field=f"{section}.{key}"))
             owner[key] = section
-
-
-def _reject_unknown(value: Any, kind: Any, path: str | Path, field: str) -> None:
-    kind = next(
-        (k for k in getattr(kind, "__args__", ()) if isinstance(k, type) and issubclass(k, msgspec.Struct)), kind
-    )
-    if not (isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        return
-    fields = {f.name: f.type for f in msgspec.structs.fields(kind)}
-    for key, inner in value.items():
-        if key not in fields:
-            raise ConfigError(located(f"unknown key{nearest(key, fields)}", file=path, field=f"{field}.{key}"))
-        _reject_unknown(inner, fields[key], path, f"{field}.{key}")

@@ -14,7 +14,8 @@ import yaml
 
 from coordexp.data import fusion
 from coordexp.errors import ConfigError, located, nearest
-from coordexp.recipe import Recipe, load_recipe, merge
+from coordexp.recipe import Recipe, load_recipe
+from coordexp.settings_file import merge
 
 SCHEMA = Path("config/schemas/config.schema.yaml")
 DEFAULTS = Path("config/config.yaml")

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from coordexp.errors import ConfigError
-from coordexp.recipe import load_recipe, merge
+from coordexp.recipe import load_recipe
+from coordexp.settings_file import merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,7 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
         ("custom: {emit_norm: pixels}", "Invalid enum value 'pixels'"),
         ("training: {seed: 1}\ndata: {seed: 2}", "stands in `data` too|stands in `training` too"),
         ("custom: {coord_offset: {enabled: true}}", "multimodal_coord_offset"),
-        ("- a list", "not a map of sections"),
+        ("- a list", "not a map of settings"),
         ("a: [", "not YAML"),
     ],
 )
@@ -66,7 +67,7 @@ def test_errors_name_the_key(tmp_path, text, message):
 
 def test_a_missing_parent_is_named(tmp_path):
     write(tmp_path, child="extends: nowhere.yaml")
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: recipe not found"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: file not found"):
         load_recipe(tmp_path / "child.yaml")
 
 

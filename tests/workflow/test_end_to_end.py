@@ -8,7 +8,7 @@ import pytest
 
 from coordexp.contract import Prediction
 from coordexp.io import read_json, read_jsonl, read_records
-from coordexp.recipe import merge
+from coordexp.settings_file import merge
 
 RUN = "results/shapes_9"
 TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html")

@@ -13,17 +13,16 @@ A source's pictures come in shuffled rounds: none returns before all others were
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import yaml
 
 from coordexp.contract import CoordSpace, Record, check_record
-from coordexp.errors import ConfigError, DataError, located, nearest
+from coordexp.errors import ConfigError, DataError, located
 from coordexp.io import decode_record
+from coordexp.settings_file import convert, read_extended
 
 
 class FusionSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,17 +93,10 @@ class Fusion:
 def load(path: str | Path) -> FusionConfig:
     """The mixture at `path` (YAML or JSON) with what it `extends`; ConfigError when it is not sound.
 
-    Maps merge key by key, later files win; a source set to null drops an inherited one.
+    A source set to null drops an inherited one.
     """
-    raw = _read_extended(Path(path).resolve(), ())
-    raw["sources"] = {k: v for k, v in (raw.get("sources") or {}).items() if v is not None}
-    _reject_unknown(raw, FusionConfig, path, "")
-    for name, source in raw["sources"].items():
-        _reject_unknown(source, FusionSource, path, f"sources.{name}.")
-    try:
-        config = msgspec.convert(raw, FusionConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(located(str(error), file=path)) from error
+    raw = read_extended(path, _absolute)
+    config = convert(raw | {"sources": _sources(raw, path)}, FusionConfig, path)
     if not config.sources:
         raise ConfigError(located("no sources", file=path, field="sources", fix="name at least one JSONL file"))
     for name, source in config.sources.items():
@@ -119,8 +111,22 @@ def load(path: str | Path) -> FusionConfig:
 
 def files(path: str | Path) -> list[Path]:
     """The JSONL files that the mixture at `path` names, absolute, whether they are there or not."""
-    sources = _read_extended(Path(path).resolve(), ()).get("sources") or {}
+    sources = _sources(read_extended(path, _absolute), path)
     return [Path(source["jsonl"]) for source in sources.values() if isinstance(source, dict) and "jsonl" in source]
+
+
+def _sources(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The sources of a map that may not be checked yet, without those that are set to null."""
+    sources = raw.get("sources") or {}
+    if not isinstance(sources, dict):
+        raise ConfigError(located("not a map by name", file=path, field="sources", found=type(sources).__name__))
+    return {name: source for name, source in sources.items() if source is not None}
+
+
+def _absolute(raw: dict[str, Any], path: Path) -> None:
+    for source in _sources(raw, path).values():
+        if isinstance(source, dict) and isinstance(source.get("jsonl"), str):
+            source["jsonl"] = str((path.parent / source["jsonl"]).resolve())
 
 
 def quotas(config: FusionConfig, lengths: list[int]) -> list[int]:
@@ -179,41 +185,3 @@ def _check_unit(line: bytes, expect: CoordSpace, path: str, number: int) -> None
         raise DataError(
             located("wrong unit", file=path, line=number, field="coord_space", expected=expect, found=found, fix=fix)
         )
-
-
-def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    """The map of a file over those it extends; paths of sources are made absolute where they are written."""
-    if path in chain:
-        circle = " -> ".join(p.name for p in (*chain, path))
-        raise ConfigError(located(f"`extends` goes in a circle: {circle}", file=path))
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(located("file not found", file=path)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(located(f"not YAML: {error}", file=path)) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(located("not a map", file=path, found=type(raw).__name__))
-    for source in (raw.get("sources") or {}).values():
-        if isinstance(source, dict) and isinstance(source.get("jsonl"), str):
-            source["jsonl"] = str((path.parent / source["jsonl"]).resolve())
-    parents = raw.pop("extends", None) or []
-    merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = _merge(merged, _read_extended((path.parent / parent).resolve(), (*chain, path)))
-    return _merge(merged, raw)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merge(out[key], value) if both else value
-    return out
-
-
-def _reject_unknown(raw: Any, kind: type, path: str | Path, prefix: str) -> None:
-    for key in raw if isinstance(raw, Mapping) else ():
-        if key not in kind.__struct_fields__:
-            problem = f"unknown key{nearest(key, kind.__struct_fields__)}"
-            raise ConfigError(located(problem, file=path, field=f"{prefix}{key}"))

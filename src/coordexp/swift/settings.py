@@ -12,7 +12,8 @@ import os
 from typing import Any
 
 from coordexp.errors import ConfigError
-from coordexp.recipe import Custom, convert
+from coordexp.recipe import Custom
+from coordexp.settings_file import convert
 
 VARIABLE = "COORDEXP_CUSTOM"
 
