@@ -283,7 +283,7 @@ def test_an_error_in_a_worker_keeps_its_words(tmp_path):
 def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     manifest = write_dataset(tmp_path)
-    monkeypatch.setattr(module, "_join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         convert_to(manifest, tmp_path / "out")
     monkeypatch.undo()

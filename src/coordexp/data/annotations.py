@@ -90,13 +90,14 @@ class Rows(msgspec.Struct):
 
 
 class Index(msgspec.Struct):
-    """A file's contents: spans of the images int64 [N, 2] and all annotations, grouped by picture.
+    """A file's contents: spans of images and categories int64 [N, 2], and all annotations, grouped by picture.
 
     `lost` are elements that belong to no picture or cannot be read, as (field, element).
     """
 
     path: str
     images: np.ndarray
+    categories: np.ndarray
     rows: Rows
     lost: list[tuple[str, Broken]]
 
@@ -124,7 +125,7 @@ def build_index(path: str | Path, mapper: Mapper = map) -> Index:
     DataError when the file is not in the layout or has no pictures. Duplicate ids, annotations of
     unknown pictures and broken ones are not errors here: they are in `lost`, for the caller to judge.
     """
-    spans = element_spans(path, ("images", "annotations"), mapper)
+    spans = element_spans(path, ("images", "annotations", "categories"), mapper)
     for name in ("images", "annotations"):
         if name not in spans:
             fix = "give the path of a COCO or LVIS annotation file"
@@ -135,10 +136,11 @@ def build_index(path: str | Path, mapper: Mapper = map) -> Index:
     image_ids = _join(mapper(_image_ids, _blocks(path, spans["images"])))
     repeated = _repeated(image_ids)
     lost = [("images", Broken(i, i, "duplicate image id")) for i in image_ids[repeated].tolist()]
-    parts = list(mapper(_annotation_columns, _blocks(path, spans["annotations"])))
-    lost += [("annotations", broken) for part in parts for broken in part[-1]]
-    rows, lost_rows = _grouped(image_ids[~repeated], parts)
-    return Index(str(path), spans["images"][~repeated], rows, lost + lost_rows)
+    table = spans.get("categories", np.zeros((0, 2), np.int64))
+    found = _annotations(path, spans.pop("annotations"), mapper)
+    lost += [("annotations", broken) for broken in found.pop("broken")]
+    rows, lost_rows = _grouped(image_ids[~repeated], found)
+    return Index(str(path), spans["images"][~repeated], table, rows, lost + lost_rows)
 
 
 def read_images(fd: int, index: Index, low: int, high: int) -> list[Image | Broken]:
@@ -212,24 +214,37 @@ def _image_ids(block: tuple[str, np.ndarray]) -> np.ndarray:
     return _id_array([f"? byte {a}" if e.id is None else e.id for e, a in zip(found, block[1][:, 0], strict=True)])
 
 
-def _annotation_columns(block: tuple[str, np.ndarray]) -> tuple:
-    """(ids, image ids, categories, boxes, crowd, spans, broken elements) of a block of annotations."""
+def _annotations(path: str | Path, spans: np.ndarray, mapper: Mapper) -> dict[str, Any]:
+    """Columns of all annotations in file order, as in Rows, and their `owners`; the `broken` ones are left out."""
+    parts = list(mapper(_annotation_columns, _blocks(path, spans)))
+    good = np.concatenate([part.pop("good") for part in parts])
+    broken = [element for part in parts for element in part.pop("broken")]
+    out = {name: _join(part.pop(name) for part in parts) for name in tuple(parts[0])}
+    return out | {"spans": spans if good.all() else spans[good], "broken": broken}
+
+
+def _annotation_columns(block: tuple[str, np.ndarray]) -> dict[str, Any]:
+    """Columns of a block of annotations, which elements are `good`, and the `broken` ones."""
     found = _read_block(*block, _decode_annotations)
-    spans = block[1]
+    good = np.array([not isinstance(e, Broken) for e in found], dtype=bool)
     broken = [e for e in found if isinstance(e, Broken)]
     if broken:
-        good = [not isinstance(e, Broken) for e in found]
-        found, spans = [e for e, g in zip(found, good, strict=True) if g], spans[good]
+        found = [e for e in found if not isinstance(e, Broken)]
     boxes = np.fromiter(itertools.chain.from_iterable(e.bbox for e in found), np.float64, 4 * len(found))
-    categories = np.array([e.category_id for e in found], dtype=np.int64)
-    crowd = np.array([e.iscrowd for e in found], dtype=bool)
-    ids, owners = _id_array([e.id for e in found]), _id_array([e.image_id for e in found])
-    return ids, owners, categories, boxes.reshape(-1, 4), crowd, spans, broken
+    return {
+        "ids": _id_array([e.id for e in found]),
+        "owners": _id_array([e.image_id for e in found]),
+        "categories": np.array([e.category_id for e in found], dtype=np.int64),
+        "boxes": boxes.reshape(-1, 4),
+        "crowd": np.array([e.iscrowd for e in found], dtype=bool),
+        "good": good,
+        "broken": broken,
+    }
 
 
 def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
     parts = list(parts)
-    if any(p.dtype.kind != "i" for p in parts):
+    if any(p.dtype.kind == "U" for p in parts):
         parts = [p.astype(str) for p in parts]
     return np.concatenate(parts)
 
@@ -248,10 +263,12 @@ def _repeated(ids: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _grouped(image_ids: np.ndarray, parts: list[tuple]) -> tuple[Rows, list[tuple[str, Broken]]]:
-    """Rows grouped by picture, in file order within each, and what belongs to no picture or is there twice."""
-    ids, owners = _join(p[0] for p in parts), _join(p[1] for p in parts)
-    categories, boxes, crowd, spans = (np.concatenate([p[k] for p in parts]) for k in range(2, 6))
+def _grouped(image_ids: np.ndarray, found: dict[str, Any]) -> tuple[Rows, list[tuple[str, Broken]]]:
+    """Rows grouped by picture, in file order within each, and what belongs to no picture or is there twice.
+
+    The columns in `found` are taken out one by one, so that none is in memory twice for long.
+    """
+    ids, owners = found["ids"], found.pop("owners")
     if image_ids.dtype.kind != owners.dtype.kind:
         image_ids, owners = image_ids.astype(str), owners.astype(str)
     by_id = np.argsort(image_ids, kind="stable")
@@ -271,4 +288,5 @@ def _grouped(image_ids: np.ndarray, parts: list[tuple]) -> tuple[Rows, list[tupl
     picture = by_id[place[kept]]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(picture, minlength=len(image_ids)))])
     order = kept[np.argsort(picture, kind="stable")]
-    return Rows(ids, categories, boxes, crowd, spans, offsets).take(order, offsets), lost
+    names = ("ids", "categories", "boxes", "crowd", "spans")
+    return Rows(*(found.pop(name)[order] for name in names), offsets), lost

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from coordexp.data.annotations import Broken, decode_elements
 from coordexp.data.scan import element_spans, read_spans
@@ -26,14 +27,17 @@ class Category(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(list[Category]).decode
 
 
-def load(annotation_path: str | Path, on_bad: Literal["error", "skip"] = "error") -> list[Category]:
+def load(
+    annotation_path: str | Path, on_bad: Literal["error", "skip"] = "error", spans: np.ndarray | None = None
+) -> list[Category]:
     """Categories of a COCO or LVIS file, in file order; the rest of the file is not read into memory.
 
-    A category without a name or with a repeated id raises DataError naming file and id; with
-    `on_bad="skip"` it is left out.
+    `spans` [N, 2] are the bytes of each one, if they are known already. A category without a name or
+    with a repeated id raises DataError naming file and id; with `on_bad="skip"` it is left out.
     """
-    spans = element_spans(annotation_path, ("categories",)).get("categories")
-    if spans is None or not len(spans):
+    if spans is None:
+        spans = element_spans(annotation_path, ("categories",)).get("categories", ())
+    if not len(spans):
         fix = "give the path of a COCO or LVIS annotation file"
         raise DataError(located("the list is missing or empty", file=annotation_path, field="categories", fix=fix))
     fd = os.open(annotation_path, os.O_RDONLY)

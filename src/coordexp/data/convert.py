@@ -24,7 +24,7 @@ import numpy as np
 from coordexp import __version__
 from coordexp.contract import Metadata, Record, Source
 from coordexp.data import annotations as annotation_files
-from coordexp.data import categories, objects, order, pictures, scan, statistics
+from coordexp.data import categories, objects, order, parts, pictures, scan, statistics
 from coordexp.data.annotations import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.data.categories import descriptions, load
 from coordexp.data.objects import Geometry, Skip, build_objects
@@ -32,10 +32,10 @@ from coordexp.data.progress import Progress
 from coordexp.errors import ConfigError, DataError, located
 from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
-from coordexp.io import atomic_open, canonical_json, read_json, write_json, write_jsonl
+from coordexp.io import canonical_json, read_json, write_json
 
 CHUNK = 1024  # most pictures a part; small data sets have smaller parts, so that all workers get some
-_CODE = (annotation_files, categories, objects, order, pictures, polygons, resize, scan, statistics)
+_CODE = (annotation_files, categories, objects, order, parts, pictures, polygons, resize, scan, statistics)
 
 
 class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,13 +77,13 @@ class _Job(msgspec.Struct):
     annotations: Path
     image_dirs: list[str]
     labels: list[str]
-    texts: dict[int, str]
     options: ConvertOptions
     max_blocks: int
     images_dir: str
     prefix: str
     parts: Path
     index: Index | None = None
+    texts: dict[int, str] | None = None  # of the categories
 
 
 def convert(
@@ -106,29 +106,26 @@ def convert(
     source = load_source(manifest)
     base = manifest.parent
     image_dirs = [base / folder for folder in source.image_dirs]
-    texts = descriptions(load(base / source.annotations, options.on_bad), options.desc)
-    parts = _parts_folder(out_jsonl, source, image_dirs, options, max_blocks)
     job = _Job(
         source=source,
         annotations=base / source.annotations,
         image_dirs=[str(folder) for folder in image_dirs],
         labels=_labels(image_dirs),
-        texts=texts,
         options=options,
         max_blocks=max_blocks,
         images_dir=str(_own_images(images_dir, source, image_dirs, options, max_blocks)),
         prefix=f"{os.path.relpath(images_dir, out_jsonl.parent)}/".removeprefix("./"),
-        parts=parts,
+        parts=_parts_folder(out_jsonl, source, image_dirs, options, max_blocks),
     )
     index, tally = _run(job, options.num_workers)
-    written = _join(out_jsonl, parts, _chunk_count(index))
-    summary = statistics.summary(tally, source, len(texts))
+    written = parts.join(out_jsonl, job.parts, _chunk_count(index))
+    summary = statistics.summary(tally, source, len(job.texts))
     if not written:
         out_jsonl.unlink(missing_ok=True)
         found, fix = summary["pictures"], "correct what is named under `dropped`"
         raise DataError(located("no picture could be used", file=base / source.annotations, found=found, fix=fix))
     write_json(stats_path, summary)
-    shutil.rmtree(parts.parent)
+    shutil.rmtree(job.parts.parent)
 
 
 def load_source(manifest: str | Path) -> Source:
@@ -144,18 +141,24 @@ def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
     """Index the file, convert every chunk, and add up what they report."""
     pictures.reuse_memory()
     if workers <= 1:
-        job.index = build_index(job.annotations)
-        tally = statistics.lost(job.index, job.options.on_bad)
+        tally = _begin(job, build_index(job.annotations))
         return job.index, _collect(tally, job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
     try:
         with _pool(workers) as pool:
-            job.index = build_index(job.annotations, pool.map)
-        tally = statistics.lost(job.index, job.options.on_bad)
+            tally = _begin(job, build_index(job.annotations, pool.map))
         with _pool(workers, initializer=_set_job, initargs=(job,)) as pool:
             return job.index, _collect(tally, job.index, pool.map(_convert_part_of_job, range(_chunk_count(job.index))))
     except BrokenProcessPool as error:
         fix = "give it more memory or fewer workers; what is finished is kept for the next run"
         raise DataError(located("a conversion process was killed", file=job.annotations, fix=fix)) from error
+
+
+def _begin(job: _Job, index: Index) -> statistics.Tally:
+    """Tell the job what is in the file; returns the counts of what belongs to no picture."""
+    job.index = index
+    table = load(job.annotations, job.options.on_bad, index.categories)
+    job.texts = descriptions(table, job.options.desc)
+    return statistics.lost(index, job.options.on_bad)
 
 
 def _pool(workers: int, **options) -> ProcessPoolExecutor:
@@ -199,10 +202,8 @@ def _chunk_count(index: Index) -> int:
 
 def _convert_part(job: _Job, k: int) -> tuple[statistics.Tally, dict[str, int]]:
     """Convert chunk k, or read what an earlier run left; (counts, what became of its pictures)."""
-    counts_path = job.parts / f"{k:06d}.json"
-    if counts_path.exists():
-        tally = statistics.Tally.from_json(counts_path.read_bytes())
-        return tally, {"finished earlier": tally.counts["pictures listed"]}
+    if (earlier := parts.read_tally(job.parts, k)) is not None:
+        return earlier, {"finished earlier": earlier.counts["pictures listed"]}
     tally, how = statistics.Tally(), Counter()
     gc.disable()  # nothing here is cyclic, and a hundred thousand small objects are looked at again and again
     fd = os.open(job.index.path, os.O_RDONLY)
@@ -214,9 +215,7 @@ def _convert_part(job: _Job, k: int) -> tuple[statistics.Tally, dict[str, int]]:
     finally:
         os.close(fd)
         gc.enable()
-    write_jsonl(job.parts / f"{k:06d}.jsonl", records)
-    with atomic_open(counts_path) as handle:
-        handle.write(msgspec.json.encode(tally))
+    parts.write(job.parts, k, tally, records)
     return tally, how
 
 
@@ -333,7 +332,7 @@ def _own_images(folder: Path, source: Source, image_dirs: list[Path], options: C
 def _parts_folder(
     jsonl: Path, source: Source, image_dirs: list[Path], options: ConvertOptions, max_blocks: int
 ) -> Path:
-    """Where chunks are kept until all are done; those of another configuration are thrown away."""
+    """Where finished chunks of just this conversion are kept."""
     key = {
         "source": msgspec.to_builtins(source),
         "image_dirs": [str(d.resolve()) for d in image_dirs],
@@ -342,23 +341,7 @@ def _parts_folder(
         "chunk": CHUNK,
         "code": __version__ + _digest(*_CODE),
     }
-    name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
-    folder = jsonl.parent / f".{jsonl.name}.parts"
-    if folder.exists():
-        for other in folder.iterdir():
-            if other.name != name:
-                shutil.rmtree(other)
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    return folder / name
-
-
-def _join(jsonl: Path, parts: Path, count: int) -> int:
-    """Concatenate the chunks in order; returns the bytes written."""
-    with atomic_open(jsonl) as out:
-        for k in range(count):
-            with (parts / f"{k:06d}.jsonl").open("rb") as part:
-                shutil.copyfileobj(part, out)
-        return out.tell()
+    return parts.folder(jsonl, hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16])
 
 
 def _digest(*modules) -> str:
