@@ -97,6 +97,29 @@ def test_enlarging_is_bicubic_to_the_eye():
     assert np.abs(fast - plain).max() < 12
 
 
+@pytest.mark.parametrize("quality", [90, 95, 97])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}], ids=str)
+def test_the_short_way_of_plain_jpegs_gives_the_bytes_of_the_general_one(tmp_path, monkeypatch, quality, options):
+    source = save(tmp_path / "a.jpg", picture(150, 113), **options)
+    short, general = tmp_path / "short.jpg", tmp_path / "general.jpg"
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "_resized", None)  # must not be needed
+        prepare(source, short, (150, 113), (192, 128), quality)
+    monkeypatch.setattr(pictures, "_enlarged", lambda *a: None)
+    prepare(source, general, (150, 113), (192, 128), quality)
+    assert short.read_bytes() == general.read_bytes()
+
+
+@pytest.mark.parametrize("save_as", [{"mode": "L"}, {"mode": "CMYK"}, {"orientation": 6}], ids=str)
+def test_other_jpegs_take_the_general_way(tmp_path, monkeypatch, save_as):
+    exif = Image.Exif()
+    exif[0x0112] = save_as.get("orientation", 1)
+    source = save(tmp_path / "a.jpg", picture(64, 40).convert(save_as.get("mode", "RGB")), exif=exif)
+    annotated, size = ((40, 64), (64, 96)) if "orientation" in save_as else ((64, 40), (96, 64))
+    monkeypatch.setattr(pictures.cv2, "imdecode", None)  # must not be needed
+    assert prepare(source, tmp_path / "out.jpg", annotated, size, 95) == "encoded"
+
+
 def test_shrinking_smooths_first():
     """Alternating columns become grey, not stripes."""
     stripes = np.zeros((64, 640, 3), dtype=np.uint8)
@@ -194,7 +217,7 @@ def test_an_empty_or_older_target_is_made_again(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    source = save(tmp_path / "a.jpg", picture(*SIZE))
+    source = save(tmp_path / "a.png", picture(*SIZE))
 
     def full(self, handle, *args, **options):
         handle.write(b"half")

@@ -6,8 +6,9 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from coordexp.errors import DataError, located
 
 EXIF_ORIENTATION = 0x0112
 DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
+CHROMA = {0: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 2: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 Image.MAX_IMAGE_PIXELS = 400_000_000
 cv2.setNumThreads(1)  # processes are the stage's own
@@ -84,6 +86,9 @@ def prepare(
                 image.load()  # a truncated file must not pass because its header is right
                 _link(source, target)
                 return "linked"
+            if (encoded := _enlarged(image, upright, size, quality)) is not None:
+                _write(target, lambda handle: handle.write(encoded))
+                return "encoded"
             pixels = _resized(image, upright, size)
     except PictureError:
         raise
@@ -91,7 +96,7 @@ def prepare(
         raise PictureError("unreadable picture", f"{source}: not a picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError("unreadable picture", f"{source}: {error}") from error
-    _save(pixels, target, quality)
+    _write(target, lambda handle: _save(pixels, handle, target.suffix, quality))
     return "encoded"
 
 
@@ -121,6 +126,24 @@ def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bo
     tagged = image.getexif().get(EXIF_ORIENTATION, 1) != 1  # a viewer would turn it, whatever we decided
     single = getattr(image, "n_frames", 1) == 1
     return plain and single and orientation == 1 and not tagged and image.size == size
+
+
+def _enlarged(image: Image.Image, orientation: int, size: tuple[int, int], quality: int) -> np.ndarray | None:
+    """The usual case without a copy between libraries: a plain JPEG that grows, encoded anew; None for any other.
+
+    OpenCV's pixels and bytes are those of `_resized` and `_save`. None too for a file that it cannot
+    decode: Pillow then says why.
+    """
+    grows = size != image.size and size[0] >= image.width and size[1] >= image.height
+    if not (image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and grows):
+        return None
+    data = np.fromfile(image.filename, dtype=np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # [H, W, 3], blue first
+    if pixels is None:
+        return None
+    large = cv2.resize(pixels, size, dst=_canvas(size), interpolation=cv2.INTER_CUBIC)
+    chroma = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, CHROMA[subsampling(quality)])
+    return cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, quality, *chroma])[1]
 
 
 def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
@@ -183,16 +206,20 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _save(pixels: Image.Image, target: Path, quality: int) -> None:
-    """Encode beside the target, then rename: no fsync, as a lost picture is simply made again."""
+def _save(pixels: Image.Image, handle: IO[bytes], suffix: str, quality: int) -> None:
+    if suffix.lower() == ".png":
+        pixels.save(handle, "PNG", compress_level=1)
+    else:
+        pixels.save(handle, "JPEG", quality=quality, subsampling=subsampling(quality))
+
+
+def _write(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write beside the target, then rename: no fsync, as a lost picture is simply made again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fd, scratch = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(fd, "wb") as handle:
-            if target.suffix.lower() == ".png":
-                pixels.save(handle, "PNG", compress_level=1)
-            else:
-                pixels.save(handle, "JPEG", quality=quality, subsampling=subsampling(quality))
+            write(handle)
         Path(scratch).chmod(0o644)
         Path(scratch).replace(target)
     except BaseException:
