@@ -22,6 +22,13 @@ from coordexp.errors import DataError, located
 
 Decode = Callable[[bytes], list[Any]]
 BLOCK = 8192  # elements decoded at once while the index is built
+_COLUMNS = (
+    ("ids", (), np.int64),
+    ("owners", (), np.int64),
+    ("categories", (), np.int64),
+    ("boxes", (4,), np.float64),
+    ("crowd", (), bool),
+)
 
 
 class Image(msgspec.Struct):
@@ -215,36 +222,49 @@ def _image_ids(block: tuple[str, np.ndarray]) -> np.ndarray:
 
 
 def _annotations(path: str | Path, spans: np.ndarray, mapper: Mapper) -> dict[str, Any]:
-    """Columns of all annotations in file order, as in Rows, and their `owners`; the `broken` ones are left out."""
-    parts = list(mapper(_annotation_columns, _blocks(path, spans)))
-    good = np.concatenate([part.pop("good") for part in parts])
-    broken = [element for part in parts for element in part.pop("broken")]
-    out = {name: _join(part.pop(name) for part in parts) for name in tuple(parts[0])}
-    return out | {"spans": spans if good.all() else spans[good], "broken": broken}
+    """Columns of all annotations in file order, as in Rows, and their `owners`; the `broken` ones are left out.
+
+    Blocks are copied into place as they come, so that memory is that of the columns.
+    """
+    size, at, done = len(spans), 0, 0
+    columns = {name: np.empty((size, *shape), kind) for name, shape, kind in _COLUMNS}
+    good, broken = np.ones(size, bool), []
+    for part, part_good, part_broken in mapper(_annotation_columns, _blocks(path, spans)):
+        for name, values in part.items():
+            if values.dtype.kind == "U" and columns[name].dtype.kind == "i":
+                columns[name] = columns[name].astype(object)  # text of any length
+            columns[name][at : at + len(values)] = values
+        good[done : done + len(part_good)] = part_good
+        broken += part_broken
+        at, done = at + len(part["ids"]), done + len(part_good)
+    if broken:
+        spans = spans[good]
+        columns = {name: column[:at] for name, column in columns.items()}
+    texts = {name: column.astype(str) for name, column in columns.items() if column.dtype.kind == "O"}
+    return columns | texts | {"spans": spans, "broken": broken}
 
 
-def _annotation_columns(block: tuple[str, np.ndarray]) -> dict[str, Any]:
-    """Columns of a block of annotations, which elements are `good`, and the `broken` ones."""
+def _annotation_columns(block: tuple[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, list[Broken]]:
+    """(columns of the sound elements of a block of annotations, which these are, the other elements)."""
     found = _read_block(*block, _decode_annotations)
     good = np.array([not isinstance(e, Broken) for e in found], dtype=bool)
     broken = [e for e in found if isinstance(e, Broken)]
     if broken:
         found = [e for e in found if not isinstance(e, Broken)]
     boxes = np.fromiter(itertools.chain.from_iterable(e.bbox for e in found), np.float64, 4 * len(found))
-    return {
+    columns = {
         "ids": _id_array([e.id for e in found]),
         "owners": _id_array([e.image_id for e in found]),
         "categories": np.array([e.category_id for e in found], dtype=np.int64),
         "boxes": boxes.reshape(-1, 4),
         "crowd": np.array([e.iscrowd for e in found], dtype=bool),
-        "good": good,
-        "broken": broken,
     }
+    return columns, good, broken
 
 
 def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
     parts = list(parts)
-    if any(p.dtype.kind == "U" for p in parts):
+    if any(p.dtype.kind != "i" for p in parts):
         parts = [p.astype(str) for p in parts]
     return np.concatenate(parts)
 
@@ -271,10 +291,12 @@ def _grouped(image_ids: np.ndarray, found: dict[str, Any]) -> tuple[Rows, list[t
     ids, owners = found["ids"], found.pop("owners")
     if image_ids.dtype.kind != owners.dtype.kind:
         image_ids, owners = image_ids.astype(str), owners.astype(str)
-    by_id = np.argsort(image_ids, kind="stable")
+    by_id = np.argsort(image_ids, kind="stable").astype(np.int32)
     sorted_ids = image_ids[by_id]
     place = np.minimum(np.searchsorted(sorted_ids, owners), len(sorted_ids) - 1)
     orphan = sorted_ids[place] != owners
+    picture = by_id[place]
+    del place
     repeated = _repeated(ids)
     lost = [
         ("annotations", Broken(ids[i].item(), owners[i].item(), "duplicate annotation id"))
@@ -284,9 +306,9 @@ def _grouped(image_ids: np.ndarray, found: dict[str, Any]) -> tuple[Rows, list[t
         ("annotations", Broken(ids[i].item(), owners[i].item(), f"image_id {owners[i].item()!r} is not in images"))
         for i in np.flatnonzero(orphan & ~repeated)
     ]
-    kept = np.flatnonzero(~orphan & ~repeated)
-    picture = by_id[place[kept]]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(picture, minlength=len(image_ids)))])
-    order = kept[np.argsort(picture, kind="stable")]
-    names = ("ids", "categories", "boxes", "crowd", "spans")
-    return Rows(*(found.pop(name)[order] for name in names), offsets), lost
+    picture[orphan | repeated] = len(image_ids)  # behind all others
+    counts = np.bincount(picture, minlength=len(image_ids))[: len(image_ids)]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    order = np.argsort(picture, kind="stable")[: offsets[-1]]
+    del ids, owners, picture
+    return Rows(*(found.pop(name)[order] for name in ("ids", "categories", "boxes", "crowd", "spans")), offsets), lost
