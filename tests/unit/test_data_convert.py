@@ -254,6 +254,30 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert (out / "stats.json").read_bytes() == (whole / "stats.json").read_bytes()
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
+    """Chunks do not wait for the disk: a machine that loses power may leave any of these."""
+    manifest, out = write_dataset(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(module, "CHUNK", 2)
+    convert_to(manifest, tmp_path / "whole")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert_to(manifest, out)
+    (part,) = out.rglob("000001.part")
+    data = part.read_bytes()
+    spoiled = {"cut": data[:-20], "empty": b"", "changed": data.replace(b'"cat"', b'"cow"')}[damage]
+    assert spoiled != data
+    part.write_bytes(spoiled)
+    opened = []
+    read_images = module.read_images
+    monkeypatch.setattr(module, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b))
+    convert_to(manifest, out)
+    assert opened == [2]
+    for name in ("train.jsonl", "stats.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
     manifest = write_dataset(tmp_path)
     monkeypatch.setattr(module, "CHUNK", 2)

@@ -215,6 +215,21 @@ def test_two_processes_do_not_fetch_the_same_file_twice(server, tmp_path):
     assert paths_of(server).count("/train2017.zip") == 1
 
 
+def test_files_of_a_split_are_fetched_at_the_same_time(server, tmp_path):
+    """Each answer waits for the other two: one download after another would never end."""
+    together = threading.Barrier(3, timeout=10)
+
+    def wait(handler, body):
+        together.wait()
+        answer(handler, body)
+
+    for path in ("/val.json.zip", "/train2017.zip", "/val2017.zip"):
+        server.script[path] = [wait]
+    run(lvis(server), tmp_path, "val")
+    assert not together.broken
+    assert len(server.requests) == 3
+
+
 def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
     with serving() as gone:
         entry = lvis(gone)
