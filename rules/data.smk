@@ -118,3 +118,16 @@ rule tiny_split:
     shell:
         "python -m workflow_scripts.tiny_split --config {params.config:q} --records {input.records:q}"
         " --tokens {input.tokens:q} --tiny-records {output.records:q} --tiny-tokens {output.tokens:q} > {log:q} 2>&1"
+
+
+rule data:
+    """Target for the data alone: every file of the splits in data.splits, of one run."""
+    input:
+        expand(
+            f"{RESULTS}/{{{{run}}}}/data/{{split}}{{tiny}}{{space}}.jsonl",
+            split=settings.data["splits"],
+            tiny=["", "_tiny"],
+            space=["", ".coord"],
+        ),
+    output:
+        touch(f"{RESULTS}/{{run}}/data/complete"),

@@ -17,6 +17,7 @@ RULES = {
     name: body
     for file in sorted((REPOSITORY / "rules").glob("*.smk"))
     for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", file.read_text(), flags=re.MULTILINE)
+    if "shell:" in body  # a rule that only names files runs nowhere
 }
 ENVS = {file.stem: file for file in (REPOSITORY / "envs").glob("*.yaml")}
 

@@ -82,6 +82,14 @@ def test_no_job_takes_more_cores_than_are_given(tmp_path):
         assert all(int(n) <= cores for n in re.findall(r"^ +threads: (\d+)$", printed, flags=re.MULTILINE))
 
 
+def test_the_data_alone_of_the_splits_asked_for(tmp_path):
+    own = ("--snakefile", str(REPOSITORY / "Snakefile"), *own_profile())
+    for splits in (["val"], ["train", "val"]):
+        choice = ("--config", f"data={{'splits': {splits}}}", "--", "results/lvis_768/data/complete")
+        jobs = dict.fromkeys(("download", "convert_resize", "coord_tokenize", "tiny_split"), len(splits))
+        assert counts(snakemake(tmp_path, *own, *choice)) == {**jobs, "data": 1, "total": 4 * len(splits) + 1}
+
+
 def test_libraries_are_held_to_the_rule_s_threads(tmp_path):
     snakefile = f"""
 include: "{REPOSITORY / "rules" / "common.smk"}"

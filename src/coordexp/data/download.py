@@ -83,7 +83,7 @@ def _needed(name: str, dataset: dict, split: str) -> list[str]:
         )
     for key in ("annotations", "image_dirs"):
         if split not in dataset.get(key, {}):
-            fix = f"add data.{name}.{key}.{split}, or leave {split!r} out of data.splits"
+            fix = f"add data.{name}.{key}.{split}, or ask for another split (data.splits for the data as a whole)"
             found = sorted(dataset.get(key, {}))
             raise ConfigError(
                 located("no such split", field=f"data.{name}.{key}", expected=split, found=found, fix=fix)
