@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from coordexp.recipe import Recipe, load_recipe, merge
+from coordexp.recipe import Recipe, load_recipe
+from coordexp.settings_file import merge
 
 FOLDER = Path("config/ablation")
 BASE_ARM = "base"

@@ -3,7 +3,7 @@
 import pytest
 
 from coordexp.io import read_json, read_jsonl
-from coordexp.recipe import merge
+from coordexp.settings_file import merge
 from tests.workflow.conftest import SMALL, Workflow
 
 STEPS = {"training": {"max_steps": 2, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1}}
