@@ -132,7 +132,7 @@ def test_split_logits_reads_in_chunks(monkeypatch):
     logits, labels, targets = batch(dtype=torch.float32)
     whole = logits.clone().requires_grad_()
     objective(whole, labels, targets, ALL, START)[0].backward()
-    monkeypatch.setattr("coordexp.loss.logits.CHUNK_ROWS", 3)
+    monkeypatch.setattr("coordexp.loss.logits.CHUNK", {"cpu": 3 * VOCAB})
     parts = logits.clone().requires_grad_()
     objective(parts, labels, targets, ALL, START)[0].backward()
     assert torch.allclose(whole.grad, parts.grad, rtol=1e-6, atol=1e-9)
@@ -169,7 +169,7 @@ def test_wasserstein_of_two_deltas_is_their_distance():
     z = torch.full((1, 1000), -1e4)
     z[0, 100] = 0
     wanted = one_each(torch.tensor([350]), torch.tensor([350 / 999]))
-    value = slots.wasserstein1(z, wanted, sigma=1e-3, truncate=2)
+    value = slots.wasserstein1(z.softmax(-1), wanted, sigma=1e-3, truncate=2)
     assert value.item() == pytest.approx(250 / 999, rel=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_gate_is_zero_exactly_when_all_mass_is_on_coordinate_ids():
 def test_derivative_of_the_expectation():
     z = torch.randn(1, 1000, dtype=torch.float64, requires_grad=True)
     temperature = 0.7
-    e = slots.expectation(z, temperature)
+    e = slots.expectation(slots.log_probabilities(z, temperature).exp())
     (grad,) = torch.autograd.grad(e.sum(), z)
     p = (z / temperature).softmax(-1)
     phi = torch.arange(1000, dtype=torch.float64) / 999

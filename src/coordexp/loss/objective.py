@@ -12,9 +12,9 @@ import torch
 
 from coordexp.loss import boxes as box_terms
 from coordexp.loss import slots as slot_terms
-from coordexp.loss.logits import Split, split_logits
+from coordexp.loss.logits import split_logits
 from coordexp.loss.matching import match
-from coordexp.loss.targets import Labels, Targets, slot_targets, supervised, text_targets
+from coordexp.loss.targets import Targets, slot_targets, supervised, text_targets
 from coordexp.recipe import Loss
 
 GEOMETRY = ("l1", "giou", "ciou")
@@ -55,19 +55,22 @@ def objective(
     local = Counts(found.ids.numel() - found.slots.numel(), found.slots.numel(), targets.boxes.shape[0])
     places, ids, share = text_targets(found, targets.spread)
     split = split_logits(logits.reshape(-1, logits.shape[-1]), found.rows, (places, ids), found.slots, coord_start)
-    expected = slot_terms.expectation(split.coord, weights.temperature)
+    log_p = slot_terms.log_probabilities(split.coord, weights.temperature)
+    p = log_p.exp()
+    expected = slot_terms.expectation(p)
+    gate = slot_terms.gate(split.lse[found.slots], split.coord)
     bins = found.ids[found.slots] - coord_start
 
     sums = {
         "text": split.lse[found.text].sum() - (share * split.picked).sum(),
-        **_slot_sums(split, found, bins, targets, weights),
+        **_slot_sums(log_p, p, gate, bins, targets, weights),
         **_box_sums(expected, targets, weights),
     }
     scale = {name: getattr(weights, name) * (ramp(weights, progress) if name in GEOMETRY else 1.0) for name in sums}
     sizes, mine = _sizes(sums, counts or local), _sizes(sums, local)
     loss = sum((scale[name] * total / sizes[name] for name, total in sums.items() if scale[name]), logits.new_zeros(()))
     metrics = {name: total.detach() / mine[name] for name, total in sums.items()}
-    return loss, metrics | diagnostics(split, expected, bins, targets.coords, found.slots)
+    return loss, metrics | diagnostics(log_p, gate, expected, bins, targets.coords)
 
 
 def ramp(weights: Loss, progress: float) -> float:
@@ -80,15 +83,15 @@ def ramp(weights: Loss, progress: float) -> float:
 
 @torch.no_grad()
 def diagnostics(
-    split: Split, expected: torch.Tensor, bins: torch.Tensor, coords: torch.Tensor, slots: torch.Tensor
+    log_p: torch.Tensor, gate: torch.Tensor, expected: torch.Tensor, bins: torch.Tensor, coords: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Coordinate accuracy, mass on coordinate ids, and the error of the expectation in bins (median, p90)."""
     if not bins.numel():
         return {}
     error = (expected - coords).abs() * slot_terms.LAST_BIN
     return {
-        "coord_accuracy": (split.coord.argmax(dim=-1) == bins).float().mean(),
-        "coord_mass": torch.exp(-slot_terms.gate(split.lse[slots], split.coord)).mean(),
+        "coord_accuracy": (log_p.argmax(dim=-1) == bins).float().mean(),
+        "coord_mass": torch.exp(-gate).mean(),
         "bin_error_median": error.median(),
         "bin_error_p90": error.quantile(0.9),
     }
@@ -100,15 +103,14 @@ def _sizes(sums: dict[str, torch.Tensor], counts: Counts) -> dict[str, int]:
 
 
 def _slot_sums(
-    split: Split, found: Labels, bins: torch.Tensor, targets: Targets, weights: Loss
+    log_p: torch.Tensor, p: torch.Tensor, gate: torch.Tensor, bins: torch.Tensor, targets: Targets, weights: Loss
 ) -> dict[str, torch.Tensor]:
     wanted = slot_targets(bins, targets.coords, targets.spread)
-    shape = (weights.sigma, weights.truncate, weights.temperature)
     terms = {
-        "ce": lambda: slot_terms.hard_ce(split.coord, wanted, weights.temperature),
-        "soft_ce": lambda: slot_terms.soft_ce(split.coord, wanted, *shape),
-        "w1": lambda: slot_terms.wasserstein1(split.coord, wanted, *shape),
-        "gate": lambda: slot_terms.gate(split.lse[found.slots], split.coord),
+        "ce": lambda: slot_terms.hard_ce(log_p, wanted),
+        "soft_ce": lambda: slot_terms.soft_ce(log_p, wanted, weights.sigma, weights.truncate),
+        "w1": lambda: slot_terms.wasserstein1(p, wanted, weights.sigma, weights.truncate),
+        "gate": lambda: gate,
     }
     return {name: term().sum() for name, term in terms.items() if getattr(weights, name)}
 

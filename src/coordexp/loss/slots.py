@@ -37,16 +37,20 @@ def bin_centres(like: torch.Tensor) -> torch.Tensor:
     return torch.arange(COORD_BINS, device=like.device, dtype=like.dtype) / LAST_BIN
 
 
-def expectation(z: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Continuous coordinate in [0, 1]: e = sum_k phi_k softmax(z / T)_k, for z [..., 1000]."""
-    return (z / temperature).softmax(dim=-1) @ bin_centres(z)
+def log_probabilities(z: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """log p = log softmax(z / T) over coordinate ids, for z [S, 1000]: what the other terms start from."""
+    return (z if temperature == 1.0 else z / temperature).log_softmax(dim=-1)
 
 
-def hard_ce(z: torch.Tensor, wanted: Wanted, temperature: float = 1.0) -> torch.Tensor:
-    """-log softmax(z / T)_t over coordinate ids alone (its mean over a slot's targets), for z [S, 1000]."""
-    scaled = z / temperature
-    named = wanted.weight * scaled[wanted.slot, wanted.bins]
-    return scaled.logsumexp(dim=-1).index_add(0, wanted.slot, -named)
+def expectation(p: torch.Tensor) -> torch.Tensor:
+    """Continuous coordinate in [0, 1]: e = sum_k phi_k p_k, for p [..., 1000]."""
+    return p @ bin_centres(p)
+
+
+def hard_ce(log_p: torch.Tensor, wanted: Wanted) -> torch.Tensor:
+    """-log p_t over coordinate ids alone (its mean over a slot's targets), for log p [S, 1000]."""
+    named = wanted.weight * log_p[wanted.slot, wanted.bins]
+    return log_p.new_zeros(log_p.shape[0]).index_add(0, wanted.slot, -named)
 
 
 def soft_targets(coords: torch.Tensor, sigma: float, truncate: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,20 +68,16 @@ def soft_targets(coords: torch.Tensor, sigma: float, truncate: int) -> tuple[tor
     return index.clamp(0, LAST_BIN), logits.softmax(dim=-1)
 
 
-def soft_ce(z: torch.Tensor, wanted: Wanted, sigma: float, truncate: int, temperature: float = 1.0) -> torch.Tensor:
-    """-sum_i q_i log softmax(z / T)_i with `soft_targets`, read at the window's bins alone."""
+def soft_ce(log_p: torch.Tensor, wanted: Wanted, sigma: float, truncate: int) -> torch.Tensor:
+    """-sum_i q_i log p_i with `soft_targets`, read at the window's bins alone."""
     index, q = soft_targets(wanted.coords, sigma, truncate)
-    scaled = z / temperature
-    named = wanted.weight * (q * scaled[wanted.slot[:, None], index]).sum(dim=-1)
-    return scaled.logsumexp(dim=-1).index_add(0, wanted.slot, -named)
+    named = wanted.weight * (q * log_p[wanted.slot[:, None], index]).sum(dim=-1)
+    return log_p.new_zeros(log_p.shape[0]).index_add(0, wanted.slot, -named)
 
 
-def wasserstein1(
-    z: torch.Tensor, wanted: Wanted, sigma: float, truncate: int, temperature: float = 1.0
-) -> torch.Tensor:
-    """Wasserstein-1 distance in [0, 1] between softmax(z / T) and `soft_targets`: sum |CDF_p - CDF_q| / 999."""
+def wasserstein1(p: torch.Tensor, wanted: Wanted, sigma: float, truncate: int) -> torch.Tensor:
+    """Wasserstein-1 distance in [0, 1] between p [S, 1000] and `soft_targets`: sum |CDF_p - CDF_q| / 999."""
     index, q = soft_targets(wanted.coords, sigma, truncate)
-    p = (z / temperature).softmax(dim=-1)
     places = (wanted.slot[:, None].expand_as(index), index)
     difference = p.index_put(places, -wanted.weight[:, None] * q, accumulate=True)
     return difference.cumsum(dim=-1)[:, :-1].abs().sum(dim=-1) / LAST_BIN

@@ -1,0 +1,282 @@
+"""A training step of the whole objective against ms-swift's plain cross-entropy, and what the data loader costs.
+
+python benchmarks/train_step.py prepare FOLDER    checkpoints and records (a minute, any machine load)
+python benchmarks/train_step.py measure FOLDER    the measurement, on an idle machine: results/train_step.json
+
+Every arm is an ms-swift trainer on the same checkpoint, batch and optimizer; they differ in `loss_type` and in the
+recipe's loss alone. A step is what the trainer's loop does: counts of the batch, forward, loss, backward, clipping,
+optimizer. Arms alternate step by step in one process. Peak memory is the resident set's high-water mark during a
+step, measured in a process of its own for each arm; the part that stays (weights, optimizer) is given beside it.
+
+Cases: the compact vocabulary, the published one (152,670 rows), 300 objects a picture (compact; the shorter the rest
+of a step, the more the matching weighs), and the loader of the demo's recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/train_step.json"
+TERMS = {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "gate": 2, "l1": 1, "giou": 1, "ciou": 1, "temperature": 0.9}
+FULL = {**TERMS, "sigma": 1.5, "truncate": 8}
+ARMS = {"plain": None, "full": FULL, "hungarian": {**FULL, "matching": "hungarian"}}
+ARMS["remaining"] = {**ARMS["hungarian"], "set_targets": "remaining"}
+# vocabulary, objects a picture, pictures a batch, steps timed of each arm, arms
+CASES = {
+    "compact": ("compact", 12, 16, 30, ("plain", "full", "remaining")),
+    "published": ("published", 20, 2, 10, ("plain", "full", "remaining")),
+    "crowd": ("compact", 300, 2, 8, ("plain", "full", "hungarian")),
+}
+SIDE = 128
+NAMES = ["person", "traffic light", "cat", "potted plant", "baseball bat", "cup", "dog", "wine glass", "bench", "kite"]
+
+
+def prepare(folder: Path) -> None:
+    from coordexp.model import tiny, vocab
+
+    sys.path.insert(0, str(ROOT / "tests" / "unit"))
+    from model_helpers import qwen3_tokenizer
+
+    for name, tokenizer in (("compact", None), ("published", qwen3_tokenizer())):
+        tiny.build(folder / name / "base", 7, tokenizer=tokenizer, embed_std=0.1)
+        vocab.expand(folder / name / "base", folder / name / "model")
+    for name, (_, objects, batch, *_) in CASES.items():
+        write_records(folder / f"{name}.jsonl", objects, 4 * batch)
+    write_records(folder / "loader.jsonl", 2, 640)
+
+
+def write_records(path: Path, objects: int, pictures: int) -> None:
+    """Noise pictures with random boxes, in token space."""
+    import numpy as np
+    from PIL import Image
+
+    from coordexp.contract import Metadata, Object, Record, coord_token
+    from coordexp.io import write_jsonl
+
+    rng, random_names = np.random.default_rng(5), random.Random(5)
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for n in range(pictures):
+        pixels = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+        found = []
+        for _ in range(objects):
+            corners = np.sort(rng.uniform(0.0, 1.0, (2, 2)), axis=0)
+            norm = corners.flatten().tolist()
+            tokens = [coord_token(round(c * 999)) for c in norm]
+            found.append(Object(random_names.choice(NAMES), 1, norm, bbox_2d=tokens))
+        rows.append(Record([f"{folder.name}/{n}.png"], SIDE, SIDE, "token", found, Metadata(n, SIDE, SIDE)))
+    write_jsonl(path, rows)
+
+
+def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: dict | None, **training):
+    """A trainer of ms-swift as `swift sft` would run it, not started. `loss` None: ms-swift's own cross-entropy."""
+    from coordexp.recipe import load_recipe
+    from coordexp.swift import settings
+    from coordexp.swift.train import swift_arguments
+
+    overrides = {
+        "template": {"max_length": 32768},
+        "training": {"per_device_train_batch_size": batch, "max_steps": 1000, **training},
+        "custom": {"train_jsonl": str(jsonl), "loss": loss or {}},
+    }
+    recipe = load_recipe(ROOT / "config/train/full_tiny.yaml", overrides)
+    import msgspec
+
+    os.environ[settings.VARIABLE] = json.dumps(msgspec.to_builtins(recipe.custom))
+    os.environ["IMAGE_MIN_TOKEN_NUM"] = "1"
+    settings.custom_section.cache_clear()
+    out = Path(tempfile.mkdtemp(dir=folder))
+    arguments = swift_arguments(recipe, folder / vocabulary / "model", out, out)
+    if loss is None:
+        del arguments["loss_type"]
+
+    from swift.arguments import SftArguments
+    from swift.pipelines import SwiftSft
+    from swift.trainers import Seq2SeqTrainer, TrainerFactory
+
+    class Unstarted(SwiftSft):
+        def train(self, trainer):
+            return trainer
+
+    from coordexp.swift import dataset, trainer
+
+    dataset.samples.cache_clear()
+    pipeline = Unstarted(SftArguments(**arguments))
+    if loss is None:
+        TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{Seq2SeqTrainer.__module__}.Seq2SeqTrainer"
+    else:
+        trainer.register()
+    built = pipeline.run()
+    built.create_optimizer_and_scheduler(1000)
+    built.model.train()
+    return built
+
+
+def step(trainer, batch: dict) -> float:
+    """One optimisation step as the trainer's loop does it; seconds."""
+    import torch
+
+    began = time.perf_counter()
+    samples, count = trainer.get_batch_samples(iter([dict(batch)]), 1, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.training_step(trainer.model, samples[0], count)
+    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
+    return time.perf_counter() - began
+
+
+def batches_of(trainer, count: int = 4) -> list[dict]:
+    rows = trainer.args.per_device_train_batch_size
+    samples = [trainer.train_dataset[i % len(trainer.train_dataset)] for i in range(rows * count)]
+    collated = [trainer.data_collator([dict(s) for s in samples[i * rows : (i + 1) * rows]]) for i in range(count)]
+    return collated
+
+
+def time_case(folder: Path, name: str) -> dict:
+    vocabulary, objects, batch, steps, arms = CASES[name]
+    jsonl = folder / f"{name}.jsonl"
+    trainers = {arm: build_trainer(folder, vocabulary, jsonl, batch, ARMS[arm]) for arm in arms}
+    inputs = {arm: batches_of(trainer) for arm, trainer in trainers.items()}
+    for arm, trainer in trainers.items():
+        for batch_inputs in inputs[arm][:2]:
+            step(trainer, batch_inputs)
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for n in range(steps):
+        order = arms if n % 2 == 0 else arms[::-1]
+        for arm in order:
+            seconds[arm].append(step(trainers[arm], inputs[arm][n % 4]))
+    labels = inputs["plain"][0]["labels"]
+    reference = seconds["plain"]
+    return {
+        "objects_per_picture": objects,
+        "pictures_per_batch": batch,
+        "rows_of_vocabulary": trainers["plain"].model.config.text_config.vocab_size,
+        "supervised_tokens": int((labels != -100).sum()),
+        "batch_by_length": list(labels.shape),
+        "steps": steps,
+        "median_seconds": {arm: statistics.median(times) for arm, times in seconds.items()},
+        "step_time_ratio": {arm: statistics.median(_ratios(seconds[arm], reference)) for arm in arms if arm != "plain"},
+        **_added_by_matching(seconds),
+    }
+
+
+def _ratios(times: list[float], reference: list[float]) -> list[float]:
+    return [a / b for a, b in zip(times, reference, strict=True)]
+
+
+def _added_by_matching(seconds: dict[str, list[float]]) -> dict:
+    if "hungarian" not in seconds:
+        return {}
+    return {"matching_adds": statistics.median(_ratios(seconds["hungarian"], seconds["full"])) - 1}
+
+
+def memory_of(folder: Path, name: str, arm: str) -> dict:
+    """Peak and resting resident memory of one arm, MB; runs in a process of its own."""
+    vocabulary, _, batch, _, _ = CASES[name]
+    trainer = build_trainer(folder, vocabulary, folder / f"{name}.jsonl", batch, ARMS[arm])
+    inputs = batches_of(trainer, 1)[0]
+    step(trainer, inputs)
+    step(trainer, inputs)
+    resting = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    step(trainer, inputs)
+    return {"peak_mb": _status("VmHWM"), "resting_mb": resting}
+
+
+def _status(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def time_loader(folder: Path, steps: int = 40) -> dict:
+    """The demo's recipe with its one loader worker: how long a step waits for its batch."""
+    trainer = build_trainer(folder, "compact", folder / "loader.jsonl", 16, FULL)
+    dataset, collate = trainer.train_dataset, trainer.data_collator
+    began = time.perf_counter()
+    for n in range(8):
+        collate([dataset[i] for i in range(16 * n, 16 * n + 16)])
+    alone = (time.perf_counter() - began) / 8
+    batches = iter(trainer.get_train_dataloader())
+    waits, computing = [], []
+    for n in range(steps):
+        began = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - began)
+        took = step(trainer, batch)
+        if n >= 4:
+            computing.append(took)
+    waits = waits[4:]
+    return {
+        "workers": trainer.args.dataloader_num_workers,
+        "pictures_per_batch": 16,
+        "loader_seconds_per_batch_in_process": alone,
+        "median_step_seconds": statistics.median(computing),
+        "median_wait_seconds": statistics.median(waits),
+        "longest_wait_seconds": max(waits),
+        "share_of_time_waiting": sum(waits) / (sum(waits) + sum(computing)),
+    }
+
+
+def child(folder: Path, *what: str, env: dict | None = None) -> dict:
+    command = [sys.executable, __file__, "child", str(folder), *what]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(folder: Path, threads: int, only: list[str]) -> dict:
+    # one size of malloc arena, returned when freed: the resident set follows what is in use
+    strict = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    result: dict = json.loads(RESULT.read_text()) if only and RESULT.exists() else {}
+    result["threads"] = threads
+    for name in only or [*CASES, "loader"]:
+        if name == "loader":
+            result[name] = child(folder, "loader")
+            continue
+        result[name] = child(folder, "time", name)
+        memory = {arm: child(folder, "memory", name, arm, env=strict) for arm in CASES[name][-1]}
+        result[name]["memory"] = memory
+        plain = memory["plain"]["peak_mb"]
+        result[name]["peak_memory_ratio"] = {arm: m["peak_mb"] / plain for arm, m in memory.items() if arm != "plain"}
+        above = {arm: m["peak_mb"] - m["resting_mb"] for arm, m in memory.items()}
+        result[name]["above_resting_ratio"] = {a: m / above["plain"] for a, m in above.items() if a != "plain"}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prepare", "measure", "child"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("more", nargs="*", help="measure: cases to measure again, of the file that is there")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    if args.what == "prepare":
+        prepare(folder)
+    elif args.what == "measure":
+        os.environ |= {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
+        result = measure(folder, args.threads, args.more)
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result, indent=2))
+    else:
+        kind, *names = args.more
+        out = {"time": time_case, "memory": memory_of, "loader": time_loader}[kind](folder, *names)
+        print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()
