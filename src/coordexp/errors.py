@@ -27,6 +27,10 @@ class DownloadError(CoordExpError):
     """A file that could not be fetched or does not have the promised content."""
 
 
+class SpaceError(CoordExpError):
+    """A stage that would fill the disk."""
+
+
 def located(
     problem: str,
     *,

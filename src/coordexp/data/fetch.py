@@ -19,6 +19,7 @@ from coordexp import __version__
 from coordexp.data.progress import Progress
 from coordexp.errors import DownloadError, located
 from coordexp.io import sha256_file, write_text
+from coordexp.plan import need_space
 
 BLOCK = 1 << 20
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -123,6 +124,7 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
         if start not in (0, have):
             part.unlink(missing_ok=True)
             raise _Again("the file on the server has changed; starting over")
+        need_space(part.parent, (total or 0) - start, f"download {part.stem}")
         write_text(state, json.dumps({"url": url, "total": total, "validator": validator}))
         progress.total = total or progress.total
         progress.resume_at(start)

@@ -24,6 +24,7 @@ from coordexp.infer.options import PredictOptions
 from coordexp.infer.protocol import Question, questions
 from coordexp.infer.rows import RowStore
 from coordexp.io import read_records, sha256_file, write_jsonl
+from coordexp.plan import announce
 from coordexp.prompt import PromptStyle
 
 REPORT_SECONDS = 5.0
@@ -75,6 +76,8 @@ def predict(
     }
     store = RowStore(out, identity)
     jobs = _jobs(records, options, categories, store)
+    basis = f"{len(jobs):,} prompts; the time left is told with the first pictures"
+    announce("predict", len(records) - len(store), "pictures", basis=basis)
     progress = Progress(len(records), len(store))
     if jobs:
         checkpoint = Checkpoint(model_dir, options, style, device)
@@ -111,7 +114,7 @@ class Progress:
     def __init__(self, total: int, resumed: int):
         self.total, self.resumed = total, resumed
         self.pictures = self.objects = self.tokens = 0
-        self.began = self.reported = time.monotonic()
+        self.began, self.reported = time.monotonic(), float("-inf")
         if resumed:
             print(f"predict: going on with {resumed} of {total} pictures done", file=sys.stderr, flush=True)
 

@@ -111,7 +111,7 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         "load_from_cache_file": False,
         "dataset_shuffle": False,
         "report_to": ["tensorboard"],
-        "callbacks": ["coordexp_checkpoints", *recipe.training.get("callbacks", [])],
+        "callbacks": ["coordexp_checkpoints", "coordexp_forecast", *recipe.training.get("callbacks", [])],
     }
     clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
     if clash:
