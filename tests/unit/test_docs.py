@@ -1,14 +1,18 @@
 """Every command in the documentation parses and plans; every link, file and message that it names is there."""
 
 import argparse
+import ast
 import importlib.util
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 from coordexp import cli
 
@@ -40,6 +44,19 @@ def of(program: str) -> list[tuple[str, list[str]]]:
     return [(page, words) for page, words in commands() if words[0] == program]
 
 
+def plans(found: list[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """Commands to plan, each once; those that name nothing but targets and cores are planned together."""
+    plain: list[str] = []
+    others: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    for page, words in found:
+        rest = [word for word in words[1:] if word not in ("-n", "--cores", "all", "2")]
+        if all(word.startswith(("results/", "resources/")) for word in rest):
+            plain += rest
+        else:
+            others.setdefault((page if "my.yaml" in words else "", *rest), (page, words))
+    return [("targets", ["snakemake", *dict.fromkeys(plain)]), *others.values()]
+
+
 def show(value) -> str:
     return value if isinstance(value, str) else " ".join(value)[:70]
 
@@ -66,9 +83,11 @@ def test_coordexp_knows_the_command_and_its_options(page, words, monkeypatch):
 
 
 @pytest.mark.parametrize(("page", "words"), of("make"), ids=show)
-def test_make_has_the_target(page, words):
-    makefile = (REPOSITORY / "Makefile").read_text()
-    assert all(re.search(rf"^{re.escape(word)}:", makefile, flags=re.MULTILINE) for word in words[1:])
+def test_make_plans_the_target(page, words):
+    done = subprocess.run(
+        ["make", "--dry-run", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("page", "words"), of("python"), ids=show)
@@ -80,42 +99,85 @@ def test_python_runs_a_file_or_module_that_is_there(page, words):
         assert (REPOSITORY / words[1]).is_file()
 
 
-@pytest.mark.parametrize(("page", "words"), of("snakemake"), ids=show)
-def test_snakemake_knows_the_options(page, words, monkeypatch):
-    from snakemake.cli import parse_args
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder that looks like a fresh clone; the page's own YAML is `my.yaml`."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("Snakefile", "rules", "config", "profiles", "envs", "src", "workflow_scripts"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
 
+
+@pytest.mark.parametrize(("page", "words"), plans(of("snakemake")), ids=show)
+def test_snakemake_plans_the_command_as_it_stands(page, words, clone):
+    if "--report" in words:
+        pytest.skip("needs results: tests/workflow/test_standards.py runs it")
     profile = words[words.index("--workflow-profile") + 1] if "--workflow-profile" in words else ""
     plugin = "snakemake_executor_plugin_" + ("slurm" if profile.endswith("slurm") else "cluster_generic")
     if profile and importlib.util.find_spec(plugin) is None:
         pytest.skip("the executor plugin is not installed")
+    own = [block for block in fenced(page, "yaml") if set(yaml.safe_load(block)) & {"data", "models", "runs"}]
+    (clone / "my.yaml").write_text(own[0] if own else "{}")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", *words[1:]]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Job stats:" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_options_of_snakemake_in_the_text_exist(page, monkeypatch):
+    from snakemake.cli import parse_args
+
     monkeypatch.chdir(REPOSITORY)
-    _, args = parse_args([word for word in words[1:] if word != "..."])
-    for file in args.configfile or []:
-        assert (REPOSITORY / file).exists() or Path(file).name.startswith("my")
+    for command in sorted(set(re.findall(r"`snakemake ([^`]*)`", prose(page)))):
+        words = [word for word in shlex.split(command) if word != "..."]
+        parse_args(words)
 
 
-def targets(words: list[str]) -> list[str]:
-    return [word for word in words[1:] if re.match(r"(results|resources)/", word)]
+def fenced(page: str, kind: str) -> list[str]:
+    """Blocks of a language in a page."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", TEXTS.get(page, ""), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_snakemake_plans_every_target(tmp_path):
-    wanted = sorted({target for _, words in of("snakemake") for target in targets(words)})
-    assert "results/lvis_768/eval.json" in wanted
-    assert dry_run(tmp_path, "--", *wanted) == 0
+BLOCKS = [(page, kind, block) for page in TEXTS for kind in ("yaml", "python", "json") for block in fenced(page, kind)]
 
 
-@pytest.mark.parametrize("words", [words for _, words in of("snakemake") if "--config" in words], ids=show)
-def test_snakemake_takes_the_override(words, tmp_path):
-    wanted = targets(words) or ["results/shapes_9/eval.json"]
-    assert dry_run(tmp_path, "--config", words[words.index("--config") + 1], "--", *wanted) == 0
+@pytest.mark.parametrize(("page", "block"), [(p, b) for p, kind, b in BLOCKS if kind == "yaml"], ids=show)
+def test_configuration_in_a_page_is_valid(page, block, tmp_path):
+    from coordexp.data import fusion
+    from coordexp.recipe import merge
+    from coordexp.workflow import Settings, over_defaults
+
+    values = yaml.safe_load(block)
+    if "sources" in values:
+        (tmp_path / "mixture.yaml").write_text(block)
+        assert len(fusion.files(tmp_path / "mixture.yaml")) == len(values["sources"])
+        return
+    settings = Settings.load(over_defaults(merge(values, {}), REPOSITORY), REPOSITORY)
+    for name in values["runs"]:
+        run = name if re.search(r"_\d+$", name) else f"{name}_768"
+        assert settings.recipe(run).training
+        assert settings.run(run).model in settings.config["models"]
 
 
-def dry_run(folder: Path, *arguments: str) -> int:
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--directory", str(folder)]
-    command += ["--snakefile", str(REPOSITORY / "Snakefile"), "--configfile", str(REPOSITORY / "config/config.yaml")]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    print(done.stdout[-3000:], done.stderr[-3000:])
-    return done.returncode
+@pytest.mark.parametrize(("page", "block"), [(p, b) for p, kind, b in BLOCKS if kind == "python"], ids=show)
+def test_python_in_a_page_parses_and_finds_what_it_imports(page, block):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("coordexp", "transformers")):
+            module = importlib.import_module(node.module)
+            missing = [a.name for a in node.names if not hasattr(module, a.name) and not submodule(node.module, a.name)]
+            assert missing == [], node.module
+
+
+def submodule(package: str, name: str) -> bool:
+    return importlib.util.find_spec(f"{package}.{name}") is not None
+
+
+@pytest.mark.parametrize(("page", "words"), of("pip"), ids=show)
+def test_pip_installs_extras_that_are_there(page, words):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -178,9 +240,21 @@ def test_a_container_copies_what_is_there_and_what_the_workflow_reads(recipe):
     assert "--constraint constraints.txt" in text and "python:3.11" in text
 
 
-def test_the_citation_is_of_this_version():
-    import yaml
+def test_every_package_that_is_named_has_its_licence_in_the_notices():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = chain(project["dependencies"], *project["optional-dependencies"].values())
+    named = set(re.findall(r"`([\w-]+)`", TEXTS["docs/notices.md"]))
+    assert {re.match(r"[\w.-]+", line)[0] for line in lines} - named == set()
 
+
+def test_the_picture_of_the_rules_is_up_to_date(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_dag", REPOSITORY / "docs" / "make_dag.py")
+    make_dag = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_dag)
+    assert make_dag.PICTURE.read_text() == make_dag.svg(make_dag.rulegraph(tmp_path)), "run: python docs/make_dag.py"
+
+
+def test_the_citation_is_of_this_version():
     from coordexp import __version__
 
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
