@@ -8,7 +8,7 @@ READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256s
 export PYTHONDONTWRITEBYTECODE ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint unit workflow install clean
+.PHONY: demo test lint unit workflow test-slurm install clean
 
 demo: install  ## shapes, a tiny Qwen3-VL and four minutes of training: the whole chain on a laptop
 	snakemake --cores $(CORES) results/shapes_9/eval.json results/shapes_9/report.html
@@ -28,6 +28,9 @@ unit: install
 
 workflow: install  ## real Snakemake runs, end to end
 	pytest tests/workflow
+
+test-slurm: install  ## the demo on a real SLURM of two nodes on this machine; needs root and Debian's slurm-wlm, munge
+	pytest tests/slurm
 
 install: $(READY)
 	@test "$$(cat $(VENV)/.checkout 2>/dev/null)" = "$(CURDIR)" || { \

@@ -3,8 +3,11 @@
 import argparse
 import ast
 import importlib.util
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -62,7 +65,7 @@ def show(value) -> str:
 
 
 def test_every_command_is_one_that_is_checked_here():
-    known = {"snakemake", "coordexp", "make", "python"} | OTHERS
+    known = {"snakemake", "coordexp", "make", "python", "pytest"} | OTHERS
     assert [(page, words) for page, words in commands() if words[0] not in known] == []
     assert len(of("snakemake")) >= 8 and len(of("coordexp")) >= 5
 
@@ -88,6 +91,12 @@ def test_make_plans_the_target(page, words):
         ["make", "--dry-run", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("page", "words"), of("pytest"), ids=show)
+def test_pytest_knows_the_mark(page, words):
+    marks = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    assert words[1] == "-m" and words[2] in {mark.split(":")[0] for mark in marks}
 
 
 @pytest.mark.parametrize(("page", "words"), of("python"), ids=show)
@@ -228,16 +237,47 @@ def test_messages_are_those_of_the_code():
     assert gone == []
 
 
-@pytest.mark.parametrize("recipe", ["Dockerfile", "coordexp.def"])
-def test_a_container_copies_what_is_there_and_what_the_workflow_reads(recipe):
+def copied(recipe: str) -> set[str]:
+    """Files and folders of the repository that a container recipe takes in."""
     text = (REPOSITORY / "containers" / recipe).read_text()
-    copied = re.findall(
+    copies = re.findall(
         r"^COPY (.*) \S+$" if recipe == "Dockerfile" else r"^    (\S+) /opt/coordexp/\S+$", text, flags=re.MULTILINE
     )
-    names = {name for line in copied for name in line.split()}
-    assert {name for name in names if not (REPOSITORY / name).exists()} == set()
-    assert {"Snakefile", "rules", "workflow_scripts", "config", "profiles", "envs", "src", "constraints.txt"} <= names
+    return {name for line in copies for name in line.split()}
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "coordexp.def"])
+def test_a_container_copies_what_is_there_in_the_versions_of_the_constraints(recipe):
+    text = (REPOSITORY / "containers" / recipe).read_text()
+    assert {name for name in copied(recipe) if not (REPOSITORY / name).exists()} == set()
     assert "--constraint constraints.txt" in text and "python:3.11" in text
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "coordexp.def"])
+def test_what_a_container_copies_is_enough_to_plan_the_demo(recipe, tmp_path):
+    text = (REPOSITORY / "containers" / recipe).read_text().replace("\\\n", " ")
+    if recipe == "Dockerfile":
+        command = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, flags=re.MULTILINE)[1])
+    else:
+        command = shlex.split(re.search(r"^    exec (.*)$", text, flags=re.MULTILINE)[1].replace('"$@"', ""))
+    root, work = tmp_path / "opt", tmp_path / "work"
+    work.mkdir()
+    for name in copied(recipe):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, root / name, **({"dirs_exist_ok": True} if copy is shutil.copytree else {}))
+    words = [word.replace(IMAGE, str(root)) for word in command[1:]]
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", command[0], *words, "--dry-run", "results/shapes_9/report.html"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=clean,
+    )
+    assert done.returncode == 0 and "Job stats:" in done.stdout + done.stderr, done.stderr[-3000:]
 
 
 def test_every_package_that_is_named_has_its_licence_in_the_notices():

@@ -73,8 +73,14 @@ class Workflow:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Workflow:
+def new_workflow(tmp_path_factory):
+    """Maker of the small demo in a new folder."""
+    return lambda name: Workflow(tmp_path_factory.mktemp(name), SMALL)
+
+
+@pytest.fixture(scope="session")
+def finished(new_workflow) -> Workflow:
     """The small demo, run once from download to report."""
-    workflow = Workflow(tmp_path_factory.mktemp("workflow"), SMALL)
+    workflow = new_workflow("workflow")
     workflow.run("results/shapes_9/eval.json", "results/shapes_9/report.html")
     return workflow
