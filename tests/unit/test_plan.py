@@ -83,3 +83,48 @@ def test_bytes_of_a_checkpoint_are_those_of_what_trains():
     assert checkpoint_bytes(model) == 400 + 40 + 2 * 40
     model.peft_config = {}
     assert checkpoint_bytes(model) == 3 * 40
+
+
+def test_a_conversion_is_measured_on_pictures_from_all_over_it(room, tmp_path, capsys):
+    from coordexp.data.forecast import forecast
+
+    room(10**12)
+    taken = []
+
+    def prepare(i, scratch):
+        taken.append(i)
+        (tmp_path / scratch / f"{i}.jpg").write_bytes(b"x" * 250_000)
+
+    forecast(160_000, 100_000, 4, tmp_path / "images", prepare)
+    assert taken == [10_000 * n for n in range(16)]
+    assert "convert: 100,000 pictures, about 25.0 GB on disk (1,000.0 GB free), about 0:" in capsys.readouterr().err
+    assert list((tmp_path / "images").iterdir()) == []
+    room(24 * 10**9)
+    with pytest.raises(SpaceError, match="not enough disk for convert"):
+        forecast(160_000, 100_000, 4, tmp_path / "images", prepare)
+
+
+def test_linked_pictures_take_no_room(room, tmp_path, capsys):
+    from coordexp.data.forecast import forecast
+
+    room(10**9)
+    (tmp_path / "source.jpg").write_bytes(b"x" * 250_000)
+    link = lambda i, scratch: (tmp_path / scratch / f"{i}.jpg").hardlink_to(tmp_path / "source.jpg")  # noqa: E731
+    forecast(100_000, 100_000, 1, tmp_path / "images", link)
+    assert "about 0 MB on disk" in capsys.readouterr().err
+
+
+def test_a_long_conversion_says_what_it_will_take_and_changes_nothing(shapes_data, tmp_path, monkeypatch, capsys):
+    from coordexp.data import convert, forecast
+
+    monkeypatch.setattr(forecast, "LONG", 10)
+    options, stats = convert.ConvertOptions(), tmp_path / "stats.json"
+    source = shapes_data / "raw" / "train.source.json"
+    convert.convert(source, tmp_path / "train.jsonl", tmp_path / "images" / "train", options, 9, stats)
+    assert "convert: 24 pictures, about " in capsys.readouterr().err
+    assert (tmp_path / "train.jsonl").read_bytes() == (shapes_data / "train.jsonl").read_bytes()
+    assert (
+        len(list((tmp_path / "images" / "train").rglob("*.jpg")))
+        + len(list((tmp_path / "images" / "train").rglob("*.png")))
+        == 24
+    )

@@ -1,4 +1,4 @@
-"""A stand-in for `conda`: the five calls that Snakemake makes, by venv and pip. It installs what an environment file
+"""A stand-in for `conda`: the calls that Snakemake makes, by venv and pip. It installs what an environment file
 lists under `pip:`, and cannot know whether conda's channels have the rest.
 
 Environments with PyTorch are not built anew (7 GB): the pins are compared with what STANDIN_READY has, the folder of
@@ -63,6 +63,8 @@ def main(words: list[str]) -> None:
             print(json.dumps({"get": {"channel_priority": "strict"}}))
         case ["env", "create", "--quiet", "--no-default-packages", "--file", file, "--prefix", prefix]:
             create(Path(file), Path(prefix))
+        case ["clean", "-y", *_]:
+            pass
         case _:
             sys.exit(f"the stand-in for conda does not know: {words}")
 

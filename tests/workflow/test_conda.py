@@ -35,7 +35,7 @@ def deployed(conda, new_workflow):
     patch.setenv("PATH", f"{conda / 'bin'}{os.pathsep}{os.environ['PATH']}")
     workflow = new_workflow("deployed")
     targets = ("results/shapes_9/eval.json", "results/shapes_9/report.html")
-    workflow.run("--sdm", "conda", "--conda-prefix", str(conda / "envs"), "--", *targets)
+    workflow.run("--sdm", "conda", "--conda-prefix", str(conda / "envs"), "--", *targets, timeout=1800)
     yield workflow
     patch.undo()
 

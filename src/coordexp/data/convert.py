@@ -6,6 +6,7 @@ where it was; the output is the chunks in order, whatever the number of processe
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import multiprocessing
@@ -27,6 +28,7 @@ from coordexp.data import annotations as annotation_files
 from coordexp.data import categories, objects, order, parts, pictures, scan, statistics
 from coordexp.data.annotations import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.data.categories import descriptions, load
+from coordexp.data.forecast import forecast
 from coordexp.data.objects import Geometry, Skip, build_objects
 from coordexp.data.progress import Progress
 from coordexp.errors import ConfigError, DataError, located
@@ -141,11 +143,11 @@ def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
     """Index the file, convert every chunk, and add up what they report."""
     pictures.reuse_memory()
     if workers <= 1:
-        tally = _begin(job, build_index(job.annotations))
+        tally = _begin(job, build_index(job.annotations), workers)
         return job.index, _collect(tally, job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
     try:
         with _pool(workers) as pool:
-            tally = _begin(job, build_index(job.annotations, pool.map))
+            tally = _begin(job, build_index(job.annotations, pool.map), workers)
         with _pool(workers, initializer=_set_job, initargs=(job,)) as pool:
             return job.index, _collect(tally, job.index, pool.map(_convert_part_of_job, range(_chunk_count(job.index))))
     except BrokenProcessPool as error:
@@ -153,12 +155,30 @@ def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
         raise DataError(located("a conversion process was killed", file=job.annotations, fix=fix)) from error
 
 
-def _begin(job: _Job, index: Index) -> statistics.Tally:
-    """Tell the job what is in the file; returns the counts of what belongs to no picture."""
+def _begin(job: _Job, index: Index, workers: int) -> statistics.Tally:
+    """Tell the job what is in the file, and the user what it will take; the counts of what belongs to no picture."""
     job.index = index
     table = load(job.annotations, job.options.on_bad, index.categories)
     job.texts = descriptions(table, job.options.desc)
+    _forecast(job, workers)
     return statistics.lost(index, job.options.on_bad)
+
+
+def _forecast(job: _Job, workers: int) -> None:
+    """Say what the chunks that are left will take; SpaceError when the disk has no room for them."""
+    total, size = len(job.index), _chunk_size(job.index)
+    finished = parts.count(job.parts)
+    fd = os.open(job.index.path, os.O_RDONLY)
+
+    def prepare(i: int, scratch: str) -> None:
+        [image] = read_images(fd, job.index, i, i + 1)
+        with contextlib.suppress(pictures.PictureError):  # told when its turn comes
+            _picture(msgspec.structs.replace(job, images_dir=scratch), image)
+
+    try:
+        forecast(total, total - finished * size, workers, Path(job.images_dir), prepare)
+    finally:
+        os.close(fd)
 
 
 def _pool(workers: int, **options) -> ProcessPoolExecutor:

@@ -53,6 +53,11 @@ def read_tally(parts: Path, k: int) -> Tally | None:
     return Tally.from_json(rest.partition(b"\n")[0])
 
 
+def count(parts: Path) -> int:
+    """How many chunks are there, sound or not."""
+    return sum(1 for _ in parts.glob("[0-9]*.part"))
+
+
 def join(jsonl: Path, parts: Path, count: int) -> int:
     """Concatenate the records of chunks 0..count-1 to `jsonl`; returns the bytes written."""
     with atomic_open(jsonl) as out:
