@@ -164,6 +164,14 @@ def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
 
 
 def _type_kind(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, meta = typing.get_args(kind)
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        limits = [f"{sign} {getattr(meta, name)}" for name, sign in signs.items() if getattr(meta, name) is not None]
+        return ", ".join([_type_kind(kind), *limits])
+    if typing.get_origin(kind) is tuple:
+        inner, *rest = typing.get_args(kind)
+        return f"list of {'' if rest == [...] else f'{len(rest) + 1} '}{_type_kind(inner)}"
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(kind))
     inner = _struct_of(kind)
@@ -171,7 +179,7 @@ def _type_kind(kind: Any) -> str:
         return "map of " + ", ".join(f"`{name}`" for name in inner.__struct_fields__)
     words = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
     options = [k for k in typing.get_args(kind) or (kind,) if k is not type(None)]
-    return " or ".join(words.get(getattr(k, "__name__", str(k)), str(k)) for k in options)
+    return " or ".join(words.get(getattr(k, "__name__", "")) or _type_kind(k) for k in options)
 
 
 def _capitals(config: Mapping[str, Any]) -> str:

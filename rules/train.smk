@@ -28,18 +28,22 @@ rule train:
     resources:
         mem_mb=memory(small=4000, large=64000),
         runtime=lambda w: settings.size(w.run, small=60, large=2880),
-        gpu=lambda w: settings.size(w.run, small=0, large=settings.run(w.run).processes),
+        # What the profile grants of these is what trains: a process a GPU, over so many machines.
+        gpu=lambda w: settings.size(w.run, small=0, large=settings.run(w.run).world),
+        nodes=lambda w: settings.run(w.run).nodes,
     params:
         config=lambda w: keys(
             recipe=settings.recipe_map(w.run),
             processes=settings.run(w.run).processes,
+            nodes=settings.run(w.run).nodes,
             desc=settings.data["desc"],
         ),
         code=code("train"),
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
         " --val {input.val:q} --source {input.source:q} --log {output.log:q} --curves {output.curves:q}"
-        " --trained {output.manifest:q} --threads {threads} > {log:q} 2>&1"
+        " --trained {output.manifest:q} --threads {threads} --gpus {resources.gpu} --nodes {resources.nodes}"
+        " > {log:q} 2>&1"
 
 
 rule merge:

@@ -13,6 +13,8 @@ args = arguments(
     curves=path,
     trained=path,
     threads=int,
+    gpus=int,
+    nodes=int,
 )
 limit_threads(args.threads)
 with readable_errors():
@@ -20,6 +22,7 @@ with readable_errors():
     from coordexp.recipe import typed
     from coordexp.report.curves import loss_picture
     from coordexp.settings_file import merge
+    from coordexp.swift.launch import Layout
     from coordexp.swift.train import train
 
     table = write_table(args.source, args.log.parent / "categories.json", args.config["desc"])
@@ -28,6 +31,6 @@ with readable_errors():
     recipe = typed(merge(args.config["recipe"], {"custom": paths}), "recipe")
     if recipe.custom.fusion_config:
         recipe.custom.fusion_config = str(ROOT / recipe.custom.fusion_config)
-    processes = args.config["processes"]
-    train(recipe, args.base.parent, args.trained.parent, args.log, processes=processes, threads=args.threads)
+    layout = Layout.of(args.gpus, args.nodes, args.config["processes"], args.threads)
+    train(recipe, args.base.parent, args.trained.parent, args.log, layout)
     loss_picture(args.log, args.curves)

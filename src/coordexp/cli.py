@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from pathlib import Path
 
 from coordexp.errors import ConfigError, CoordExpError
+
+# Options of `train` that stand for a key of the recipe's `custom` section.
+DATA_OPTIONS = ("train_jsonl", "val_jsonl", "fusion_config", "categories")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,14 +40,20 @@ def _command(commands, name: str, summary: str, example: str) -> argparse.Argume
 
 def _train(commands) -> None:
     example = (
-        "coordexp train --config config/train/sft_coord_offset.yaml --model models/qwen-coordexp --out out/adapter"
+        "coordexp train --config mine.yaml --base_config config/train/sft_coord_offset.yaml"
+        " --model models/qwen-coordexp --train-jsonl data/train.coord.jsonl --out out/adapter"
     )
     sub = _command(commands, "train", "Fine-tune a base with coordinate tokens by a recipe.", example)
     sub.add_argument("--config", type=Path, required=True, help="recipe (YAML with `extends`)")
     sub.add_argument("--base_config", type=Path, help="recipe below it; --config wins")
     sub.add_argument("--model", type=Path, required=True, help="folder of the expanded base")
     sub.add_argument("--out", type=Path, required=True, help="folder of the result; checkpoints and logs lie beside it")
-    sub.add_argument("--processes", type=int, default=1, help="processes on this machine, one a GPU")
+    for name in DATA_OPTIONS:
+        sub.add_argument(f"--{name.replace('_', '-')}", type=Path, help=f"custom.{name} of the recipe")
+    environ = os.environ.get
+    each, machines = int(environ("NPROC_PER_NODE", "1")), int(environ("NNODES", "1"))
+    sub.add_argument("--processes", type=int, default=each, help="processes on each machine; $NPROC_PER_NODE or 1")
+    sub.add_argument("--nodes", type=int, default=machines, help="machines; $NNODES or 1; alike on each of them")
     sub.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     sub.set_defaults(run=_run_train)
 
@@ -51,13 +61,18 @@ def _train(commands) -> None:
 def _run_train(args: argparse.Namespace) -> None:
     from coordexp.recipe import typed
     from coordexp.settings_file import merge, read_extended
+    from coordexp.swift.launch import Layout
     from coordexp.swift.train import train
 
     below = read_extended(args.base_config) if args.base_config else {}
-    recipe = typed(merge(below, read_extended(args.config)), args.config)
-    log = args.out.parent / "log.jsonl"
-    manifest = train(recipe, args.model, args.out, log, processes=args.processes, threads=args.threads)
-    print(f"{args.out}: {manifest['kind']} of step {manifest['step']}")
+    given = {name: str(getattr(args, name).resolve()) for name in DATA_OPTIONS if getattr(args, name)}
+    recipe = typed(merge(merge(below, read_extended(args.config)), {"custom": given}), args.config)
+    if not (recipe.custom.train_jsonl or recipe.custom.fusion_config):
+        raise ConfigError("no data to train on\n  -> give --train-jsonl or --fusion-config, or name it in the recipe")
+    layout = Layout(args.processes, args.nodes, args.threads * args.processes)
+    manifest = train(recipe, args.model, args.out, args.out.parent / "log.jsonl", layout)
+    if manifest is not None:
+        print(f"{args.out}: {manifest['kind']} of step {manifest['step']}")
 
 
 def _merge(commands) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,6 +20,17 @@ from coordexp.prompt import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
 from coordexp.settings_file import convert, merge, read_extended
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
+LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
+
+# Arguments of ms-swift that put another loss in the place of ours, or hide the logits from it; values that do not.
+FOREIGN_LOSS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "use_liger_kernel": ("its fused loss makes no logits, which every term reads", (None, False)),
+    "sequence_parallel_size": ("a sequence cut over processes tears boxes apart", (None, 1)),
+    "enable_dft_loss": ("is another loss", (None, False)),
+    "enable_channel_loss": ("is another loss", (None, False)),
+    "label_smoothing_factor": ("would not reach the loss; custom.loss.sigma spreads coordinates", (None, 0)),
+    "loss_scale": ("would not reach the loss; custom.loss.text weighs text", (None, "default")),
+}
 
 
 class CoordTokens(msgspec.Struct, forbid_unknown_fields=True):
@@ -96,6 +107,41 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
     ramp: Ramp = msgspec.field(default_factory=Ramp)
 
 
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Factor = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Augmentation(msgspec.Struct, forbid_unknown_fields=True):
+    """Changes of the training pictures, drawn anew every epoch; off by default.
+
+    flip: probability of a horizontal flip. flip_words: no flip where a description or a category holds a word that
+    begins so. scale: smallest and largest factor that a side is multiplied by. crop: probability of a crop.
+    crop_area: smallest and largest share of the picture's area that a crop keeps. min_visible: an object with less
+    of its area left is cut away, and counted. max_blocks: budget in tiles of a changed picture; as many as it had
+    when absent.
+    """
+
+    flip: Fraction = 0.0
+    flip_words: tuple[str, ...] = ("left", "right")
+    scale: tuple[Factor, Factor] = (1.0, 1.0)
+    crop: Fraction = 0.0
+    crop_area: tuple[Share, Share] = (0.5, 1.0)
+    min_visible: Fraction = 0.3
+    max_blocks: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "crop_area"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: expected the smaller number first, found [{low}, {high}]")
+
+    @property
+    def active(self) -> bool:
+        """Whether any picture is changed."""
+        return bool(self.flip or self.crop or self.scale != (1.0, 1.0))
+
+
 class Custom(msgspec.Struct, forbid_unknown_fields=True):
     """The `custom` section. Paths are filled in by the workflow when it runs the recipe.
 
@@ -122,6 +168,7 @@ class Custom(msgspec.Struct, forbid_unknown_fields=True):
     coord_tokens: CoordTokens = msgspec.field(default_factory=CoordTokens)
     coord_offset: CoordOffset = msgspec.field(default_factory=CoordOffset)
     loss: Loss = msgspec.field(default_factory=Loss)
+    augmentation: Augmentation = msgspec.field(default_factory=Augmentation)
 
     @property
     def samples(self) -> SampleOptions:
@@ -186,6 +233,7 @@ def typed(raw: Mapping[str, Any], path: str | Path) -> Recipe:
             raise ConfigError(located(f"unknown section{nearest(key, known)}", file=path, field=key, expected=known))
     sections = {name: dict(raw.get(name) or {}) for name in SWIFT_SECTIONS}
     _check_names(sections, path)
+    _check_values(sections, path)
     custom = convert(raw.get("custom") or {}, Custom, path, "custom")
     if custom.coord_offset.enabled and sections["training"].get("optimizer") != "multimodal_coord_offset":
         problem = "is enabled, but the offsets would be in no optimizer group"
@@ -201,3 +249,22 @@ def _check_names(sections: Mapping[str, Mapping[str, Any]], path: str | Path) ->
             if key in owner:
                 raise ConfigError(located(f"stands in `{owner[key]}` too", file=path, field=f"{section}.{key}"))
             owner[key] = section
+
+
+def _check_values(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+    """ConfigError for values of ms-swift's arguments with which its loss would not be ours, or an answer be cut."""
+    given = {key: (section, value) for section, values in sections.items() for key, value in values.items()}
+
+    def refuse(key: str, problem: str, fix: str) -> None:
+        section, value = given[key]
+        raise ConfigError(located(problem, file=path, field=f"{section}.{key}", found=value, fix=fix))
+
+    if given.get("truncation_strategy", ("", None))[1] not in (None, *LONG_SAMPLES):
+        refuse("truncation_strategy", "an answer is never cut", f"choose one of {', '.join(LONG_SAMPLES)}")
+    flash = str(given.get("attn_impl", ("", None))[1]).startswith("flash")
+    for key in ("packing", "padding_free"):
+        if given.get(key, ("", False))[1] and not flash:
+            refuse(key, "only flash attention keeps the packed samples apart", "set model.attn_impl: flash_attention_2")
+    for key, (problem, harmless) in FOREIGN_LOSS.items():
+        if key in given and given[key][1] not in harmless:
+            refuse(key, problem, "remove it")

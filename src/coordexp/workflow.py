@@ -30,7 +30,13 @@ class Run(msgspec.Struct, frozen=True):
     model: str
     recipe: str
     processes: int
+    nodes: int
     overrides: dict[str, Any]
+
+    @property
+    def world(self) -> int:
+        """Training processes of all machines together."""
+        return self.processes * self.nodes
 
 
 class Settings:
@@ -75,9 +81,9 @@ class Settings:
         if entry["model"] not in self.config["models"]:
             hint = nearest(entry["model"], self.config["models"])
             raise ConfigError(located(f"unknown model {entry['model']!r}{hint}", field=f"runs.{dataset}.model"))
-        overrides = {key: value for key, value in entry.items() if key not in ("model", "recipe", "processes")}
-        processes = entry.get("processes", self.config["train"]["processes"])
-        return Run(name, dataset, int(blocks), entry["model"], entry["recipe"], processes, overrides)
+        overrides = {key: value for key, value in entry.items() if key not in ("model", "recipe", "processes", "nodes")}
+        processes, nodes = (entry.get(key, self.config["train"][key]) for key in ("processes", "nodes"))
+        return Run(name, dataset, int(blocks), entry["model"], entry["recipe"], processes, nodes, overrides)
 
     def recipe(self, run: str) -> Recipe:
         """The resolved recipe of a run, with the run's own overrides on top."""

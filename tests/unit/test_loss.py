@@ -9,7 +9,7 @@ import torch
 from coordexp.loss import boxes, slots
 from coordexp.loss.logits import split_logits
 from coordexp.loss.matching import match, pair_cost, sinkhorn
-from coordexp.loss.objective import Counts, count, objective, ramp
+from coordexp.loss.objective import Counts, objective, ramp
 from coordexp.loss.slots import Wanted, one_each
 from coordexp.loss.targets import Spread, Targets
 from coordexp.recipe import Loss, Ramp
@@ -105,7 +105,7 @@ def test_accumulation_changes_nothing():
     loss, _ = objective(whole, labels, targets, ALL, START)
     loss.backward()
     parts = logits.clone().requires_grad_()
-    counts = count(labels, targets, START)
+    counts = Counts(int(((labels[:, 1:] != -100) & (labels[:, 1:] < START)).sum()), targets.coords.numel(), 3)
     cut = int((labels[0, 1:] >= START).sum())
     n = cut // 4
     first = Targets(targets.coords[:cut], targets.boxes[:n], targets.pictures[:n], targets.classes[:n])
@@ -143,10 +143,12 @@ def test_a_batch_without_objects_has_a_text_loss_alone():
     labels = labels.clamp(max=START - 1)
     nothing = torch.zeros(0, dtype=torch.long)
     empty = Targets(torch.zeros(0), torch.zeros(0, 4, dtype=torch.long), nothing, nothing)
-    loss, metrics = objective(logits.requires_grad_(), labels, empty, ALL, START)
+    loss, measured = objective(logits.requires_grad_(), labels, empty, ALL, START)
     loss.backward()
-    assert math.isfinite(loss.item()) and "coord_accuracy" not in metrics
-    assert count(labels, empty, START) == Counts(text=int((labels[:, 1:] != -100).sum()), slots=0, boxes=0)
+    assert math.isfinite(loss.item()) and not measured.bin_errors.numel()
+    sizes = {name: count for name, (_, count) in measured.means.items()}
+    text = sizes.pop("text")
+    assert text == int((labels[:, 1:] != -100).sum()) and not any(sizes.values()) and "coord_accuracy" in sizes
 
 
 def test_targets_that_do_not_fit_the_labels_are_refused():
@@ -267,9 +269,9 @@ def test_a_box_that_may_open_several_objects_has_no_geometry():
     spread = targets._replace(spread=spread_of(labels, targets))
     _, all_of_them = objective(logits, labels, targets, only, START)
     _, without = objective(logits, labels, spread, only, START)
-    kept = objective(logits, labels, targets._replace(boxes=targets.boxes[:2]), only, START)[1]["l1"] * 2
-    assert without["l1"].item() == pytest.approx(kept.item() / 3, rel=1e-5)
-    assert all_of_them["l1"] > without["l1"]
+    kept = objective(logits, labels, targets._replace(boxes=targets.boxes[:2]), only, START)[1]
+    assert without.means["l1"] == (pytest.approx(kept.means["l1"][0].item(), rel=1e-5), 3)
+    assert all_of_them.means["l1"][0] > without.means["l1"][0]
 
 
 def crowd(seed=0, n=7):

@@ -28,11 +28,15 @@ class Counts(NamedTuple):
     boxes: int
 
 
-def count(labels: torch.Tensor, targets: Targets, coord_start: int) -> Counts:
-    """Counts of one micro-batch; `labels` [B, L] int64 as the collator gives them, not shifted."""
-    found = supervised(labels, coord_start)
-    slots = found.slots.numel()
-    return Counts(found.ids.numel() - slots, slots, targets.boxes.shape[0])
+class Measured(NamedTuple):
+    """What a micro-batch is reported by, detached, in a form that adds up over micro-batches and processes.
+
+    means: (sum, count) of each term and diagnostic. bin_errors: [S] distance of the expectation from the
+    unrounded coordinate, in bins.
+    """
+
+    means: dict[str, tuple[torch.Tensor, int]]
+    bin_errors: torch.Tensor
 
 
 def objective(
@@ -43,8 +47,8 @@ def objective(
     coord_start: int,
     counts: Counts | None = None,
     progress: float = 1.0,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and, detached, the mean of each term and diagnostic over this micro-batch.
+) -> tuple[torch.Tensor, Measured]:
+    """Loss of this micro-batch, and what it is reported by.
 
     logits: [B, L, V]; labels: [B, L] int64, -100 where nothing is supervised; position i predicts label
     i + 1. `progress` in [0, 1] is the fraction of training done, for the ramp of the geometry terms.
@@ -68,9 +72,11 @@ def objective(
     }
     scale = {name: getattr(weights, name) * (ramp(weights, progress) if name in GEOMETRY else 1.0) for name in sums}
     sizes, mine = _sizes(sums, counts or local), _sizes(sums, local)
-    loss = sum((scale[name] * total / sizes[name] for name, total in sums.items() if scale[name]), logits.new_zeros(()))
-    metrics = {name: total.detach() / mine[name] for name, total in sums.items()}
-    return loss, metrics | diagnostics(log_p, gate, expected, bins, targets.coords)
+    parts = (scale[name] * total / max(sizes[name], 1) for name, total in sums.items() if scale[name])
+    loss = sum(parts, logits.new_zeros(()))
+    means = {name: (total.detach(), mine[name]) for name, total in sums.items()}
+    errors = (expected.detach() - targets.coords).abs() * slot_terms.LAST_BIN
+    return loss, Measured(means | diagnostics(log_p, gate, bins), errors)
 
 
 def ramp(weights: Loss, progress: float) -> float:
@@ -83,23 +89,16 @@ def ramp(weights: Loss, progress: float) -> float:
 
 @torch.no_grad()
 def diagnostics(
-    log_p: torch.Tensor, gate: torch.Tensor, expected: torch.Tensor, bins: torch.Tensor, coords: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Coordinate accuracy, mass on coordinate ids, and the error of the expectation in bins (median, p90)."""
-    if not bins.numel():
-        return {}
-    error = (expected - coords).abs() * slot_terms.LAST_BIN
-    return {
-        "coord_accuracy": (log_p.argmax(dim=-1) == bins).float().mean(),
-        "coord_mass": torch.exp(-gate).mean(),
-        "bin_error_median": error.median(),
-        "bin_error_p90": error.quantile(0.9),
-    }
+    log_p: torch.Tensor, gate: torch.Tensor, bins: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, int]]:
+    """Sum and count of coordinate accuracy and of the mass on coordinate ids."""
+    right = (log_p.argmax(dim=-1) == bins).sum()
+    return {"coord_accuracy": (right, bins.numel()), "coord_mass": (torch.exp(-gate).sum(), bins.numel())}
 
 
 def _sizes(sums: dict[str, torch.Tensor], counts: Counts) -> dict[str, int]:
     own = {"text": counts.text, **dict.fromkeys(GEOMETRY, counts.boxes)}
-    return {name: max(own.get(name, counts.slots), 1) for name in sums}
+    return {name: own.get(name, counts.slots) for name in sums}
 
 
 def _slot_sums(

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from swift.callbacks import callbacks_map
 from swift.callbacks.base import TrainerCallback
 
@@ -35,12 +37,15 @@ class CheckpointCallback(TrainerCallback):
         set_epoch(int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop when the process was asked to end."""
+        """Save and stop, all processes at the same step, when one was asked to end."""
+        self.terminated = _any(self.terminated, args.device)
         if self.terminated:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that was just written."""
+        """Mark the checkpoint that all processes have written their part of."""
+        if dist.is_initialized():
+            dist.barrier()
         if state.is_world_process_zero:
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, f"{state.global_step}\n")
 
@@ -51,6 +56,14 @@ class CheckpointCallback(TrainerCallback):
 
     def _terminate(self, *_: Any) -> None:
         self.terminated = True
+
+
+def _any(flag: bool, device: torch.device) -> bool:
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 def whole_checkpoints(folder: str | Path) -> list[Path]:

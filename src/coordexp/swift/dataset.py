@@ -36,6 +36,11 @@ def set_epoch(epoch: int) -> None:
     _epoch = epoch
 
 
+def current_epoch() -> int:
+    """The epoch whose samples are drawn."""
+    return _epoch
+
+
 def sample_of(row: dict[str, Any]) -> Sample:
     """The sample that a row of the data set stands for, in the current epoch (validation: always the first)."""
     return samples(row["split"]).get(row["index"], _epoch if row["split"] == TRAIN else 0)
@@ -69,7 +74,7 @@ class _Loader(BaseDatasetLoader):
     def load(self, dataset_syntax: Any = None, dataset_meta: Any = None, *, use_hf: bool | None = None) -> Dataset:
         split = dataset_meta.dataset_name
         count = len(samples(split))
-        return Dataset.from_dict({"index": list(range(count)), "split": [split] * count})
+        return Dataset.from_dict({"index": list(range(count)), "split": [split] * count, "count": [count] * count})
 
     def post_process(self, dataset: Dataset, **options: Any) -> tuple[Dataset, None]:
         """All rows in their own order; the trainer's sampler shuffles."""

@@ -1,4 +1,4 @@
-"""The objective as an ms-swift loss."""
+"""The objective as an ms-swift loss, and what it logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from swift.loss import BaseLoss, loss_map
 
 from coordexp.errors import DataError
-from coordexp.loss.objective import Counts, objective
+from coordexp.loss.objective import Counts, Measured, objective
+from coordexp.swift.metrics import Quantiles, Ratio, Total
 from coordexp.swift.settings import custom_section
 
 NAME = "coordexp"
@@ -35,16 +36,22 @@ class CoordLoss(BaseLoss):
         counts = Counts(*num_items_in_batch.tolist()) if num_items_in_batch is not None else None
         state = self.trainer.state
         progress = state.global_step / max(state.max_steps, 1)
-        loss, metrics = objective(
+        loss, measured = objective(
             outputs.logits, labels, outputs.coord_targets, self.weights, self.coord_start, counts, progress
         )
         if not torch.isfinite(loss):
-            terms = ", ".join(f"{name} {value.item():.4g}" for name, value in metrics.items())
+            terms = ", ".join(f"{name} {total.item() / max(n, 1):.4g}" for name, (total, n) in measured.means.items())
             raise DataError(
                 f"loss is {loss.item()} at step {state.global_step} ({terms})\n  in {'; '.join(outputs.places)}\n"
                 "  -> look at these records with `coordexp doctor`; lower the learning rate if they are sound"
             )
-        log = self.trainer.custom_metrics["train" if self.trainer.model.training else "eval"]
-        for name, value in metrics.items():
-            log[name].update(value)
+        self._log(measured, outputs.tally)
         return loss
+
+    def _log(self, measured: Measured, tally: dict[str, int]) -> None:
+        log = self.trainer.custom_metrics["train" if self.trainer.model.training else "eval"]
+        for name, (total, count) in measured.means.items():
+            log.setdefault(name, Ratio()).update(total, count)
+        for name, count in tally.items():
+            log.setdefault(name, Total()).update(count)
+        log.setdefault("bin_error", Quantiles()).update(measured.bin_errors)

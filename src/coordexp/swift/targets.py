@@ -15,7 +15,10 @@ from coordexp.swift.branches import Branches
 
 class AnswerTargets(NamedTuple):
     """Of one answer: its record as file:line, coordinates in [0, 1] in slot order, the slots of each box and its
-    description, how many labels are supervised, and the branch positions (None when every target is hard)."""
+    description, how many labels are supervised, and the branch positions (None when every target is hard).
+
+    left_out: samples that were too long and in whose place it stands. cropped: objects that augmentation cut away.
+    """
 
     place: str
     coords: list[float]
@@ -23,6 +26,8 @@ class AnswerTargets(NamedTuple):
     descs: list[str]
     supervised: int
     branches: Branches | None = None
+    left_out: int = 0
+    cropped: int = 0
 
     @classmethod
     def of(cls, place: str, objects: Sequence[Object], supervised: int) -> AnswerTargets:
@@ -38,7 +43,11 @@ class AnswerTargets(NamedTuple):
 
 
 def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, Any]:
-    """Tensors of a batch, slots and supervised labels counted through all of it; `places` are its records."""
+    """Tensors of a batch, slots and supervised labels counted through all of it.
+
+    `places` are its records, `counts` [3] int64 its text labels, coordinate slots and boxes, `tally` what is
+    only logged.
+    """
     coords: list[float] = []
     boxes, pictures, classes, text, slots = [], [], [], [], []
     names: dict[str, int] = {}
@@ -54,6 +63,11 @@ def lay_end_to_end(answers: Sequence[AnswerTargets]) -> dict[str, Any]:
         place += answer.supervised
     batch: dict[str, Any] = {
         "places": [answer.place for answer in answers],
+        "tally": {
+            "samples_left_out": sum(answer.left_out for answer in answers),
+            "objects_cropped": sum(answer.cropped for answer in answers),
+        },
+        "counts": torch.tensor([place - len(coords), len(coords), len(boxes)]),
         "coords": torch.tensor(coords, dtype=torch.float32),
         "boxes": torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4),
         "pictures": torch.tensor(pictures, dtype=torch.int64),

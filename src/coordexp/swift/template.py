@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from swift.template import register_template
+from PIL import Image
+from swift.template import MaxLengthError, register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
+from swift.utils import get_logger
 
 from coordexp import prompt
 from coordexp.contract import COORD_BINS, Record
@@ -19,19 +21,28 @@ from coordexp.data.tokenize import to_tokens
 from coordexp.errors import DataError
 from coordexp.loss.targets import IGNORE
 from coordexp.model.vocab import coord_ids
+from coordexp.swift.augment import augment
 from coordexp.swift.branches import branches
-from coordexp.swift.dataset import sample_of
+from coordexp.swift.dataset import TRAIN, current_epoch, sample_of
 from coordexp.swift.settings import custom_section
 from coordexp.swift.targets import AnswerTargets, as_targets, lay_end_to_end
 
 NAME = "coordexp"
 TARGETS = "coord_targets"
+LONG_FIX = "raise template.max_length, lower the pixel budget, or set template.truncation_strategy: delete"
+
+logger = get_logger()
+
+
+class LongSample(DataError):
+    """A sample over `template.max_length`."""
 
 
 def register() -> None:
-    """Make `--template coordexp` known to ms-swift."""
-    meta = QwenTemplateMeta(NAME, template_cls=CoordTemplate, default_system=None, thinking_prefix="<think>\n")
-    register_template(meta, exist_ok=True)
+    """Make `--template coordexp` and `--template coordexp_delete` known to ms-swift."""
+    for name, cls in ((NAME, CoordTemplate), (f"{NAME}_delete", DeletingTemplate)):
+        meta = QwenTemplateMeta(name, template_cls=cls, default_system=None, thinking_prefix="<think>\n")
+        register_template(meta, exist_ok=True)
 
 
 class CoordTemplate(Qwen3VLTemplate):
@@ -51,12 +62,22 @@ class CoordTemplate(Qwen3VLTemplate):
         """A row as input ids, labels, pictures, and the targets of its coordinate slots."""
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
-        sample = sample_of(inputs)
-        return self.encode_sample(sample._replace(record=as_tokens(sample.record)), *args, **kwargs)
+        sample, picture, cropped = changed(inputs, self.tile)
+        encoded = self.encode_sample(sample._replace(record=as_tokens(sample.record)), picture, **kwargs)
+        encoded[TARGETS] = encoded[TARGETS]._replace(cropped=cropped)
+        return encoded
 
-    def encode_sample(self, sample: Sample, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The same for a sample in token space."""
-        encoded = super().encode(as_messages(sample), *args, **kwargs)
+    @property
+    def tile(self) -> int:
+        """Side in pixels of a tile, which one token stands for."""
+        return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+
+    def encode_sample(self, sample: Sample, picture: Image.Image | None = None, **kwargs: Any) -> dict[str, Any]:
+        """The same for a sample in token space; `picture` stands in for the file that it names."""
+        try:
+            encoded = super().encode(as_messages(sample, picture), **kwargs)
+        except MaxLengthError as error:
+            raise LongSample(f"{sample.place}: {error}\n  -> {LONG_FIX}") from error
         check_picture(encoded, sample, self.processor.image_processor.patch_size)
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
         return encoded
@@ -90,8 +111,29 @@ class CoordTemplate(Qwen3VLTemplate):
         targets = inputs.pop(TARGETS, None)
         outputs = super().compute_sft_loss(model, inputs, **kwargs)
         if targets is not None:
-            outputs.coord_targets, outputs.places = as_targets(targets), targets["places"]
+            outputs.coord_targets = as_targets(targets)
+            outputs.places, outputs.tally = targets["places"], targets["tally"]
         return outputs
+
+
+class DeletingTemplate(CoordTemplate):
+    """Leaves out samples over `template.max_length`; the next sample of the epoch stands in, counted and named."""
+
+    def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The first sample from this row on that is short enough, and how many were not."""
+        if not (isinstance(inputs, dict) and "index" in inputs):
+            return super().encode(inputs, *args, **kwargs)
+        count = inputs["count"]
+        for left_out in range(count):
+            row = {**inputs, "index": (inputs["index"] + left_out) % count}
+            try:
+                encoded = super().encode(row, *args, **kwargs)
+            except LongSample as error:
+                logger.warning_once(f"left out: {str(error).splitlines()[0]}")
+                continue
+            encoded[TARGETS] = encoded[TARGETS]._replace(left_out=left_out)
+            return encoded
+        raise DataError(f"every sample is over template.max_length {self.max_length}\n  -> {LONG_FIX}")
 
 
 def as_tokens(record: Record) -> Record:
@@ -104,11 +146,20 @@ def style_of(sample: Sample) -> prompt.PromptStyle:
     return msgspec.structs.replace(custom_section().style, **sample.style)
 
 
-def as_messages(sample: Sample) -> dict[str, Any]:
-    """ms-swift's row: chat messages with the rendered answer, and the picture's path."""
+def changed(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Image | None, int]:
+    """The sample of a row, augmented when it is one to train on: with its new picture, and the objects cut away."""
+    sample, section = sample_of(row), custom_section()
+    if row["split"] != TRAIN or not section.augmentation.active:
+        return sample, None, 0
+    seed = (section.sample_seed, current_epoch(), row["index"])
+    return augment(sample, section.augmentation, seed, tile, keep_order=section.object_ordering == "random")
+
+
+def as_messages(sample: Sample, picture: Image.Image | None = None) -> dict[str, Any]:
+    """ms-swift's row: chat messages with the rendered answer, and the picture or its path."""
     style = style_of(sample)
     messages = prompt.chat(style, sample.categories, prompt.render_answer(sample.record.objects, style))
-    return {"messages": messages, "images": [str(sample.path.parent / sample.record.images[0])]}
+    return {"messages": messages, "images": [picture or str(sample.path.parent / sample.record.images[0])]}
 
 
 def check_picture(encoded: dict[str, Any], sample: Sample, patch: int) -> None:

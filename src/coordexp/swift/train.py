@@ -10,17 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from coordexp.errors import ConfigError, ModelError, located, nearest
+from coordexp.errors import ConfigError, CoordExpError, ModelError, located
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
 from coordexp.model.vocab import verified_ids
 from coordexp.recipe import Recipe
+from coordexp.swift.launch import Layout, launch
 from coordexp.swift.settings import VARIABLE
 
 MANIFEST = "train_manifest.json"
@@ -43,17 +43,21 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     checkpoints: str
 
 
-def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processes: int = 1, threads: int = 1) -> dict:
-    """Train `model_dir` by `recipe` and publish the result as `out_dir`; returns the manifest.
+def train(
+    recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, layout: Layout | None = None
+) -> dict[str, Any] | None:
+    """Train `model_dir` by `recipe` and publish the result as `out_dir`.
 
-    Beside `log` (JSON lines of the loss and its terms) lie checkpoints and TensorBoard files, kept
-    between runs. The published folder holds an
-    adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and `train_manifest.json`.
+    Returns the manifest; None on machines of a larger run that leave publishing to the first one. Beside `log`
+    (JSON lines of the loss and its terms) lie checkpoints and TensorBoard files, kept between runs. The published
+    folder holds an adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and
+    `train_manifest.json`.
     """
     refuse_remote_code(model_dir)
     if recipe.custom.coord_tokens.enabled:
         verified_ids(model_dir)
-    key = fingerprint(recipe, model_dir)
+    layout = layout or Layout()
+    key = fingerprint(recipe, model_dir, layout.world)
     work_dir = log.resolve().parent
     checkpoints = work_dir / "checkpoints" / key
     _name_other_checkpoints(checkpoints)
@@ -64,13 +68,15 @@ def train(recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, *, processe
     )
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
-    _launch(job_file, processes, threads)
+    if not launch(job_file, layout):
+        return None
     return _publish(checkpoints, out_dir, log, key, recipe)
 
 
-def fingerprint(recipe: Recipe, model_dir: Path) -> str:
-    """Key of a run: the recipe without its paths, the data's bytes, the base's weights and tokenizer."""
-    facts = msgspec.to_builtins(recipe)
+def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
+    """Key of a run: the recipe without its paths, the data's bytes, the base's weights and tokenizer, and how
+    many processes share a step, since that many batches make one."""
+    facts = {**msgspec.to_builtins(recipe), "world": world}
     for name in ("train_jsonl", "val_jsonl", "fusion_config", "categories"):
         path = facts["custom"].pop(name)
         facts[name] = sha256_file(path) if path else None
@@ -98,7 +104,7 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         "model": str(model_dir.resolve()),
         "model_type": recipe.model.get("model_type", "coordexp_qwen3_vl"),
         "external_plugins": [str(Path(__file__).with_name("plugin.py"))],
-        "template": "coordexp",
+        "template": "coordexp_delete" if recipe.template.get("truncation_strategy") == "delete" else "coordexp",
         "dataset": ["coordexp_train"],
         "val_dataset": ["coordexp_val"] if recipe.custom.val_jsonl else [],
         "loss_type": "coordexp",
@@ -107,7 +113,7 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         "add_version": False,
         "check_model": False,
         "strict": True,
-        "lazy_tokenize": True,
+        "lazy_tokenize": not recipe.swift_arguments.get("packing", False),  # packing needs every length beforehand
         "load_from_cache_file": False,
         "dataset_shuffle": False,
         "report_to": ["tensorboard"],
@@ -116,7 +122,7 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
     if clash:
         raise ConfigError(f"{', '.join(clash)}: set by the workflow, not by a recipe\n  -> remove them from the recipe")
-    return {**recipe.swift_arguments, **owned}
+    return {**recipe.swift_arguments, **owned, "truncation_strategy": "delete"}  # its template then raises
 
 
 def run(job_file: Path) -> None:
@@ -124,35 +130,20 @@ def run(job_file: Path) -> None:
     job = msgspec.convert(read_json(job_file), Job)
     os.environ[VARIABLE] = json.dumps(job.custom)
     os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # pictures are already on the grid: never enlarge them
+    import torch
     from swift.arguments import SftArguments
     from swift.pipelines import SwiftSft
 
+    from coordexp.swift.arguments import checked
     from coordexp.swift.checkpoints import whole_checkpoints
 
-    known = SftArguments.__dataclass_fields__
-    for key in job.arguments:
-        if key not in known:
-            raise ConfigError(located(f"ms-swift has no such argument{nearest(key, known)}", field=key))
+    # Several processes without a GPU find each other only when told that they train on the CPU.
+    arguments = {"use_cpu": not torch.accelerator.is_available(), **checked(job.arguments)}
     whole = whole_checkpoints(job.checkpoints)
     if whole:
         print(f"resuming from {whole[-1]}", flush=True)
-        job.arguments["resume_from_checkpoint"] = str(whole[-1])
-    SwiftSft(SftArguments(**job.arguments)).main()
-
-
-def _launch(job_file: Path, processes: int, threads: int) -> None:
-    processes = min(processes, max(threads, 1))
-    each = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(threads // processes, 1)))
-    env = {**os.environ, **each, "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "coordexp.swift.train", str(job_file)]
-    if processes > 1:
-        runner = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-        command = [*runner, "-m", "coordexp.swift.train", str(job_file)]
-    code = subprocess.run(command, env=env, check=False).returncode
-    if code:
-        raise ModelError(
-            f"training ended with exit code {code}\n  -> see above; run again to continue at the last whole checkpoint"
-        )
+        arguments["resume_from_checkpoint"] = str(whole[-1])
+    SwiftSft(SftArguments(**arguments)).main()
 
 
 def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe) -> dict:
@@ -187,4 +178,7 @@ def _name_other_checkpoints(checkpoints: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    try:
+        run(Path(sys.argv[1]))
+    except CoordExpError as error:
+        sys.exit(f"error: {error}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import Any
 
 import torch
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
 from swift.utils import get_logger
 
-from coordexp.errors import ConfigError
-from coordexp.loss.objective import Counts, count
+from coordexp.errors import ConfigError, DataError, located
+from coordexp.loss.objective import Counts
 from coordexp.model.adapter import OFFSET_MODULE
 from coordexp.recipe import Custom
 from coordexp.swift.settings import custom_section
-from coordexp.swift.targets import as_targets
 from coordexp.swift.template import TARGETS
 
 logger = get_logger()
@@ -25,13 +26,23 @@ def register() -> None:
 
 
 class CoordTrainer(Seq2SeqTrainer):
-    """`num_items_in_batch` becomes the counts of text, slots and boxes of the global batch, [3] int64."""
+    """`num_items_in_batch` becomes the counts of text, slots and boxes of the global batch, [3] int64.
+
+    places: the records, as file:line, of this process in the current step.
+    """
+
+    places: list[str] = []  # noqa: RUF012 -- replaced, never changed
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Check one batch against the recipe, then train."""
+        """Check one batch against the recipe, and that the processes know of each other, then train."""
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.args.world_size:
+            fix = "without a GPU set training.use_cpu: true"
+            problem = f"{started} processes were started, but each would train by itself"
+            raise ConfigError(located(problem, found=self.args.world_size, fix=fix))
         rows = [self.train_dataset[i] for i in range(min(8, len(self.train_dataset)))]
         batch = self.data_collator(rows)
-        counts = count(batch["labels"], as_targets(batch[TARGETS]), self.template.coord_start)
+        counts = Counts(*batch[TARGETS]["counts"].tolist())
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
@@ -39,12 +50,26 @@ class CoordTrainer(Seq2SeqTrainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples or TARGETS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        start = self.template.coord_start
-        parts = [count(batch["labels"], as_targets(batch[TARGETS]), start) for batch in batch_samples]
-        total = torch.tensor(parts, device=device).sum(dim=0)
+        self.places = [place for batch in batch_samples for place in batch[TARGETS]["places"]]
+        total = torch.stack([batch[TARGETS]["counts"].to(device) for batch in batch_samples]).sum(dim=0)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total[None]).sum(dim=0)
         return total
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16:  # in fp16 the scaler lowers its scale and goes on
+            check_gradients(float(norm), self.state.global_step, self.places)
+        return norm
+
+
+def check_gradients(norm: float, step: int, places: list[str]) -> None:
+    """DataError for a gradient norm that is no number: ms-swift would leave out the step and go on."""
+    if not math.isfinite(norm):
+        raise DataError(
+            f"gradient norm is {norm} at step {step}\n  in {'; '.join(places)}\n"
+            "  -> look at these records with `coordexp doctor`; lower the learning rate if they are sound"
+        )
 
 
 def check_start(counts: Counts, trainable: dict[str, int], custom: Custom) -> None:

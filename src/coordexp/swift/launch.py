@@ -1,0 +1,148 @@
+"""Start the training processes: one, several under torchrun, several machines in a SLURM job or by hand.
+
+Machines find each other by ms-swift's variables, which are torchrun's: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+In a SLURM job one call starts an agent on every node, which derives them from SLURM's own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from coordexp.errors import ConfigError, ModelError, located
+
+WORKER = ["-m", "coordexp.swift.train"]
+SHUTDOWN_SECONDS = 600  # a step and its checkpoint after SIGTERM; torchrun's own 30 s would cut it off
+VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What a step of a SLURM job may know of the job; the rest would be taken for options of the inner srun.
+OF_THE_JOB = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR")
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """processes: on each machine, one a GPU. nodes: machines. threads: CPU threads of a machine, shared by its
+    processes. gpus: on each machine, to ask SLURM for."""
+
+    processes: int = 1
+    nodes: int = 1
+    threads: int = 1
+    gpus: int = 0
+
+    @classmethod
+    def of(cls, gpus: int, nodes: int, processes: int, threads: int) -> Layout:
+        """From the resources of a job: a process a GPU (of all machines together); without GPUs `processes` a machine.
+
+        On a CPU there are never more processes than threads.
+        """
+        if not gpus:
+            return cls(max(min(processes, threads), 1), nodes, threads)
+        if gpus % nodes:
+            fix = "make gpu a multiple of nodes"
+            raise ConfigError(located(f"{gpus} GPUs do not spread evenly over {nodes} nodes", field="gpu", fix=fix))
+        return cls(gpus // nodes, nodes, threads, gpus // nodes)
+
+    @property
+    def world(self) -> int:
+        """Processes of all machines together."""
+        return self.processes * self.nodes
+
+
+def launch(job_file: Path, layout: Layout) -> bool:
+    """Train by `job_file`; whether this machine is the one that publishes. ModelError when training fails."""
+    env = {**os.environ, **_threads(layout)}
+    place = _place(layout, env)
+    if layout.nodes == 1:
+        command = [sys.executable, *(_runner(layout, env) if layout.processes > 1 else []), *WORKER, str(job_file)]
+    elif place is not None:
+        env |= place
+        command = [sys.executable, *_runner(layout, env), *WORKER, str(job_file)]
+    else:
+        command, env = _one_agent_a_node(job_file, layout, env)
+    code = _wait(command, env)
+    if code:
+        fix = "see above; run again to continue at the last whole checkpoint"
+        raise ModelError(f"training ended with exit code {code}\n  -> {fix}")
+    return place is None or place["NODE_RANK"] == "0"
+
+
+def _place(layout: Layout, env: Mapping[str, str]) -> dict[str, str] | None:
+    """ms-swift's variables of this machine; None when there is one machine, or all are to be started from here."""
+    if layout.nodes == 1:
+        return None
+    if "NODE_RANK" in env:
+        missing = [name for name in VARIABLES if name not in env and name != "NNODES"]
+        if missing or int(env.get("NNODES", layout.nodes)) != layout.nodes:
+            found = {name: env.get(name) for name in VARIABLES}
+            fix = "export them alike on every machine, with NODE_RANK from 0"
+            raise ConfigError(located(f"{layout.nodes} nodes need all variables", field="NNODES", found=found, fix=fix))
+        return {"NNODES": str(layout.nodes), **{name: env[name] for name in VARIABLES if name in env}}
+    if env.get("SLURM_STEP_NUM_TASKS") == env.get("SLURM_STEP_NUM_NODES") == str(layout.nodes):
+        return slurm_place(env)
+    if "SLURM_JOB_ID" in env:
+        return None
+    fix = "start it in a SLURM job, or on every machine with NODE_RANK, MASTER_ADDR and MASTER_PORT exported"
+    raise ConfigError(located(f"asked for {layout.nodes} machines, but this is one", field="nodes", fix=fix))
+
+
+def slurm_place(env: Mapping[str, str]) -> dict[str, str]:
+    """ms-swift's variables of one task of an `srun` with a task a node; those that are set already win."""
+    listed = ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]]
+    first = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()[0]
+    derived = {
+        "NNODES": env["SLURM_STEP_NUM_NODES"],
+        "NODE_RANK": env["SLURM_PROCID"],
+        "MASTER_ADDR": first,
+        "MASTER_PORT": str(20000 + int(env["SLURM_JOB_ID"]) % 10000),
+    }
+    return {name: env.get(name, value) for name, value in derived.items()}
+
+
+def _one_agent_a_node(job_file: Path, layout: Layout, env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """`srun` of this module, a task a node, inside the job; and its environment."""
+    env = {k: v for k, v in env.items() if not k.startswith(("SLURM_", "SRUN_", "SBATCH_")) or k in OF_THE_JOB}
+    nodes = str(layout.nodes)
+    command = ["srun", "--overlap", "--kill-on-bad-exit=1", f"--nodes={nodes}", f"--ntasks={nodes}"]
+    command += ["--ntasks-per-node=1", "--cpu-bind=none", f"--cpus-per-task={layout.threads}"]
+    command += [f"--gpus-per-node={layout.gpus}"] if layout.gpus else []
+    agent = [sys.executable, "-m", "coordexp.swift.launch", str(job_file), str(layout.processes)]
+    return [*command, *agent, nodes, str(layout.threads)], env
+
+
+def _runner(layout: Layout, env: Mapping[str, str]) -> list[str]:
+    """torchrun, on this machine alone or as one of several agents."""
+    runner = ["-m", "torch.distributed.run", f"--nproc-per-node={layout.processes}"]
+    runner += [f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    if layout.nodes == 1:
+        return [*runner, f"--master-port={env['MASTER_PORT']}"] if "MASTER_PORT" in env else [*runner, "--standalone"]
+    return [*runner, *(f"--{name.lower().replace('_', '-')}={env[name]}" for name in VARIABLES)]
+
+
+def _threads(layout: Layout) -> dict[str, str]:
+    each = str(max(layout.threads // layout.processes, 1))
+    return {"OMP_NUM_THREADS": each, "MKL_NUM_THREADS": each, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _wait(command: list[str], env: dict[str, str]) -> int:
+    """Exit code of `command`; SIGTERM goes on to it, and its end is waited for, so that it can save."""
+    child = subprocess.Popen(command, env=env)
+    if threading.current_thread() is not threading.main_thread():
+        return child.wait()
+    before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+    try:
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    file, processes, nodes, threads = sys.argv[1:]
+    try:
+        launch(Path(file), Layout(int(processes), int(nodes), int(threads)))
+    except ModelError:
+        sys.exit(1)  # torchrun has said why
