@@ -119,6 +119,7 @@ def _doctor(commands) -> None:
     sub.add_argument("--model", type=Path, required=True, help="folder of the expanded base")
     sub.add_argument("--config", type=Path, help="recipe, for its prompt and answer style")
     sub.add_argument("--out", type=Path, help="picture with the boxes read back from the tokens")
+    sub.add_argument("--epoch", type=int, help="show the record as the recipe's augmentation changes it in this epoch")
     sub.set_defaults(run=_run_doctor)
 
 
@@ -127,7 +128,7 @@ def _run_doctor(args: argparse.Namespace) -> None:
     from coordexp.recipe import Custom, load_recipe
 
     custom = load_recipe(args.config).custom if args.config else Custom()
-    found = examine(args.file, args.index, args.model, custom, args.out)
+    found = examine(args.file, args.index, args.model, custom, args.out, args.epoch)
     print(f"prompt:\n{found['prompt']}\n\nanswer:\n{found['answer']}\n\ntokens (* supervised):")
     for (number, text, supervised), run in itertools.groupby(found["tokens"]):
         times = len(list(run))

@@ -21,15 +21,18 @@ from coordexp.recipe import Custom
 from coordexp.swift.settings import VARIABLE
 
 
-def examine(file: Path, index: int, model_dir: Path, custom: Custom, picture: Path | None = None) -> dict[str, Any]:
+def examine(
+    file: Path, index: int, model_dir: Path, custom: Custom, picture: Path | None = None, epoch: int | None = None
+) -> dict[str, Any]:
     """What record `index` (from 0) of `file` becomes under a recipe's `custom` section and a model's tokenizer.
 
     Returns prompt, answer, tokens as [id, text, supervised], boxes read back from the coordinate tokens (pixels of
-    the record's picture) and their IoU with the unrounded ones. `picture`: where to draw those boxes.
+    the picture shown) and their IoU with the unrounded ones. `picture`: where to draw those boxes. `epoch`: show the
+    record as augmented for that epoch.
     """
     record = nth_record(file, index)
     custom.coord_tokens.skip_bbox_norm = record.coord_space == "token"
-    encoded, tokenizer, shown = _encode(record, file, model_dir, custom)
+    encoded, tokenizer, shown, changed = _encode(record, file, index, model_dir, custom, epoch)
     ids, labels = encoded["input_ids"], encoded["labels"]
     first = next(i for i, label in enumerate(labels) if label != -100)
     back = [norm1000.decode([coord_bin(token) for token in obj.coords]) for obj in shown.objects]
@@ -39,8 +42,8 @@ def examine(file: Path, index: int, model_dir: Path, custom: Custom, picture: Pa
     ]
     if picture is not None:
         with Image.open(file.parent / record.images[0]) as image:
-            draw(image, detections).save(picture)
-    size = np.array([record.width, record.height] * 2)
+            draw(changed or image, detections).save(picture)
+    size = np.array([shown.width, shown.height] * 2)
     return {
         "prompt": re.sub(
             r"(<\|image_pad\|>)+", lambda m: f"<|image_pad|> x{m[0].count('pad')}", tokenizer.decode(ids[:first])
@@ -66,7 +69,9 @@ def nth_record(file: Path, index: int) -> Record:
     raise DataError(f"{file}: has no record {index}\n  -> count from 0")
 
 
-def _encode(record: Record, file: Path, model_dir: Path, custom: Custom) -> tuple[dict, Any, Record]:
+def _encode(
+    record: Record, file: Path, index: int, model_dir: Path, custom: Custom, epoch: int | None
+) -> tuple[dict, Any, Record, Image.Image | None]:
     os.environ[VARIABLE] = json.dumps(msgspec.to_builtins(custom))
     os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")
     from swift.model import get_processor
@@ -74,14 +79,19 @@ def _encode(record: Record, file: Path, model_dir: Path, custom: Custom) -> tupl
 
     from coordexp.data.samples import Sample
     from coordexp.swift import loader, template
+    from coordexp.swift.augment import augment
 
     template.register()
     loader.register()
     processor = get_processor(str(model_dir), model_type=loader.DENSE)
     encoder = get_template(processor, template_type=template.NAME, truncation_strategy="raise")
     encoder.set_mode("train")
-    sample = Sample(template.as_tokens(record), file, f"{file}:{record.metadata.image_id}", {}, None)
-    return encoder.encode_sample(sample), encoder.tokenizer, sample.record
+    sample, picture = Sample(record, file, f"{file}:{record.metadata.image_id}", {}, None), None
+    if epoch is not None:
+        seed = (custom.sample_seed, epoch, index)
+        sample, picture, _ = augment(sample, custom.augmentation, seed, encoder.tile, keep_order=True)
+    sample = sample._replace(record=template.as_tokens(sample.record))
+    return encoder.encode_sample(sample, picture), encoder.tokenizer, sample.record, picture
 
 
 def _bounds(coords: np.ndarray) -> list[float]:

@@ -1,6 +1,7 @@
 """The command line: every subcommand explains itself, and mistakes end in words."""
 
 import json
+import re
 
 import pytest
 
@@ -37,6 +38,19 @@ def test_doctor_reads_the_boxes_back_from_the_tokens(shapes_data, tiny_model, tm
     assert "<|image_pad|> x9" in printed and picture.stat().st_size > 0
     overlaps = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines() if " IoU " in line and "  " in line[:2]]
     assert overlaps and min(overlaps) > 0.95
+
+
+def test_doctor_shows_a_record_as_augmented(shapes_data, tiny_model, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("custom: {augmentation: {flip: 1.0}}")
+    options = ["--index", "1", "--model", str(tiny_model), "--config", str(tmp_path / "own.yaml")]
+    left = {}
+    for name, more in (("plain", []), ("flipped", ["--epoch", "0", "--out", str(tmp_path / "a.png")])):
+        assert main(["doctor", str(shapes_data / "train.jsonl"), *options, *more]) == 0
+        found = re.findall(r"^  (.+): (\[.*\])  IoU", capsys.readouterr().out, flags=re.MULTILINE)
+        left[name] = {desc: json.loads(box) for desc, box in found}
+    for desc, (x1, y1, x2, y2) in left["plain"].items():
+        assert left["flipped"][desc] == pytest.approx([96 - x2, y1, 96 - x1, y2], abs=0.1)
+    assert (tmp_path / "a.png").stat().st_size > 0
 
 
 def test_an_expected_error_ends_in_its_own_words(tmp_path, capsys):

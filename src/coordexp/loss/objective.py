@@ -88,9 +88,7 @@ def ramp(weights: Loss, progress: float) -> float:
 
 
 @torch.no_grad()
-def diagnostics(
-    log_p: torch.Tensor, gate: torch.Tensor, bins: torch.Tensor
-) -> dict[str, tuple[torch.Tensor, int]]:
+def diagnostics(log_p: torch.Tensor, gate: torch.Tensor, bins: torch.Tensor) -> dict[str, tuple[torch.Tensor, int]]:
     """Sum and count of coordinate accuracy and of the mass on coordinate ids."""
     right = (log_p.argmax(dim=-1) == bins).sum()
     return {"coord_accuracy": (right, bins.numel()), "coord_mass": (torch.exp(-gate).sum(), bins.numel())}

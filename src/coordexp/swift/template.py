@@ -77,7 +77,7 @@ class CoordTemplate(Qwen3VLTemplate):
         try:
             encoded = super().encode(as_messages(sample, picture), **kwargs)
         except MaxLengthError as error:
-            raise LongSample(f"{sample.place}: {error}\n  -> {LONG_FIX}") from error
+            raise LongSample(f"{sample.place}: longer than template.max_length: {error}\n  -> {LONG_FIX}") from error
         check_picture(encoded, sample, self.processor.image_processor.patch_size)
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
         return encoded
