@@ -61,6 +61,7 @@ use rule train as ablation_base with:
         mem_mb=memory(4000),
         runtime=120,
         gpu=0,
+        nodes=1,
     params:
         config=lambda w: keys(
             recipe=ablation.recipe_map(BASE_ARM, None, w.seed), processes=1, desc=settings.data["desc"]
@@ -101,6 +102,7 @@ use rule train as ablation_train with:
         mem_mb=memory(4000),
         runtime=120,
         gpu=0,
+        nodes=1,
     params:
         config=lambda w: keys(
             recipe=ablation.recipe_map(w.arm, w.start, w.seed), processes=1, desc=settings.data["desc"]

@@ -41,7 +41,7 @@ def measured(encode, rows, *, padding_free=False, packs=None, keep=False):
     if len(labels) == 1:  # flash attention reads cu_seq_lens; on a CPU transformers masks by the positions of the text
         batch["position_ids"] = torch.cat([text_positions[None], batch["position_ids"]])
     outputs = model(**batch, use_cache=False)
-    loss, found = objective(outputs.logits, labels, as_targets(targets), EVERY_TERM, encode.coord_ids.start)
+    loss, found = objective(outputs.logits, labels, as_targets(targets), EVERY_TERM, encode.coord_start)
     loss.backward()
     assert targets["counts"].tolist() == [found.means[name][1] for name in ("text", "ce", "l1")]
     return loss.item(), model.lm_head.weight.grad.clone(), outputs.logits.shape
