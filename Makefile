@@ -8,11 +8,15 @@ READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256s
 export PYTHONDONTWRITEBYTECODE ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint unit workflow test-slurm install clean
+.PHONY: demo photos test lint unit workflow test-slurm install clean
 
 demo: install  ## shapes, a tiny Qwen3-VL and four minutes of training: the whole chain on a laptop
 	snakemake --cores $(CORES) results/shapes_9/eval.json results/shapes_9/report.html
 	@python -m coordexp.cli summary results/shapes_9
+
+photos: install  ## a dozen real photographs by heart, in boxes: a check of the whole chain (data.photos_overfit)
+	snakemake --cores $(CORES) results/photos_overfit_64/eval.json results/photos_overfit_64/report.html
+	@python -m coordexp.cli summary results/photos_overfit_64
 
 test: lint unit workflow  ## what CI runs
 

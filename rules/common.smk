@@ -45,6 +45,11 @@ def code(rule_name):
     return code_fingerprint(f"workflow_scripts.{rule_name}", CODE_ROOTS)
 
 
+def plugins(run):
+    """Hashes of the code that ms-swift loads by path when it trains a run, which the script does not import."""
+    return {module: code_fingerprint(module, CODE_ROOTS) for module in settings.plugins(run)}
+
+
 def model_of(wildcards):
     """Folder of the expanded base that a run starts from."""
     return EXPANDED.format(model=settings.run(wildcards.run).model)

@@ -142,6 +142,23 @@ class Augmentation(msgspec.Struct, forbid_unknown_fields=True):
         return bool(self.flip or self.crop or self.scale != (1.0, 1.0))
 
 
+class DetectionEval(msgspec.Struct, forbid_unknown_fields=True):
+    """Detection on the first pictures of `val_jsonl` during training, to choose the checkpoint by it.
+
+    every: steps between two evaluations; 0: none, and the last checkpoint is the result. pictures: how many are
+    asked. metric: which number is to be highest: AP, AP50, or F1 (micro, mean over IoU .5:.95). patience:
+    evaluations without a new best after which training stops; 0: never. batch_size: pictures decoded together.
+    max_new_tokens: of one answer.
+    """
+
+    every: Annotated[int, msgspec.Meta(ge=0)] = 0
+    pictures: Annotated[int, msgspec.Meta(ge=1)] = 64
+    metric: Literal["AP", "AP50", "F1"] = "AP"
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 0
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 16
+    max_new_tokens: Annotated[int, msgspec.Meta(ge=1)] = 2048
+
+
 class Custom(msgspec.Struct, forbid_unknown_fields=True):
     """The `custom` section. Paths are filled in by the workflow when it runs the recipe.
 
@@ -169,6 +186,7 @@ class Custom(msgspec.Struct, forbid_unknown_fields=True):
     coord_offset: CoordOffset = msgspec.field(default_factory=CoordOffset)
     loss: Loss = msgspec.field(default_factory=Loss)
     augmentation: Augmentation = msgspec.field(default_factory=Augmentation)
+    detection_eval: DetectionEval = msgspec.field(default_factory=DetectionEval)
 
     @property
     def samples(self) -> SampleOptions:
@@ -239,6 +257,8 @@ def typed(raw: Mapping[str, Any], path: str | Path) -> Recipe:
         problem = "is enabled, but the offsets would be in no optimizer group"
         fix = "set training.optimizer: multimodal_coord_offset"
         raise ConfigError(located(problem, file=path, field="custom.coord_offset", fix=fix))
+    if custom.detection_eval.every:
+        _check_saving(sections["training"], path)
     return Recipe(**sections, custom=custom)
 
 
@@ -268,3 +288,15 @@ def _check_values(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -
     for key, (problem, harmless) in FOREIGN_LOSS.items():
         if key in given and given[key][1] not in harmless:
             refuse(key, problem, "remove it")
+
+
+def _check_saving(training: Mapping[str, Any], path: str | Path) -> None:
+    """Detection during training needs the best checkpoint to be saved when it is found, and kept."""
+    limit = training.get("save_total_limit")
+    if training.get("save_strategy", "steps") != "steps":
+        problem, fix = "needs checkpoints by step", "set training.save_strategy: steps"
+    elif limit == 1:
+        problem, fix = "keeps two checkpoints, the best and the newest", "set training.save_total_limit: 2 or more"
+    else:
+        return
+    raise ConfigError(located(problem, file=path, field="custom.detection_eval", fix=fix))

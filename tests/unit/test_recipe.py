@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from coordexp.errors import ConfigError
 from coordexp.recipe import load_recipe
@@ -75,3 +76,11 @@ def test_merge_leaves_its_inputs_alone():
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(base, over) == {"a": {"b": 1, "c": 2}}
     assert base == {"a": {"b": 1}} and over == {"a": {"c": 2}}
+
+
+@pytest.mark.parametrize("training", [{"save_strategy": "epoch"}, {"save_total_limit": 1}])
+def test_choosing_a_checkpoint_needs_one_to_choose(tmp_path, training):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"training": training, "custom": {"detection_eval": {"every": 5}}}))
+    with pytest.raises(ConfigError, match="detection_eval"):
+        load_recipe(path)

@@ -31,12 +31,13 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def start_and_kill(folder, data, model, sign):
+def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe(data)"):
     """Train in a process of its own; send `sign` once a checkpoint is whole, wait, and name the steps that stand."""
     code = (
-        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[4:]; from test_resume import recipe; "
-        "from coordexp.swift.train import train; data, model, folder = map(Path, sys.argv[1:4]); "
-        "train(recipe(data), model, folder / 'adapter', folder / 'log.jsonl')"
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[4:]; "
+        f"from {module} import recipe; from coordexp.swift.train import train; "
+        "data, model, folder = map(Path, sys.argv[1:4]); "
+        f"train({made}, model, folder / 'adapter', folder / 'log.jsonl')"
     )
     command = [sys.executable, "-c", code, str(data), str(model), str(folder), str(Path(__file__).parent)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

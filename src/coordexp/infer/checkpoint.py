@@ -1,4 +1,4 @@
-"""A merged checkpoint ready to answer: model, processor, coordinate ids, and prompts exactly as in training."""
+"""A model ready to answer: processor, coordinate ids, and prompts exactly as in training."""
 
 from __future__ import annotations
 
@@ -17,27 +17,21 @@ from coordexp.infer.grammar import Grammar, compile_grammar
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.protocol import Question
 from coordexp.infer.vocabulary import Vocabulary
-from coordexp.model.vocab import verified_ids
+from coordexp.model.vocab import CoordIds, verified_ids
 from coordexp.prompt import PromptStyle, hf_chat
 
 Asked = tuple[Any, Image.Image, Question]
 
 
-class Checkpoint:
-    """One loaded model. `answer` takes pictures on the model's grid with their prompts."""
+class Answerer:
+    """A model in memory that answers pictures on its grid with their prompts.
 
-    def __init__(self, model_dir: str | Path, options: PredictOptions, style: PromptStyle, device: str | None = None):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+    model: Qwen3-VL, in training or not, adapters in place. ids: None when coordinates are text integers.
+    """
 
-        if not (Path(model_dir) / "config.json").is_file():
-            fix = "give a merged Hugging Face checkpoint folder (rule merge)"
-            raise ModelError(located("not a checkpoint folder", file=model_dir, fix=fix))
+    def __init__(self, model: Any, processor: Any, ids: CoordIds | None, options: PredictOptions, style: PromptStyle):
+        self.model, self.processor, self.ids = model, processor, ids
         self.options, self.style = options, style
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.processor = AutoProcessor.from_pretrained(model_dir)
-        self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
-        self.model.to(device).eval()
-        self.ids = verified_ids(model_dir) if style.coordinates == "token" else None
         self.decoder = Decoder(self.model, self.ids, options)
         vision = self.model.config.vision_config
         self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
@@ -118,3 +112,19 @@ class Checkpoint:
     def text(self, answer: Answer) -> str:
         """The answer as text, special tokens included."""
         return self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=False)
+
+
+class Checkpoint(Answerer):
+    """The model of a merged checkpoint folder, ready to answer."""
+
+    def __init__(self, model_dir: str | Path, options: PredictOptions, style: PromptStyle, device: str | None = None):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if not (Path(model_dir) / "config.json").is_file():
+            fix = "give a merged Hugging Face checkpoint folder (rule merge)"
+            raise ModelError(located("not a checkpoint folder", file=model_dir, fix=fix))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        processor = AutoProcessor.from_pretrained(model_dir)
+        model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
+        ids = verified_ids(model_dir) if style.coordinates == "token" else None
+        super().__init__(model.to(device).eval(), processor, ids, options, style)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import DynamicCache
 
 from coordexp.infer.answer import Answer, Verdict
@@ -25,6 +26,8 @@ class Decoder:
     def __init__(self, model: Any, ids: CoordIds | None, options: PredictOptions):
         self.model, self.ids, self.options = model, ids, options
         self.device = model.device
+        # an adapter on the head changes its answers, not its weight
+        self._plain_head = type(model.lm_head) is nn.Linear and not model.lm_head._forward_hooks
         self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
         self.forward_passes = 0
 
@@ -135,8 +138,7 @@ class Decoder:
         if not places:
             return
         assert self.ids is not None, "a slot in a style without coordinate tokens"
-        weight = self.model.lm_head.weight[self.ids.start : self.ids.end + 1]
-        logits = F.linear(vectors[places].float(), weight.float())
+        logits = self._columns(vectors[places], slice(self.ids.start, self.ids.end + 1))
         low, high = torch.tensor([answer.bounds(node.role) for answer, node in where], device=self.device).unbind(-1)
         options = self.options
         readings = read_slots(logits, low, high, options.decode, options.temperature, options.local_radius)
@@ -160,12 +162,17 @@ class Decoder:
             return
         union = sorted({token for _, among in places for token in among})
         column = {token: n for n, token in enumerate(union)}
-        weight = self.model.lm_head.weight[torch.tensor(union, device=self.device)]
-        logits = F.linear(vectors[[n for n, _ in places]].float(), weight.float()).cpu()
+        logits = self._columns(vectors[[n for n, _ in places]], torch.tensor(union, device=self.device)).cpu()
         for (n, among), row in zip(places, logits, strict=True):
             logprobs = row[[column[token] for token in among]].log_softmax(-1)
             best = int(logprobs.argmax())
             verdicts[n] = Verdict(among[best], float(logprobs[best]))
+
+    def _columns(self, vectors: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
+        """Logits of `columns` of the output layer alone, float32."""
+        if self._plain_head:
+            return F.linear(vectors.float(), self.model.lm_head.weight[columns].float())
+        return self.model.lm_head(vectors)[:, columns].float()
 
     def _mask(self, node: Node, size: int) -> torch.Tensor:
         if id(node) not in self._masks:

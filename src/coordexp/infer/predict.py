@@ -18,7 +18,7 @@ from coordexp.errors import ConfigError, DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.infer import calibrate
 from coordexp.infer.answer import Answer
-from coordexp.infer.checkpoint import Checkpoint
+from coordexp.infer.checkpoint import Answerer, Checkpoint
 from coordexp.infer.detections import drop_duplicates, read_answer
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.protocol import Question, questions
@@ -91,6 +91,15 @@ def predict(
     write_jsonl(out, rows)
     store.remove()
     return progress.finish()
+
+
+def predict_records(
+    answerer: Answerer, records: Sequence[Record], folder: Path, emit_norm: EmitNorm = "norm1000"
+) -> list[Prediction]:
+    """Answers to the open prompt by a model in memory, in the order of the records; pictures lie under `folder`."""
+    jobs = [Job(n, 0, record, questions(record, answerer.options, None)[0]) for n, record in enumerate(records)]
+    done = dict(pair for finished in _run(answerer, jobs, folder, emit_norm) for pair in finished)
+    return [done[n] for n in range(len(records))]
 
 
 def gather(parts: Sequence[str | Path], out: str | Path) -> int:
@@ -220,7 +229,7 @@ def _jobs(
 
 
 def _run(
-    checkpoint: Checkpoint, jobs: list[Job], folder: Path, emit_norm: EmitNorm
+    checkpoint: Answerer, jobs: list[Job], folder: Path, emit_norm: EmitNorm
 ) -> Iterator[list[tuple[int, Prediction]]]:
     """Rows as they are completed; with fewer places from where the accelerator's memory was full."""
     waiting: dict[int, dict[int, tuple[Answer, str]]] = {}

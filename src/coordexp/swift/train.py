@@ -24,6 +24,7 @@ from coordexp.swift.launch import Layout, launch
 from coordexp.swift.settings import VARIABLE
 
 MANIFEST = "train_manifest.json"
+WATCH_PLUGIN = Path(__file__).parents[1] / "watch" / "plugin.py"  # of a floor above: ms-swift loads it by its path
 LEFT_BEHIND = (
     "optimizer.pt",
     "scheduler.pt",
@@ -100,10 +101,13 @@ def refuse_remote_code(model_dir: Path) -> None:
 
 def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_dir: Path) -> dict[str, Any]:
     """ms-swift's arguments: the recipe's, under those that the workflow owns."""
+    watched = bool(recipe.custom.detection_eval.every)
+    plugins = [Path(__file__).with_name("plugin.py"), *([WATCH_PLUGIN] if watched else [])]
+    callbacks = [*(["coordexp_best"] if watched else []), "coordexp_checkpoints", "coordexp_forecast"]
     owned = {
         "model": str(model_dir.resolve()),
         "model_type": recipe.model.get("model_type", "coordexp_qwen3_vl"),
-        "external_plugins": [str(Path(__file__).with_name("plugin.py"))],
+        "external_plugins": [str(plugin) for plugin in plugins],
         "template": "coordexp_delete" if recipe.template.get("truncation_strategy") == "delete" else "coordexp",
         "dataset": ["coordexp_train"],
         "val_dataset": ["coordexp_val"] if recipe.custom.val_jsonl else [],
@@ -117,7 +121,7 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         "load_from_cache_file": False,
         "dataset_shuffle": False,
         "report_to": ["tensorboard"],
-        "callbacks": ["coordexp_checkpoints", "coordexp_forecast", *recipe.training.get("callbacks", [])],
+        "callbacks": [*callbacks, *recipe.training.get("callbacks", [])],
     }
     clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
     if clash:
@@ -152,18 +156,25 @@ def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Reci
     whole = whole_checkpoints(checkpoints)
     if not whole:
         raise ModelError(f"{checkpoints}: training left no whole checkpoint\n  -> set training.save_strategy: steps")
-    last = whole[-1]
-    state = read_json(last / "trainer_state.json")
+    state = read_json(whole[-1] / "trainer_state.json")
     write_jsonl(log, state["log_history"])
+    settings = recipe.custom.detection_eval
+    candidates = [p for p in whole if step(p) == state["best_global_step"]] if settings.every else whole
+    if not candidates:
+        fix = "was it deleted? move the folder away to train afresh"
+        raise ModelError(located("the best checkpoint is gone", file=checkpoints, found=whole, fix=fix))
+    chosen = candidates[-1]
+    best = {"metric": settings.metric, "value": state["best_metric"], "last_step": state["global_step"]}
     manifest = {
         "fingerprint": key,
-        "checkpoint": last.name,
-        "step": step(last),
-        "kind": "adapter" if (last / "adapter_config.json").exists() else "full",
+        "checkpoint": chosen.name,
+        "step": step(chosen),
+        "best": best if settings.every else None,
+        "kind": "adapter" if (chosen / "adapter_config.json").exists() else "full",
         "recipe": msgspec.to_builtins(recipe),
     }
     with atomic_dir(out_dir) as scratch:
-        shutil.copytree(last, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
+        shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
         write_json(scratch / MANIFEST, manifest)
     return manifest
 

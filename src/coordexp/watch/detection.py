@@ -1,0 +1,101 @@
+"""AP and F1 of a model in training, by the decoder and the evaluation that judge it in the end.
+
+The truth is the records' own objects, in pixels of the source picture. A record keeps what training needs, so the
+number may differ a little from eval.json's, which reads the benchmark's annotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from torch import nn
+from transformers import AutoProcessor
+
+from coordexp.contract import Prediction, Record
+from coordexp.data.categories import Category
+from coordexp.data.samples import CategoryTable
+from coordexp.errors import ConfigError, located
+from coordexp.evaluate import EvaluateOptions, truth
+from coordexp.evaluate.run import score
+from coordexp.infer.checkpoint import Answerer
+from coordexp.infer.options import PredictOptions
+from coordexp.infer.predict import predict_records
+from coordexp.io import read_json, read_records
+from coordexp.model.vocab import verified_ids
+from coordexp.recipe import Custom
+from coordexp.swift.best import Scorer
+
+
+class DetectionScorer(Scorer):
+    """Asks the open prompt about the first `detection_eval.pictures` of `val_jsonl`, decoded by expectation."""
+
+    def __init__(self, custom: Custom, model_dir: Path):
+        if not custom.val_jsonl:
+            raise ConfigError(located("needs custom.val_jsonl", field="custom.detection_eval", fix="name the file"))
+        self.custom, settings = custom, custom.detection_eval
+        self.folder = Path(custom.val_jsonl).parent
+        space = "token" if custom.coord_tokens.skip_bbox_norm else "pixel"
+        self.records = list(islice(read_records(custom.val_jsonl, space), settings.pictures))
+        if not any(record.objects for record in self.records):
+            raise ConfigError(located("no object in these pictures", file=custom.val_jsonl, field="objects"))
+        self.truth = truth_of(self.records, categories_of(self.records, custom.categories), Path(custom.val_jsonl))
+        self.processor = AutoProcessor.from_pretrained(model_dir)
+        self.ids = verified_ids(model_dir) if custom.coord_tokens.enabled else None
+        self.options = PredictOptions(
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=custom.loss.temperature,
+            geometry=kinds_of(self.records),
+        )
+
+    def answer(self, model: nn.Module, share: int, shares: int) -> list[Prediction]:
+        """As `Scorer` says."""
+        answerer = Answerer(model, self.processor, self.ids, self.options, self.custom.style)
+        return predict_records(answerer, self.records[share::shares], self.folder, self.custom.emit_norm)
+
+    def score(self, answers: list[Prediction]) -> dict[str, float]:
+        """AP, AP50 and micro F1 (mean over IoU .5:.95); federated where the records name verified absent categories."""
+        protocol = "lvis" if self.truth.federated else "coco"
+        options = EvaluateOptions(protocols=(protocol,), bootstrap=0, listed=0)
+        rows = [(f"answer {n}", answer) for n, answer in enumerate(answers)]
+        block = score(rows, self.truth, options, where="the answers during training")[protocol]
+        f1 = block["f1"]["honest"]["micro"]["0.50:0.95"]
+        return {"AP": block["metrics"]["AP"], "AP50": block["metrics"]["AP50"], "F1": f1}
+
+
+def truth_of(records: Sequence[Record], categories: list[Category], path: Path) -> truth.Truth:
+    """The records' objects as ground truth; `path` is for error texts."""
+    federated = any(r.metadata.neg_category_ids or r.metadata.not_exhaustive_category_ids for r in records)
+    known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
+    images, annotations = [], []
+    for record in records:
+        facts = record.metadata
+        both = (facts.neg_category_ids, facts.not_exhaustive_category_ids)
+        lists = [[i for i in ids if i in known] if federated else None for ids in both]
+        images.append(truth.ImageRow(facts.image_id, facts.source_width, facts.source_height, *lists))
+        for obj in record.objects:
+            x1, y1, x2, y2 = obj.norm_box
+            width, height = facts.source_width, facts.source_height
+            box = (x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height)
+            row = truth.AnnotationRow(len(annotations), facts.image_id, obj.category_id, box, iscrowd=int(obj.iscrowd))
+            annotations.append(row)
+    return truth.build(images, annotations, categories, path)
+
+
+def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
+    """Categories by the text that the model reads: of the recipe's table, or of the records without one."""
+    if table:
+        names = msgspec.convert(read_json(table), CategoryTable, strict=False).names
+    else:
+        names = {obj.category_id: obj.desc for record in records for obj in record.objects}
+    return [Category(category_id, name) for category_id, name in names.items()]
+
+
+def kinds_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """Kinds of geometry that the records hold, which answers may hold then."""
+    objects = [obj for record in records for obj in record.objects]
+    held = {"bbox_2d": any(obj.bbox_2d is not None for obj in objects), "poly": any(obj.poly for obj in objects)}
+    return tuple(kind for kind, present in held.items() if present)
