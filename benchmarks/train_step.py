@@ -34,8 +34,8 @@ ARMS["remaining"] = {**ARMS["hungarian"], "set_targets": "remaining"}
 # vocabulary, objects a picture, pictures a batch, steps timed of each arm, arms
 CASES = {
     "compact": ("compact", 12, 16, 30, ("plain", "full", "remaining")),
-    "published": ("published", 20, 2, 10, ("plain", "full", "remaining")),
-    "crowd": ("compact", 300, 2, 8, ("plain", "full", "hungarian")),
+    "published": ("published", 20, 2, 8, ("plain", "full", "remaining")),
+    "crowd": ("compact", 300, 2, 6, ("plain", "full", "hungarian")),
 }
 SIDE = 128
 NAMES = ["person", "traffic light", "cat", "potted plant", "baseball bat", "cup", "dog", "wine glass", "bench", "kite"]

@@ -213,3 +213,15 @@ def test_errors_in_bins_have_a_plot_of_their_own(tmp_path):
     assert [s.name for s in losses(log)] == ["loss", "ce"]
     assert [s.name for s in bin_errors(log)] == ["bin_error_p90"]
     assert [s.name for s in scores(log)] == ["coord_mass"]
+
+
+def test_detection_during_training_is_a_curve_of_scores(tmp_path):
+    rows = [{"step": 2, "loss": 3.0}, {"step": 2, "eval_AP": 0.1, "eval_F1": 0.2, "eval_detection_runtime": 9.0}]
+    rows += [{"step": 4, "loss": 2.0}, {"step": 4, "eval_AP": 0.3, "eval_F1": 0.4, "eval_detection_runtime": 8.0}]
+    write_jsonl(tmp_path / "log.jsonl", rows)
+    log = read_log(tmp_path / "log.jsonl")
+    assert [(s.name, s.x, s.y) for s in scores(log)] == [
+        ("eval_AP", [2, 4], [0.1, 0.3]),
+        ("eval_F1", [2, 4], [0.2, 0.4]),
+    ]
+    assert [s.name for s in losses(log)] == ["loss"]
