@@ -41,13 +41,15 @@ def keys(**values):
 
 
 def code(rule_name):
-    """Hash of the code that a rule runs, its script included."""
-    return code_fingerprint(f"workflow_scripts.{rule_name}", CODE_ROOTS)
+    """Hash of the script of a rule, and of the plug-in that ms-swift loads for it by path."""
+    modules = [f"workflow_scripts.{rule_name}", *(["coordexp.swift.plugin"] if rule_name == "train" else [])]
+    return "+".join(code_fingerprint(module, CODE_ROOTS) for module in modules)
 
 
-def plugins(run):
-    """Hashes of the code that ms-swift loads by path when it trains a run, which the script does not import."""
-    return {module: code_fingerprint(module, CODE_ROOTS) for module in settings.plugins(run)}
+def watch_code(run):
+    """Hash of what judges a model in training; None for a run that does not ask for it."""
+    watched = settings.recipe(run).custom.detection_eval.every
+    return code_fingerprint("coordexp.watch.plugin", CODE_ROOTS) if watched else None
 
 
 def model_of(wildcards):

@@ -38,7 +38,7 @@ rule train:
             nodes=settings.run(w.run).nodes,
             desc=settings.data["desc"],
         ),
-        plugins=lambda w: keys(**plugins(w.run)),
+        watch=lambda w: keys(code=watch_code(w.run)),
         code=code("train"),
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"

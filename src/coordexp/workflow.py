@@ -102,11 +102,6 @@ class Settings:
         """The resolved recipe as plain values, for params."""
         return msgspec.to_builtins(self.recipe(run))
 
-    def plugins(self, run: str) -> list[str]:
-        """Modules that ms-swift loads by path when it trains a run."""
-        watch = ["coordexp.watch.plugin"] if self.recipe(run).custom.detection_eval.every else []
-        return ["coordexp.swift.plugin", *watch]
-
     def answering(self, recipe: Recipe, **own: Any) -> dict[str, Any]:
         """How a model trained by `recipe` is asked and read, for params; `own` options win over the `predict` section.
 

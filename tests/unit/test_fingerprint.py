@@ -58,3 +58,10 @@ def test_evaluation_does_not_depend_on_training():
     modules = closure("workflow_scripts.evaluate", ROOTS)
     assert "coordexp.evaluate.run" in modules
     assert not any(name.startswith(("coordexp.swift", "coordexp.loss", "coordexp.infer")) for name in modules)
+
+
+def test_training_depends_on_the_loss_and_with_detection_on_decoder_and_evaluation():
+    training, watching = (closure(f"coordexp.{name}.plugin", ROOTS) for name in ("swift", "watch"))
+    assert {"coordexp.loss.objective", "coordexp.swift.trainer"} <= training
+    assert not any(name.startswith(("coordexp.infer", "coordexp.evaluate")) for name in training)
+    assert {"coordexp.infer.decode", "coordexp.evaluate.engine"} <= watching

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from coordexp.errors import ConfigError
-from coordexp.fingerprint import closure
 from coordexp.workflow import SCHEMA, Settings, over_defaults
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,16 +24,6 @@ def load(change=None):
 
 def test_the_repository_s_own_configuration_is_sound():
     assert set(load().datasets) >= {"shapes", "crowds", "lvis", "coco", "photos", "photos_overfit"}
-
-
-def test_training_reruns_when_the_loss_changes_and_with_the_decoder_only_if_it_evaluates():
-    roots = (REPOSITORY, REPOSITORY / "src")
-    read = {
-        run: set().union(*(closure(m, roots) for m in load().plugins(run))) for run in ("shapes_9", "photos_overfit_64")
-    }
-    assert all("coordexp.loss.objective" in modules for modules in read.values())
-    assert "coordexp.infer.decode" not in read["shapes_9"]
-    assert {"coordexp.infer.decode", "coordexp.evaluate.engine"} <= read["photos_overfit_64"]
 
 
 @pytest.mark.parametrize(
