@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coordexp.data import scan
 from coordexp.data.annotations import build_index, read_images, read_outlines, rows_of
 from coordexp.data.categories import Category, category_ids, descriptions, load, pretty
-from coordexp.data.scan import element_spans, read_spans
+from coordexp.data.scan import element_spans, find_elements, read_spans
 from coordexp.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "photos" / "annotations"
@@ -112,6 +112,51 @@ def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
     for column in ("ids", "categories", "boxes", "crowd", "spans", "offsets"):
         assert (getattr(whole.rows, column) == getattr(small.rows, column)).all()
     assert whole.rows.owner.tolist() == sorted(whole.rows.owner.tolist())
+
+
+def emptied(value, limit, depth=0):
+    """A copy in which every list and map of an element that is written in more than `limit` bytes is empty."""
+    if depth == 1 and len(json.dumps(value)) - 1 > limit and isinstance(value, dict | list):
+        return type(value)()
+    inner = value.items() if isinstance(value, dict) and depth == 0 else ()
+    return {k: emptied(v, limit, depth + 1) for k, v in inner} if depth == 0 else value
+
+
+@given(elements, st.integers(0, 40), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_bulk_is_the_inside_of_long_lists_and_maps(tmp_path_factory, found, limit, chunk):
+    path = tmp_path_factory.mktemp("scan") / "file.json"
+    path.write_text(json.dumps({"images": [], "annotations": found}))
+    usual, (scan.BULK, scan.CHUNK) = (scan.BULK, scan.CHUNK), (limit, chunk)
+    try:
+        annotations = find_elements(path, ("annotations",))["annotations"]
+    finally:
+        scan.BULK, scan.CHUNK = usual
+    data = bytearray(path.read_bytes())
+    for a, b in annotations.bulk.tolist():
+        data[a:b] = b" " * (b - a)
+    assert [json.loads(data[a:b]) for a, b in annotations.spans.tolist()] == [emptied(e, limit) for e in found]
+
+
+@pytest.mark.parametrize("bulk", [0, 30, 10**6])
+def test_columns_are_the_same_with_and_without_bulk(tmp_path, monkeypatch, bulk):
+    """At 0 every box is bulk too: the block is then read in full."""
+    rings = [[[float(k)] * (2 * k) for k in range(n)] for n in (0, 3, 9)]
+    rle = {"size": [10, 10], "counts": "long" * 50}
+    outlines = [*rings, rle, None]
+    annotations = [
+        annotation(k, 1 + k % 2, segmentation=o, bbox=[0.123456789, 1, 2, 3]) for k, o in enumerate(outlines)
+    ]
+    annotations.append(annotation(9, 1, bbox=[1, 2, 3]))
+    monkeypatch.setattr(scan, "BULK", bulk)
+    index = build_index(write(tmp_path, [image(1), image(2)], annotations))
+    _, grouped = read_all(index)
+    assert ids_of(grouped) == [[0, 2, 4], [1, 3]]
+    assert all(found == box for own in grouped for found in own.boxes.tolist())
+    assert [(b.id, "bbox" in b.problem) for _, b in index.lost] == [(9, True)]
+    with open(index.path, "rb") as handle:
+        read = [json.loads(o) for own in grouped for o in read_outlines(handle.fileno(), own)]
+    assert read == [outlines[k] for k in (0, 2, 4, 1, 3)]
 
 
 def test_duplicates_and_orphans_are_lost_and_named(tmp_path):

@@ -9,17 +9,19 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterable
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from coordexp.data.scan import Mapper, element_spans, read_spans
+from coordexp.data.scan import Elements, Mapper, find_elements, read_spans
 from coordexp.errors import DataError, located
 
+Block = tuple[str, np.ndarray, np.ndarray]  # file, and spans of elements and of their bulk, as in Elements
 Decode = Callable[[bytes], list[Any]]
 BLOCK = 8192  # elements decoded at once while the index is built
 _COLUMNS = (
@@ -132,22 +134,23 @@ def build_index(path: str | Path, mapper: Mapper = map) -> Index:
     DataError when the file is not in the layout or has no pictures. Duplicate ids, annotations of
     unknown pictures and broken ones are not errors here: they are in `lost`, for the caller to judge.
     """
-    spans = element_spans(path, ("images", "annotations", "categories"), mapper)
+    elements = find_elements(path, ("images", "annotations", "categories"), mapper)
     for name in ("images", "annotations"):
-        if name not in spans:
+        if name not in elements:
             fix = "give the path of a COCO or LVIS annotation file"
             raise DataError(located("this list is missing", file=path, field=name, fix=fix))
-    if not len(spans["images"]):
+    images = elements.pop("images")
+    if not len(images.spans):
         fix = "an empty data set cannot be converted: check the path and the split"
         raise DataError(located("the list is empty", file=path, field="images", fix=fix))
-    image_ids = _join(mapper(_image_ids, _blocks(path, spans["images"])))
+    image_ids = _join(mapper(_image_ids, _blocks(path, images)))
     repeated = _repeated(image_ids)
     lost = [("images", Broken(i, i, "duplicate image id")) for i in image_ids[repeated].tolist()]
-    table = spans.get("categories", np.zeros((0, 2), np.int64))
-    found = _annotations(path, spans.pop("annotations"), mapper)
+    table = elements["categories"].spans if "categories" in elements else np.zeros((0, 2), np.int64)
+    found = _annotations(path, elements.pop("annotations"), mapper)
     lost += [("annotations", broken) for broken in found.pop("broken")]
     rows, lost_rows = _grouped(image_ids[~repeated], found)
-    return Index(str(path), spans["images"][~repeated], table, rows, lost + lost_rows)
+    return Index(str(path), images.spans[~repeated], table, rows, lost + lost_rows)
 
 
 def read_images(fd: int, index: Index, low: int, high: int) -> list[Image | Broken]:
@@ -190,46 +193,50 @@ def _decode_one(element: bytes, decode: Decode) -> Any:
     return Broken(*ids, problem)
 
 
-def _blocks(path: str | Path, spans: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    return [(str(path), spans[i : i + BLOCK]) for i in range(0, max(len(spans), 1), BLOCK)]
+def _blocks(path: str | Path, elements: Elements) -> Iterator[Block]:
+    """Runs of neighbouring elements, at least one."""
+    spans, bulk = elements.spans, elements.bulk
+    for i in range(0, max(len(spans), 1), BLOCK):
+        own = spans[i : i + BLOCK]
+        a, b = np.searchsorted(bulk[:, 0], [own[0, 0], own[-1, 1]]) if len(own) else (0, 0)
+        yield str(path), own, bulk[a:b]
 
 
-def _read_block(path: str, spans: np.ndarray, decode: Decode) -> list[Any]:
-    """A run of neighbouring elements, read and decoded at once if none is broken."""
+def _read_block(block: Block, decode: Decode) -> list[Any]:
+    """The elements of a block without their bulk, all at once; element by element if that fails."""
+    path, spans, bulk = block
     if not len(spans):
         return []
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        base, end = int(spans[0, 0]) - 1, int(spans[-1, 1])
-        data = bytearray(end - base + 1)
-        os.preadv(fd, [memoryview(data)[:-1]], base)
-    finally:
-        os.close(fd)
-    data[0], data[-1] = ord("["), ord("]")
+    base, end = int(spans[0, 0]), int(spans[-1, 1])
+    page = base - base % mmap.ALLOCATIONGRANULARITY
+    with open(path, "rb") as handle:
+        data = memoryview(mmap.mmap(handle.fileno(), end - page, access=mmap.ACCESS_READ, offset=page))
+    kept = np.concatenate([[base], bulk.ravel(), [end]]).reshape(-1, 2) - page
     gc.disable()  # thousands of small objects, none of them cyclic
     try:
-        return decode(data)
+        return decode(b"[" + b"".join([data[a:b] for a, b in kept.tolist()]) + b"]")
     except (msgspec.ValidationError, msgspec.DecodeError):
-        return decode_elements([bytes(data[a - base : b - base]) for a, b in spans.tolist()], decode)
+        return decode_elements([bytes(data[a:b]) for a, b in (spans - page).tolist()], decode)
     finally:
         gc.enable()
 
 
-def _image_ids(block: tuple[str, np.ndarray]) -> np.ndarray:
+def _image_ids(block: Block) -> np.ndarray:
     """Ids of a block of images; an element without one counts as a picture of its own."""
-    found = _read_block(*block, _decode_ids)
+    found = _read_block(block, _decode_ids)
     return _id_array([f"? byte {a}" if e.id is None else e.id for e, a in zip(found, block[1][:, 0], strict=True)])
 
 
-def _annotations(path: str | Path, spans: np.ndarray, mapper: Mapper) -> dict[str, Any]:
+def _annotations(path: str | Path, elements: Elements, mapper: Mapper) -> dict[str, Any]:
     """Columns of all annotations in file order, as in Rows, and their `owners`; the `broken` ones are left out.
 
     Blocks are copied into place as they come, so that memory is that of the columns.
     """
+    spans = elements.spans
     size, at, done = len(spans), 0, 0
     columns = {name: np.empty((size, *shape), kind) for name, shape, kind in _COLUMNS}
     good, broken = np.ones(size, bool), []
-    for part, part_good, part_broken in mapper(_annotation_columns, _blocks(path, spans)):
+    for part, part_good, part_broken in mapper(_annotation_columns, _blocks(path, elements)):
         for name, values in part.items():
             if values.dtype.kind == "U" and columns[name].dtype.kind == "i":
                 columns[name] = columns[name].astype(object)  # text of any length
@@ -244,20 +251,22 @@ def _annotations(path: str | Path, spans: np.ndarray, mapper: Mapper) -> dict[st
     return columns | texts | {"spans": spans, "broken": broken}
 
 
-def _annotation_columns(block: tuple[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, list[Broken]]:
+def _annotation_columns(block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[Broken]]:
     """(columns of the sound elements of a block of annotations, which these are, the other elements)."""
-    found = _read_block(*block, _decode_annotations)
-    good = np.array([not isinstance(e, Broken) for e in found], dtype=bool)
-    broken = [e for e in found if isinstance(e, Broken)]
-    if broken:
+    found = _read_block(block, _decode_annotations)
+    good, broken = np.ones(len(found), bool), []
+    if Broken in set(map(type, found)):
+        good = np.array([not isinstance(e, Broken) for e in found])
+        broken = [e for e in found if isinstance(e, Broken)]
         found = [e for e in found if not isinstance(e, Broken)]
-    boxes = np.fromiter(itertools.chain.from_iterable(e.bbox for e in found), np.float64, 4 * len(found))
+    count = len(found)
+    boxes = np.fromiter(itertools.chain.from_iterable(map(attrgetter("bbox"), found)), np.float64, 4 * count)
     columns = {
-        "ids": _id_array([e.id for e in found]),
-        "owners": _id_array([e.image_id for e in found]),
-        "categories": np.array([e.category_id for e in found], dtype=np.int64),
+        "ids": _id_array(list(map(attrgetter("id"), found))),
+        "owners": _id_array(list(map(attrgetter("image_id"), found))),
+        "categories": np.fromiter(map(attrgetter("category_id"), found), np.int64, count),
         "boxes": boxes.reshape(-1, 4),
-        "crowd": np.array([e.iscrowd for e in found], dtype=bool),
+        "crowd": np.fromiter(map(attrgetter("iscrowd"), found), bool, count),
     }
     return columns, good, broken
 

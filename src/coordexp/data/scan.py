@@ -1,41 +1,54 @@
 """Where the elements of a large JSON file lie, without loading it.
 
-COCO and LVIS files are one object with long arrays of objects. `element_spans` finds the bytes of
-every element in one pass of numpy over chunks; memory is two integers an element, whatever the
-elements hold. A gigabyte takes a few seconds.
+COCO and LVIS files are one object with long arrays of objects. `find_elements` finds the bytes of
+every element in one pass of numpy over chunks; memory is a few integers an element, whatever
+the elements hold. A gigabyte takes a few seconds.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import msgspec
 import numpy as np
 
 from coordexp.errors import DataError, located
 
 Mapper = Callable[..., Iterable[Any]]
+BULK = 256  # bytes from which a value inside an element is bulk
 CHUNK = 1 << 20
 RANGE = 1 << 26  # bytes that one process scans
 _BETWEEN_ELEMENTS, _FINISHED = (2, 0), (0, 0)  # (bracket depth, inside a string)
 _NEXT_ELEMENT = re.compile(rb"\}\s*,\s*(?=\{)")
 _QUOTE, _BACKSLASH = 0x22, 0x5C
-_STEP = np.zeros(256, dtype=np.int64)
+_STEP = np.zeros(256, dtype=np.int8)
 _STEP[[ord("{"), ord("[")]] = 1
 _STEP[[ord("}"), ord("]")]] = -1
 _KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*$', re.DOTALL)
 _KEY_BYTES = 256
 
 
-def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, np.ndarray]:
-    """Byte spans int64 [N, 2] (start, end) of the objects in each top-level array of `names`.
+class Elements(msgspec.Struct, frozen=True):
+    """The objects of an array: byte spans int64 [N, 2] (start, end) of each, in file order.
 
-    An array that the file does not have is absent from the result. `mapper` may be a process pool's
-    `imap`: a large file is then scanned in parallel. DataError when the file is not one JSON object
-    or ends early.
+    bulk: spans [K, 2] of the insides of their own arrays and objects that are long, outlines mostly:
+    who needs other fields may leave these bytes out.
+    """
+
+    spans: np.ndarray
+    bulk: np.ndarray
+
+
+def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, Elements]:
+    """The objects in each top-level array of `names`; an array that the file does not have is absent.
+
+    `mapper` may be a process pool's `imap`: a large file is then scanned in parallel. DataError when
+    the file is not one JSON object or ends early.
     """
     with Path(path).open("rb") as handle:
         head = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -46,14 +59,21 @@ def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) 
         if found is None:
             fix = "the file is cut off or broken: fetch it again"
             raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
-        opens, closes, starts, ends = found
-        spans = {}
+        opens, closes, starts, ends, bulk_opens, bulk_closes = found
+        elements = {}
         for low, high in zip(opens.tolist(), closes.tolist(), strict=True):
             name = _key_before(handle, low)
             if name in names:
                 a, b = np.searchsorted(starts, [low, high])
-                spans[name] = np.stack([starts[a:b], ends[a:b] + 1], axis=1)
-    return spans
+                i, j = np.searchsorted(bulk_opens, [low, high])
+                spans = np.stack([starts[a:b], ends[a:b] + 1], axis=1)
+                elements[name] = Elements(spans, np.stack([bulk_opens[i:j] + 1, bulk_closes[i:j]], axis=1))
+        return elements
+
+
+def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, np.ndarray]:
+    """The spans of `find_elements` alone."""
+    return {name: found.spans for name, found in find_elements(path, names, mapper).items()}
 
 
 def _cuts(handle) -> list[int]:
@@ -81,47 +101,64 @@ def _scan(path: str | Path, cuts: list[int], mapper: Mapper) -> tuple[np.ndarray
 
 
 def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Events of bytes low..high (None: to the end), and (depth, inside a string) behind them."""
+    """Events of bytes low..high (None: to the end), and (depth, inside a string) behind them.
+
+    The events are the first and last bytes of top-level values, of elements, and of bulk.
+    """
     path, low, high = span
-    opens, closes, starts, ends = [], [], [], []
+    events: list[list[np.ndarray]] = [[] for _ in range(6)]
     depth, in_string = (0, 0) if low == 0 else _BETWEEN_ELEMENTS
     with Path(path).open("rb") as handle:
         handle.seek(low)
         for base, data in _chunks(handle, low, high):
             position, step, in_string = _brackets(data, in_string)
-            level = depth + np.cumsum(step)
+            level = depth + np.cumsum(step, dtype=np.int64)
             depth = int(level[-1]) if len(level) else depth
             position = position + base
-            opens.append(position[(level == 2) & (step == 1)])
-            closes.append(position[(level == 1) & (step == -1)])
-            starts.append(position[(level == 3) & (step == 1)])
-            ends.append(position[(level == 2) & (step == -1)])
-    return [np.concatenate(kind) for kind in (opens, closes, starts, ends)], (depth, in_string)
+            rising = step > 0
+            for k, (above, opening) in enumerate(((2, True), (1, False), (3, True), (2, False), (4, True), (3, False))):
+                events[k].append(position[(level == above) & (rising == opening)])
+    *outer, opens, closes = (np.concatenate(kind) for kind in events)
+    pairs = min(len(opens), len(closes))
+    long = closes[:pairs] - opens[:pairs] > BULK
+    return [*outer, opens[:pairs][long], closes[:pairs][long]], (depth, in_string)
 
 
-def _chunks(handle, base: int, end: int | None) -> Iterator[tuple[int, bytes]]:
-    while data := handle.read(CHUNK if end is None else min(CHUNK, end - base)):
+def _chunks(handle: IO[bytes], base: int, end: int | None) -> Iterator[tuple[int, bytes | bytearray]]:
+    """(offset, bytes) up to `end`, none of them ending in a backslash; a chunk is valid until the next one."""
+    buffer = bytearray(CHUNK)
+    while size := handle.readinto(memoryview(buffer)[: None if end is None else end - base]):
+        data = buffer if size == len(buffer) else buffer[:size]
         while data.endswith(b"\\") and (more := handle.read(1)):
-            data += more
+            data = data + more
         yield base, data
         base += len(data)
 
 
-def _brackets(data: bytes, in_string: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _brackets(data: bytes | bytearray, in_string: int) -> tuple[np.ndarray, np.ndarray, int]:
     """(positions, +1 or -1) of the brackets outside strings, and whether the chunk ends inside one.
 
     `c & 0xD9 == 0x59` holds for the four brackets and for `Y`, `_`, `y`, DEL, which have step 0.
     """
     buffer = np.frombuffer(data, dtype=np.uint8)
-    position = np.flatnonzero(((buffer & 0xD9) == 0x59) | (buffer == _QUOTE))
+    low, found, quotes = _scratch(len(buffer))
+    np.equal(np.bitwise_and(buffer, 0xD9, out=low), 0x59, out=found)
+    np.logical_or(found, np.equal(buffer, _QUOTE, out=quotes), out=found)
+    position = np.flatnonzero(found)
     char = buffer[position]
     quote = char == _QUOTE
     if b"\\" in data:
         quote &= ~_escaped(buffer, position)
-    inside = (np.cumsum(quote) + in_string) & 1
-    step = _STEP[char]
-    kept = (step != 0) & (inside == 0)
+    inside = np.cumsum(quote.view(np.uint8), dtype=np.uint8) + np.uint8(in_string) & 1  # wraps, but stays odd or even
+    step = np.where(inside, 0, _STEP[char])
+    kept = np.flatnonzero(step)
     return position[kept], step[kept], int(inside[-1]) if len(inside) else in_string
+
+
+@functools.lru_cache(maxsize=2)
+def _scratch(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Memory of three bytes a byte: fresh pages would cost more than the arithmetic."""
+    return np.empty(size, np.uint8), np.empty(size, bool), np.empty(size, bool)
 
 
 def _escaped(buffer: np.ndarray, position: np.ndarray) -> np.ndarray:
