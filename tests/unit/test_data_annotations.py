@@ -144,9 +144,8 @@ def test_columns_are_the_same_with_and_without_bulk(tmp_path, monkeypatch, bulk)
     rings = [[[float(k)] * (2 * k) for k in range(n)] for n in (0, 3, 9)]
     rle = {"size": [10, 10], "counts": "long" * 50}
     outlines = [*rings, rle, None]
-    annotations = [
-        annotation(k, 1 + k % 2, segmentation=o, bbox=[0.123456789, 1, 2, 3]) for k, o in enumerate(outlines)
-    ]
+    box = [0.123456789, 1, 2, 3]
+    annotations = [annotation(k, 1 + k % 2, segmentation=o, bbox=box) for k, o in enumerate(outlines)]
     annotations.append(annotation(9, 1, bbox=[1, 2, 3]))
     monkeypatch.setattr(scan, "BULK", bulk)
     index = build_index(write(tmp_path, [image(1), image(2)], annotations))
