@@ -1,15 +1,19 @@
-"""Training refuses to start on a recipe that does not mean what it says, and stops at a loss that is no number."""
+"""Training refuses a recipe that does not mean what it says, resumes only onto its own key, stops at a loss of nan."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import model_helpers as helpers
 import pytest
 import torch
 
 from coordexp.errors import ConfigError, DataError
 from coordexp.loss.objective import Counts
 from coordexp.loss.targets import Targets
-from coordexp.recipe import CoordOffset, CoordTokens, Custom
+from coordexp.model import tiny, vocab
+from coordexp.recipe import CoordOffset, CoordTokens, Custom, load_recipe
 from coordexp.swift.loss import CoordLoss
+from coordexp.swift.train import fingerprint
 from coordexp.swift.trainer import check_start
 
 GOOD = Counts(text=50, slots=8, boxes=2)
@@ -48,3 +52,28 @@ def test_a_loss_that_is_no_number_names_the_records():
     outputs = SimpleNamespace(logits=logits, coord_targets=targets, places=["train.coord.jsonl:12"])
     with pytest.raises(DataError, match=r"nan at step 7(.|\n)*train\.coord\.jsonl:12"):
         loss(outputs, torch.tensor([[-100, 3, 4]]))
+
+
+def test_the_key_of_a_run_follows_recipe_data_weights_and_tokenizer(tmp_path):
+    root = Path(__file__).parents[2]
+    vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
+    data = tmp_path / "train.jsonl"
+    data.write_text("{}\n")
+
+    def key(**training) -> str:
+        custom = {"train_jsonl": str(data)}
+        overrides = {"training": training, "custom": custom}
+        return fingerprint(load_recipe(root / "config/train/sft_base.yaml", overrides), tmp_path / "model")
+
+    keys = [key(), key(max_steps=7)]
+    assert key() == keys[0]
+    data.write_text("{} \n")
+    keys.append(key())
+    for name, tensor in (("model.safetensors", "model.language_model.norm.weight"), ("tokenizer.json", None)):
+        file = tmp_path / "model" / name
+        if tensor:
+            helpers.rewrite(file.parent, name, lambda tensors, tensor=tensor: tensors[tensor].add_(1))
+        else:
+            file.write_text(file.read_text() + " ")
+        keys.append(key())
+    assert len(set(keys)) == 5

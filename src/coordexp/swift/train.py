@@ -18,6 +18,7 @@ import msgspec
 
 from coordexp.errors import ConfigError, CoordExpError, ModelError, located
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
+from coordexp.model import shards
 from coordexp.model.vocab import verified_ids
 from coordexp.recipe import Recipe
 from coordexp.swift.launch import Layout, launch
@@ -75,14 +76,16 @@ def train(
 
 
 def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
-    """Key of a run: the recipe without its paths, the data's bytes, the base's weights and tokenizer, and how
-    many processes share a step, since that many batches make one."""
+    """Key of a run: the recipe without its paths, the data's bytes, the base's tokenizer, samples of its
+    weights, and how many processes share a step, since that many batches make one."""
     facts = {**msgspec.to_builtins(recipe), "world": world}
     for name in ("train_jsonl", "val_jsonl", "fusion_config", "categories"):
         path = facts["custom"].pop(name)
         facts[name] = sha256_file(path) if path else None
-    for file in sorted(model_dir.glob("*.json")) + sorted(model_dir.glob("*.safetensors")):
+    for file in sorted(model_dir.glob("*.json")):
         facts[f"model/{file.name}"] = sha256_file(file)
+    for name, shard in shards.open_checkpoint(model_dir).shards.items():
+        facts[f"model/{name}"] = shards.fingerprint(shard)
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
 
 
