@@ -72,8 +72,8 @@ def write_records(path: Path, objects: int, pictures: int) -> None:
         Image.fromarray(pixels).save(folder / f"{n}.png")
         found = []
         for _ in range(objects):
-            corners = np.sort(rng.uniform(0.0, 1.0, (2, 2)), axis=0)
-            norm = corners.flatten().tolist()
+            (x, y), (w, h) = rng.uniform(0.0, 0.6, 2), rng.uniform(0.01, 0.4, 2)
+            norm = [float(value) for value in (x, y, x + w, y + h)]
             tokens = [coord_token(round(c * 999)) for c in norm]
             found.append(Object(random_names.choice(NAMES), 1, norm, bbox_2d=tokens))
         rows.append(Record([f"{folder.name}/{n}.png"], SIDE, SIDE, "token", found, Metadata(n, SIDE, SIDE)))

@@ -87,6 +87,16 @@ def test_the_records_themselves_score_one_and_shifted_ones_less(shapes_data, tin
     assert 0 < shifted["AP"] < 1 and 0 < shifted["F1"] < 1
 
 
+def test_polygons_are_scored_too(shapes_data, tiny_model):
+    scorer = scorer_of(shapes_data, tiny_model, pictures=6)
+    answers = [perfect(record) for record in scorer.records]
+    for answer in answers:
+        for found in answer.detections:
+            x1, y1, x2, y2 = found.norm
+            found.poly = [x1, y1, x2, y1, x2, y2, x1, y2]
+    assert scorer.score(answers)["AP"] == 1
+
+
 def test_shares_make_up_all_pictures(shapes_data, tiny_model):
     scorer = scorer_of(shapes_data, tiny_model, pictures=5, max_new_tokens=24)
     model = Checkpoint(tiny_model, PredictOptions(), PromptStyle()).model

@@ -80,8 +80,18 @@ def truth_of(records: Sequence[Record], categories: list[Category], path: Path) 
             x1, y1, x2, y2 = obj.norm_box
             width, height = facts.source_width, facts.source_height
             box = (x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height)
-            row = truth.AnnotationRow(len(annotations), facts.image_id, obj.category_id, box, iscrowd=int(obj.iscrowd))
-            annotations.append(row)
+            corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
+            outline = [value * (height if n % 2 else width) for n, value in enumerate(corners)]
+            annotations.append(
+                truth.AnnotationRow(
+                    id=len(annotations),
+                    image_id=facts.image_id,
+                    category_id=obj.category_id,
+                    bbox=box,
+                    iscrowd=int(obj.iscrowd),
+                    segmentation=msgspec.Raw(msgspec.json.encode([outline])),
+                )
+            )
     return truth.build(images, annotations, categories, path)
 
 
