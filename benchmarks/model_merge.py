@@ -1,9 +1,13 @@
 """Expanding and merging a generated multi-gigabyte checkpoint: time against copying the folder, and peak memory.
 
-python benchmarks/model_merge.py --gigabytes 4 --folder /tmp [--swift]
-Builds a bf16 Qwen3-VL of that size in several shards (random weights, streamed), an adapter on every linear layer of
-the language model with coordinate offsets, and runs `cp -r`, expand, merge and (with --swift) `swift export
---merge_lora`, each in a process of its own. The folder is deleted afterwards.
+python benchmarks/model_merge.py --gigabytes 4 --folder /tmp --repeat 5 [--swift]
+Builds a bf16 Qwen3-VL of that size in several shards (random weights, streamed) and an adapter on every linear layer of
+the language model with coordinate offsets. Then `cp -r`, expand and merge take turns, each in a process of its own and
+each timed until its files are flushed to disk; with --swift `swift export --merge_lora` follows once. `--prepare` only
+builds, in a folder that a later run measures and keeps.
+
+In a virtual machine the first writes after a pause cost several times the processor time of later ones (a plain copy
+6.3 s, then 2.8 s, then 1.7 s), so the first turn is not counted, and medians and ranges are given.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -130,86 +136,127 @@ def adapter(base: Path, folder: Path, rank: int = 32, with_offsets: bool = True)
 MEASURE = """
 import json, resource, sys, time
 {imports}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start, cpu = time.perf_counter(), time.process_time()
+before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
 {call}
-spent, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-facts = {{"seconds": spent, "cpu": cpu, "peak_gb": peak / 1e6, "above_gb": (peak - before) / 1e6}}
+spent, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+facts = {{"seconds": spent, "user": after.ru_utime - before.ru_utime, "system": after.ru_stime - before.ru_stime}}
+facts |= {{"peak_gb": after.ru_maxrss / 1e6, "above_gb": (after.ru_maxrss - before.ru_maxrss) / 1e6}}
 print("RESULT", json.dumps(facts))
 """
 
 
 def measure(imports: str, call: str) -> dict:
-    """Seconds, peak resident memory, and how much of it the call added to the interpreter with its imports."""
+    """Seconds, processor time, peak resident memory, and how much of it the call added to its imports."""
     code = MEASURE.format(imports=imports, call=textwrap.dedent(call))
     environ = {**os.environ, "USE_HF": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+        raise SystemExit(done.stderr)
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
-def timed_copy(source: Path, target: Path, sync: bool) -> float:
-    began = time.perf_counter()
+def copy(source: Path, target: Path) -> dict:
+    """`cp -r`, flushed to disk as expand and merge flush what they write."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
-    if sync:
-        for file in target.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    spent = time.perf_counter() - began
-    shutil.rmtree(target)
-    return spent
+    for file in (*target.iterdir(), target):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    spent, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"seconds": spent, "user": after.ru_utime - before.ru_utime, "system": after.ru_stime - before.ru_stime}
+
+
+def expand(root: Path, target: Path) -> dict:
+    call = f"vocab.expand({str(root / 'base')!r}, {str(target)!r}, 'numeric')"
+    return measure("import torch; from coordexp.model import vocab", call)
+
+
+def merge(root: Path, target: Path) -> dict:
+    call = f"merge.merge({str(root / 'expanded')!r}, {str(root / 'adapter')!r}, {str(target)!r})"
+    return measure("import torch; from coordexp.model import merge", call)
+
+
+def swift_export(root: Path, target: Path) -> dict:
+    call = f"""
+        arguments = ["--adapters", {str(root / "plain")!r}, "--merge_lora", "true",
+            "--model", {str(root / "expanded")!r}, "--output_dir", {str(target)!r},
+            "--model_type", "qwen3_vl", "--torch_dtype", "bfloat16", "--load_args", "false"]
+        export_main(arguments)
+    """
+    return measure("import torch; from swift.pipelines import export_main", call)
+
+
+def prepare(root: Path, gigabytes: float) -> None:
+    base = checkpoint(root, gigabytes)
+    vocab.expand(base, root / "expanded", "numeric")
+    adapter(root / "expanded", root / "adapter")
+    adapter(root / "expanded", root / "plain", with_offsets=False)
+    os.sync()
+
+
+def summary(runs: list[dict]) -> dict:
+    """Median and range of every figure."""
+    return {
+        key: {"median": round(statistics.median(found), 3), "range": [round(min(found), 3), round(max(found), 3)]}
+        for key in runs[0]
+        for found in [[run[key] for run in runs]]
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--swift", action="store_true", help="also run `swift export --merge_lora`")
+    parser.add_argument("--prepare", action="store_true", help="only build the inputs, and keep them")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    root = Path(tempfile.mkdtemp(dir=args.folder, prefix="merge-benchmark-"))
-    try:
-        base = checkpoint(root, args.gigabytes)
-        os.sync()
-        files = sorted(base.glob("*.safetensors"))
-        size = sum(f.stat().st_size for f in base.iterdir()) / 1e9
-        print(f"checkpoint: {size:.2f} GB in {len(files)} shards", flush=True)
-        copy = timed_copy(base, root / "copy", sync=False)
-        synced = timed_copy(base, root / "copy", sync=True)
-        print(f"copy: {copy:.1f} s, flushed to disk {synced:.1f} s", flush=True)
-        call = f"vocab.expand({str(base)!r}, {str(root / 'expanded')!r}, 'numeric')"
-        report("expand", measure("import torch; from coordexp.model import vocab", call), copy, synced)
-        folder = adapter(root / "expanded", root / "adapter")
-        call = f"merge.merge({str(root / 'expanded')!r}, {str(folder)!r}, {str(root / 'merged')!r})"
-        report("merge", measure("import torch; from coordexp.model import merge", call), copy, synced)
-        if args.swift:
-            shutil.rmtree(root / "merged", ignore_errors=True)
-            plain = adapter(root / "expanded", root / "plain", with_offsets=False)
-            call = f"""
-                arguments = ["--adapters", {str(plain)!r}, "--merge_lora", "true",
-                    "--model", {str(root / "expanded")!r},
-                    "--output_dir", {str(root / "swift")!r}, "--model_type", "qwen3_vl", "--torch_dtype", "bfloat16",
-                    "--load_args", "false"]
-                export_main(arguments)
-            """
-            report("swift export", measure("import torch; from swift.pipelines import export_main", call), copy, synced)
-    finally:
-        shutil.rmtree(root)
-
-
-def report(name: str, found: dict, copy: float, synced: float) -> None:
-    if "failed" in found:
-        print(f"{name}: failed: {found['failed']}", flush=True)
+    root = args.folder / "merge-benchmark"
+    kept = root.exists()
+    if not kept:
+        root.mkdir()
+        prepare(root, args.gigabytes)
+    if args.prepare:
         return
-    seconds, cpu = found["seconds"], found["cpu"]
-    times = (
-        f"{seconds:.1f} s ({seconds / copy:.2f} x copy, {seconds / synced:.2f} x flushed copy), processor {cpu:.1f} s"
-    )
-    print(
-        f"{name}: {times}, peak {found['peak_gb']:.2f} GB, {found['above_gb']:.2f} GB above the interpreter", flush=True
-    )
+    try:
+        report(root, args)
+    finally:
+        shutil.rmtree(root / "out", ignore_errors=True)
+        if not kept:
+            shutil.rmtree(root)
+
+
+def report(root: Path, args: argparse.Namespace) -> None:
+    base, out = root / "base", root / "out"
+    jobs = {
+        "copy": lambda: copy(root / "expanded", out),
+        "expand": lambda: expand(root, out),
+        "merge": lambda: merge(root, out),
+    }
+    runs: dict[str, list[dict]] = {name: [] for name in jobs}
+    for turn in range(args.repeat + 1):
+        for name, job in jobs.items():
+            found = job()
+            shutil.rmtree(out)
+            print(turn or "not counted", name, {key: round(value, 2) for key, value in found.items()}, flush=True)
+            if turn:
+                runs[name].append(found)
+    if args.swift:
+        runs["swift export"] = [swift_export(root, out)]
+    facts = {name: summary(found) for name, found in runs.items()}
+    for name in facts.keys() - {"copy"}:
+        ratios = [run["seconds"] / other["seconds"] for run, other in zip(runs[name], runs["copy"], strict=False)]
+        facts[name] |= summary([{"times_copy": ratio} for ratio in ratios])
+    size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    facts |= {"gigabytes": round(size / 1e9, 2), "shards": len(list(base.glob("*.safetensors")))}
+    facts |= {"cores": len(os.sched_getaffinity(0)), "repetitions": args.repeat}
+    text = json.dumps(facts, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":
