@@ -17,7 +17,9 @@ from coordexp.workflow import Settings, over_defaults
 settings = Settings.load(over_defaults(config, ROOT), ROOT)
 RESULTS = settings.data["output_base"]
 RAW = settings.data["raw_root"]
+RUN_NAME = r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*_[1-9][0-9]*"
 EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
+TRAINED_ON = f"{RESULTS}/{{run}}/data/{settings.training_file}"
 
 shell.executable("bash")
 # Snakemake tells numerical libraries the rule's threads, but not those written in Rust (hotcoco, tokenizers).
@@ -28,11 +30,13 @@ shell.prefix(
 
 
 wildcard_constraints:
-    run=r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*_[1-9][0-9]*",
+    run=RUN_NAME,
+    runs=rf"{RUN_NAME}(\+{RUN_NAME})+",
     dataset=r"[A-Za-z0-9_-]+",
     split=r"train|val",
     tiny=r"(_tiny)?",
     model=r"[A-Za-z0-9._-]+",
+    part=r"eval|held_out",
 
 
 def keys(**values):

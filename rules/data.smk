@@ -1,4 +1,4 @@
-# Source pictures and annotations -> records on the model's grid -> coordinate tokens -> tiny splits.
+# Source pictures and annotations -> records on the model's grid -> coordinate tokens -> tiny and held-out splits.
 
 
 rule download:
@@ -118,6 +118,32 @@ rule tiny_split:
     shell:
         "python -m workflow_scripts.tiny_split --config {params.config:q} --records {input.records:q}"
         " --tokens {input.tokens:q} --tiny-records {output.records:q} --tiny-tokens {output.tokens:q} > {log:q} 2>&1"
+
+
+rule hold_out:
+    """Pictures of the training split that training never sees, and the coordinate tokens of the others."""
+    input:
+        records=f"{RESULTS}/{{run}}/data/train.jsonl",
+        tokens=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
+    output:
+        held_out=f"{RESULTS}/{{run}}/data/held_out.jsonl",
+        rest=f"{RESULTS}/{{run}}/data/train_rest.coord.jsonl",
+    log:
+        f"{RESULTS}/{{run}}/logs/hold_out.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/hold_out.tsv"
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=30,
+    params:
+        config=keys(held_out=settings.config["calibrate"]["held_out"], seed=settings.data["seed"]),
+        code=code("hold_out"),
+    shell:
+        "python -m workflow_scripts.hold_out --config {params.config:q} --records {input.records:q}"
+        " --tokens {input.tokens:q} --held-out {output.held_out:q} --rest {output.rest:q} > {log:q} 2>&1"
 
 
 rule data:

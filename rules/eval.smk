@@ -1,7 +1,9 @@
-# Answers with scores, gathered from their shards, and the numbers.
+# Answers with scores, gathered from their shards, scores as probabilities where asked for, and the numbers.
 
 SHARDS = settings.config["predict"]["shards"]
 PICTURES = settings.config["predict"]["pictures"]
+CALIBRATED = settings.config["calibrate"]["method"] != "none"
+PREDICTED = {"eval": PICTURES, "held_out": "held_out"}
 
 
 localrules:
@@ -11,15 +13,15 @@ localrules:
 rule predict:
     """One shard of the pictures: answers decoded under the grammar, boxes with scores."""
     input:
-        records=f"{RESULTS}/{{run}}/data/{PICTURES}.jsonl",
+        records=lambda w: f"{RESULTS}/{w.run}/data/{PREDICTED[w.part]}.jsonl",
         source=lambda w: source_of(w, "val"),
         model=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
     output:
-        predictions=f"{RESULTS}/{{run}}/eval/shards/{{shard}}-of-{{shards}}.jsonl",
+        predictions=f"{RESULTS}/{{run}}/{{part}}/shards/{{shard}}-of-{{shards}}.jsonl",
     log:
-        f"{RESULTS}/{{run}}/logs/predict.{{shard}}-of-{{shards}}.log",
+        f"{RESULTS}/{{run}}/logs/predict.{{part}}.{{shard}}-of-{{shards}}.log",
     benchmark:
-        f"{RESULTS}/{{run}}/benchmarks/predict.{{shard}}-of-{{shards}}.tsv"
+        f"{RESULTS}/{{run}}/benchmarks/predict.{{part}}.{{shard}}-of-{{shards}}.tsv"
     conda:
         "../envs/train.yaml"
     threads: settings.config["train"]["threads"]
@@ -37,19 +39,20 @@ rule predict:
 
 
 rule gather:
-    """All shards as one file in the order of the records."""
+    """All shards as one file in the order of the records; those that are evaluated with calibrated scores, if asked."""
     input:
         shards=expand(
-            f"{RESULTS}/{{{{run}}}}/eval/shards/{{shard}}-of-{{shards}}.jsonl",
+            f"{RESULTS}/{{{{run}}}}/{{{{part}}}}/shards/{{shard}}-of-{{shards}}.jsonl",
             shard=range(1, SHARDS + 1),
             shards=SHARDS,
         ),
+        calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED and w.part == "eval" else [],
     output:
-        predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
+        predictions=f"{RESULTS}/{{run}}/{{part}}/predictions.jsonl",
     log:
-        f"{RESULTS}/{{run}}/logs/gather.log",
+        f"{RESULTS}/{{run}}/logs/gather.{{part}}.log",
     benchmark:
-        f"{RESULTS}/{{run}}/benchmarks/gather.tsv"
+        f"{RESULTS}/{{run}}/benchmarks/gather.{{part}}.tsv"
     conda:
         "../envs/train.yaml"
     threads: 1
@@ -59,8 +62,36 @@ rule gather:
     params:
         code=code("gather"),
     shell:
-        "python -m workflow_scripts.gather --shards {input.shards:q}"
+        "python -m workflow_scripts.gather --shards {input.shards:q} --calibration {input.calibration:q}"
         " --predictions {output.predictions:q} > {log:q} 2>&1"
+
+
+rule calibrate:
+    """From raw scores to the probability of being right, learnt on pictures that neither training nor evaluation uses."""
+    input:
+        predictions=f"{RESULTS}/{{run}}/held_out/predictions.jsonl",
+        records=f"{RESULTS}/{{run}}/data/held_out.jsonl",
+        source=lambda w: source_of(w, "train"),
+        trained_on=lambda w: settings.mixture(w.run)[1:] or TRAINED_ON.format(run=w.run),
+    output:
+        calibration=f"{RESULTS}/{{run}}/calibration.json",
+    log:
+        f"{RESULTS}/{{run}}/logs/calibrate.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/calibrate.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        config=keys(method=settings.config["calibrate"]["method"]),
+        code=code("calibrate"),
+    shell:
+        "python -m workflow_scripts.calibrate --config {params.config:q} --predictions {input.predictions:q}"
+        " --records {input.records:q} --source {input.source:q} --trained-on {input.trained_on:q}"
+        " --calibration {output.calibration:q} > {log:q} 2>&1"
 
 
 rule evaluate:

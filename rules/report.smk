@@ -9,6 +9,7 @@ rule report:
         records=f"{RESULTS}/{{run}}/data/{PICTURES}.jsonl",
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
         trained=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
+        calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED else [],
     output:
         page=report(
             f"{RESULTS}/{{run}}/report.html",
@@ -31,4 +32,34 @@ rule report:
     shell:
         "python -m workflow_scripts.report --config {params.config:q} --numbers {input.numbers:q}"
         " --predictions {input.predictions:q} --records {input.records:q} --train-log {input.log:q}"
-        " --trained {input.trained:q} --page {output.page:q} > {log:q} 2>&1"
+        " --trained {input.trained:q} --calibration {input.calibration:q} --page {output.page:q} > {log:q} 2>&1"
+
+
+rule compare:
+    """Runs on the same pictures, `run+run...`: differences from the first one with paired intervals, and their page."""
+    input:
+        evaluated=lambda w: expand(f"{RESULTS}/{{run}}/eval.json", run=w.runs.split("+")),
+        predictions=lambda w: expand(f"{RESULTS}/{{run}}/eval/predictions.jsonl", run=w.runs.split("+")),
+        logs=lambda w: expand(f"{RESULTS}/{{run}}/train/log.jsonl", run=w.runs.split("+")),
+    output:
+        numbers=f"{RESULTS}/compare/{{runs}}/compare.json",
+        page=report(
+            f"{RESULTS}/compare/{{runs}}/report.html",
+            category="Comparison",
+            labels={"runs": "{runs}", "figure": "comparison"},
+        ),
+    log:
+        f"{RESULTS}/compare/{{runs}}/logs/compare.log",
+    benchmark:
+        f"{RESULTS}/compare/{{runs}}/benchmarks/compare.tsv"
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(8000),
+        runtime=60,
+    params:
+        code=code("compare"),
+    shell:
+        "python -m workflow_scripts.compare --evaluated {input.evaluated:q} --logs {input.logs:q}"
+        " --numbers {output.numbers:q} --page {output.page:q} > {log:q} 2>&1"

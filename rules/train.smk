@@ -4,7 +4,7 @@
 rule train:
     """Fine-tuning in ms-swift. Checkpoints lie outside the output: a killed job continues at the last whole one."""
     input:
-        train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
+        train=TRAINED_ON,
         val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
         source=lambda w: source_of(w, "train"),
         mixture=lambda w: settings.mixture(w.run),

@@ -13,12 +13,12 @@ from typing import Any
 
 
 def arguments(description: str | None, **kinds: Callable[[str], Any] | list) -> argparse.Namespace:
-    """Parsed arguments; a kind in a list takes one or more values. `config` is canonical JSON of the rule's keys."""
+    """Parsed arguments; a kind in a list takes any number of values. `config` is canonical JSON of the rule's keys."""
     parser = argparse.ArgumentParser(description=description)
     for name, kind in kinds.items():
         many = isinstance(kind, list)
         parser.add_argument(
-            f"--{name.replace('_', '-')}", required=True, type=kind[0] if many else kind, nargs="+" if many else None
+            f"--{name.replace('_', '-')}", required=True, type=kind[0] if many else kind, nargs="*" if many else None
         )
     return parser.parse_args()
 

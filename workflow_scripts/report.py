@@ -5,7 +5,15 @@ from coordexp.report.provenance import provenance
 from workflow_scripts.arguments import arguments, config, path, readable_errors
 
 args = arguments(
-    __doc__, config=config, numbers=path, predictions=path, records=path, train_log=path, trained=path, page=path
+    __doc__,
+    config=config,
+    numbers=path,
+    predictions=path,
+    records=path,
+    train_log=path,
+    trained=path,
+    calibration=[path],
+    page=path,
 )
 with readable_errors():
     write(
@@ -14,6 +22,6 @@ with readable_errors():
         predictions=args.predictions,
         records_jsonl=args.records,
         train_log=args.train_log,
-        provenance=provenance(args.trained),
+        provenance=provenance(args.trained, *args.calibration),
         gallery=args.config["gallery"],
     )

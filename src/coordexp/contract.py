@@ -24,6 +24,7 @@ from coordexp.errors import DataError
 
 COORD_BINS = 1000
 WILDCARD_TOKEN = "<|coord_*|>"
+RAW_SCORE = "raw_score"  # in a detection's score_parts: what the score was before calibration
 COORD_TOKEN = re.compile(r"<\|coord_(0|[1-9]\d{0,2})\|>")
 
 CoordSpace = Literal["pixel", "norm1000", "token"]

@@ -53,12 +53,20 @@ class Settings:
         schema = yaml.safe_load((root / SCHEMA).read_text(encoding="utf-8"))
         checked = coerce(copy.deepcopy(dict(config)), schema, schema)
         validate(checked, schema)
+        if checked["calibrate"]["method"] != "none" and not checked["calibrate"]["held_out"]:
+            fix = "set it to some hundred pictures; they are kept from training, so that the scores are learnt honestly"
+            raise ConfigError(located("nothing to calibrate on", field="calibrate.held_out", found=0, fix=fix))
         return cls(checked, root)
 
     @property
     def datasets(self) -> dict[str, dict[str, Any]]:
         """The data sets of the `data` section by name."""
         return {name: value for name, value in self.data.items() if isinstance(value, Mapping)}
+
+    @property
+    def training_file(self) -> str:
+        """Name of the file that a run without a mixture trains on."""
+        return "train_rest.coord.jsonl" if self.config["calibrate"]["held_out"] else "train.coord.jsonl"
 
     def knobs(self, *names: str) -> dict[str, Any]:
         """Shared knobs of the `data` section."""

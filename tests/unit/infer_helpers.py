@@ -9,12 +9,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from coordexp.contract import Object, coord_token
+from coordexp.contract import Object, Prediction, coord_token
 from coordexp.model import tiny, vocab
 from coordexp.prompt import PromptStyle, hf_chat, render_answer
 
@@ -29,6 +30,11 @@ def pictures(count: int = len(SIZES)) -> list[Image.Image]:
     noise = [rng.integers(-20, 20, (h, w, 3)) for w, h in SIZES]
     arrays = [np.clip(n + s, 0, 255).astype(np.uint8) for n, s in zip(noise, shades, strict=True)]
     return [Image.fromarray(array) for array in arrays[:count]]
+
+
+def read(path: Path) -> list[Prediction]:
+    """The lines of a predictions.jsonl."""
+    return [msgspec.json.decode(line, type=Prediction) for line in path.read_bytes().splitlines()]
 
 
 def objects(seed: int, poly: bool = False) -> list[Object]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.contract import Metadata, Object, Record, coord_bin
-from coordexp.data.split import tiny
+from coordexp.data.split import hold_out, tiny
 from coordexp.data.tokenize import to_tokens, tokenize
 from coordexp.data.validate import Problem, validate
 from coordexp.errors import ConfigError, DataError
@@ -103,6 +103,24 @@ def test_the_tiny_split_is_spread_over_the_file(tmp_path):
     tiny(tmp_path / "a.jsonl", tmp_path / "t.jsonl", 100, 17)
     ids = np.array([r.metadata.image_id for r in read_records(tmp_path / "t.jsonl", "pixel")])
     assert [15 <= ((ids >= a) & (ids < a + 100)).sum() <= 36 for a in range(0, 400, 100)] == [True] * 4
+
+
+def test_held_out_pictures_and_the_rest_are_all_and_the_tiny_split_stays(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [record(i) for i in range(40)])
+    tokenize(tmp_path / "a.jsonl", tmp_path / "a.coord.jsonl")
+    files = [tmp_path / name for name in ("a.jsonl", "a.coord.jsonl", "held_out.jsonl", "rest.coord.jsonl")]
+    assert hold_out(*files, 12, 17) == 28
+    held, rest = (
+        [r.metadata.image_id for r in read_records(path, space)]
+        for path, space in ((files[2], "pixel"), (files[3], "token"))
+    )
+    assert len(held) == 12 and sorted(held + rest) == list(range(40))
+    assert held == sorted(held) and rest == sorted(rest)
+    tiny(files[0], tmp_path / "t.jsonl", 28, 17)
+    assert {r.metadata.image_id for r in read_records(tmp_path / "t.jsonl", "pixel")} == set(rest)
+    for count in (0, 40):
+        with pytest.raises(ConfigError, match=f"calibrate.held_out: .*1 to 39.*found {count}"):
+            hold_out(*files, count, 17)
 
 
 def valid_file(tmp_path, space="pixel", count=3):

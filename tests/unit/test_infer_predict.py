@@ -7,15 +7,15 @@ import json
 import msgspec
 import pytest
 import torch
-from infer_helpers import NAMES, SIZES, pictures, taught_checkpoint
+from infer_helpers import NAMES, SIZES, pictures, read, taught_checkpoint
 
-from coordexp.contract import Metadata, Object, Prediction, Record
+from coordexp.contract import Metadata, Prediction, Record
 from coordexp.errors import ConfigError, DataError
 from coordexp.infer import predict as module
+from coordexp.infer.gather import gather
 from coordexp.infer.options import PredictOptions
-from coordexp.infer.predict import gather, predict
+from coordexp.infer.predict import predict
 from coordexp.infer.protocol import questions
-from coordexp.io import write_jsonl
 from coordexp.prompt import PromptStyle
 
 STYLE = PromptStyle()
@@ -23,31 +23,9 @@ OPTIONS = PredictOptions(batch_size=2, max_new_tokens=150)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return taught_checkpoint(STYLE)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records")
-    rows = []
-    for n, picture in enumerate(pictures()):
-        picture.save(folder / f"{n}.png")
-        objects = [Object("cat", 1, [0.1, 0.1, 0.5, 0.5], bbox_2d=[3, 3, 16, 16])] if n % 2 else []
-        metadata = Metadata(image_id=100 + n, source_width=640, source_height=480)
-        rows.append(Record([f"{n}.png"], *SIZES[n], "pixel", objects, metadata))
-    write_jsonl(folder / "val.jsonl", rows)
-    return folder / "val.jsonl"
-
-
-def read(path) -> list[Prediction]:
-    return [msgspec.json.decode(line, type=Prediction) for line in path.read_bytes().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def whole(model, records, tmp_path_factory):
+def whole(taught, records, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "predictions.jsonl"
-    counts = predict(model, records, out, OPTIONS, STYLE)
+    counts = predict(taught, records, out, OPTIONS, STYLE)
     assert counts["pictures"] == len(SIZES) and counts["objects"] > 0
     assert [p.name for p in out.parent.iterdir()] == [out.name]
     return read(out)
@@ -71,23 +49,23 @@ def same(a: list[Prediction], b: list[Prediction]) -> None:
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
-def test_batch_size_changes_nothing(model, records, whole, tmp_path):
-    predict(model, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
+def test_batch_size_changes_nothing(taught, records, whole, tmp_path):
+    predict(taught, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), whole)
 
 
 @pytest.mark.parametrize("shards", [2, 3, 7])
-def test_shards_gathered_are_the_whole(model, records, whole, tmp_path, shards):
+def test_shards_gathered_are_the_whole(taught, records, whole, tmp_path, shards):
     parts = [tmp_path / f"{n}.jsonl" for n in range(shards)]
     for n, part in enumerate(parts):
-        predict(model, records, part, OPTIONS, STYLE, shard=n, shards=shards)
+        predict(taught, records, part, OPTIONS, STYLE, shard=n, shards=shards)
     assert gather(parts, tmp_path / "all.jsonl") == len(SIZES)
     same(read(tmp_path / "all.jsonl"), whole)
     with pytest.raises(DataError, match="fit together"):
         gather(parts[::-1], tmp_path / "wrong.jsonl")
 
 
-def test_a_killed_shard_goes_on(model, records, whole, tmp_path, monkeypatch, capsys):
+def test_a_killed_shard_goes_on(taught, records, whole, tmp_path, monkeypatch, capsys):
     out, kept = tmp_path / "p.jsonl", tmp_path / ".p.jsonl.rows"
     original, batches = module.Checkpoint.encode, []
 
@@ -100,17 +78,17 @@ def test_a_killed_shard_goes_on(model, records, whole, tmp_path, monkeypatch, ca
     with monkeypatch.context() as patch:
         patch.setattr(module.Checkpoint, "encode", dying)
         with pytest.raises(KeyboardInterrupt):
-            predict(model, records, out, OPTIONS, STYLE)
+            predict(taught, records, out, OPTIONS, STYLE)
     finished = len(kept.read_bytes().splitlines()) - 1
     assert not out.exists() and 0 < finished < len(SIZES)
     kept.write_bytes(kept.read_bytes() + b'{"position": 4, "pred')  # a line that the kill cut off
-    counts = predict(model, records, out, msgspec.structs.replace(OPTIONS, batch_size=1), STYLE)
+    counts = predict(taught, records, out, msgspec.structs.replace(OPTIONS, batch_size=1), STYLE)
     assert counts["pictures"] == len(SIZES) - finished and not kept.exists()
     assert f"going on with {finished} of 5" in capsys.readouterr().err
     same(read(out), whole)
 
 
-def test_fewer_at_a_time_when_memory_is_full(model, records, whole, tmp_path, monkeypatch, capsys):
+def test_fewer_at_a_time_when_memory_is_full(taught, records, whole, tmp_path, monkeypatch, capsys):
     original, calls = module.Checkpoint.encode, []
 
     def small(self, pictures, prompts):
@@ -120,30 +98,30 @@ def test_fewer_at_a_time_when_memory_is_full(model, records, whole, tmp_path, mo
         return original(self, pictures, prompts)
 
     monkeypatch.setattr(module.Checkpoint, "encode", small)
-    predict(model, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
+    predict(taught, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), whole)
     assert "out of memory with 5 at a time, trying 2" in capsys.readouterr().err and calls[0] == 5
 
 
-def test_rows_of_other_options_are_not_taken_over(model, records, tmp_path):
+def test_rows_of_other_options_are_not_taken_over(taught, records, tmp_path):
     out = tmp_path / "p.jsonl"
     store = module.RowStore(out, {"other": 1})
     store.add([(0, Prediction(100, 1, 1, "open", "stop", "", []))])
-    assert predict(model, records, out, OPTIONS, STYLE)["pictures"] == len(SIZES)
+    assert predict(taught, records, out, OPTIONS, STYLE)["pictures"] == len(SIZES)
 
 
-def test_picture_categories_asks_for_the_objects_of_the_picture(model, records, tmp_path):
+def test_picture_categories_asks_for_the_objects_of_the_picture(taught, records, tmp_path):
     options = msgspec.structs.replace(OPTIONS, protocol="picture_categories", restrict_labels=True)
-    predict(model, records, tmp_path / "p.jsonl", options, STYLE)
+    predict(taught, records, tmp_path / "p.jsonl", options, STYLE)
     rows = read(tmp_path / "p.jsonl")
     assert [bool(row.text) for row in rows] == [False, True, False, True, False]
     assert {d.desc for row in rows for d in row.detections} <= {"cat"}
     assert all(row.protocol == "picture_categories" for row in rows)
 
 
-def test_all_categories_in_chunks_make_one_line(model, records, tmp_path):
+def test_all_categories_in_chunks_make_one_line(taught, records, tmp_path):
     options = msgspec.structs.replace(OPTIONS, protocol="all_categories", chunk=2, restrict_labels=True)
-    predict(model, records, tmp_path / "p.jsonl", options, STYLE, categories=NAMES)
+    predict(taught, records, tmp_path / "p.jsonl", options, STYLE, categories=NAMES)
     rows = read(tmp_path / "p.jsonl")
     assert len(rows) == len(SIZES) and all(row.text.count('{"objects"') == 3 for row in rows)
     assert {d.desc for row in rows for d in row.detections} <= set(NAMES)
@@ -158,10 +136,10 @@ def test_questions():
         questions(record, options, None)
 
 
-def test_duplicates_are_counted_and_dropped_on_request(model, records, tmp_path):
+def test_duplicates_are_counted_and_dropped_on_request(taught, records, tmp_path):
     keep = msgspec.structs.replace(OPTIONS, duplicate_iou=1e-9)
-    predict(model, records, tmp_path / "kept.jsonl", keep, STYLE)
-    predict(model, records, tmp_path / "dropped.jsonl", msgspec.structs.replace(keep, drop_duplicates=True), STYLE)
+    predict(taught, records, tmp_path / "kept.jsonl", keep, STYLE)
+    predict(taught, records, tmp_path / "dropped.jsonl", msgspec.structs.replace(keep, drop_duplicates=True), STYLE)
     kept, dropped = read(tmp_path / "kept.jsonl"), read(tmp_path / "dropped.jsonl")
     for a, b in zip(kept, dropped, strict=True):
         assert len(a.detections) - len(b.detections) == b.problems.get("duplicates_dropped", 0)
@@ -172,7 +150,7 @@ def test_duplicates_are_counted_and_dropped_on_request(model, records, tmp_path)
     ("change", "message"),
     [("missing", "cannot read"), ("cut", "cannot read"), ("size", r"expected \(160, 96\), found \(96, 96\)")],
 )
-def test_bad_pictures_are_named(model, records, tmp_path, change, message):
+def test_bad_pictures_are_named(taught, records, tmp_path, change, message):
     for path in records.parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     target = tmp_path / "3.png"
@@ -183,16 +161,16 @@ def test_bad_pictures_are_named(model, records, tmp_path, change, message):
     else:
         pictures()[0].save(target)
     with pytest.raises(DataError, match=message) as error:
-        predict(model, tmp_path / "val.jsonl", tmp_path / "p.jsonl", OPTIONS, STYLE)
+        predict(taught, tmp_path / "val.jsonl", tmp_path / "p.jsonl", OPTIONS, STYLE)
     assert "3.png" in str(error.value) and "103" in str(error.value)
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_records_in_another_space_are_refused(model, records, tmp_path):
+def test_records_in_another_space_are_refused(taught, records, tmp_path):
     row = json.loads(records.read_text().splitlines()[0]) | {"coord_space": "token"}
     (tmp_path / "val.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="coord_space"):
-        predict(model, tmp_path / "val.jsonl", tmp_path / "p.jsonl", OPTIONS, STYLE)
+        predict(taught, tmp_path / "val.jsonl", tmp_path / "p.jsonl", OPTIONS, STYLE)
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def test_the_repository_s_own_configuration_is_sound():
         (lambda c: c.update(modells={}), "modells: unknown key, did you mean 'models'"),
         (lambda c: c["data"].update(tiny="many"), "data.tiny"),
         (lambda c: c["data"]["lvis"].update(layot="lvis"), "data.lvis.layot: unknown key, did you mean 'layout'"),
+        (lambda c: c["calibrate"].update(method="logistic"), "calibrate.held_out.*nothing to calibrate on"),
         (lambda c: c.pop("vocab"), "'vocab' is a required property"),
     ],
 )
@@ -95,3 +96,8 @@ def test_every_key_of_the_schema_has_a_description():
 def test_a_change_lies_over_the_defaults():
     settings = Settings.load(over_defaults({"data": {"tiny": 7}}, REPOSITORY), REPOSITORY)
     assert (settings.data["tiny"], settings.data["factor"]) == (7, CONFIG["data"]["factor"])
+
+
+def test_training_leaves_the_held_out_pictures_out():
+    assert load().training_file == "train.coord.jsonl"
+    assert load(lambda c: c["calibrate"].update(held_out=500)).training_file == "train_rest.coord.jsonl"

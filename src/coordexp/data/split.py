@@ -1,4 +1,4 @@
-"""Stage `tiny_split`: a small random subset that more data hardly changes."""
+"""Stages `tiny_split` and `hold_out`: small random subsets that more data hardly changes."""
 
 from __future__ import annotations
 
@@ -28,3 +28,32 @@ def tiny(src: str | Path, dst: str | Path, count: int, seed: int, space: CoordSp
 
 def _pick(src: str | Path, lines: set[int], space: CoordSpace) -> Iterator[Record]:
     return (record for line, record in enumerate(read_records(src, space)) if line in lines)
+
+
+def hold_out(
+    records: str | Path,
+    tokens: str | Path,
+    held_out: str | Path,
+    rest: str | Path,
+    count: int,
+    seed: int,
+) -> int:
+    """Take `count` pictures out of training: their pixel-space records go to `held_out`, the others' tokens to `rest`.
+
+    `records` and `tokens` are the same pictures in pixel and in token space. The other end of `tiny`'s ranking
+    is taken, so the tiny split stays with the training pictures; returns how many of those are left.
+    """
+    ranks = [
+        (stable_hash(seed, record.metadata.image_id), n) for n, record in enumerate(read_records(records, "pixel"))
+    ]
+    if not 1 <= count < len(ranks):
+        expected = f"1 to {len(ranks) - 1}, as something has to be left to train on"
+        fix = "set calibrate.held_out to less than the training split has"
+        raise ConfigError(
+            located(
+                "cannot hold out", file=records, field="calibrate.held_out", expected=expected, found=count, fix=fix
+            )
+        )
+    held = {n for _, n in heapq.nlargest(count, ranks)}
+    write_jsonl(held_out, _pick(records, held, "pixel"))
+    return write_jsonl(rest, _pick(tokens, set(range(len(ranks))) - held, "token"))

@@ -1,4 +1,4 @@
-"""How far scores can be trusted: expected calibration error and the reliability table."""
+"""How far scores can be trusted: which detections are right, expected calibration error, reliability table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from coordexp.evaluate.match import Matches
+
 BINS = 10
+
+
+def verdicts(matches: Matches, unmapped: np.ndarray, at: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of Detections int64 [N], right bool [N]) of everything that is judged at threshold `at` (0: IoU .5).
+
+    Left out are detections that took a crowd, or that federated truth says nothing about. `unmapped` are rows
+    without a category that count as wrong.
+    """
+    judged = ~matches.ignored[:, at]
+    rows = np.concatenate([matches.row[judged], unmapped])
+    return rows, np.concatenate([matches.matched[judged, at], np.zeros(len(unmapped), dtype=bool)])
 
 
 def calibration(score: np.ndarray, right: np.ndarray, bins: int = BINS) -> dict[str, Any]:

@@ -139,6 +139,9 @@ def _block(
     return {
         "base": base,
         "runs": {run: _numbers(values[run], drawn[run]) for run in parts},
+        "calibration": {
+            run: {name: part.calibration()[name] for name in ("ece", "brier")} for run, part in parts.items()
+        },
         "differences": {
             run: {
                 "metrics": {

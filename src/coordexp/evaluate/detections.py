@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from coordexp.contract import Detection, Prediction
+from coordexp.contract import RAW_SCORE, Detection, Prediction
 from coordexp.errors import DataError, located
 from coordexp.evaluate.labels import Label, LabelMap
 from coordexp.evaluate.truth import Truth
@@ -39,6 +39,7 @@ class Detections:
     descriptions: list[str]
     labels: list[Label]
     poly: list[list[float] | None]  # flat, pixels
+    source: np.ndarray  # int64 [N], place among the detections as they were read
 
     def __len__(self) -> int:
         return len(self.image)
@@ -59,6 +60,7 @@ class Detections:
             self.descriptions,
             self.labels,
             [self.poly[i] for i in index] if self.poly else [],
+            self.source[index],
         )
 
 
@@ -74,6 +76,7 @@ class Answers:
     protocols: dict[str, int]
     outside_picture: int
     degenerate: int
+    calibrated: int
 
 
 def read(path: str | Path) -> Iterator[tuple[str, Prediction]]:
@@ -109,6 +112,7 @@ def collect(rows: Iterable[tuple[str, Prediction]], truth: Truth, labels: LabelM
             desc.append(names.setdefault(det.desc, len(names)))
             norm.append(det.norm)
             score.append(det.score)
+            tally["calibrated"] += RAW_SCORE in det.score_parts
             poly.append(det.poly)
     columns = _sorted(truth, labels, names, image, desc, norm, score, poly, list(seen.items()))
     norm_array = np.array(norm, dtype=np.float64).reshape(-1, 4)
@@ -121,6 +125,7 @@ def collect(rows: Iterable[tuple[str, Prediction]], truth: Truth, labels: LabelM
         protocols=dict(sorted(protocols.items())),
         outside_picture=int(((norm_array < -1e-9) | (norm_array > 1 + 1e-9)).any(axis=1).sum()),
         degenerate=int((columns.box[:, 2:] <= 0).any(axis=1).sum()),
+        calibrated=tally["calibrated"],
     )
     return columns, answers
 
@@ -181,7 +186,7 @@ def _sorted(truth, labels, names, image, desc, norm, score, poly, places) -> Det
     category = np.array([-1 if label.category is None else label.category for label in found], dtype=np.int64)
     polys = [_pixels(poly[i], size[i, :2]) for i in order] if any_poly else []
     return Detections(
-        image[order], category[desc[order]], desc[order], box[order], score[order], descriptions, found, polys
+        image[order], category[desc[order]], desc[order], box[order], score[order], descriptions, found, polys, order
     )
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from coordexp.evaluate import engine, f1, mistakes, tables
 from coordexp.evaluate.ap import RankedMatches, mean_ap
-from coordexp.evaluate.calibration import calibration
+from coordexp.evaluate.calibration import calibration, verdicts
 from coordexp.evaluate.detections import Detections
-from coordexp.evaluate.match import IOU_THRESHOLDS, Matches, match
+from coordexp.evaluate.match import IOU_THRESHOLDS, match
 from coordexp.evaluate.resample import INTERVALS, interval, replicates
 from coordexp.evaluate.truth import Truth
 
@@ -56,6 +56,11 @@ class Protocol:
         run = engine.coco if self.name == "coco" else engine.lvis
         return run(self.truth, self.detections, self.max_dets)
 
+    def calibration(self) -> dict[str, Any]:
+        """How far the scores can be trusted as probabilities of a hit at IoU .5."""
+        rows, right = verdicts(self.matches, self.unmapped)
+        return calibration(self.detections.score[rows], right)
+
     def _within_limit(self) -> np.ndarray:
         if self.name == "coco":
             return self.matches.rank < self.max_dets
@@ -99,7 +104,7 @@ def block(protocol: Protocol, *, bootstrap: int, seed: int) -> dict[str, Any]:
             "values": {name: interval(values[name], replicate) for name, replicate in drawn.items()},
         },
         "f1": {"honest": f1.summary(protocol.honest), "usual": f1.summary(protocol.usual)},
-        "calibration": _calibration(protocol),
+        "calibration": protocol.calibration(),
         "curves": {name: np.round(values, 6).tolist() for name, values in scores.curves.items()},
         "by_size": tables.by_size(truth, matches, scores),
         "by_density": tables.by_density(truth, protocol.ranked, protocol.honest),
@@ -151,12 +156,3 @@ def pictures(protocol: Protocol, count: int) -> dict[str, Any]:
         "confident_wrong": wrong,
         "false_positives_by_kind": dict(zip(mistakes.KINDS, tally.tolist(), strict=True)),
     }
-
-
-def _calibration(protocol: Protocol) -> dict[str, Any]:
-    matches: Matches = protocol.matches
-    judged = ~matches.ignored[:, 0]
-    extra = protocol.detections.score[protocol.unmapped]
-    score = np.concatenate([matches.score[judged], extra])
-    right = np.concatenate([matches.matched[judged, 0], np.zeros(len(extra), dtype=bool)])
-    return calibration(score, right)

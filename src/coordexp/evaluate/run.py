@@ -167,6 +167,7 @@ def _counts(truth, detections, answers, annotated, options) -> dict[str, Any]:  
         "categories": len(truth.categories),
         "categories_with_objects": len(np.unique(truth.category[~truth.crowd])),
         "detections": len(detections),
+        "calibrated_detections": answers.calibrated,
         "unmapped_detections": int(unmapped.sum()),
         "duplicates": int(mistakes.duplicates(detections).sum()),
         "duplicate_rule": f"same picture and label, IoU >= {mistakes.DUPLICATE_IOU} with a better one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from coordexp.contract import Record
 from coordexp.data.categories import Category
 from coordexp.errors import DataError, located
 
@@ -169,6 +171,22 @@ def build(images: list[ImageRow], annotations: list[AnnotationRow], categories: 
         federated=any(i.neg_category_ids is not None for i in images),
         segmentation=[annotations[i].segmentation for i in order],
     )
+
+
+def of_records(records: Sequence[Record], categories: list[Category], *, federated: bool) -> Truth:
+    """The truth that pixel-space records carry: boxes in source pixels, and the federated lists if they count."""
+    images, annotations = [], []
+    for record in records:
+        meta = record.metadata
+        lists = (meta.neg_category_ids, meta.not_exhaustive_category_ids) if federated else (None, None)
+        images.append(ImageRow(meta.image_id, meta.source_width, meta.source_height, *lists))
+        sizes = np.array([meta.source_width, meta.source_height] * 2, dtype=np.float64)
+        for obj in record.objects:
+            x1, y1, x2, y2 = np.array(obj.norm_box) * sizes
+            box = (float(x1), float(y1), float(x2 - x1), float(y2 - y1))
+            number = len(annotations)
+            annotations.append(AnnotationRow(number, meta.image_id, obj.category_id, box, iscrowd=int(obj.iscrowd)))
+    return build(images, annotations, categories, Path("records"))
 
 
 def image_key(image_id: int | str) -> tuple[int, int, str]:

@@ -1,7 +1,7 @@
 """Calibrated scores: how often a detection with these raw terms is right, learnt on a held-out split.
 
-Fit on pictures that neither training nor the evaluation uses. A detection is right when it is matched to an
-object of its picture with the same description at `iou` or more, each object at most once, certain ones first.
+Fit on pictures that neither training nor the evaluation uses. What is right, wrong or not judged is what the
+evaluation says at IoU .5: COCO's rules, or those of federated truth.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import msgspec
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
-from coordexp.contract import Detection, Prediction, Record
+from coordexp.contract import RAW_SCORE, Detection, Metadata, Prediction, Record
+from coordexp.data.categories import Category
 from coordexp.errors import DataError, located
-from coordexp.geometry.boxes import iou as box_iou
+from coordexp.evaluate import detections as columns
+from coordexp.evaluate.calibration import verdicts
+from coordexp.evaluate.labels import LabelMap
+from coordexp.evaluate.match import IOU_THRESHOLDS, match
+from coordexp.evaluate.truth import of_records
 from coordexp.io import enumerate_lines, read_json, read_records, sha256_file, write_json, write_jsonl
 
 Method = Literal["logistic", "isotonic"]
-RAW = "raw_score"
 FEATURES = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "log_spread")
 MIN_OF_EACH = 5
 
@@ -54,7 +58,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def raw_score(detection: Detection) -> float:
     """The score before any calibration."""
-    return detection.score_parts.get(RAW, detection.score)
+    return detection.score_parts.get(RAW_SCORE, detection.score)
 
 
 def features(detections: Sequence[Detection]) -> np.ndarray:
@@ -73,29 +77,37 @@ def features(detections: Sequence[Detection]) -> np.ndarray:
 def fit(
     predictions_jsonl: str | Path,
     records_jsonl: str | Path,
+    categories: Sequence[Category],
     out: str | Path,
     method: Method = "logistic",
-    iou: float = 0.5,
+    *,
+    federated: bool,
+    trained_on: Sequence[str | Path] = (),
 ) -> Calibration:
-    """Learn from the predictions of a held-out split and its pixel-space records; writes the calibration to `out`."""
-    truth = {record.metadata.image_id: record for record in read_records(records_jsonl, "pixel")}
-    detections: list[Detection] = []
-    right: list[bool] = []
-    for prediction in read_predictions(predictions_jsonl):
-        if prediction.image_id not in truth:
-            fix = "give the records that these predictions were made for"
-            problem = f"no record of image {prediction.image_id}"
-            raise DataError(located(problem, file=records_jsonl, fix=fix))
-        detections += prediction.detections
-        right += matched(prediction.detections, truth[prediction.image_id], iou).tolist()
+    """Learn from the predictions of a held-out split and its pixel-space records; writes the calibration to `out`.
+
+    `categories` are the data set's; `federated` says that only some categories of a picture were looked for
+    (LVIS). DataError when a held-out picture occurs in one of `trained_on`, the records of training: a model is
+    surer of pictures that it has seen than it is right about others.
+    """
+    records = list(read_records(records_jsonl, "pixel"))
+    for path in trained_on:
+        _refuse_seen(records, path)
+    rows = list(columns.read(predictions_jsonl))
+    truth = of_records(records, list(categories), federated=federated)
+    found, _ = columns.collect(rows, truth, LabelMap(truth.categories))
+    unmapped = np.flatnonzero((found.category < 0) & (not federated))
+    judged, right = verdicts(match(truth, found, federated=federated), unmapped)
+    every = [detection for _, row in rows for detection in row.detections]
     fitted = {
         "predictions": sha256_file(predictions_jsonl),
         "records": sha256_file(records_jsonl),
-        "detections": len(detections),
-        "right": sum(right),
-        "iou": iou,
+        "pictures": len(rows),
+        "detections": len(judged),
+        "right": int(right.sum()),
+        "iou": float(IOU_THRESHOLDS[0]),
     }
-    calibration = fit_detections(detections, np.array(right, dtype=bool), method, fitted)
+    calibration = fit_detections([every[i] for i in found.source[judged]], right, method, fitted)
     write_json(out, calibration)
     return calibration
 
@@ -113,23 +125,6 @@ def fit_detections(detections: Sequence[Detection], right: np.ndarray, method: M
     return _fit_logistic(features(detections), right, fitted)
 
 
-def matched(detections: Sequence[Detection], record: Record, threshold: float) -> np.ndarray:
-    """Which detections are right, bool [N]; see the top of this module."""
-    right = np.zeros(len(detections), dtype=bool)
-    objects = [obj for obj in record.objects if not obj.iscrowd]
-    if not objects or not detections:
-        return right
-    overlap = box_iou(np.array([d.norm for d in detections]), np.array([obj.norm_box for obj in objects]))
-    same = np.array([[d.desc == obj.desc for obj in objects] for d in detections])
-    overlap[~same] = -1
-    for i in sorted(range(len(detections)), key=lambda n: (-raw_score(detections[n]), n)):
-        best = int(overlap[i].argmax())
-        if overlap[i, best] >= threshold:
-            right[i] = True
-            overlap[:, best] = -1
-    return right
-
-
 def load(path: str | Path) -> Calibration:
     """A calibration that `fit` wrote."""
     try:
@@ -144,7 +139,7 @@ def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
         return prediction
     scores = calibration.probability(prediction.detections).tolist()
     detections = [
-        msgspec.structs.replace(d, score=score, score_parts=d.score_parts | {RAW: raw_score(d)})
+        msgspec.structs.replace(d, score=score, score_parts=d.score_parts | {RAW_SCORE: raw_score(d)})
         for d, score in zip(prediction.detections, scores, strict=True)
     ]
     return msgspec.structs.replace(prediction, detections=detections)
@@ -152,19 +147,30 @@ def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
 
 def apply(predictions_jsonl: str | Path, calibration: Calibration, out: str | Path) -> int:
     """Write `predictions_jsonl` with calibrated scores to `out`; the count of lines."""
-    return write_jsonl(out, (calibrated(row, calibration) for row in read_predictions(predictions_jsonl)))
+    return write_jsonl(out, (calibrated(row, calibration) for _, row in columns.read(predictions_jsonl)))
 
 
-def read_predictions(path: str | Path) -> list[Prediction]:
-    """The lines of a prediction file; DataError with file and line for a broken one."""
-    decoder = msgspec.json.Decoder(Prediction)
-    rows = []
-    for number, line in enumerate_lines(path):
-        try:
-            rows.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise DataError(located(f"not a prediction: {error}", file=path, line=number)) from error
-    return rows
+def _refuse_seen(records: Sequence[Record], trained_on: str | Path) -> None:
+    """DataError when `trained_on` holds one of the pictures, told by image id and file name."""
+    held_out = {_name(record.metadata) for record in records}
+    for number, line in enumerate_lines(trained_on):
+        seen = _name(_decode_seen(line).metadata)
+        if seen in held_out:
+            fix = "train on train_rest.coord.jsonl, which leaves the held-out pictures out"
+            raise DataError(
+                located(f"held-out picture {seen[0]!r} was trained on", file=trained_on, line=number, fix=fix)
+            )
+
+
+class _Seen(msgspec.Struct):
+    metadata: Metadata
+
+
+_decode_seen = msgspec.json.Decoder(_Seen).decode
+
+
+def _name(metadata: Metadata) -> tuple[int | str, str]:
+    return metadata.image_id, Path(metadata.file_name or "").name
 
 
 def _fit_logistic(terms: np.ndarray, right: np.ndarray, fitted: dict) -> Calibration:

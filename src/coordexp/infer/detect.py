@@ -12,6 +12,7 @@ from coordexp.contract import Detection, Metadata, Record
 from coordexp.errors import DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import Rule, grid_size
+from coordexp.infer import calibrate
 from coordexp.infer.checkpoint import Checkpoint
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.predict import combine, load_picture
@@ -46,17 +47,20 @@ def detect(
     min_blocks: int = 4,
     rule: Rule = "fill",
     emit_norm: EmitNorm | None = None,
+    calibration: str | Path | None = None,
     device: str | None = None,
 ) -> list[Found]:
     """Objects in the pictures `images`, in their order.
 
     Pictures are turned upright (EXIF), resized to the model's grid within `max_blocks` tiles by `rule`, and
     asked the open prompt, or for `categories`, `options.chunk` at a time. Style, codec and temperature are those
-    that the checkpoint was trained by unless given. Errors name the picture.
+    that the checkpoint was trained by unless given. `calibration` is a file of `calibrate.fit`. Errors name the
+    picture.
     """
     custom = trained_by(model_dir)
     options = options or PredictOptions(temperature=custom.loss.temperature)
     style, emit_norm = style or custom.style, emit_norm or custom.emit_norm
+    learnt = calibrate.load(calibration) if calibration else None
     if not images:
         raise DataError("detect: no picture given\n  -> name at least one picture file")
     paths = [Path(image) for image in images]
@@ -74,6 +78,7 @@ def detect(
         own = [(answer, checkpoint.text(answer)) for answer in answers[n * len(asked) : (n + 1) * len(asked)]]
         record = Record([path.name], *resized[n].size, "pixel", [], Metadata(str(path), *upright[n].size))
         row = combine(own, record, options, emit_norm)
+        row = calibrate.calibrated(row, learnt) if learnt else row
         found.append(Found(str(path), *upright[n].size, row.detections, row.text, row.problems))
     return found
 

@@ -16,7 +16,6 @@ from PIL import Image
 from coordexp.contract import Detection, Prediction, Record
 from coordexp.errors import ConfigError, DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.infer import calibrate
 from coordexp.infer.answer import Answer
 from coordexp.infer.checkpoint import Answerer, Checkpoint
 from coordexp.infer.detections import drop_duplicates, read_answer
@@ -51,15 +50,14 @@ def predict(
     *,
     shard: int = 0,
     shards: int = 1,
-    calibration: str | Path | None = None,
     device: str | None = None,
 ) -> dict[str, float]:
     """Write one `contract.Prediction` line for each record of the shard to `out`; the run's counts and rates.
 
     `records_jsonl` holds pixel-space records whose pictures lie on the model's grid. The shard is every
-    `shards`-th record from `shard` (0-based) on; `gather` puts shards together. `out` appears whole; until
+    `shards`-th record from `shard` (0-based) on; `gather.gather` puts shards together. `out` appears whole; until
     then finished rows lie in a hidden file beside it, and the same call goes on from there. `categories` are
-    the names for the protocols that need them; `calibration` is a file of `calibrate.fit`.
+    the names for the protocols that need them.
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
@@ -84,11 +82,7 @@ def predict(
         for done in _run(checkpoint, jobs, records_jsonl.parent, emit_norm):
             store.add(done)
             progress.add([prediction for _, prediction in done])
-    rows: Iterator[Any] = store.ordered(len(records))
-    if calibration is not None:
-        learnt = calibrate.load(calibration)
-        rows = (calibrate.calibrated(msgspec.json.decode(row, type=Prediction), learnt) for row in rows)
-    write_jsonl(out, rows)
+    write_jsonl(out, store.ordered(len(records)))
     store.remove()
     return progress.finish()
 
@@ -100,21 +94,6 @@ def predict_records(
     jobs = [Job(n, 0, record, questions(record, answerer.options, None)[0]) for n, record in enumerate(records)]
     done = dict(pair for finished in _run(answerer, jobs, folder, emit_norm) for pair in finished)
     return [done[n] for n in range(len(records))]
-
-
-def gather(parts: Sequence[str | Path], out: str | Path) -> int:
-    """Put the shards `parts`, in the order of their numbers, back into the order of the records; the count."""
-    rows = [_raw_lines(Path(part)) for part in parts]
-    for number, part in enumerate(rows):
-        expected = len(rows[0]) - (0 if number == 0 else int(len(part) < len(rows[0])))
-        if len(part) != expected or (number and len(part) > len(rows[number - 1])):
-            fix = "give every shard once, in the order of their numbers"
-            raise DataError(
-                located("shards do not fit together", file=parts[number], expected=expected, found=len(part), fix=fix)
-            )
-    longest = max((len(part) for part in rows), default=0)
-    ordered = (part[n] for n in range(longest) for part in rows if n < len(part))
-    return write_jsonl(out, (msgspec.Raw(line) for line in ordered))
 
 
 class Progress:
@@ -270,7 +249,3 @@ def _files(model_dir: Path) -> list[list[Any]]:
     """Name, size and modification time of the checkpoint's files: enough to tell a resumed model from another."""
     files = sorted(path for path in model_dir.glob("*") if path.suffix in {".json", ".safetensors"})
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
-def _raw_lines(path: Path) -> list[bytes]:
-    return [line for line in path.read_bytes().split(b"\n") if line]

@@ -83,8 +83,7 @@ def _text_of(body: dict[str, Any]) -> tuple[str | None, str | None, list[tuple[s
     if isinstance(body.get("choices"), list) and body["choices"]:
         choice = body["choices"][0]
         text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
-        content = (choice.get("logprobs") or {}).get("content") or []
-        return text, choice.get("finish_reason"), [(item["token"], item["logprob"]) for item in content]
+        return text, choice.get("finish_reason"), _tokens(choice.get("logprobs") or {})
     reason = body.get("finish_reason")
     meta = body.get("meta_info")
     if isinstance(meta, dict):
@@ -92,6 +91,14 @@ def _text_of(body: dict[str, Any]) -> tuple[str | None, str | None, list[tuple[s
         reason = reason.get("type") if isinstance(reason, dict) else reason
     text = body.get("generated_text", body.get("text"))
     return (text if isinstance(text, str) else None), reason, []
+
+
+def _tokens(logprobs: dict[str, Any]) -> list[tuple[str, float]]:
+    """Tokens with their log probabilities in a chat completion's layout, or in a completion's."""
+    if logprobs.get("content"):
+        return [(item["token"], item["logprob"]) for item in logprobs["content"]]
+    pairs = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=True)
+    return [(token, 0.0 if logprob is None else logprob) for token, logprob in pairs]
 
 
 def _assign(path: str | Path, image_ids: Sequence[str]) -> list[Served]:
@@ -116,7 +123,8 @@ def _prediction(
 ) -> Prediction:
     parsed = parse_answer(answer.text, coordinates)
     problems = Counter(parsed.problems)
-    spelt = "".join(text for text, _ in answer.tokens) == answer.text
+    # servers list the token that ends the answer, and leave it out of the text
+    spelt = "".join(text for text, _ in answer.tokens).startswith(answer.text)
     problems["logprobs_unaligned"] += bool(answer.tokens) and not spelt
     tokens = [(text.encode(), logprob) for text, logprob in answer.tokens] if spelt else []
     parts = [token_logprobs(obj, answer.text, tokens) if tokens else {} for obj in parsed.objects]

@@ -81,7 +81,7 @@ def _training(logs: Mapping[str, str | Path]) -> Markup | None:
         if loss is not None:
             smoothed = curves.smooth(loss)
             totals.append(Series(name, smoothed.x, smoothed.y))
-    return lines("Loss over training steps", totals, x_label="step", y_label="loss") if totals else None
+    return lines("Loss over training steps", totals, x_label="step", y_label="loss", log_y=True) if totals else None
 
 
 def _p(value: float | None) -> str:

@@ -19,13 +19,13 @@ from coordexp.evaluate import detections as columns
 from coordexp.evaluate import mistakes
 from coordexp.evaluate.labels import Label
 from coordexp.evaluate.match import match
-from coordexp.evaluate.truth import AnnotationRow, ImageRow, Truth, build
+from coordexp.evaluate.truth import Truth, of_records
 from coordexp.io import read_records
 
 THUMBNAIL = 560  # longest side in pixels
 JPEG_QUALITY = 78
 BOXES_DRAWN = 60  # of a picture, best first; more would hide it
-PLATE, LETTER = 16, 6.9  # height of a text and width of a letter, pixels
+PLATE, LETTER = 16, 7.6  # height of a text and width of a letter, pixels
 WORDS = {
     "duplicate": "found twice",
     "poor_box": "box does not fit",
@@ -122,18 +122,7 @@ def _truth(records: list[Record], result: dict) -> Truth:
     ids = {obj.category_id for record in records for obj in record.objects}
     ids |= {i for i in result["mapping"]["by_description"].values() if i is not None}
     ids |= {i for r in records for i in (*r.metadata.neg_category_ids, *r.metadata.not_exhaustive_category_ids)}
-    images, annotations = [], []
-    for record in records:
-        meta = record.metadata
-        sizes = np.array([meta.source_width, meta.source_height] * 2, dtype=np.float64)
-        lists = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
-        images.append(ImageRow(meta.image_id, meta.source_width, meta.source_height, *lists))
-        for obj in record.objects:
-            x1, y1, x2, y2 = np.array(obj.norm_box) * sizes
-            box = (float(x1), float(y1), float(x2 - x1), float(y2 - y1))
-            number = len(annotations)
-            annotations.append(AnnotationRow(number, meta.image_id, obj.category_id, box, iscrowd=int(obj.iscrowd)))
-    return build(images, annotations, [Category(id=i, name=str(i)) for i in sorted(ids)], Path("records"))
+    return of_records(records, [Category(id=i, name=str(i)) for i in sorted(ids)], federated=True)
 
 
 def _shapes(truth: Truth, rows: list[Prediction], result: dict, records: list[Record]) -> dict[Any, list[Shape]]:

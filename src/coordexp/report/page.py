@@ -118,10 +118,12 @@ def _training(train_log: str | Path | None) -> list[Markup]:
     plots = []
     loss = [curves.smooth(s) for s in curves.losses(log)]
     if loss:
-        plots.append(lines("Loss over training steps", loss, x_label="step", y_label="loss"))
+        plots.append(lines("Loss over training steps", loss, x_label="step", y_label="loss", log_y=True))
     errors = [curves.smooth(s) for s in curves.bin_errors(log)]
     if errors:
-        plots.append(lines("Error of the expected coordinate", errors, x_label="step", y_label="bins of 1000"))
+        plots.append(
+            lines("Error of the expected coordinate", errors, x_label="step", y_label="bins of 1000", log_y=True)
+        )
     scores = [curves.smooth(s) for s in curves.scores(log)]
     if scores:
         plots.append(lines("Scores over training steps", scores, x_label="step", y_label="score", y_range=(0, 1)))

@@ -24,12 +24,14 @@ PACKAGES = (
 )
 
 
-def provenance(train_manifest: str | Path) -> dict[str, Any]:
-    """Training's manifest, versions of the packages that are installed here, revision and state of the code."""
+def provenance(train_manifest: str | Path, calibration: str | Path | None = None) -> dict[str, Any]:
+    """Training's manifest, the calibration of the scores if there is one, versions of packages, state of the code."""
     manifest = read_json(train_manifest)
+    learnt = {} if calibration is None else {"calibration": read_json(calibration)}
     return {
         "training": manifest,
         "training_manifest_sha256": sha256_file(train_manifest),
+        **learnt,
         "versions": {"python": platform.python_version(), **_versions()},
         "code": revision(Path(__file__).parent),
     }

@@ -1,0 +1,39 @@
+"""Shards put together again, with calibrated scores where a calibration is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordexp.contract import Prediction
+from coordexp.errors import DataError, located
+from coordexp.infer import calibrate
+from coordexp.io import write_jsonl
+
+
+def gather(parts: Sequence[str | Path], out: str | Path, calibration: str | Path | None = None) -> int:
+    """Put the shards `parts`, in the order of their numbers, back into the order of the records; the count.
+
+    `calibration` is a file of `calibrate.fit`: scores become probabilities on the way, the shards keep the raw ones.
+    """
+    rows = [_raw_lines(Path(part)) for part in parts]
+    for number, part in enumerate(rows):
+        expected = len(rows[0]) - (0 if number == 0 else int(len(part) < len(rows[0])))
+        if len(part) != expected or (number and len(part) > len(rows[number - 1])):
+            fix = "give every shard once, in the order of their numbers"
+            raise DataError(
+                located("shards do not fit together", file=parts[number], expected=expected, found=len(part), fix=fix)
+            )
+    longest = max((len(part) for part in rows), default=0)
+    ordered: Iterator[Any] = (msgspec.Raw(part[n]) for n in range(longest) for part in rows if n < len(part))
+    if calibration is not None:
+        learnt = calibrate.load(calibration)
+        ordered = (calibrate.calibrated(msgspec.json.decode(line, type=Prediction), learnt) for line in ordered)
+    return write_jsonl(out, ordered)
+
+
+def _raw_lines(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().split(b"\n") if line]

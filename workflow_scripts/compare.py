@@ -1,0 +1,11 @@
+"""Rule compare: differences of runs from the first one, as numbers and as a page."""
+
+from coordexp.evaluate.compare import compare_evaluated
+from coordexp.report import write_comparison
+from workflow_scripts.arguments import arguments, path, readable_errors
+
+args = arguments(__doc__, evaluated=[path], logs=[path], numbers=path, page=path)
+with readable_errors():
+    compare_evaluated(args.evaluated, out=args.numbers)
+    logs = {evaluated.parent.name: log for evaluated, log in zip(args.evaluated, args.logs, strict=True)}
+    write_comparison(args.page, compare_json=args.numbers, train_logs=logs)
