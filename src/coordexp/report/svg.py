@@ -87,7 +87,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], *, highest: float |
 def intervals(title: str, rows: Sequence[tuple[str, float, Sequence[float] | None, str]]) -> Markup:
     """Values with their intervals around zero; a row is (name, value, [low, high] or None, text at its end)."""
     reach = max((abs(v) for _, value, span, _ in rows for v in (value, *(span or ()))), default=0.0) or 1.0
-    height, left, room = 30 * len(rows) + 30, 150, _WIDTH - 150 - 150
+    height, left, room = 30 * len(rows) + 30, 165, _WIDTH - 165 - 185
 
     def place(value: float) -> float:
         return left + (value / reach + 1) / 2 * room
