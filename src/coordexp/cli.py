@@ -147,16 +147,18 @@ def _evaluate(commands) -> None:
     sub.add_argument("--gt", type=Path, required=True, help="annotation file in COCO or LVIS layout")
     sub.add_argument("--pred", type=Path, required=True, help="predictions.jsonl, or results in COCO's JSON")
     sub.add_argument("--out", type=Path, required=True, help="where the numbers go")
-    sub.add_argument("--layout", default="coordexp", help="format of the predictions; see docs/evaluation.md")
+    layout = "format of the predictions (docs/evaluation.md); default: coco for a JSON list, else coordexp"
+    sub.add_argument("--layout", help=layout)
     sub.add_argument("--subset", action="store_true", help="score only the pictures that were predicted")
     sub.set_defaults(run=_run_evaluate)
 
 
 def _run_evaluate(args: argparse.Namespace) -> None:
     from coordexp.evaluate import EvaluateOptions, evaluate
+    from coordexp.evaluate.foreign import usual_layout
 
-    options = EvaluateOptions(subset=args.subset)
-    evaluate(args.pred, args.gt, options, dataset=args.gt.stem, split="val", out=args.out, layout=args.layout)
+    options, layout = EvaluateOptions(subset=args.subset), args.layout or usual_layout(args.pred)
+    evaluate(args.pred, args.gt, options, dataset=args.gt.stem, split="val", out=args.out, layout=layout)
     print(f"{args.out}: written")
 
 

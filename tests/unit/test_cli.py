@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from evaluate_cases import generated
 
 from coordexp.cli import main
+from coordexp.io import read_json
 
 COMMANDS = ("train", "merge", "doctor", "validate", "evaluate", "compare", "detect", "parse", "summary")
 
@@ -51,6 +53,33 @@ def test_doctor_shows_a_record_as_augmented(shapes_data, tiny_model, tmp_path, c
     for desc, (x1, y1, x2, y2) in left["plain"].items():
         assert left["flipped"][desc] == pytest.approx([96 - x2, y1, 96 - x1, y2], abs=0.1)
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_evaluate_compare_and_summary(tmp_path, capsys):
+    predictions, annotations = (case := generated(0, lvis=True)).write(tmp_path / "own")
+    results = tmp_path / "other" / "results.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps(case.coco_results()))
+    written = []
+    for found in (predictions, results):
+        written.append(found.parent / "eval.json")
+        command = ["evaluate", "--gt", str(annotations), "--pred", str(found), "--out", str(written[-1])]
+        assert main([*command, "--subset"] if found is results else command) == 0
+    layouts = [read_json(path)["inputs"]["predictions"]["layout"] for path in written]
+    assert layouts == ["coordexp", "coco"]
+    assert main(["compare", *map(str, written), "--out", str(tmp_path / "compare.json")]) == 0
+    assert (tmp_path / "compare.html").stat().st_size > 0
+    assert main(["summary", str(tmp_path / "own")]) == 0
+    assert f"AP {read_json(written[0])['lvis']['metrics']['AP']:.3f}" in capsys.readouterr().out
+
+
+def test_parse_reads_a_server_s_answers(records, tmp_path, capsys):
+    box = ", ".join(f"<|coord_{k}|>" for k in (1, 2, 30, 40))
+    line = json.dumps({"text": f'{{"objects": [{{"desc": "cat", "bbox_2d": [{box}]}}]}}'})
+    (tmp_path / "served.jsonl").write_text(f"{line}\n" * 5)
+    command = ["parse", str(tmp_path / "served.jsonl"), "--records", str(records), "--out", str(tmp_path / "p.jsonl")]
+    assert main(command) == 0
+    assert "detections: 5" in capsys.readouterr().out
 
 
 def test_an_expected_error_ends_in_its_own_words(tmp_path, capsys):

@@ -60,9 +60,10 @@ class Workflow:
             pytest.fail(f"snakemake {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
 
-    def planned(self, *targets: str) -> dict[str, int]:
-        """Rules that a dry run would run, with their counts."""
-        out = self.run("--dry-run", "--quiet", "host", "reason", "--", *targets).stdout
+    def planned(self, *targets: str, allowed: tuple[str, ...] = ()) -> dict[str, int]:
+        """Rules that a dry run would run, with their counts; `allowed` are the only ones that may."""
+        only = ("--allowed-rules", *allowed) if allowed else ()
+        out = self.run("--dry-run", *only, "--quiet", "host", "reason", "--", *targets).stdout
         table = out.split("Job stats:", 1)[1] if "Job stats:" in out else ""
         counts = dict(re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE))
         return {rule: int(count) for rule, count in counts.items() if rule != "total"}

@@ -11,7 +11,7 @@ from coordexp.recipe import merge
 
 RUN = "results/shapes_9"
 TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html")
-ANSWERED = ("--allowed-rules", "gather", "calibrate", "evaluate", "report", "compare", "--")
+AFTER_PREDICT = ("gather", "calibrate", "evaluate", "report", "compare")
 
 
 def changed(base: dict, **calibrate: object) -> dict:
@@ -46,7 +46,7 @@ def calibrated(finished, tmp_path_factory):
     workflow.run(f"{RUN}/data/held_out.jsonl")
     answer(workflow, f"{RUN}/data/held_out.jsonl", f"{RUN}/held_out/shards/1-of-1.jsonl", 1)
     answer(workflow, f"{RUN}/data/val.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl", 2)
-    workflow.run(*ANSWERED, *TARGETS)
+    workflow.run("--allowed-rules", *AFTER_PREDICT, "--", *TARGETS)
     return workflow
 
 
@@ -82,10 +82,10 @@ def test_scores_are_learnt_from_pictures_that_training_does_not_see(calibrated):
 def test_another_method_predicts_nothing_again(calibrated):
     before = calibrated.changes
     calibrated.change(changed(before, method="isotonic"))
-    planned = calibrated.planned(*ANSWERED[:-1], *TARGETS)
+    planned = calibrated.planned(*TARGETS, allowed=AFTER_PREDICT)
     assert planned == dict.fromkeys(("calibrate", "gather", "evaluate", "report"), 1)
     calibrated.change(changed(before, method="none"))
-    assert planned.keys() - calibrated.planned(*ANSWERED[:-1], *TARGETS).keys() == {"calibrate"}
+    assert planned.keys() - calibrated.planned(*TARGETS, allowed=AFTER_PREDICT).keys() == {"calibrate"}
     calibrated.change(before)
 
 
@@ -94,7 +94,7 @@ def test_runs_are_compared_by_their_names(calibrated):
     shutil.copytree(calibrated.path(RUN), other, dirs_exist_ok=True)
     answer(calibrated, f"{RUN}/data/val.jsonl", "results/shapes_4/eval/shards/1-of-1.jsonl", 3)
     target = "results/compare/shapes_9+shapes_4/report.html"
-    calibrated.run(*ANSWERED, target)
+    calibrated.run("--allowed-rules", *AFTER_PREDICT, "--", target)
     result = read_json(calibrated.path("results/compare/shapes_9+shapes_4/compare.json"))
     assert [run["name"] for run in result["runs"]] == ["shapes_9", "shapes_4"]
     assert result["lvis"]["differences"].keys() == {"shapes_4"}

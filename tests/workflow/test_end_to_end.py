@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import zipfile
 
 import pytest
 
@@ -77,6 +78,13 @@ def test_the_report_is_one_file_that_asks_for_nothing(finished):
     page = finished.path(f"{RUN}/report.html").read_text()
     assert "<svg" in page and "data:image/" in page
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", page) == []
+
+
+def test_snakemake_s_own_report_holds_the_page_and_the_loss(finished):
+    finished.run("--report", "own.zip", "--", *TARGETS)
+    with zipfile.ZipFile(finished.path("own.zip")) as archive:
+        names = {name.rsplit("/", 1)[-1] for name in archive.namelist() if "/data/raw/" in name}
+    assert names == {"report.html", "loss.png"}
 
 
 @pytest.mark.parametrize(

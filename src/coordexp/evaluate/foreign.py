@@ -91,6 +91,15 @@ def read(path: str | Path, truth: Truth, layout: str = OWN) -> Iterator[tuple[st
     return _answers(path, truth, _STYLES[layout])
 
 
+def usual_layout(path: str | Path) -> str:
+    """Layout of a file whose user named none: a JSON list is COCO results, anything else our own lines."""
+    try:
+        with Path(path).open("rb") as handle:
+            return "coco" if handle.read(64).lstrip().startswith(b"[") else OWN
+    except OSError as error:
+        raise DataError(located(f"cannot be read: {error.strerror}", file=path)) from error
+
+
 def parse_answer(text: str, layout: str, size: tuple[float, float]) -> tuple[list[Detection], dict[str, int]]:
     """Detections of one answer and problems by reason; never raises on text.
 
