@@ -23,14 +23,14 @@ SITE = (
 class Run:
     """`snakemake --workflow-profile profiles/slurm ...` in the background, in a folder of its own."""
 
-    def __init__(self, cluster: Cluster, folder: Path, changes: dict, *arguments: str):
+    def __init__(self, cluster: Cluster, folder: Path, changes: dict, *arguments: str, name: str = "run"):
         self.cluster, self.folder = cluster, folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "changes.yaml").write_text(yaml.safe_dump(changes))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(changes))
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
         command += ["--workflow-profile", str(REPOSITORY / "profiles/slurm"), *SITE]
-        command += ["--configfile", str(REPOSITORY / "config/config.yaml"), "changes.yaml", *arguments]
-        self.printed = folder / "snakemake.log"
+        command += ["--configfile", str(REPOSITORY / "config/config.yaml"), f"{name}.yaml", *arguments]
+        self.printed = folder / f"{name}.log"
         path = f"{Path(sys.executable).parent}{os.pathsep}{cluster.env['PATH']}"
         env = {**cluster.env, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         with self.printed.open("w") as out:
@@ -65,6 +65,19 @@ class Run:
         name = re.search(r"SLURM run ID: (\S+)", self.text())
         jobs = [job for job in self.cluster.jobs() if name and job["JobName"] == name[1]]
         return [job for job in jobs if rule in job["Comment"]]
+
+    def environments(self, job: str) -> list[dict[str, str]]:
+        """What the training processes of a SLURM job, on whatever node, find in their environment."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if b"coordexp.swift.train" in command and f"SLURM_JOB_ID={job}\0".encode() in environment:
+                lines = environment.decode(errors="replace").split("\0")
+                found.append(dict(line.split("=", 1) for line in lines if "=" in line))
+        return found
 
     def path(self, relative: str) -> Path:
         """A file of the run."""

@@ -1,8 +1,8 @@
 """The demo as SLURM jobs by the shipped profile, to its end, while jobs are cancelled, requeued and nodes drained."""
 
+import copy
 import json
 import re
-from pathlib import Path
 
 import pytest
 from submitting import Run
@@ -29,7 +29,9 @@ CHANGES = {
 }
 # `--set-resources` takes the place of the profile's whole list, so the partitions are said again; the tiny model asks
 # for no GPU by itself.
-GPU = [f"{rule}:{ask}" for rule in ("train", "predict") for ask in ("slurm_partition=gpu", "nodes=1", "gpu=1")]
+GPU = [f"{rule}:{ask}" for rule in ("train", "predict") for ask in ("slurm_partition=gpu", "gpu=1")]
+# The lines of the profile for training on several machines; a stand-in GPU on each.
+NODES = [f"train:{ask}" for ask in ("slurm_partition=gpu", "mpi=srun", "tasks=2", "tasks_per_gpu=0", "gpu=2")]
 CORES = ("--set-threads", "expand_vocab=1", "merge=1")
 
 
@@ -47,19 +49,6 @@ def whole_checkpoints(run: Run) -> list[str]:
     return [f"checkpoint-{step}" for step in sorted(found)]
 
 
-def devices(job: str) -> set[str]:
-    """CUDA_VISIBLE_DEVICES of the processes that train in a SLURM job."""
-    seen = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().decode()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if b"coordexp.swift.train" in command and f"SLURM_JOB_ID={job}\0" in environment:
-            seen |= set(re.findall(r"^CUDA_VISIBLE_DEVICES=(.*)$", environment.replace("\0", "\n"), re.MULTILINE))
-    return seen
-
-
 def running(run: Run, rule: str, other_than: str = "") -> dict[str, str] | None:
     """The running SLURM job of a rule."""
     jobs = [job for job in run.jobs(f"rule_{rule}") if job["JobState"] == "RUNNING" and job["JobId"] != other_than]
@@ -73,7 +62,7 @@ def interfere(run: Run, cluster) -> Story:
     story.drained = cluster.call("sinfo", "-h", "-n", "two", "-p", "gpu", "-o", "%t")
     train = run.until(lambda: running(run, "train"), "a running train job")
     run.until(lambda: whole_checkpoints(run), "a first checkpoint")
-    story.devices = devices(train["JobId"])
+    story.devices = {env.get("CUDA_VISIBLE_DEVICES", "") for env in run.environments(train["JobId"])}
     story.cancelled = train["JobId"]
     cluster.call("scontrol", "update", "NodeName=two", "State=RESUME")
     cluster.call("scontrol", "update", "NodeName=one", "State=DRAIN", "Reason=maintenance")
@@ -167,3 +156,40 @@ def test_small_rules_share_a_job(demo):
     assert len(run.jobs("tokens")) == 2 and len(run.jobs("numbers")) == 1
     done = {"coord_tokenize", "tiny_split", "evaluate", "report", "gather"}
     assert not any(re.match(f"rule_({'|'.join(done)})", job["Comment"]) for job in run.jobs())
+
+
+@pytest.fixture(scope="module")
+def two_nodes(cluster, demo):
+    """(run, environments): the same training again on both nodes, and what its processes found there."""
+    changes = copy.deepcopy(CHANGES)
+    changes["runs"]["shapes"]["nodes"] = 2
+    arguments = ("--set-resources", *NODES, "--", f"{RUN}/train/adapter/train_manifest.json")
+    run = Run(cluster, demo[0].folder, changes, *arguments, name="nodes")
+    try:
+        train = run.until(lambda: running(run, "train"), "a running train job")
+        environments = run.until(lambda: workers(run, train["JobId"], 2), "a training process on each node")
+        run.finish()
+        yield run, environments
+    finally:
+        run.stop()
+
+
+def workers(run: Run, job: str, count: int) -> list[dict[str, str]]:
+    """Environments of the processes that torchrun started, once there are as many."""
+    found = [env for env in run.environments(job) if "LOCAL_RANK" in env]
+    return found if len({env["RANK"] for env in found}) == count else []
+
+
+def test_a_training_on_two_nodes_is_one_job_with_a_process_on_each(two_nodes):
+    run, environments = two_nodes
+    [job] = run.jobs("rule_train")
+    assert job["NumNodes"] == "2" and "gres/gpu=2" in job["TRES"] and job["JobState"] == "COMPLETED"
+    assert {env["SLURMD_NODENAME"] for env in environments} == {"one", "two"}
+    assert {(env["RANK"], env["WORLD_SIZE"]) for env in environments} == {("0", "2"), ("1", "2")}
+
+
+def test_two_nodes_end_with_one_result(two_nodes):
+    run, _ = two_nodes
+    assert read_json(run.path(f"{RUN}/train/adapter/train_manifest.json"))["step"] == 10
+    steps = [json.loads(line).get("step") for line in run.path(f"{RUN}/train/log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 10
