@@ -38,7 +38,7 @@ CORES = ("--set-threads", "expand_vocab=1", "merge=1")
 class Story:
     """What was done to the run on the way, and what was seen."""
 
-    drained = cancelled = requeued = ""
+    drained = cancelled = requeued = lost_shard = ""
     checkpoint = ""
     devices: set[str]
 
@@ -73,6 +73,9 @@ def interfere(run: Run, cluster) -> Story:
     story.requeued = again["JobId"]
     cluster.call("scontrol", "update", "NodeName=one", "State=RESUME")
     cluster.call("scontrol", "requeue", again["JobId"])
+    shard = run.until(lambda: running(run, "predict"), "a running shard of the prediction")
+    story.lost_shard = shard["JobId"]
+    cluster.call("scancel", shard["JobId"])
     return story
 
 
@@ -144,11 +147,13 @@ def test_every_rule_goes_to_its_partition(demo):
         assert job["Partition"] == expected and job["Requeue"] == "1", job
 
 
-def test_shards_of_a_prediction_are_one_array(demo):
-    run, _ = demo
-    shards = run.jobs("rule_predict")
+def test_shards_of_a_prediction_are_one_array_and_a_lost_one_comes_back_alone(demo):
+    run, story = demo
+    *shards, again = run.jobs("rule_predict")
     assert sorted(job["ArrayTaskId"] for job in shards) == ["1", "2", "3"]
     assert len({job["ArrayJobId"] for job in shards}) == 1
+    assert [job["JobId"] for job in shards if job["JobState"] == "CANCELLED"] == [story.lost_shard]
+    assert again["JobState"] == "COMPLETED" and again["MinMemoryNode"] == "6000M"
 
 
 def test_small_rules_share_a_job(demo):

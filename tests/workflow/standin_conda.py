@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,9 @@ def borrow(wanted: list[str], prefix: Path) -> None:
     if json.loads(found.stdout) != pins:
         sys.exit(f"{ready} has other versions: {found.stdout}, expected {pins}")
     prefix.mkdir(parents=True)
-    (prefix / "bin").symlink_to(ready / "bin")
+    shutil.copy(ready / "pyvenv.cfg", prefix)
+    for name in ("bin", "lib"):
+        (prefix / name).symlink_to(ready / name)
 
 
 def main(words: list[str]) -> None:
