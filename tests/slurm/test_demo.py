@@ -30,8 +30,9 @@ CHANGES = {
 # `--set-resources` takes the place of the profile's whole list, so the partitions are said again; the tiny model asks
 # for no GPU by itself.
 GPU = [f"{rule}:{ask}" for rule in ("train", "predict") for ask in ("slurm_partition=gpu", "gpu=1")]
-# The lines of the profile for training on several machines; a stand-in GPU on each.
-NODES = [f"train:{ask}" for ask in ("slurm_partition=gpu", "mpi=srun", "tasks=2", "tasks_per_gpu=0", "gpu=2")]
+# The lines of the profile for training on several machines, as in docs/cluster.md; a stand-in GPU on each.
+LINES = ("slurm_partition=gpu", "mpi=srun", "tasks=2", "tasks_per_gpu=0", "slurm_extra='--gpus-per-node=1'", "gpu=2")
+NODES = [f"train:{line}" for line in LINES]
 CORES = ("--set-threads", "expand_vocab=1", "merge=1")
 
 
