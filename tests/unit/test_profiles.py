@@ -93,7 +93,10 @@ def planned_resources(name: str, tmp_path: Path) -> dict[str, dict[str, str]]:
 def test_the_main_job_plans_under_the_profile(name, executor, tmp_path):
     needs(executor)
     jobs = planned_resources(name, tmp_path)
-    assert set(jobs) == set(RULES)
+    chain = (
+        "download convert_resize coord_tokenize tiny_split fetch_model expand_vocab train merge predict gather evaluate"
+    )
+    assert {*chain.split(), "report"} <= set(jobs) <= set(RULES)
     partition = "slurm_partition" if name == "slurm" else "partition"
     assert {rule for rule, job in jobs.items() if job[partition] == "gpu"} == {"train", "predict"}
     assert {rule for rule, job in jobs.items() if int(job.get("gpu", 0))} == {"train", "predict"}
