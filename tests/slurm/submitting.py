@@ -23,7 +23,9 @@ SITE = (
 class Run:
     """`snakemake --workflow-profile profiles/slurm ...` in the background, in a folder of its own."""
 
-    def __init__(self, cluster: Cluster, folder: Path, changes: dict, *arguments: str, name: str = "run"):
+    def __init__(
+        self, cluster: Cluster, folder: Path, changes: dict, *arguments: str, name: str = "run", **environment: str
+    ):
         self.cluster, self.folder = cluster, folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(changes))
@@ -32,7 +34,7 @@ class Run:
         command += ["--configfile", str(REPOSITORY / "config/config.yaml"), f"{name}.yaml", *arguments]
         self.printed = folder / f"{name}.log"
         path = f"{Path(sys.executable).parent}{os.pathsep}{cluster.env['PATH']}"
-        env = {**cluster.env, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {**cluster.env, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **environment}
         with self.printed.open("w") as out:
             self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
 
