@@ -76,7 +76,7 @@ def interfere(run: Run, cluster) -> Story:
     cluster.call("scontrol", "requeue", again["JobId"])
     shard = run.until(lambda: running(run, "predict"), "a running shard of the prediction")
     story.lost_shard = shard["JobId"]
-    cluster.call("scancel", shard["JobId"])
+    cluster.call("scancel", f"{shard['ArrayJobId']}_{shard['ArrayTaskId']}")
     return story
 
 
@@ -154,7 +154,7 @@ def test_shards_of_a_prediction_are_one_array_and_a_lost_one_comes_back_alone(de
     assert sorted(job["ArrayTaskId"] for job in shards) == ["1", "2", "3"]
     assert len({job["ArrayJobId"] for job in shards}) == 1
     assert [job["JobId"] for job in shards if job["JobState"] == "CANCELLED"] == [story.lost_shard]
-    assert again["JobState"] == "COMPLETED" and again["MinMemoryNode"] == "6000M"
+    assert again["JobState"] == "COMPLETED" and again["MinMemoryNode"] == "6000M" and "ArrayJobId" not in again
 
 
 def test_small_rules_share_a_job(demo):
