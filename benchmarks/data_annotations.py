@@ -78,7 +78,12 @@ def main() -> None:
     from coordexp.io import write_json
 
     work = Path(tempfile.mkdtemp(prefix="coordexp-bench-"))
-    result: dict = {"cores": os.cpu_count(), "workers": args.workers, "runs": {}}
+    result: dict = {
+        "cores": os.cpu_count(),
+        "workers": args.workers,
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "runs": {},
+    }
     try:
         for count in sorted({1000, args.compare, args.pictures // 2, args.pictures}):
             manifest, out = write_lvis(work / str(count), count), work / f"out{count}"

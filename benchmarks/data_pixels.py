@@ -109,6 +109,7 @@ def main() -> None:
     from coordexp.data.pictures import resampler
     from coordexp.io import write_json
 
+    load = round(os.getloadavg()[0], 2)
     work = Path(tempfile.mkdtemp(prefix="coordexp-bench-"))
     try:
         originals = sorted(args.folder.rglob("*.jpg")) if args.folder else None
@@ -120,6 +121,7 @@ def main() -> None:
         result = {
             "cores": os.cpu_count(),
             "workers": args.workers,
+            "load_average_at_start": load,
             "pictures": len(sources),
             "source": "photographs" if originals else "generated",
             "resampler": resampler(),
