@@ -8,7 +8,7 @@ READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256s
 export PYTHONDONTWRITEBYTECODE ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo photos test lint unit workflow test-slurm install clean
+.PHONY: demo photos test lint unit workflow test-slurm soak install clean
 
 demo: install  ## shapes, a tiny Qwen3-VL and four minutes of training: the whole chain on a laptop
 	snakemake --cores $(CORES) results/shapes_9/eval.json results/shapes_9/report.html
@@ -35,6 +35,10 @@ workflow: install  ## real Snakemake runs, end to end
 
 test-slurm: install  ## the demo on a real SLURM of two nodes on this machine; needs root and Debian's slurm-wlm, munge
 	pytest tests/slurm
+
+soak: install  ## every rule under every fault: an hour of two idle cores at most; writes the table of docs/faults.md
+	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json
+	python docs/make_faults.py
 
 install: $(READY)
 	@test "$$(cat $(VENV)/.checkout 2>/dev/null)" = "$(CURDIR)" || { \

@@ -51,7 +51,6 @@ use rule train as ablation_base with:
     output:
         manifest=f"{BASE}/train/adapter/train_manifest.json",
         log=f"{BASE}/train/log.jsonl",
-        curves=f"{BASE}/train/loss.png",
     log:
         f"{BASE}/logs/train.log",
     benchmark:
@@ -92,7 +91,6 @@ use rule train as ablation_train with:
     output:
         manifest=f"{ARM}/train/adapter/train_manifest.json",
         log=f"{ARM}/train/log.jsonl",
-        curves=f"{ARM}/train/loss.png",
     log:
         f"{ARM}/logs/train.log",
     benchmark:

@@ -17,7 +17,7 @@ rule download:
         runtime=720,
         download=1,
     params:
-        config=lambda w: keys(dataset=w.dataset, settings=settings.datasets[w.dataset]),
+        config=lambda w: keys(dataset=w.dataset, settings=settings.source(w.dataset, w.split)),
         raw=f"{RAW}/{{dataset}}/raw",
         code=code("download"),
     shell:

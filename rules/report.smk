@@ -1,6 +1,36 @@
 # What one would rather look at than read.
 
 
+localrules:
+    curves,
+
+
+rule curves:
+    """The loss and its terms over the steps of training."""
+    input:
+        log=f"{RESULTS}/{{run}}/train/log.jsonl",
+    output:
+        curves=report(
+            f"{RESULTS}/{{run}}/train/loss.png",
+            category="Training",
+            labels={"run": "{run}", "figure": "loss curves"},
+        ),
+    log:
+        f"{RESULTS}/{{run}}/logs/curves.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/curves.tsv"
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        code=code("curves"),
+    shell:
+        "python -m workflow_scripts.curves --train-log {input.log:q} --curves {output.curves:q} > {log:q} 2>&1"
+
+
 rule report:
     """One self-contained page: numbers, curves, pictures, provenance."""
     input:
@@ -8,6 +38,7 @@ rule report:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         records=f"{RESULTS}/{{run}}/data/{PICTURES}.jsonl",
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
+        curves=f"{RESULTS}/{{run}}/train/loss.png",
         trained=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
         calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED else [],
     output:

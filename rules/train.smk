@@ -4,20 +4,16 @@
 rule train:
     """Fine-tuning in ms-swift. Checkpoints lie outside the output: a killed job continues at the last whole one."""
     input:
-        train=TRAINED_ON,
-        val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
+        train=lambda w: settings.recipe(w.run).custom.train_jsonl or TRAINED_ON.format(run=w.run),
+        val=lambda w: settings.trained_on(w.run, "val"),
         source=lambda w: source_of(w, "train"),
         mixture=lambda w: settings.mixture(w.run),
+        categories=lambda w: settings.recipe(w.run).custom.categories or [],
         base=lambda w: f"{model_of(w)}/config.json",
         tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
     output:
         manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
-        curves=report(
-            f"{RESULTS}/{{run}}/train/loss.png",
-            category="Training",
-            labels={"run": "{run}", "figure": "loss curves"},
-        ),
     log:
         f"{RESULTS}/{{run}}/logs/train.log",
     benchmark:
@@ -42,7 +38,7 @@ rule train:
         code=code("train"),
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
-        " --val {input.val:q} --source {input.source:q} --log {output.log:q} --curves {output.curves:q}"
+        " --val {input.val:q} --source {input.source:q} --log {output.log:q}"
         " --trained {output.manifest:q} --threads {threads} --gpus {resources.gpu} --nodes {resources.nodes}"
         " > {log:q} 2>&1"
 

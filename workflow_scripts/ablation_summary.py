@@ -2,8 +2,8 @@
 
 from coordexp.ablation import Ablation
 from coordexp.report.ablation import write
-from workflow_scripts.arguments import ROOT, arguments, config, path, readable_errors
+from workflow_scripts.arguments import ROOT, arguments, config, job, path
 
 args = arguments(__doc__, config=config, summary=path, page=path)
-with readable_errors():
+with job(args.summary):
     write(Ablation(args.config, ROOT), args.summary, args.page)

@@ -36,11 +36,17 @@ def limit_threads(threads: int) -> None:
 
 
 @contextmanager
-def readable_errors():
-    """A mistake of the user's ends in its own words and exit code 1, not in a traceback."""
+def job(output: Path):
+    """Alone at work on `output`; a mistake of the user's or a full disk ends in plain words and exit code 1."""
     from coordexp.errors import CoordExpError
+    from coordexp.locks import disk_is_full, full_disk, sole_writer
 
     try:
-        yield
+        with sole_writer(output):
+            yield
     except CoordExpError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not disk_is_full(error, output.parent):
+            raise
+        sys.exit(f"error: {full_disk(output.parent, error)}")

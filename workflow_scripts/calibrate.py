@@ -3,12 +3,12 @@
 from coordexp.data.categories import load
 from coordexp.data.convert import load_source
 from coordexp.infer.calibrate import fit
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(
     __doc__, config=config, predictions=path, records=path, source=path, trained_on=[path], calibration=path
 )
-with readable_errors():
+with job(args.calibration):
     source = load_source(args.source)
     fit(
         args.predictions,

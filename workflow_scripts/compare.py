@@ -2,10 +2,10 @@
 
 from coordexp.evaluate.compare import compare_evaluated
 from coordexp.report import write_comparison
-from workflow_scripts.arguments import arguments, path, readable_errors
+from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, evaluated=[path], logs=[path], numbers=path, page=path)
-with readable_errors():
+with job(args.numbers):
     compare_evaluated(args.evaluated, out=args.numbers)
     logs = {evaluated.parent.name: log for evaluated, log in zip(args.evaluated, args.logs, strict=True)}
     write_comparison(args.page, compare_json=args.numbers, train_logs=logs)

@@ -1,9 +1,9 @@
 """Rule convert_resize: source pictures and annotations -> pictures on the grid and pixel-space records."""
 
 from coordexp.data.convert import ConvertOptions, convert
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, source=path, records=path, stats=path, images=path, workers=int)
-with readable_errors():
+with job(args.records):
     options = ConvertOptions(**args.config["options"], num_workers=args.workers)
     convert(args.source, args.records, args.images, options, args.config["max_blocks"], args.stats)

@@ -1,8 +1,8 @@
 """Rule coord_tokenize: pixel-space records -> records in coordinate tokens."""
 
 from coordexp.data.tokenize import tokenize
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, records=path, tokens=path)
-with readable_errors():
+with job(args.tokens):
     tokenize(args.records, args.tokens, args.config["emit_norm"])

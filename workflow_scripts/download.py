@@ -1,8 +1,8 @@
 """Rule download: one split of a data set on disk, and its manifest."""
 
 from coordexp.data.download import provide
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, split=str, raw=path, source=path)
-with readable_errors():
+with job(args.source):
     provide(args.config["dataset"], args.config["settings"], args.split, args.raw, args.source)

@@ -2,10 +2,10 @@
 
 from coordexp.data.convert import load_source
 from coordexp.evaluate import evaluate, options_from
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, predictions=path, source=path, numbers=path)
-with readable_errors():
+with job(args.numbers):
     source = load_source(args.source)
     evaluate(
         args.predictions,

@@ -1,8 +1,8 @@
 """Rule expand_vocab: the base with coordinate tokens, as a new checkpoint."""
 
 from coordexp.model.vocab import expand
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, base=path, expanded=path)
-with readable_errors():
+with job(args.expanded.parent):
     expand(args.base.parent, args.expanded.parent, init=args.config["init"])

@@ -1,8 +1,8 @@
 """Rule fetch_model: the base checkpoint as a local folder."""
 
 from coordexp.model.fetch import fetch
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, fetched=path)
-with readable_errors():
+with job(args.fetched.parent):
     fetch(args.config["name"], args.config["settings"], args.fetched.parent)

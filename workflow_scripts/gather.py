@@ -1,8 +1,8 @@
 """Rule gather: the shards' predictions as one file in the order of the records, scores calibrated if asked."""
 
 from coordexp.infer.gather import gather
-from workflow_scripts.arguments import arguments, path, readable_errors
+from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, shards=[path], calibration=[path], predictions=path)
-with readable_errors():
+with job(args.predictions):
     gather(args.shards, args.predictions, *args.calibration)

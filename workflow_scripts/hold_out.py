@@ -1,8 +1,8 @@
 """Rule hold_out: pictures of the training split that training never sees."""
 
 from coordexp.data.split import hold_out
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, records=path, tokens=path, held_out=path, rest=path)
-with readable_errors():
+with job(args.held_out):
     hold_out(args.records, args.tokens, args.held_out, args.rest, args.config["held_out"], args.config["seed"])

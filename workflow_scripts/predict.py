@@ -1,12 +1,12 @@
 """Rule predict: answers with scores for one shard of the pictures."""
 
-from workflow_scripts.arguments import arguments, config, limit_threads, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, limit_threads, path
 
 args = arguments(
     __doc__, config=config, records=path, source=path, model=path, predictions=path, shard=int, shards=int, threads=int
 )
 limit_threads(args.threads)
-with readable_errors():
+with job(args.predictions):
     import msgspec
 
     from coordexp.data.categories import descriptions, load

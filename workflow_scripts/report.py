@@ -2,7 +2,7 @@
 
 from coordexp.report import write
 from coordexp.report.provenance import provenance
-from workflow_scripts.arguments import arguments, config, path, readable_errors
+from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(
     __doc__,
@@ -15,7 +15,7 @@ args = arguments(
     calibration=[path],
     page=path,
 )
-with readable_errors():
+with job(args.page):
     write(
         args.page,
         eval_json=args.numbers,

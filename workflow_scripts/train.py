@@ -1,6 +1,8 @@
 """Rule train: supervised fine-tuning in ms-swift; resumes at the last whole checkpoint."""
 
-from workflow_scripts.arguments import ROOT, arguments, config, limit_threads, path, readable_errors
+import os
+
+from workflow_scripts.arguments import ROOT, arguments, config, job, limit_threads, path
 
 args = arguments(
     __doc__,
@@ -10,22 +12,22 @@ args = arguments(
     val=path,
     source=path,
     log=path,
-    curves=path,
     trained=path,
     threads=int,
     gpus=int,
     nodes=int,
 )
 limit_threads(args.threads)
-with readable_errors():
+rank = os.environ.get("NODE_RANK", "0")  # of several machines that were started by hand
+with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}")):
     from coordexp.data.samples import write_table
     from coordexp.recipe import typed
-    from coordexp.report.curves import loss_picture
     from coordexp.settings_file import merge
     from coordexp.swift.launch import Layout
     from coordexp.swift.train import train
 
-    table = write_table(args.source, args.log.parent / "categories.json", args.config["desc"])
+    own = args.config["recipe"]["custom"]["categories"]
+    table = path(own) if own else write_table(args.source, args.log.parent / "categories.json", args.config["desc"])
     paths = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": table}
     paths = {name: str(path.resolve()) for name, path in paths.items()}
     recipe = typed(merge(args.config["recipe"], {"custom": paths}), "recipe")
@@ -33,4 +35,3 @@ with readable_errors():
         recipe.custom.fusion_config = str(ROOT / recipe.custom.fusion_config)
     layout = Layout.of(args.gpus, args.nodes, args.config["processes"], args.threads)
     train(recipe, args.base.parent, args.trained.parent, args.log, layout)
-    loss_picture(args.log, args.curves)

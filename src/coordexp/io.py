@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -29,8 +31,10 @@ def atomic_open(path: str | Path, mode: str = "wb", *, durable: bool = True) -> 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     encoding = None if "b" in mode else "utf-8"
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    _hold(fd)
     try:
         with open(fd, mode, encoding=encoding) as handle:
             yield handle
@@ -55,7 +59,10 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    held = os.open(scratch, os.O_RDONLY)
+    _hold(held)
     try:
         yield scratch
         for file in scratch.rglob("*"):
@@ -72,6 +79,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
     _sync_dir(path.parent)
 
 
@@ -150,6 +159,27 @@ def sha256_file(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _hold(fd: int) -> None:
+    """Mark a part as being written for as long as this process, or a child, lives."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep(path: Path) -> None:
+    """Remove parts of `path` that killed processes left: those that nobody holds."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            fd = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+            finally:
+                os.close(fd)
+    if path.exists():
+        for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 from coordexp.data import fusion
+from coordexp.data.download import own_entry
 from coordexp.errors import ConfigError, located, nearest
 from coordexp.recipe import Recipe, load_recipe
 from coordexp.settings_file import merge
@@ -46,6 +47,7 @@ class Settings:
         self.root = root
         self.config = config
         self.data = config["data"]
+        self._recipes: dict[str, Recipe] = {}
 
     @classmethod
     def load(cls, config: Mapping[str, Any], root: Path) -> Settings:
@@ -95,8 +97,21 @@ class Settings:
 
     def recipe(self, run: str) -> Recipe:
         """The resolved recipe of a run, with the run's own overrides on top."""
-        entry = self.run(run)
-        return load_recipe(self.root / entry.recipe, entry.overrides)
+        if run not in self._recipes:
+            entry = self.run(run)
+            self._recipes[run] = load_recipe(self.root / entry.recipe, entry.overrides)
+        return self._recipes[run]
+
+    def source(self, dataset: str, split: str) -> dict[str, Any]:
+        """What providing one split of a data set reads of its entry."""
+        return own_entry(self.datasets[dataset], split)
+
+    def trained_on(self, run: str, split: str) -> str:
+        """Records that training reads: the recipe's own, or those of the run in the space that the recipe wants."""
+        custom = self.recipe(run).custom
+        own = {"train": custom.train_jsonl, "val": custom.val_jsonl}[split]
+        name = {"train": "train", "val": "val_tiny"}[split] + (".coord" if custom.coord_tokens.skip_bbox_norm else "")
+        return own or f"{self.data['output_base']}/{run}/data/{name}.jsonl"
 
     def mixture(self, run: str) -> list[str]:
         """The mixture that a run's recipe trains on and the files that it names; empty for one source."""

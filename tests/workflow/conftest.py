@@ -37,8 +37,8 @@ SMALL = {
 class Workflow:
     """Runs Snakemake in `folder`; everything that it makes lies there."""
 
-    def __init__(self, folder: Path, changes: dict):
-        self.folder = folder
+    def __init__(self, folder: Path, changes: dict, repository: Path = REPOSITORY):
+        self.folder, self.repository = folder, repository
         self.change(changes)
 
     def change(self, changes: dict) -> None:
@@ -48,9 +48,9 @@ class Workflow:
 
     def run(self, *arguments: str, check: bool = True, timeout: int = 900) -> subprocess.CompletedProcess:
         """`snakemake ARGUMENTS`; fails the test with the log when the exit code is not 0."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
-        command += ["--configfile", str(REPOSITORY / "config/config.yaml"), str(self.folder / "changes.yaml")]
-        command += ["--workflow-profile", str(REPOSITORY / "profiles/default"), "--directory", str(self.folder)]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(self.repository / "Snakefile")]
+        command += ["--configfile", str(self.repository / "config/config.yaml"), str(self.folder / "changes.yaml")]
+        command += ["--workflow-profile", str(self.repository / "profiles/default"), "--directory", str(self.folder)]
         command += ["--cores", "2"]
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(
@@ -60,10 +60,10 @@ class Workflow:
             pytest.fail(f"snakemake {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
 
-    def planned(self, *targets: str, allowed: tuple[str, ...] = ()) -> dict[str, int]:
+    def planned(self, *targets: str, allowed: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> dict[str, int]:
         """Rules that a dry run would run, with their counts; `allowed` are the only ones that may."""
         only = ("--allowed-rules", *allowed) if allowed else ()
-        out = self.run("--dry-run", *only, "--quiet", "host", "reason", "--", *targets).stdout
+        out = self.run("--dry-run", *options, *only, "--quiet", "host", "reason", "--", *targets).stdout
         table = out.split("Job stats:", 1)[1] if "Job stats:" in out else ""
         counts = dict(re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE))
         return {rule: int(count) for rule, count in counts.items() if rule != "total"}
@@ -81,7 +81,9 @@ def new_workflow(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(new_workflow) -> Workflow:
-    """The small demo, run once from download to report."""
+    """The small demo, run once from download to report; its logs list what was imported."""
     workflow = new_workflow("workflow")
-    workflow.run("results/shapes_9/eval.json", "results/shapes_9/report.html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        workflow.run("results/shapes_9/eval.json", "results/shapes_9/report.html")
     return workflow

@@ -1,15 +1,11 @@
 """The main job on generated shapes, from download to report, by real Snakemake and real ms-swift."""
 
-import copy
 import json
 import re
 import zipfile
 
-import pytest
-
 from coordexp.contract import Prediction
 from coordexp.io import read_json, read_jsonl, read_records
-from coordexp.settings_file import merge
 
 RUN = "results/shapes_9"
 TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html")
@@ -85,29 +81,6 @@ def test_snakemake_s_own_report_holds_the_page_and_the_loss(finished):
     with zipfile.ZipFile(finished.path("own.zip")) as archive:
         names = {name.rsplit("/", 1)[-1] for name in archive.namelist() if "/data/raw/" in name}
     assert names == {"report.html", "loss.png"}
-
-
-@pytest.mark.parametrize(
-    ("section", "change", "expected"),
-    [
-        ("report", {"gallery": 3}, {"report"}),
-        ("evaluate", {"bootstrap": 11}, {"evaluate", "report"}),
-        ("predict", {"max_new_tokens": 97}, {"predict", "gather", "evaluate", "report"}),
-        (
-            "runs",
-            {"shapes": {"training": {"learning_rate": 0.5}}},
-            {"train", "merge", "predict", "gather", "evaluate", "report"},
-        ),
-        ("data", {"tiny": 5}, {"tiny_split", "train", "merge", "predict", "gather", "evaluate", "report"}),
-    ],
-)
-def test_a_changed_key_reruns_what_it_affects(finished, section, change, expected):
-    before = copy.deepcopy(finished.changes)
-    finished.change(merge(before, {section: change}))
-    try:
-        assert set(finished.planned(*TARGETS)) == expected
-    finally:
-        finished.change(before)
 
 
 def test_a_typo_in_the_configuration_stops_before_anything_runs(finished):

@@ -70,6 +70,18 @@ def test_killed_and_run_again_is_the_same_training(uninterrupted, shapes_data, t
     assert all(torch.equal(again[name], uninterrupted[name]) for name in again)
 
 
+def test_a_finished_training_is_published_again_without_another_step(shapes_data, tiny_model, tmp_path, capfd):
+    """Killed after the last checkpoint, before or while its result was published."""
+    first = train(recipe(shapes_data, max_steps=2), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    before = weights(tmp_path / "adapter")
+    (tmp_path / "log.jsonl").unlink()
+    capfd.readouterr()
+    assert train(recipe(shapes_data, max_steps=2), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl") == first
+    again = weights(tmp_path / "adapter")
+    assert all(torch.equal(again[name], before[name]) for name in before)
+    assert len(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) == 1 and "resuming" not in capfd.readouterr().out
+
+
 def test_another_recipe_never_resumes_onto_an_old_checkpoint(shapes_data, tiny_model, tmp_path, capfd):
     train(recipe(shapes_data, max_steps=2), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     capfd.readouterr()

@@ -35,6 +35,7 @@ from coordexp.errors import ConfigError, DataError, located
 from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
 from coordexp.io import canonical_json, read_json, write_json
+from coordexp.locks import end_with_parent
 
 CHUNK = 1024  # most pictures a part; small data sets have smaller parts, so that all workers get some
 _CODE = (annotation_files, categories, objects, order, parts, pictures, polygons, resize, scan, statistics)
@@ -146,7 +147,7 @@ def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:
         tally = _begin(job, build_index(job.annotations), workers)
         return job.index, _collect(tally, job.index, (_convert_part(job, k) for k in range(_chunk_count(job.index))))
     try:
-        with _pool(workers) as pool:
+        with _pool(workers, initializer=end_with_parent) as pool:
             tally = _begin(job, build_index(job.annotations, pool.map), workers)
         with _pool(workers, initializer=_set_job, initargs=(job,)) as pool:
             return job.index, _collect(tally, job.index, pool.map(_convert_part_of_job, range(_chunk_count(job.index))))
@@ -205,6 +206,7 @@ _job: _Job | None = None
 def _set_job(job: _Job) -> None:
     global _job  # noqa: PLW0603 -- set once in each worker process
     _job = job
+    end_with_parent()
 
 
 def _convert_part_of_job(k: int) -> tuple[statistics.Tally, dict[str, int]]:

@@ -74,6 +74,25 @@ def provide(
     return located_source
 
 
+def own_entry(dataset: dict, split: str) -> dict:
+    """The part of a data set's entry that providing `split` reads: other splits only where they share a download."""
+    others = {"train", "val"} - {split}
+    if dataset.get("layout") == "shapes":
+        return {key: value for key, value in dataset.items() if key not in others}
+    entries = dataset.get("downloads") or {}
+    listed = {key: dataset.get(key) or {} for key in ("annotations", "image_dirs")}
+
+    def owners(key: str, name: str) -> set[str]:
+        paths = [listed[key][name]] if key == "annotations" else listed[key][name]
+        return {owner for path in paths if (owner := _owner(path, entries)) is not None}
+
+    used = {owner for key, splits in listed.items() if split in splits for owner in owners(key, split)}
+    for key, splits in listed.items():
+        listed[key] = {name: splits[name] for name in splits if name == split or owners(key, name) & used}
+    own = {**dataset, **{key: value for key, value in listed.items() if key in dataset}}
+    return own | ({"downloads": {target: entries[target] for target in entries if target in used}} if entries else {})
+
+
 def _needed(name: str, dataset: dict, split: str) -> list[str]:
     """Annotation file and picture folders of `split`, relative to the data set's root."""
     if dataset.get("layout") not in ("coco", "lvis"):

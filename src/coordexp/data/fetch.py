@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import json
+import os
 import random
 import re
 import time
@@ -19,6 +20,7 @@ from coordexp import __version__
 from coordexp.data.progress import Progress
 from coordexp.errors import DownloadError, located
 from coordexp.io import sha256_file, write_text
+from coordexp.locks import FULL
 from coordexp.plan import need_space
 
 BLOCK = 1 << 20
@@ -72,6 +74,8 @@ def fetch(
             _transfer(url, part, state, policy, progress)
             break
         except (_Again, OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise
             moved = _length(part) > before
             failures, wait = (1, policy.first_wait) if moved else (failures + 1, wait)
             if failures >= policy.attempts:
@@ -153,6 +157,8 @@ def _copy(answer, part: Path, start: int, progress: Progress) -> None:
         while block := answer.read1(BLOCK):
             out.write(block)
             progress.add(len(block))
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _verify(url: str, part: Path, state: Path, size: int | None, sha256: str | None) -> str:

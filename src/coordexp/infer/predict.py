@@ -15,6 +15,7 @@ from PIL import Image
 
 from coordexp.contract import Detection, Prediction, Record
 from coordexp.errors import ConfigError, DataError, located
+from coordexp.fingerprint import code_fingerprint
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.infer.answer import Answer
 from coordexp.infer.checkpoint import Answerer, Checkpoint
@@ -71,6 +72,7 @@ def predict(
         "categories": list(categories or ()),
         "emit_norm": emit_norm,
         "shard": [shard, shards],
+        "code": code_fingerprint("coordexp.infer.predict", (Path(__file__).resolve().parents[2],)),
     }
     store = RowStore(out, identity)
     jobs = _jobs(records, options, categories, store)

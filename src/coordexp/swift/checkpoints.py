@@ -1,8 +1,7 @@
-"""Which checkpoints can be trusted: those with a mark that is written after everything else."""
+"""Marks checkpoints as whole when everything else of them is on disk."""
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from swift.callbacks.base import TrainerCallback
 
 from coordexp.io import write_text
 from coordexp.swift.dataset import set_epoch
+from coordexp.swift.marks import MARK
 
 NAME = "coordexp_checkpoints"
-MARK = "COMPLETE"
 
 
 def register() -> None:
@@ -64,14 +63,3 @@ def _any(flag: bool, device: torch.device) -> bool:
     flags = torch.tensor(int(flag), device=device)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags.item())
-
-
-def whole_checkpoints(folder: str | Path) -> list[Path]:
-    """Marked checkpoints in `folder`, oldest first."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted((p for p in found if (p / MARK).is_file()), key=step)
-
-
-def step(checkpoint: Path) -> int:
-    """The optimisation step in a checkpoint's name."""
-    return int(checkpoint.name.rsplit("-", 1)[1])

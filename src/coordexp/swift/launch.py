@@ -130,7 +130,7 @@ def _threads(layout: Layout) -> dict[str, str]:
 
 def _wait(command: list[str], env: dict[str, str]) -> int:
     """Exit code of `command`; SIGTERM goes on to it, and its end is waited for, so that it can save."""
-    child = subprocess.Popen(command, env=env)
+    child = subprocess.Popen(command, env=env, close_fds=False)  # the job's lock is held until the last one ends
     if threading.current_thread() is not threading.main_thread():
         return child.wait()
     before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))

@@ -1,6 +1,6 @@
 """One training run: resolve, resume, run ms-swift, and publish a whole result.
 
-Checkpoints lie under a key of recipe, data and model, outside the published folder: a killed job
+Checkpoints lie under a key of recipe, data, model and code, outside the published folder: a killed job
 continues there, and a changed one starts afresh without touching what came before.
 """
 
@@ -17,11 +17,14 @@ from typing import Any
 import msgspec
 
 from coordexp.errors import ConfigError, CoordExpError, ModelError, located
+from coordexp.fingerprint import code_fingerprint
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
+from coordexp.locks import disk_is_full, end_with_parent, full_disk
 from coordexp.model import shards
 from coordexp.model.vocab import verified_ids
 from coordexp.recipe import Recipe
 from coordexp.swift.launch import Layout, launch
+from coordexp.swift.marks import drop_broken, step, whole_checkpoints
 from coordexp.swift.settings import VARIABLE
 
 MANIFEST = "train_manifest.json"
@@ -70,15 +73,42 @@ def train(
     )
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
-    if not launch(job_file, layout):
+    if not _run_to_the_end(job_file, layout):
         return None
     return _publish(checkpoints, out_dir, log, key, recipe)
 
 
+def _run_to_the_end(job_file: Path, layout: Layout) -> bool:
+    """Train what is left; whether this machine is the one that publishes."""
+    checkpoints = job_file.parent
+    first = os.environ.get("NODE_RANK", "0") == "0"  # of several machines that were started by hand
+    if first:
+        drop_broken(checkpoints)
+    if _finished(checkpoints):
+        return first
+    try:
+        return launch(job_file, layout)
+    except ModelError as error:
+        full = disk_is_full(None, checkpoints)
+        if first:
+            drop_broken(checkpoints)  # what a full disk cut off; makes room for the message
+        if full:
+            raise ModelError(full_disk(checkpoints)) from error
+        raise
+
+
+def _finished(checkpoints: Path) -> bool:
+    """Whether the last whole checkpoint is that of the last step: resumed there, the trainer would take one more."""
+    whole = whole_checkpoints(checkpoints)
+    state = read_json(whole[-1] / "trainer_state.json") if whole else {"global_step": 0, "max_steps": 1}
+    return state["global_step"] >= state["max_steps"]
+
+
 def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
-    """Key of a run: the recipe without its paths, the data's bytes, the base's tokenizer, samples of its
-    weights, and how many processes share a step, since that many batches make one."""
+    """Key of a run: the recipe without its paths, the data's bytes, the base's tokenizer, samples of its weights, the
+    code, and how many processes share a step, since that many batches make one."""
     facts = {**msgspec.to_builtins(recipe), "world": world}
+    facts["code"] = code_fingerprint("coordexp.swift.plugin", (Path(__file__).resolve().parents[2],))
     for name in ("train_jsonl", "val_jsonl", "fusion_config", "categories"):
         path = facts["custom"].pop(name)
         facts[name] = sha256_file(path) if path else None
@@ -134,6 +164,7 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
 
 def run(job_file: Path) -> None:
     """Run ms-swift for a job in this process (one of several under torchrun)."""
+    end_with_parent()
     job = msgspec.convert(read_json(job_file), Job)
     os.environ[VARIABLE] = json.dumps(job.custom)
     os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # pictures are already on the grid: never enlarge them
@@ -142,7 +173,6 @@ def run(job_file: Path) -> None:
     from swift.pipelines import SwiftSft
 
     from coordexp.swift.arguments import checked
-    from coordexp.swift.checkpoints import whole_checkpoints
 
     # Several processes without a GPU find each other only when told that they train on the CPU.
     arguments = {"use_cpu": not torch.accelerator.is_available(), **checked(job.arguments)}
@@ -154,8 +184,6 @@ def run(job_file: Path) -> None:
 
 
 def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe) -> dict:
-    from coordexp.swift.checkpoints import step, whole_checkpoints
-
     whole = whole_checkpoints(checkpoints)
     if not whole:
         raise ModelError(f"{checkpoints}: training left no whole checkpoint\n  -> set training.save_strategy: steps")
@@ -186,7 +214,8 @@ def _name_other_checkpoints(checkpoints: Path) -> None:
     others = [p.name for p in checkpoints.parent.glob("*") if p.is_dir() and p != checkpoints]
     if others and not checkpoints.exists():
         print(
-            f"recipe, data or base changed: starting afresh in {checkpoints.name}; kept: {', '.join(others)}",
+            f"recipe, data, base or code changed: starting afresh in {checkpoints}; kept: {', '.join(others)}\n"
+            f"  -> to go on from one of those in spite of the change, rename it to {checkpoints.name} and run again",
             flush=True,
         )
 

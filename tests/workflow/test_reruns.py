@@ -1,0 +1,165 @@
+"""What reruns: every key and every module against the table of the docs, and that table against real dry runs."""
+
+import importlib.util
+import os
+import re
+import shutil
+from fnmatch import fnmatchcase
+
+import pytest
+import yaml
+from conftest import REPOSITORY, Workflow
+
+from coordexp.settings_file import merge
+
+spec = importlib.util.spec_from_file_location("make_reruns", REPOSITORY / "docs" / "make_reruns.py")
+reruns = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reruns)
+
+TARGETS = ("results/shapes_9/eval.json", "results/shapes_9/report.html", "results/shapes_9/data/complete")
+SOURCES = ("Snakefile", "rules", "workflow_scripts", "src", "config", "envs", "profiles", "README.md")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return reruns.plan({})
+
+
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory):
+    """Every key with a change of it, planned once: key -> (change, plan)."""
+    found = dict(reruns.keys(tmp_path_factory.mktemp("recipes")))
+    return {key: (change, reruns.plan(change, reruns.targets(key))) for key, change in found.items()}
+
+
+def test_every_key_reruns_what_the_table_says(base, changes):
+    bases = {reruns.TARGETS: base, reruns.ABLATION: reruns.plan({}, reruns.ABLATION)}
+    found = {key: reruns.rules(reruns.first(bases[reruns.targets(key)], plan)) for key, (_, plan) in changes.items()}
+    assert [key for key in found if reruns.expected_first(key) is None] == [], "add them to docs/reruns.yaml"
+    assert found == {key: sorted(reruns.expected_first(key)) for key in found}
+    assert len(found) > 150
+
+
+def test_the_table_holds_no_key_that_is_gone(changes):
+    assert [p for p in reruns.expected()["keys"] if not any(fnmatchcase(key, p) for key in changes)] == []
+    assert [p for p in reruns.expected()["modules"] if not any(fnmatchcase(m, p) for m in reruns.modules())] == []
+
+
+def test_a_key_of_one_data_set_leaves_the_runs_of_others_alone(base, changes):
+    for key, (change, plan) in changes.items():
+        if not re.match(r"recipe|runs|data\.\{dataset\}", key):
+            continue
+        other = "lvis" if "shapes" in next(iter(change.values())) else "shapes"
+        moved = reruns.downstream(plan, reruns.first(base, plan))
+        assert [job for job in moved if any(other in file for file in job[1:])] == [], key
+
+
+@pytest.mark.parametrize(
+    ("key", "untouched"),
+    [
+        ("data.{dataset}.val.count", "train"),
+        ("data.{dataset}.train.seed", "val"),
+        ("data.{dataset}.annotations", "train"),
+        ("data.{dataset}.downloads", "train"),
+    ],
+)
+def test_a_key_of_one_split_leaves_the_source_of_the_other_alone(base, changes, key, untouched):
+    first = reruns.first(base, changes[key][1])
+    assert first and not any(f"/{untouched}.source.json" in job[1] for job in first)
+
+
+def test_order_of_keys_is_no_change(base):
+    config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+    backwards = yaml.safe_load(yaml.safe_dump(config))  # a copy of its own
+    for section in backwards.values():
+        for name, value in reversed(list(section.items())):
+            section[name] = section.pop(name)
+            if isinstance(value, dict):
+                section[name] = dict(reversed(value.items()))
+    assert reruns.plan(backwards) == base
+
+
+def test_a_module_reruns_no_more_than_the_table_says(base):
+    table = reruns.expected()["modules"]
+    for module, first in reruns.first_users(base).items():
+        if module.startswith("workflow_scripts"):
+            assert set(first) <= {module.split(".")[-1]} or module.split(".")[1:] in ([], ["arguments"]), module
+            continue
+        fitting = [pattern for pattern in table if fnmatchcase(module, pattern)]
+        assert fitting and set(first) <= set(table[max(fitting, key=len)]), (module, first)
+
+
+def test_the_hash_of_a_rule_holds_every_module_that_its_process_imports(base, finished):
+    """`finished` ran with PYTHONPROFILEIMPORTTIME, so each log lists the imports, those of child processes too."""
+    for rule in reruns.stages(base):
+        logs = [*finished.path("results").glob(f"*/logs/{rule}.*"), *finished.path(f"results/logs/{rule}").glob("*")]
+        if not (REPOSITORY / "workflow_scripts" / f"{rule}.py").exists():
+            continue  # a target
+        lines = "".join(log.read_text() for log in logs)
+        imported = set(re.findall(r"\| +((?:coordexp|workflow_scripts)[\w.]*)$", lines, flags=re.MULTILINE))
+        assert len(imported) > 3 and imported <= reruns.code_of(rule), rule
+
+
+@pytest.fixture
+def clone(finished, tmp_path):
+    """The sources and everything that the small demo made, in a place of their own."""
+    for name in SOURCES:
+        source = REPOSITORY / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    folder = tmp_path / "work"
+    shutil.copytree(finished.folder, folder)
+    return Workflow(folder, finished.changes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["data.crowd", "data.num_workers", "predict.shards", "evaluate.max_dets.coco", "recipe.custom.loss.giou"]
+)
+def test_real_dry_runs_agree_with_the_plans(finished, changes, key):
+    change, before = changes[key][0], finished.changes
+    targets = tuple(target.removeprefix("results/") for target in TARGETS)
+    plans = [reruns.plan(merge(before, extra), targets) for extra in ({}, change)]
+    expected = reruns.downstream(plans[1], reruns.first(*plans))
+    try:
+        finished.change(merge(before, change))
+        assert set(finished.planned(*TARGETS[:2])) == set(reruns.rules(expected)) - {"data"}
+    finally:
+        finished.change(before)
+
+
+@pytest.mark.parametrize(
+    "module", ["geometry.boxes", "report.svg", "infer.decode", "loss.boxes", "evaluate.ap", "cli", "infer.served"]
+)
+def test_an_edited_module_reruns_its_users_in_a_real_dry_run(clone, base, module):
+    source = clone.repository / "src/coordexp" / f"{module.replace('.', '/')}.py"
+    source.write_text(source.read_text() + "\nUNUSED = 1\n")
+    users = reruns.users(reruns.stages(base))[f"coordexp.{module}"]
+    names = {name for name in base if name[0] in users}
+    assert set(clone.planned(*TARGETS[:2])) == set(reruns.rules(reruns.downstream(base, names))) - {"data"}
+
+
+def test_touches_comments_and_cores_rerun_nothing(clone):
+    for file in clone.repository.rglob("*"):
+        if file.suffix in (".py", ".smk", ".yaml", ".md") and "work" not in file.relative_to(clone.repository).parts:
+            file.write_text(file.read_text() + "\n# a remark\n")
+    module = clone.repository / "src/coordexp/loss/boxes.py"
+    module.write_text(module.read_text().replace('"""', '"""Told anew: ', 1))
+    assert clone.planned(*TARGETS[:2], options=("--cores", "1")) == {}
+
+
+def test_nothing_reruns_in_a_fresh_clone_with_the_results_copied_in(clone):
+    """New times on everything, in the worst order: what is made first is the newest."""
+    files = [path for path in clone.folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts]
+    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for age, path in enumerate(files):
+        os.utime(path, (1.7e9 + 10 * age,) * 2)
+    assert clone.planned(*TARGETS[:2]) == {}
+
+
+def test_every_profile_compares_files_by_content_whatever_their_size():
+    for profile in sorted((REPOSITORY / "profiles").glob("*/profile.yaml")):
+        assert yaml.safe_load(profile.read_text())["max-checksum-file-size"] >= 10**12, profile
+
+
+def test_the_committed_page_is_up_to_date():
+    assert reruns.PAGE.read_text() == reruns.page(), "run: python docs/make_reruns.py"
