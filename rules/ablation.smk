@@ -65,6 +65,7 @@ use rule train as ablation_base with:
         config=lambda w: keys(
             recipe=ablation.recipe_map(BASE_ARM, None, w.seed), processes=1, desc=settings.data["desc"]
         ),
+        watch=keys(code=None),
         code=code("train"),
 
 
@@ -105,6 +106,7 @@ use rule train as ablation_train with:
         config=lambda w: keys(
             recipe=ablation.recipe_map(w.arm, w.start, w.seed), processes=1, desc=settings.data["desc"]
         ),
+        watch=keys(code=None),
         code=code("train"),
 
 

@@ -27,7 +27,7 @@ CHANGES = {
         "num_workers": 2,
         "shapes": {"train": {"count": 40, "seed": 1}, "val": {"count": 6, "seed": 2}},
     },
-    "models": {"tiny": {"hidden_size": 64, "layers": 2, "vision_layers": 2}},
+    "models": {"tiny": {"hidden": 64, "layers": 2}},
     "runs": {
         "shapes": {
             "processes": 1,
