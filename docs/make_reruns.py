@@ -162,7 +162,8 @@ def _recipe_keys(recipe: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
         for content in (*others, own):
             held |= content.get(section, {})
         for key, value in held.items():
-            yield (section, key), another_of(value)
+            given = expected()["values"].get(f"recipe.{section}.{key}")
+            yield (section, key), another_of(value) if given is None else given
     yield from _struct_keys(("custom",), Custom, own["custom"])
 
 
