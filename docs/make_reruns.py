@@ -184,7 +184,7 @@ def _schema_keys(
                 here = (*where, entry, key)
                 yield from _schema_keys(f"{path}.{name}.{key}", child, held[entry].get(key), root, here)
     elif not inner:
-        yield path, _nested(where, another(path, node, value))
+        yield path, merge(expected()["with"].get(path, {}), _nested(where, another(path, node, value)))
 
 
 def _resolved(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
