@@ -41,7 +41,8 @@ def _command(commands, name: str, summary: str, example: str) -> argparse.Argume
 def _train(commands) -> None:
     example = (
         "coordexp train --config mine.yaml --base_config config/train/sft_coord_offset.yaml"
-        " --model models/qwen-coordexp --train-jsonl data/train.coord.jsonl --out out/adapter"
+        " --model models/qwen-coordexp --train-jsonl data/train.coord.jsonl --val-jsonl data/val.coord.jsonl"
+        " --out out/adapter"
     )
     sub = _command(commands, "train", "Fine-tune a base with coordinate tokens by a recipe.", example)
     sub.add_argument("--config", type=Path, required=True, help="recipe (YAML with `extends`)")

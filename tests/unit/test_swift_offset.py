@@ -223,6 +223,7 @@ def test_a_real_run_trains_resumes_and_merges(shapes_data, tiny_model, tmp_path)
     training = {"max_steps": 4, "save_steps": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
     model = {"torch_dtype": "float32"}
     custom = {"train_jsonl": str(shapes_data / "train.coord.jsonl"), "coord_offset": {"tie_head": False}}
+    custom["detection_eval"] = {"every": 0}
 
     overrides = {"model": model, "training": training, "custom": custom, "data": {"dataloader_num_workers": 0}}
     recipe = load_recipe(root / "config/train/sft_coord_offset.yaml", overrides)
