@@ -1,5 +1,6 @@
 """Real inputs, made once a session: generated shapes as records, and a tiny expanded Qwen3-VL."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from coordexp import io
 from coordexp.data import convert, shapes, tokenize
 from coordexp.model import tiny, vocab
+
+# A suite that was started in the background inherits an ignored Ctrl-C, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -85,13 +85,14 @@ def _merge(commands) -> None:
         "ADAPTERS (folder or glob), OUTPUT_DIR, and as needed BASE, BEST=1, ALLOW_OVERWRITE=1, GPU_DEVICES.",
         example,
     )
+    sub.add_argument("--best", action="store_true", help="the checkpoint that training found best (as BEST=1)")
     sub.set_defaults(run=_run_merge)
 
 
-def _run_merge(_: argparse.Namespace) -> int:
+def _run_merge(args: argparse.Namespace) -> int:
     from coordexp.model.merge import merge_from_env
 
-    return merge_from_env()
+    return merge_from_env({**os.environ, "BEST": "1"} if args.best else None)
 
 
 def _validate(commands) -> None:

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from coordexp.geometry import boxes
 
-numbers = st.floats(-50, 50, allow_nan=False)
+numbers = st.floats(-50, 50).map(lambda value: round(value, 6))  # areas that the slow reference can hold
 
 
 def ordered(raw: np.ndarray) -> np.ndarray:

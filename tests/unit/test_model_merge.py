@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from coordexp import cli
 from coordexp.errors import ModelError
 from coordexp.model import merge as merging
 from coordexp.model import vocab
@@ -187,6 +188,19 @@ def test_environment_use_and_exit_codes(bases, tmp_path, capsys):
     assert (tmp_path / "merged").stat().st_ino != before[1]
     assert merging.merge_from_env({"ADAPTERS": "x"}) == 2
     assert merging.merge_from_env(env | {"ADAPTERS": f"{tmp_path}/nothing", "OUTPUT_DIR": f"{tmp_path}/o"}) == 1
+
+
+def test_the_command_line_takes_the_best_checkpoint(bases, tmp_path, monkeypatch):
+    base = bases(True, False, "float32")
+    for step in (1, 2):
+        helpers.adapted(base).save_pretrained(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"best_model_checkpoint": "checkpoint-1"}')
+    monkeypatch.setenv("ADAPTERS", f"{tmp_path}/checkpoint-*")
+    for flags, step in (([], 2), (["--best"], 1)):
+        monkeypatch.setenv("OUTPUT_DIR", f"{tmp_path}/merged-{step}")
+        assert cli.main(["merge", *flags]) == 0
+        manifest = json.loads((tmp_path / f"merged-{step}" / "merge_manifest.json").read_text())
+        assert manifest["trained"]["path"].endswith(f"checkpoint-{step}")
 
 
 def test_second_merge_of_the_same_adapter_is_refused(bases, tmp_path):

@@ -1,10 +1,10 @@
 """The ablation as a target: a base in text integers, arms from it, numbers paired by seed."""
 
 import pytest
+from running import SMALL, Workflow
 
 from coordexp.io import read_json, read_jsonl
 from coordexp.settings_file import merge
-from tests.workflow.conftest import SMALL, Workflow
 
 STEPS = {"training": {"max_steps": 2, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1}}
 CHANGES = {

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import yaml
-from conftest import REPOSITORY, Workflow
+from running import REPOSITORY, Workflow
 
 from coordexp.settings_file import merge
 

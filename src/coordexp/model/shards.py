@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -23,6 +24,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 COPY_BYTES = 16 << 20
 MOST_WORKERS = 8
+FLUSHED_PIECES = 64  # pieces after which the disk begins to write, so that little is left for the end
 
 _MAX_HEADER = 100 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
@@ -156,11 +158,19 @@ def fingerprint(shard: ShardFile) -> str:
     return digest.hexdigest()
 
 
+class Output:
+    """A file that pieces are written to, one at a time: the system lets one writer at a file, and the others wait for
+    it on the processor, where they keep the next piece from being computed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.turn = descriptor, threading.Lock()
+
+
 class Job(NamedTuple):
-    """A piece of a tensor: `run(descriptor, position)` writes exactly `nbytes` bytes of the file there."""
+    """A piece of a tensor: `run(out, position)` writes exactly `nbytes` bytes of the file there."""
 
     nbytes: int
-    run: Callable[[int, int], None]
+    run: Callable[[Output, int], None]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -185,19 +195,26 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
     return count
 
 
+class Workers(NamedTuple):
+    """Threads for the pieces of files, and one that only waits for the disk."""
+
+    pieces: Executor
+    disk: Executor
+
+
 @contextlib.contextmanager
-def workers() -> Iterator[Executor]:
+def workers() -> Iterator[Workers]:
     """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock.
 
     As many as OMP_NUM_THREADS says (Snakemake sets it to the rule's threads), else one more than there are cores.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     count = min(MOST_WORKERS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
-    with ThreadPoolExecutor(max(1, count)) as pool:
-        yield pool
+    with ThreadPoolExecutor(max(1, count)) as pieces, ThreadPoolExecutor(1) as disk:
+        yield Workers(pieces, disk)
 
 
-def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Executor) -> None:
+def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Workers) -> None:
     """Write a safetensors file, its pieces in parallel; memory stays at what the pieces at work need."""
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
@@ -209,27 +226,29 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
     text += b" " * (-len(text) % 8)
     start = len(text).to_bytes(8, "little") + text
     with path.open("wb", buffering=0) as handle:
-        descriptor, position = handle.fileno(), len(start)
-        write_at(descriptor, 0, start)
-        os.ftruncate(descriptor, position + offset)
+        out, position = Output(handle.fileno()), len(start)
+        write_at(out, 0, start)
+        os.ftruncate(out.descriptor, position + offset)
         running: list[Future] = []
         try:
             for entry in entries:
                 end = position + entry.nbytes
                 for job in entry.jobs():
-                    running.append(pool.submit(job.run, descriptor, position))
+                    running.append(pool.pieces.submit(job.run, out, position))
                     position += job.nbytes
                 if position != end:
                     found = entry.nbytes + position - end
                     problem = "pieces do not make up the tensor"
                     raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
-            for future in running:
+            for number, future in enumerate(running, start=1):
                 future.result()
+                if number % FLUSHED_PIECES == 0:
+                    pool.disk.submit(_flush, os.dup(out.descriptor))
         finally:
             for future in running:
                 future.cancel()
             wait(running)
-        pool.submit(_flush, os.dup(descriptor))  # while the next file is made; whoever publishes the folder waits
+        pool.disk.submit(_flush, os.dup(out.descriptor))  # while the next file is made
 
 
 def _flush(descriptor: int) -> None:
@@ -251,7 +270,7 @@ def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Itera
         yield Job(high - low, partial(_copy_range, shard, spec, low, high))
 
 
-def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: int, position: int) -> None:
+def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: Output, position: int) -> None:
     left, source_position = end - begin, spec.begin + begin
     with shard.path.open("rb", buffering=0) as source:
         while left:
@@ -261,21 +280,23 @@ def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: i
             source_position, position, left = source_position + count, position + count, left - count
 
 
-def _copy_some(source: int, source_position: int, left: int, out: int, position: int) -> int:
+def _copy_some(source: int, source_position: int, left: int, out: Output, position: int) -> int:
     try:
-        return os.copy_file_range(source, out, left, offset_src=source_position, offset_dst=position)
+        with out.turn:
+            return os.copy_file_range(source, out.descriptor, left, offset_src=source_position, offset_dst=position)
     except OSError:  # another file system, or one without the call
         block = os.pread(source, min(left, 1 << 20), source_position)
         write_at(out, position, block)
         return len(block)
 
 
-def write_at(descriptor: int, position: int, data: bytes | bytearray | memoryview) -> None:
+def write_at(out: Output, position: int, data: bytes | bytearray | memoryview) -> None:
     """Write every byte of `data` at `position` of an open file."""
     view = memoryview(data).cast("B")
-    while view:
-        count = os.pwrite(descriptor, view, position)
-        view, position = view[count:], position + count
+    with out.turn:
+        while view:
+            count = os.pwrite(out.descriptor, view, position)
+            view, position = view[count:], position + count
 
 
 def link_or_copy(source: Path, target: Path) -> str:

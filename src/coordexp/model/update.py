@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -142,7 +141,7 @@ def write(plan: Plan, folder: Path) -> dict[str, str]:
         return _write(plan, folder, pool)
 
 
-def _write(plan: Plan, folder: Path, pool: Executor) -> dict[str, str]:
+def _write(plan: Plan, folder: Path, pool: shards.Workers) -> dict[str, str]:
     how, weight_map, total = {}, {}, 0
     for file_name, changes in plan.files.items():
         shard = changes[0].source[0] if changes else None
@@ -226,7 +225,7 @@ def _offset_jobs(plan: Plan, change: Change) -> Iterator[shards.Job]:
     start, stop = plan.offsets.start, plan.offsets.end + 1
     width = spec.nbytes // spec.shape[0]
 
-    def patch(out: int, position: int) -> None:
+    def patch(out: shards.Output, position: int) -> None:
         table = read_rows(plan.adapter.file, change.offset, 0, stop - start).float()
         patched = read_rows(shard, spec, start, stop).float() + table
         shards.write_at(out, position, to_bytes(patched, change.dtype))
@@ -248,7 +247,7 @@ def _block_jobs(plan: Plan, change: Change) -> Iterator[shards.Job]:
         for begin, end in spans:
             factors.count_column_norms(_Scratch.floats(source, columns, begin, end), begin, end)
 
-    def run(begin: int, end: int, out: int, position: int) -> None:
+    def run(begin: int, end: int, out: shards.Output, position: int) -> None:
         block = _Scratch.floats(source, columns, begin, end)
         if factors is not None:
             factors.apply(block, begin, end)

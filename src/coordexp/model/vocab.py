@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -228,7 +227,7 @@ def _write_weights(
     known: int,
     tokenizer: dict,
     init: rows.Init,
-    pool: Executor,
+    pool: shards.Workers,
 ) -> None:
     digits = [tokenizer["model"]["vocab"][str(d)] for d in range(10)]
     weight_map, total = {}, 0
@@ -257,7 +256,7 @@ def _grown(
 
     after = known + 1 + COORD_BINS
 
-    def fill(out: int, position: int) -> None:
+    def fill(out: shards.Output, position: int) -> None:
         shards.write_at(out, position, rows.to_bytes(rows.new_rows(shard, spec, known, digits, init), spec.dtype))
 
     def jobs() -> Iterator[shards.Job]:

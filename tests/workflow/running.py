@@ -1,0 +1,73 @@
+"""Real Snakemake runs: this repository's workflow in a folder of the test's own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+SMALL = {
+    "data": {
+        "tiny": 4,
+        "shapes": {
+            "layout": "shapes",
+            "image_size": 96,
+            "objects": [1, 2],
+            "train": {"count": 24, "seed": 1},
+            "val": {"count": 6, "seed": 2},
+        },
+    },
+    "runs": {
+        "shapes": {
+            "training": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
+            "custom": {"loss": {"l1": 1.0, "giou": 1.0, "ramp": {"start": 0.0, "end": 0.0}}},
+        }
+    },
+    "predict": {"max_new_tokens": 96},
+    "evaluate": {"bootstrap": 10},
+    "report": {"gallery": 4},
+}
+
+
+class Workflow:
+    """Runs Snakemake in `folder`; everything that it makes lies there."""
+
+    def __init__(self, folder: Path, changes: dict, repository: Path = REPOSITORY):
+        self.folder, self.repository = folder, repository
+        self.change(changes)
+
+    def change(self, changes: dict) -> None:
+        """Write the user's own configuration, on top of the repository's."""
+        self.changes = changes
+        (self.folder / "changes.yaml").write_text(yaml.safe_dump(changes))
+
+    def run(self, *arguments: str, check: bool = True, timeout: int = 900) -> subprocess.CompletedProcess:
+        """`snakemake ARGUMENTS`; fails the test with the log when the exit code is not 0."""
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(self.repository / "Snakefile")]
+        command += ["--configfile", str(self.repository / "config/config.yaml"), str(self.folder / "changes.yaml")]
+        command += ["--workflow-profile", str(self.repository / "profiles/default"), "--directory", str(self.folder)]
+        command += ["--cores", "2"]
+        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, timeout=timeout, check=False, env=env
+        )
+        if check and done.returncode:
+            pytest.fail(f"snakemake {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def planned(self, *targets: str, allowed: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> dict[str, int]:
+        """Rules that a dry run would run, with their counts; `allowed` are the only ones that may."""
+        only = ("--allowed-rules", *allowed) if allowed else ()
+        out = self.run("--dry-run", *options, *only, "--quiet", "host", "reason", "--", *targets).stdout
+        table = out.split("Job stats:", 1)[1] if "Job stats:" in out else ""
+        counts = dict(re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE))
+        return {rule: int(count) for rule, count in counts.items() if rule != "total"}
+
+    def path(self, relative: str) -> Path:
+        """A file of the run."""
+        return self.folder / relative
