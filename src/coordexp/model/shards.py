@@ -24,7 +24,6 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 COPY_BYTES = 16 << 20
 MOST_WORKERS = 8
-FLUSHED_PIECES = 64  # pieces after which the disk begins to write, so that little is left for the end
 
 _MAX_HEADER = 100 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
@@ -240,10 +239,8 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
                     found = entry.nbytes + position - end
                     problem = "pieces do not make up the tensor"
                     raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
-            for number, future in enumerate(running, start=1):
+            for future in running:
                 future.result()
-                if number % FLUSHED_PIECES == 0:
-                    pool.disk.submit(_flush, os.dup(out.descriptor))
         finally:
             for future in running:
                 future.cancel()
