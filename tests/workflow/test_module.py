@@ -98,7 +98,7 @@ rule threads:
     output: "threads.txt"
     threads: 3
     shell: "python -c 'from coordexp.model.shards import workers; import os; \\n"
-        "with workers() as pool: print(pool._max_workers, os.environ[\\"RAYON_NUM_THREADS\\"])' > {{output}}"
+        "with workers() as pool: print(pool.pieces._max_workers, os.environ[\\"RAYON_NUM_THREADS\\"])' > {{output}}"
 """
     (tmp_path / "Snakefile").write_text(snakefile)
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
