@@ -46,6 +46,7 @@ rule gather:
             shard=range(1, SHARDS + 1),
             shards=SHARDS,
         ),
+        records=lambda w: f"{RESULTS}/{w.run}/data/{PREDICTED[w.part]}.jsonl",
         calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED and w.part == "eval" else [],
     output:
         predictions=f"{RESULTS}/{{run}}/{{part}}/predictions.jsonl",
@@ -62,8 +63,8 @@ rule gather:
     params:
         code=code("gather"),
     shell:
-        "python -m workflow_scripts.gather --shards {input.shards:q} --calibration {input.calibration:q}"
-        " --predictions {output.predictions:q} > {log:q} 2>&1"
+        "python -m workflow_scripts.gather --shards {input.shards:q} --records {input.records:q}"
+        " --calibration {input.calibration:q} --predictions {output.predictions:q} > {log:q} 2>&1"
 
 
 rule calibrate:

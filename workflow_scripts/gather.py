@@ -3,6 +3,6 @@
 from coordexp.infer.gather import gather
 from workflow_scripts.arguments import arguments, job, path
 
-args = arguments(__doc__, shards=[path], calibration=[path], predictions=path)
+args = arguments(__doc__, shards=[path], records=path, calibration=[path], predictions=path)
 with job(args.predictions):
-    gather(args.shards, args.predictions, *args.calibration)
+    gather(args.shards, args.predictions, *args.calibration, records=args.records)

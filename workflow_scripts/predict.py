@@ -13,8 +13,10 @@ with job(args.predictions):
     from coordexp.data.convert import load_source
     from coordexp.infer.options import PredictOptions
     from coordexp.infer.predict import predict
+    from coordexp.io import read_json
     from coordexp.prompt import PromptStyle
 
+    read_json(args.model)  # a manifest that is damaged speaks of a checkpoint that may be
     categories = load(args.source.parent / load_source(args.source).annotations)
     predict(
         args.model.parent,

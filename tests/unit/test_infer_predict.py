@@ -72,8 +72,21 @@ def test_shards_gathered_are_the_whole(taught, records, whole, tmp_path, shards)
         predict(taught, records, part, OPTIONS, STYLE, shard=n, shards=shards)
     assert gather(parts, tmp_path / "all.jsonl") == len(SIZES)
     same(read(tmp_path / "all.jsonl"), whole)
+    gather(parts, tmp_path / "all.jsonl", records=records)
     with pytest.raises(DataError, match="fit together"):
         gather(parts[::-1], tmp_path / "wrong.jsonl")
+
+
+def test_a_shard_that_is_cut_off_is_named(taught, records, tmp_path):
+    predict(taught, records, tmp_path / "p.jsonl", OPTIONS, STYLE)
+    data = (tmp_path / "p.jsonl").read_bytes()
+    (tmp_path / "p.jsonl").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"p\.jsonl:\d+.*not a prediction"):
+        gather([tmp_path / "p.jsonl"], tmp_path / "all.jsonl")
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join(data.splitlines()[:3]))
+    with pytest.raises(DataError, match="predictions are missing"):
+        gather([tmp_path / "p.jsonl"], tmp_path / "all.jsonl", records=records)
+    assert not (tmp_path / "all.jsonl").exists()
 
 
 def test_a_killed_shard_goes_on(taught, records, whole, tmp_path, monkeypatch, capsys):

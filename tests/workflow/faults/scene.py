@@ -157,6 +157,7 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, object]:
 
 def _content(path: Path, folder: Path) -> object:
     data = path.read_bytes().replace(str(folder).encode(), b"FOLDER")
+    data = re.sub(rb'/[^"\s<>&;]*(?=/(?:results|resources)/)', b"FOLDER", data)  # what a copied state was made in
     if path.suffix in (".json", ".jsonl"):
         lines = data.splitlines() if path.suffix == ".jsonl" else [data]
         return [_steady(json.loads(line)) for line in lines]

@@ -16,6 +16,7 @@ QUICK = ("convert_resize",)  # its faults run in CI, those of the others by `mak
 LIGHT = {"download", "convert_resize", "coord_tokenize", "tiny_split", "gather", "curves"}
 # Where more is known than the number of a write: training stops while it writes its second checkpoint.
 MOMENT = {"train": {"path": "*/checkpoint-4/*"}}
+UNREAD = ("train/loss.png",)  # the page asks for it so that Snakemake's own report has both
 REMADE = ("coord_tokenize", "tiny_split")  # rules whose broken inputs are cheap to make again
 RULES = [pytest.param(rule, marks=() if rule in QUICK else pytest.mark.soak) for rule in OUTPUTS]
 
@@ -226,6 +227,7 @@ def test_input_cut_off(rule, case, cell):
     inputs = sorted(plan[(rule, *one.outputs)].inputs, key=lambda name: -(one.scene.folder / name).stat().st_size)
     if not inputs:
         pytest.skip("the rule has no input")
+    inputs = [name for name in inputs if not name.endswith(UNREAD)]
     for name in inputs if rule in LIGHT else inputs[:1]:
         path = one.scene.folder / name
         data, times = path.read_bytes(), path.stat()
