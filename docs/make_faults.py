@@ -28,7 +28,8 @@ checkpoint.
 ([running.md](running.md)) then ended well, and their files equalled those of the undisturbed run (bytes; JSON without
 times). The number is the work lost: CPU seconds beyond those of the undisturbed job, start of Python and imports
 included.
-`-`: the rule reads no file. An empty cell was not measured.
+`-`: the rule reads no file. An empty cell was not measured. Calibration,
+comparison and ablation are not in the table.
 
 """
 TAIL = """

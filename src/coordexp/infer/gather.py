@@ -50,8 +50,9 @@ def _check_count(rows: list[list[bytes]], parts: Sequence[str | Path], records: 
     expected, found = sum(1 for _ in enumerate_lines(records)), sum(map(len, rows))
     if found != expected:
         names = ", ".join(map(str, parts))
-        fix = "delete these files and give the same command again: they are predicted anew"
-        raise DataError(located("predictions are missing", file=names, expected=expected, found=found, fix=fix))
+        fix = "delete what is cut off and give the same command again: it is made anew"
+        problem = f"predictions and records ({records}) differ in number"
+        raise DataError(located(problem, file=names, expected=expected, found=found, fix=fix))
 
 
 def _raw_lines(path: Path) -> list[bytes]:
