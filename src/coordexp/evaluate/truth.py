@@ -173,20 +173,36 @@ def build(images: list[ImageRow], annotations: list[AnnotationRow], categories: 
     )
 
 
-def of_records(records: Sequence[Record], categories: list[Category], *, federated: bool) -> Truth:
-    """The truth that pixel-space records carry: boxes in source pixels, and the federated lists if they count."""
+def of_records(
+    records: Sequence[Record], categories: list[Category], *, federated: bool, path: Path = Path("records")
+) -> Truth:
+    """The truth that records carry: boxes and outlines in source pixels, and the federated lists if they count.
+
+    `path` is for error texts.
+    """
+    known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
     images, annotations = [], []
     for record in records:
         meta = record.metadata
-        lists = (meta.neg_category_ids, meta.not_exhaustive_category_ids) if federated else (None, None)
-        images.append(ImageRow(meta.image_id, meta.source_width, meta.source_height, *lists))
-        sizes = np.array([meta.source_width, meta.source_height] * 2, dtype=np.float64)
+        width, height = meta.source_width, meta.source_height
+        both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
+        lists = [[i for i in ids if i in known] if federated else None for ids in both]
+        images.append(ImageRow(meta.image_id, width, height, *lists))
         for obj in record.objects:
-            x1, y1, x2, y2 = np.array(obj.norm_box) * sizes
-            box = (float(x1), float(y1), float(x2 - x1), float(y2 - y1))
-            number = len(annotations)
-            annotations.append(AnnotationRow(number, meta.image_id, obj.category_id, box, iscrowd=int(obj.iscrowd)))
-    return build(images, annotations, categories, Path("records"))
+            x1, y1, x2, y2 = obj.norm_box
+            corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
+            outline = [value * (height if n % 2 else width) for n, value in enumerate(corners)]
+            annotations.append(
+                AnnotationRow(
+                    id=len(annotations),
+                    image_id=meta.image_id,
+                    category_id=obj.category_id,
+                    bbox=(x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height),
+                    iscrowd=int(obj.iscrowd),
+                    segmentation=msgspec.Raw(msgspec.json.encode([outline])),
+                )
+            )
+    return build(images, annotations, categories, path)
 
 
 def image_key(image_id: int | str) -> tuple[int, int, str]:

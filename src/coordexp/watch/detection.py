@@ -6,7 +6,7 @@ number may differ a little from eval.json's, which reads the benchmark's annotat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -41,7 +41,11 @@ class DetectionScorer(Scorer):
         self.records = list(islice(read_records(custom.val_jsonl, space), settings.pictures))
         if not any(record.objects for record in self.records):
             raise ConfigError(located("no object in these pictures", file=custom.val_jsonl, field="objects"))
-        self.truth = truth_of(self.records, categories_of(self.records, custom.categories), Path(custom.val_jsonl))
+        facts = [record.metadata for record in self.records]
+        federated = any(m.neg_category_ids or m.not_exhaustive_category_ids for m in facts)
+        categories = categories_of(self.records, custom.categories)
+        path = Path(custom.val_jsonl)
+        self.truth = truth.of_records(self.records, categories, federated=federated, path=path)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self.ids = verified_ids(model_dir) if custom.coord_tokens.enabled else None
         self.options = PredictOptions(
@@ -64,35 +68,6 @@ class DetectionScorer(Scorer):
         block = score(rows, self.truth, options, where="the answers during training")[protocol]
         f1 = block["f1"]["honest"]["micro"]["0.50:0.95"]
         return {"AP": block["metrics"]["AP"], "AP50": block["metrics"]["AP50"], "F1": f1}
-
-
-def truth_of(records: Sequence[Record], categories: list[Category], path: Path) -> truth.Truth:
-    """The records' objects as ground truth; `path` is for error texts."""
-    federated = any(r.metadata.neg_category_ids or r.metadata.not_exhaustive_category_ids for r in records)
-    known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
-    images, annotations = [], []
-    for record in records:
-        facts = record.metadata
-        both = (facts.neg_category_ids, facts.not_exhaustive_category_ids)
-        lists = [[i for i in ids if i in known] if federated else None for ids in both]
-        images.append(truth.ImageRow(facts.image_id, facts.source_width, facts.source_height, *lists))
-        for obj in record.objects:
-            x1, y1, x2, y2 = obj.norm_box
-            width, height = facts.source_width, facts.source_height
-            box = (x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height)
-            corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
-            outline = [value * (height if n % 2 else width) for n, value in enumerate(corners)]
-            annotations.append(
-                truth.AnnotationRow(
-                    id=len(annotations),
-                    image_id=facts.image_id,
-                    category_id=obj.category_id,
-                    bbox=box,
-                    iscrowd=int(obj.iscrowd),
-                    segmentation=msgspec.Raw(msgspec.json.encode([outline])),
-                )
-            )
-    return truth.build(images, annotations, categories, path)
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
