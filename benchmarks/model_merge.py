@@ -6,8 +6,9 @@ the language model with coordinate offsets. Then `cp -r`, expand and merge take 
 each timed until its files are flushed to disk; with --swift `swift export --merge_lora` follows once. `--prepare` only
 builds, in a folder that a later run measures and keeps.
 
-In a virtual machine the first writes after a pause cost several times the processor time of later ones (a plain copy
-6.3 s, then 2.8 s, then 1.7 s), so the first turn is not counted, and medians and ranges are given.
+In a virtual machine page cache that is new to it costs several times the processor time of cache used before: the same
+copy took from 2.2 to 8.9 s within an hour, a merge that bypasses the cache 3.0 to 4.0 s. The first turn is therefore not
+counted, and medians and ranges are given.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _write_shards(base: Path, shapes: dict[str, tuple[int, ...]], shard_bytes: i
     def pieces(count: int):
         for begin in range(0, count, len(data)):
             part = data[: min(count - begin, len(data))]
-            yield shards.Job(len(part), lambda out, position, part=part: shards.write_at(out, position, part))
+            yield shards.Job(len(part), lambda out, position, part=part: out.write(position, part))
 
     weight_map = {}
     with shards.workers() as pool:

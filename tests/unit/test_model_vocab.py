@@ -216,13 +216,13 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path, job):
     }[job]
     slow = """
 import pathlib, sys, time
-from coordexp.model import shards
-root, write = pathlib.Path(sys.argv[1]), shards.write_at
-def slowly(out, position, data):
-    write(out, position, data)
+from coordexp.model.output import Output
+root, write = pathlib.Path(sys.argv[1]), Output.write
+def slowly(self, position, data):
+    write(self, position, data)
     (root / "started").touch()
     time.sleep(60)
-shards.write_at = slowly
+Output.write = slowly
 """
     process = subprocess.Popen([sys.executable, "-c", slow + call, str(tmp_path)])
     deadline = time.monotonic() + 60

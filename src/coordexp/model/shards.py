@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -17,12 +16,13 @@ from typing import NamedTuple
 import msgspec
 
 from coordexp.errors import ModelError, located
+from coordexp.model.output import Output, room
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-COPY_BYTES = 16 << 20
+COPY_BYTES = 2 << 20
 MOST_WORKERS = 8
 
 _MAX_HEADER = 100 << 20
@@ -157,14 +157,6 @@ def fingerprint(shard: ShardFile) -> str:
     return digest.hexdigest()
 
 
-class Output:
-    """A file that pieces are written to, one at a time: the system lets one writer at a file, and the others wait for
-    it on the processor, where they keep the next piece from being computed."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.turn = descriptor, threading.Lock()
-
-
 class Job(NamedTuple):
     """A piece of a tensor: `run(out, position)` writes exactly `nbytes` bytes of the file there."""
 
@@ -195,10 +187,11 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 class Workers(NamedTuple):
-    """Threads for the pieces of files, and one that only waits for the disk."""
+    """Threads for the pieces of files, one that only waits for the disk, and what it has been given to wait for."""
 
     pieces: Executor
     disk: Executor
+    closing: list[Future]
 
 
 @contextlib.contextmanager
@@ -206,11 +199,15 @@ def workers() -> Iterator[Workers]:
     """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock.
 
     As many as OMP_NUM_THREADS says (Snakemake sets it to the rule's threads), else one more than there are cores.
+    At the end every file is on the disk; OSError where that failed.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     count = min(MOST_WORKERS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
     with ThreadPoolExecutor(max(1, count)) as pieces, ThreadPoolExecutor(1) as disk:
-        yield Workers(pieces, disk)
+        pool = Workers(pieces, disk, [])
+        yield pool
+        for future in pool.closing:
+            future.result()
 
 
 def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Workers) -> None:
@@ -224,35 +221,34 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = len(text).to_bytes(8, "little") + text
-    with path.open("wb", buffering=0) as handle:
-        out, position = Output(handle.fileno()), len(start)
-        write_at(out, 0, start)
-        os.ftruncate(out.descriptor, position + offset)
-        running: list[Future] = []
-        try:
-            for entry in entries:
-                end = position + entry.nbytes
-                for job in entry.jobs():
-                    running.append(pool.pieces.submit(job.run, out, position))
-                    position += job.nbytes
-                if position != end:
-                    found = entry.nbytes + position - end
-                    problem = "pieces do not make up the tensor"
-                    raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
-            for future in running:
-                future.result()
-        finally:
-            for future in running:
-                future.cancel()
-            wait(running)
-        pool.disk.submit(_flush, os.dup(out.descriptor))  # while the next file is made
-
-
-def _flush(descriptor: int) -> None:
+    out, position = Output(path, len(start) + offset), len(start)
+    written = False
     try:
-        os.fsync(descriptor)
+        out.write(0, start)
+        _write_pieces(path, entries, out, position, pool.pieces)
+        written = True
     finally:
-        os.close(descriptor)
+        pool.closing.append(pool.disk.submit(out.close, flush=written))  # while the next file is made
+
+
+def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, pool: Executor) -> None:
+    running: list[Future] = []
+    try:
+        for entry in entries:
+            end = position + entry.nbytes
+            for job in entry.jobs():
+                running.append(pool.submit(job.run, out, position))
+                position += job.nbytes
+            if position != end:
+                found = entry.nbytes + position - end
+                problem = "pieces do not make up the tensor"
+                raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
+        for future in running:
+            future.result()
+    finally:
+        for future in running:
+            future.cancel()
+        wait(running)
 
 
 def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
@@ -261,39 +257,16 @@ def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
 
 
 def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Iterator[Job]:
-    """Pieces that copy bytes [begin, end) of a tensor, inside the kernel where the system can."""
+    """Pieces that copy bytes [begin, end) of a tensor."""
     for low in range(begin, end, COPY_BYTES):
         high = min(low + COPY_BYTES, end)
         yield Job(high - low, partial(_copy_range, shard, spec, low, high))
 
 
 def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: Output, position: int) -> None:
-    left, source_position = end - begin, spec.begin + begin
-    with shard.path.open("rb", buffering=0) as source:
-        while left:
-            count = _copy_some(source.fileno(), source_position, left, out, position)
-            if not count:
-                raise ModelError(located("file ended inside a tensor", file=shard.path, field=spec.name, fix=_REFETCH))
-            source_position, position, left = source_position + count, position + count, left - count
-
-
-def _copy_some(source: int, source_position: int, left: int, out: Output, position: int) -> int:
-    try:
-        with out.turn:
-            return os.copy_file_range(source, out.descriptor, left, offset_src=source_position, offset_dst=position)
-    except OSError:  # another file system, or one without the call
-        block = os.pread(source, min(left, 1 << 20), source_position)
-        write_at(out, position, block)
-        return len(block)
-
-
-def write_at(out: Output, position: int, data: bytes | bytearray | memoryview) -> None:
-    """Write every byte of `data` at `position` of an open file."""
-    view = memoryview(data).cast("B")
-    with out.turn:
-        while view:
-            count = os.pwrite(out.descriptor, view, position)
-            view, position = view[count:], position + count
+    view = room("copied", end - begin, position)
+    read_into(shard, spec, begin, view)
+    out.write(position, view)
 
 
 def link_or_copy(source: Path, target: Path) -> str:

@@ -13,6 +13,7 @@ from coordexp import io
 from coordexp.contract import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.errors import ModelError, located
 from coordexp.model import rows, shards
+from coordexp.model.output import Output
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -256,8 +257,8 @@ def _grown(
 
     after = known + 1 + COORD_BINS
 
-    def fill(out: shards.Output, position: int) -> None:
-        shards.write_at(out, position, rows.to_bytes(rows.new_rows(shard, spec, known, digits, init), spec.dtype))
+    def fill(out: Output, position: int) -> None:
+        out.write(position, rows.to_bytes(rows.new_rows(shard, spec, known, digits, init), spec.dtype))
 
     def jobs() -> Iterator[shards.Job]:
         yield from shards.copy_jobs(shard, spec, 0, known * width)
