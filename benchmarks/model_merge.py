@@ -6,9 +6,9 @@ the language model with coordinate offsets. Then `cp -r`, expand and merge take 
 each timed until its files are flushed to disk; with --swift `swift export --merge_lora` follows once. `--prepare` only
 builds, in a folder that a later run measures and keeps.
 
-In a virtual machine page cache that is new to it costs several times the processor time of cache used before: the same
-copy took from 2.2 to 8.9 s within an hour, a merge that bypasses the cache 3.0 to 4.0 s. The first turn is therefore not
-counted, and medians and ranges are given.
+In a virtual machine page cache that is new to it costs several times the processor time of cache used before: the
+same copy took from 2.2 to 8.9 s within an hour, a merge, which bypasses the cache, 3.0 to 4.0 s. The first turn is
+therefore not counted, and medians and ranges are given.
 """
 
 from __future__ import annotations
