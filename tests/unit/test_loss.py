@@ -263,15 +263,20 @@ def test_spread_targets_are_the_mean_over_what_may_come_next():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_box_that_may_open_several_objects_has_no_geometry():
+def test_a_slot_that_may_open_several_objects_is_the_truth_in_its_box():
     logits, labels, targets = batch()
+    logits.requires_grad_()
     only = Loss(text=0, ce=0, gate=0, l1=1)
     spread = targets._replace(spread=spread_of(labels, targets))
-    _, all_of_them = objective(logits, labels, targets, only, START)
-    _, without = objective(logits, labels, spread, only, START)
-    kept = objective(logits, labels, targets._replace(boxes=targets.boxes[:2]), only, START)[1]
-    assert without.means["l1"] == (pytest.approx(kept.means["l1"][0].item(), rel=1e-5), 3)
-    assert all_of_them.means["l1"][0] > without.means["l1"][0]
+    found = objective(logits, labels, spread, only, START)
+    (gradient,) = torch.autograd.grad(found[0], logits)
+    expected = slots.expectation(logits.detach()[labels.roll(-1, 1) >= START][:, START : START + 1000].softmax(-1))
+    expected[8] = targets.coords[8]
+    wanted = (expected - targets.coords)[targets.boxes].abs().mean(1).sum()
+    assert found[1].means["l1"] == (pytest.approx(wanted.item(), rel=1e-5), 3)
+    moved = gradient[labels.roll(-1, 1) >= START].abs().sum(-1) > 0
+    in_boxes = set(targets.boxes.flatten().tolist()) - {8}
+    assert set(moved.nonzero().flatten().tolist()) == in_boxes
 
 
 def crowd(seed=0, n=7):

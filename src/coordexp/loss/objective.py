@@ -113,19 +113,24 @@ def _slot_sums(
 
 
 def _box_sums(expected: torch.Tensor, targets: Targets, weights: Loss) -> dict[str, torch.Tensor]:
-    """Geometry of the expected boxes against the boxes that they are matched to.
-
-    A box whose first slot may open several objects has no one box to be held to: its expectation lies
-    between them. It is left out here, and counted.
-    """
+    """Geometry of the expected boxes against the boxes that they are matched to."""
     terms = {"l1": box_terms.l1, "giou": box_terms.giou_loss, "ciou": box_terms.ciou_loss}
     active = [name for name in terms if getattr(weights, name)]
     if not active:
         return {}
-    predicted, wanted = expected[targets.boxes], targets.coords[targets.boxes]
+    predicted, wanted = _told(expected, targets)[targets.boxes], targets.coords[targets.boxes]
     pairs = match(predicted, wanted, targets.pictures, targets.classes, weights.matching, semantic=weights.semantic)
-    share = pairs.weight
-    if targets.spread is not None:
-        share = share * ~torch.isin(targets.boxes[:, 0], targets.spread.slots.slot)[pairs.predicted]
     chosen = (predicted[pairs.predicted], wanted[pairs.target])
-    return {name: (share * terms[name](*chosen)).sum() for name in active}
+    return {name: (pairs.weight * terms[name](*chosen)).sum() for name in active}
+
+
+def _told(expected: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Coordinates [S] that boxes are made of: expectations, but the truth at a slot that may open several objects.
+
+    The mean over several objects lies between them; the slots after it know from the prefix which one it was.
+    """
+    if targets.spread is None:
+        return expected
+    several = torch.zeros_like(expected, dtype=torch.bool)
+    several[targets.spread.slots.slot] = True
+    return torch.where(several, targets.coords, expected)
