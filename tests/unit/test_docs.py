@@ -301,3 +301,11 @@ def test_the_citation_is_of_this_version():
     assert cited["version"] == __version__ and cited["license"] == "Apache-2.0" and cited["authors"]
     catalog = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())
     assert catalog["usage"]["software-stack-deployment"]["conda"] is True
+
+
+@pytest.mark.parametrize("name", ["make_ablation", "make_faults"])
+def test_pages_of_measured_numbers_are_those_of_the_files(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run: python docs/{name}.py"
