@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from coordexp import io
 from coordexp.errors import CoordExpError, ModelError, located
 from coordexp.model import adapter as peft_adapter
 from coordexp.model import shards, update, vocab
+from coordexp.model.forecast import forecast
 
 MANIFEST_NAME = "merge_manifest.json"
 TRAIN_MANIFEST = "train_manifest.json"
@@ -57,6 +59,7 @@ def merge(
     manifest = _manifest(base, base_weights, checkpoint_dir, plan)
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
+    _forecast(base, plan, out)
     with io.atomic_dir(out) as folder:
         _link_base_files(base, folder)
         manifest["shards"] = update.write(plan, folder)
@@ -227,9 +230,22 @@ def _recipe(checkpoint_dir: Path) -> dict | None:
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
 
+def _forecast(base: Path, plan: update.Plan, out: Path) -> None:
+    sources = {name: update.untouched(name, changes) for name, changes in plan.files.items()}
+    written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
+    linked = [source for source in sources.values() if source is not None]
+    forecast("merge", out, written, [*linked, *_base_files(base)])
+
+
 def _link_base_files(base: Path, folder: Path) -> None:
+    for file in _base_files(base):
+        shards.link_or_copy(file, folder / file.name)
+
+
+def _base_files(base: Path) -> Iterator[Path]:
+    """What a merged checkpoint has of its base, beside weights."""
     leave = {MANIFEST_NAME, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in leave:
-            shards.link_or_copy(file, folder / file.name)
+            yield file
