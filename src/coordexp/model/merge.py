@@ -47,11 +47,12 @@ def merge(
     are the base's; optimizer states and other leftovers of training stay behind.
     """
     base, out = Path(base_dir), Path(out_dir)
-    checkpoint_dir = resolve_checkpoint(trained, best)
+    checkpoint_dir = resolve_checkpoint(trained, best=best)
     _check_output(base, checkpoint_dir, out, allow_overwrite)
     base_weights = shards.open_checkpoint(base)
     tied = is_tied(base)
     _check_same_tokenizer(base, checkpoint_dir)
+    _check_trained_base(base, checkpoint_dir)
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
         plan = update.plan_adapter(base_weights, peft_adapter.read_adapter(checkpoint_dir), tied)
     else:
@@ -71,17 +72,22 @@ def merge(
     return manifest
 
 
-def resolve_checkpoint(trained: str | Path, best: bool = False) -> Path:
-    """The folder to merge: itself, or of several `checkpoint-N` the newest complete one, or the trainer's best."""
-    text = str(trained)
-    folders = [Path(p) for p in sorted(glob(text))] if any(c in text for c in "*?[") else [Path(text)]
+def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
+    """The folder to merge: itself, or of several `checkpoint-N` the newest complete one, or the trainer's best.
+
+    Newest is the highest step, whatever the names' order or the files' times say.
+    """
+    patterns = [str(entry) for entry in trained]
+    folders = [Path(p) for text in patterns for p in (glob(text) if any(c in text for c in "*?[") else [text])]
     candidates = [
-        c for folder in folders for c in ([folder] if _complete(folder) else sorted(folder.glob("checkpoint-*")))
+        c
+        for folder in folders
+        for c in ([folder] if _complete(folder) else folder.glob("checkpoint-*"))
+        if _complete(c)
     ]
-    candidates = [c for c in candidates if _complete(c)]
     if not candidates:
         fix = "expected a folder with adapter_config.json or model weights, or checkpoint-N folders of that kind"
-        raise ModelError(located("nothing to merge here", file=text, fix=fix))
+        raise ModelError(located("nothing to merge here", file=" ".join(patterns), fix=fix))
     newest = max(candidates, key=lambda c: (_step(c), c.stat().st_mtime))
     if not best:
         return newest
@@ -110,8 +116,7 @@ def merge_from_env(environ: dict[str, str] | None = None) -> int:
         return 2
     best = _flag(env, "BEST")
     try:
-        folders = [resolve_checkpoint(entry, best) for entry in adapters]
-        chosen = max(folders, key=_step)
+        chosen = resolve_checkpoint(*adapters, best=best)
         base = env.get("BASE") or _named_base(chosen)
         manifest = merge(base, chosen, out, allow_overwrite=_flag(env, "ALLOW_OVERWRITE"))
     except OutputExistsError as error:
@@ -179,6 +184,17 @@ def _check_same_tokenizer(base: Path, checkpoint_dir: Path) -> None:
     for folder in (base, checkpoint_dir):
         if (folder / "tokenizer.json").exists():
             vocab.check_tokenizer(folder, expected)
+
+
+def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
+    """The weights that training recorded are the base's: shapes alone do not tell two models of one size apart."""
+    manifest = checkpoint_dir / TRAIN_MANIFEST
+    expected = io.read_json(manifest).get("base") if manifest.exists() else None
+    found = shards.fingerprints(base) if expected else None
+    if found != expected:
+        different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        fix = "merge into the expanded checkpoint that was trained"
+        raise ModelError(located("not the base that was trained", file=base, found=different, fix=fix))
 
 
 def _check_ids(base: Path, plan: update.Plan) -> None:

@@ -157,6 +157,11 @@ def fingerprint(shard: ShardFile) -> str:
     return digest.hexdigest()
 
 
+def fingerprints(folder: str | Path) -> dict[str, str]:
+    """`fingerprint` of every weights file of a checkpoint folder, by name."""
+    return {name: fingerprint(shard) for name, shard in open_checkpoint(folder).shards.items()}
+
+
 class Output:
     """A file that pieces are written to, one at a time: the system lets one writer at a file, and the others wait for
     it on the processor, where they keep the next piece from being computed."""
