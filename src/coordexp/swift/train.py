@@ -36,7 +36,9 @@ LEFT_BEHIND = (
     "training_args.bin",
     "COMPLETE",
     "args.json",
-    "global_step*",
+    "global_step*",  # this and the rest are DeepSpeed's
+    "latest",
+    "zero_to_*.py",
 )
 
 
