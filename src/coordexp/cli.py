@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an expected error ends in its own words and exit code 2."""
     parser = argparse.ArgumentParser(prog="coordexp", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for register in (_train, _merge, _doctor, _validate, _evaluate, _compare, _detect, _parse, _summary):
+    for register in (_expand, _train, _merge, _doctor, _validate, _evaluate, _compare, _detect, _parse, _summary):
         register(commands)
     args = parser.parse_args(argv)
     try:
@@ -36,6 +36,38 @@ def _command(commands, name: str, summary: str, example: str) -> argparse.Argume
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _expand(commands) -> None:
+    example = (
+        "coordexp expand models/Qwen3-VL-4B-Instruct --out models/qwen-coordexp\n  coordexp expand models/qwen-coordexp"
+    )
+    sub = _command(
+        commands,
+        "expand",
+        "Add the coordinate tokens to a checkpoint; without --out check one that has them: ids, contiguity, one id a "
+        "token, round trip, table, recorded tokenizer. Exit code 1 when a check fails or the checkpoint is unusable.",
+        example,
+    )
+    sub.add_argument("base", type=Path, metavar="FOLDER", help="checkpoint with tokenizer.json and safetensors")
+    sub.add_argument("--out", type=Path, help="folder of the expanded checkpoint; must not be there")
+    sub.add_argument("--init", default="numeric", choices=["numeric", "mean"], help="how the new rows start")
+    sub.set_defaults(run=_run_expand)
+
+
+def _run_expand(args: argparse.Namespace) -> int:
+    from coordexp.model.vocab import check, expand
+
+    if args.out and args.out.exists():
+        raise ConfigError(f"{args.out}: output folder exists\n  -> choose another --out")
+    try:
+        facts = expand(args.base, args.out, args.init) if args.out else check(args.base)
+    except CoordExpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    ids = f"<|coord_*|> is {facts['wildcard']}, <|coord_0|>..<|coord_999|> are {facts['start']}..{facts['end']}"
+    print(f"{args.out or args.base}: {ids}, {facts['vocab_size']} rows, tokenizer {facts['tokenizer_sha256'][:12]}")
+    return 0
 
 
 def _train(commands) -> None:

@@ -49,10 +49,15 @@ def need_space(folder: str | Path, size: float, what: str) -> None:
 
 def free(folder: str | Path) -> int:
     """Bytes that may still be written below `folder`, which need not be there yet."""
+    return shutil.disk_usage(there(folder)).free
+
+
+def there(folder: str | Path) -> Path:
+    """`folder`, or the nearest one above it that is there."""
     folder = Path(folder).absolute()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def gigabytes(size: float) -> str:

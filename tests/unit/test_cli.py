@@ -9,7 +9,7 @@ from evaluate_cases import generated
 from coordexp.cli import main
 from coordexp.io import read_json
 
-COMMANDS = ("train", "merge", "doctor", "validate", "evaluate", "compare", "detect", "parse", "summary")
+COMMANDS = ("expand", "train", "merge", "doctor", "validate", "evaluate", "compare", "detect", "parse", "summary")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import model_helpers as helpers
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from coordexp import cli
 from coordexp.errors import ModelError
 from coordexp.model import merge as merging
-from coordexp.model import vocab
+from coordexp.model import shards, vocab
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,27 @@ def test_merged_logits_are_the_adapters(bases, tmp_path, tie, sharded, dora, kin
     layout = {f.name for f in (tmp_path / "merged").glob("model*")}
     assert layout == {f.name for f in base.glob("model*")}
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "sharded"])
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+def test_bfloat16_logits_are_the_adapters_within_the_rounding(bases, tmp_path, tie, sharded, dora, kind):
+    """PEFT rounds W x and B A x apart, a merged model rounds W + B A once: neither is nearer to float32 by a class."""
+    base = bases(tie, sharded, "bfloat16")
+    model = helpers.adapted(base, dora=dora, **KINDS[kind])
+    inputs = helpers.batch(base)
+    expected = helpers.logits(model, inputs)
+    model.save_pretrained(tmp_path / "adapter")
+    merging.merge(base, tmp_path / "adapter", tmp_path / "merged")
+    merged = helpers.load(tmp_path / "merged")
+    assert merged.dtype == torch.bfloat16
+    found = helpers.logits(merged, inputs)
+    assert (found - expected).abs().max() <= 2**-5 * expected.abs().max()
+    in_float32 = PeftModel.from_pretrained(helpers.load(base).float(), tmp_path / "adapter").eval()
+    exact = helpers.logits(in_float32, inputs)
+    assert (found - exact).norm() <= 1.5 * (expected - exact).norm() <= 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -172,6 +195,12 @@ def test_newest_and_best_checkpoint(bases, tmp_path):
     assert merging.resolve_checkpoint(tmp_path).name == "checkpoint-10"
     assert merging.resolve_checkpoint(f"{tmp_path}/checkpoint-*").name == "checkpoint-10"
     assert merging.resolve_checkpoint(f"{tmp_path}/checkpoint-*", best=True).name == "checkpoint-9"
+    os.utime(tmp_path / "checkpoint-9")  # newest by its time, and last by name
+    both = [tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"]
+    assert merging.resolve_checkpoint(tmp_path).name == merging.resolve_checkpoint(*both).name == "checkpoint-10"
+    assert merging.resolve_checkpoint(*both, best=True).name == "checkpoint-9"
+    with pytest.raises(ModelError, match="named no best checkpoint that is still here"):
+        merging.resolve_checkpoint(tmp_path / "checkpoint-10", best=True)
     with pytest.raises(ModelError, match="nothing to merge"):
         merging.resolve_checkpoint(tmp_path / "checkpoint-100")
 
@@ -258,6 +287,20 @@ def test_misfits_are_named(bases, tmp_path):
     with pytest.raises(ModelError, match="shape differs"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_another_base_of_the_same_shapes_is_refused(bases, tmp_path):
+    """A published result records the weights that it was trained on."""
+    base = bases(True, True, "float32")
+    helpers.adapted(base).save_pretrained(tmp_path / "adapter")
+    record = {"base": shards.fingerprints(base), "recipe": {}}
+    (tmp_path / "adapter" / merging.TRAIN_MANIFEST).write_text(json.dumps(record))
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    merging.merge(other, tmp_path / "adapter", tmp_path / "out")
+    shard = sorted(other.glob("model-*.safetensors"))[0]
+    helpers.rewrite(other, shard.name, lambda tensors: next(iter(tensors.values())).add_(1))
+    with pytest.raises(ModelError, match=rf"not the base that was trained; found \['{shard.name}'\]"):
+        merging.merge(other, tmp_path / "adapter", tmp_path / "out", allow_overwrite=True)
 
 
 def test_drifted_ids_and_another_tokenizer_are_refused(bases, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from coordexp import cli
 from coordexp.contract import WILDCARD_TOKEN, coord_tokens
 from coordexp.errors import CoordExpError, ModelError
 from coordexp.model import tiny, vocab
@@ -126,10 +128,13 @@ def test_rules_for_new_rows(tmp_path):
     assert again == first
 
 
-def test_expanding_twice_says_so_and_changes_nothing(tmp_path):
+def test_expanding_twice_says_so_and_changes_nothing(tmp_path, capsys):
     base = build(tmp_path / "base")
     first = vocab.expand(base, tmp_path / "one", "numeric")
+    assert "already" not in capsys.readouterr().err
     second = vocab.expand(tmp_path / "one", tmp_path / "two")
+    said = f"one has the coordinate tokens already ({first['start']}..{first['end']}); nothing is added"
+    assert said in capsys.readouterr().err
     assert second == first | {"already_expanded": True}
     for file in (tmp_path / "one").iterdir():
         if file.name != vocab.COORD_FILE:
@@ -203,6 +208,106 @@ def test_unusable_input_is_named(tmp_path):
     with pytest.raises(CoordExpError, match=r"tokenizer\.json: file not found"):
         vocab.expand(base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_shards_are_named(tmp_path):
+    base = build(tmp_path / "base")
+    helpers.reshard(base)
+    shard = sorted(base.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(ModelError, match=f"{shard.name}: weights file is missing"):
+        vocab.expand(base, tmp_path / "out")
+    for broken, message in (
+        (content[: len(content) // 2], "file is cut off or has extra bytes; expected"),
+        (content[:8] + b"{" * 100 + content[108:], "damaged safetensors header"),
+        (b"", "not a safetensors file"),
+    ):
+        shard.write_bytes(broken)
+        with pytest.raises(ModelError, match=f"{shard.name}: {message}"):
+            vocab.expand(base, tmp_path / "out")
+    shard.write_bytes(content)
+    index = base / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    listed["weight_map"]["model.language_model.extra.weight"] = shard.name
+    index.write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match=f"{shard.name} lacks a tensor that the index promises"):
+        vocab.expand(base, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    vocab.expand(build(folder / "base"), folder / "expanded")
+    return folder
+
+
+def test_command_and_its_exit_codes(sound, tmp_path, capsys):
+    """0: written, or all checks hold; 1: a check fails or the input is unusable; 2: wrong use."""
+    assert cli.main(["expand", str(sound / "base"), "--out", str(tmp_path / "out"), "--init", "mean"]) == 0
+    facts = json.loads((tmp_path / "out" / vocab.COORD_FILE).read_text())
+    assert f"<|coord_0|>..<|coord_999|> are {facts['start']}..{facts['end']}" in capsys.readouterr().out
+    assert facts["init"] == "mean"
+    assert cli.main(["expand", str(tmp_path / "out")]) == 0
+    assert cli.main(["expand", str(tmp_path / "out"), "--out", str(tmp_path / "again")]) == 0
+    assert "nothing is added" in capsys.readouterr().err
+    assert cli.main(["expand", str(sound / "base"), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["expand", str(sound / "base")]) == 1
+    assert cli.main(["expand", str(tmp_path / "nothing"), "--out", str(tmp_path / "new")]) == 1
+    assert "no weights in this folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as usage:
+        cli.main(["expand", str(sound / "base"), "--init", "zeros"])
+    assert usage.value.code == 2
+
+
+def swap(tokens: list[dict]) -> None:
+    tokens[-1]["content"], tokens[-2]["content"] = tokens[-2]["content"], tokens[-1]["content"]
+
+
+def lose(tokens: list[dict]) -> None:
+    del tokens[-1]
+
+
+def hide(tokens: list[dict]) -> None:
+    tokens[-1]["special"] = True
+
+
+def swallow(tokens: list[dict]) -> None:
+    """Another token of the tokenizer that begins with a coordinate's text takes its place."""
+    tokens.append(tokens[-1] | {"id": tokens[-1]["id"] + 1, "content": "<|coord_7|>, "})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose, "1 of 1001 coordinate tokens are missing, the first is <|coord_999|>"),
+        (swap, "coordinate ids are not contiguous"),
+        (swallow, "coordinate tokens do not encode as one id each inside an answer"),
+        (hide, "an answer does not survive encoding and decoding"),
+    ],
+)
+def test_every_check_of_the_tokens_ends_in_exit_code_1(sound, tmp_path, capsys, damage, message):
+    folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken"))
+    (folder / vocab.COORD_FILE).unlink()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    damage(content["added_tokens"])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert cli.main(["expand", str(folder)]) == 1
+    assert message in capsys.readouterr().err
+    assert cli.main(["expand", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_in_the_tokenizer_alone_are_no_expanded_checkpoint(sound, tmp_path, capsys):
+    folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken"))
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(sound / "base" / name, folder / name)
+    assert cli.main(["expand", str(folder)]) == 1
+    assert "coordinate ids lie outside the embedding table" in capsys.readouterr().err
+    shutil.copy(sound / "expanded" / "model.safetensors", folder)
+    assert cli.main(["expand", str(folder)]) == 1
+    assert "vocab_size does not fit the embedding table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["expand", "merge"])

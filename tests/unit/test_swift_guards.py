@@ -14,7 +14,7 @@ from coordexp.model import tiny, vocab
 from coordexp.recipe import CoordOffset, CoordTokens, Custom, load_recipe
 from coordexp.swift.loss import CoordLoss
 from coordexp.swift.train import fingerprint
-from coordexp.swift.trainer import check_start
+from coordexp.swift.trainer import CoordTrainer, check_start
 
 GOOD = Counts(text=50, slots=8, boxes=2)
 WEIGHTS = {"model.layers.0.q_proj.lora_A": 64}
@@ -52,6 +52,21 @@ def test_a_loss_that_is_no_number_names_the_records():
     outputs = SimpleNamespace(logits=logits, coord_targets=targets, places=["train.coord.jsonl:12"])
     with pytest.raises(DataError, match=r"nan at step 7(.|\n)*train\.coord\.jsonl:12"):
         loss(outputs, torch.tensor([[-100, 3, 4]]))
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_but_in_fp16(monkeypatch):
+    """There the scaler leaves out the step; an infinite norm in the log would not be JSON."""
+    monkeypatch.setattr(CoordTrainer.__base__, "_get_grad_norm", lambda self, model, grad_norm=None: grad_norm)
+    trainer = CoordTrainer.__new__(CoordTrainer)
+    trainer.args, trainer.state = SimpleNamespace(fp16=False), SimpleNamespace(global_step=7)
+    trainer.places = ["train.coord.jsonl:12"]
+    assert trainer._get_grad_norm(None, torch.tensor(2.5)) == 2.5
+    for norm in (torch.tensor(float("inf")), float("nan")):
+        with pytest.raises(DataError, match=r"norm is (inf|nan) at step 7\n  in train\.coord\.jsonl:12"):
+            trainer._get_grad_norm(None, norm)
+    trainer.args.fp16 = True
+    assert trainer._get_grad_norm(None, float("inf")) is None
+    assert trainer._get_grad_norm(None, 2.5) == 2.5
 
 
 def test_the_key_of_a_run_follows_recipe_data_weights_and_tokenizer(tmp_path):

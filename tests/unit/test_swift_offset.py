@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import model_helpers as helpers
@@ -11,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
+from coordexp.contract import COORD_TOKEN
 from coordexp.errors import ConfigError, ModelError
 from coordexp.model import vocab
 from coordexp.swift import optimizer, settings, tuner
@@ -210,23 +212,50 @@ def test_resuming_an_adapter_without_offsets_is_an_error(base, custom, tmp_path)
     assert isinstance(PeftModel.from_pretrained(helpers.load(base), tmp_path / "plain"), PeftModel)
 
 
+def real_recipe(data: Path, **training):
+    """DoRA with offsets on both sides, in float32."""
+    from coordexp.recipe import load_recipe
+
+    custom = {"train_jsonl": str(data), "coord_offset": {"tie_head": False}, "detection_eval": {"every": 0}}
+    overrides = {"model": {"torch_dtype": "float32"}, "training": training | {"logging_steps": 1}, "custom": custom}
+    overrides["data"] = {"dataloader_num_workers": 0}
+    return load_recipe(Path(__file__).parents[2] / "config/train/sft_coord_offset.yaml", overrides)
+
+
+@pytest.mark.slow
+def test_ten_steps_of_a_real_run_move_the_rows_of_its_boxes_and_no_other(shapes_data, tiny_model, tmp_path):
+    """In ms-swift's trainer, every picture in every step; in the merged tables all other rows are the base's."""
+    from coordexp.model import merge
+    from coordexp.swift.train import train
+
+    (tmp_path / "images").symlink_to(shapes_data / "images")
+    lines = (shapes_data / "train.coord.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "three.jsonl").write_text("\n".join(lines) + "\n")
+    batch = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
+    recipe = real_recipe(tmp_path / "three.jsonl", max_steps=10, save_steps=10, **batch)
+    assert train(recipe, tiny_model, tmp_path / "adapter", tmp_path / "train" / "log.jsonl")["step"] == 10
+    seen = sorted({int(k) for line in lines for k in COORD_TOKEN.findall(line)})
+    assert 4 < len(seen) < 100
+    adapter = helpers.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    offset = {side: adapter[f"base_model.model.coord_offset_adapter.{side}_offset"] for side in ("embed", "head")}
+    assert offset["embed"].abs().sum(1).nonzero().flatten().tolist() == seen
+    assert (offset["head"].abs().sum(1) > 0).all()  # the softmax has every row
+
+    merge.merge(tiny_model, tmp_path / "adapter", tmp_path / "merged")
+    before, after = (helpers.load_file(f / "model.safetensors") for f in (tiny_model, tmp_path / "merged"))
+    embed, start = "model.language_model.embed_tokens.weight", vocab.coord_ids(tiny_model).start
+    for name, rows in ((embed, seen), ("lm_head.weight", range(1000))):
+        changed = (after[name] != before[embed]).any(1).nonzero().flatten().tolist()
+        assert changed == [start + k for k in rows], name
+
+
 @pytest.mark.slow
 def test_a_real_run_trains_resumes_and_merges(shapes_data, tiny_model, tmp_path):
     """The recipe for DoRA with offsets in ms-swift itself: continued at a checkpoint it ends where it ended before."""
-    from pathlib import Path
-
     from coordexp.model import merge
-    from coordexp.recipe import load_recipe
     from coordexp.swift.train import train
 
-    root = Path(__file__).parents[2]
-    training = {"max_steps": 4, "save_steps": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
-    model = {"torch_dtype": "float32"}
-    custom = {"train_jsonl": str(shapes_data / "train.coord.jsonl"), "coord_offset": {"tie_head": False}}
-    custom["detection_eval"] = {"every": 0}
-
-    overrides = {"model": model, "training": training, "custom": custom, "data": {"dataloader_num_workers": 0}}
-    recipe = load_recipe(root / "config/train/sft_coord_offset.yaml", overrides)
+    recipe = real_recipe(shapes_data / "train.coord.jsonl", max_steps=4, save_steps=2, gradient_accumulation_steps=2)
 
     def run() -> dict:
         train(recipe, tiny_model, tmp_path / "adapter", tmp_path / "train" / "log.jsonl")

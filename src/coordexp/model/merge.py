@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from coordexp import io
 from coordexp.errors import CoordExpError, ModelError, located
 from coordexp.model import adapter as peft_adapter
 from coordexp.model import shards, update, vocab
+from coordexp.model.forecast import forecast
 
 MANIFEST_NAME = "merge_manifest.json"
 TRAIN_MANIFEST = "train_manifest.json"
@@ -45,11 +47,12 @@ def merge(
     are the base's; optimizer states and other leftovers of training stay behind.
     """
     base, out = Path(base_dir), Path(out_dir)
-    checkpoint_dir = resolve_checkpoint(trained, best)
+    checkpoint_dir = resolve_checkpoint(trained, best=best)
     _check_output(base, checkpoint_dir, out, allow_overwrite)
     base_weights = shards.open_checkpoint(base)
     tied = is_tied(base)
     _check_same_tokenizer(base, checkpoint_dir)
+    _check_trained_base(base, checkpoint_dir)
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
         plan = update.plan_adapter(base_weights, peft_adapter.read_adapter(checkpoint_dir), tied)
     else:
@@ -57,6 +60,7 @@ def merge(
     manifest = _manifest(base, base_weights, checkpoint_dir, plan)
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
+    _forecast(base, plan, out)
     with io.atomic_dir(out) as folder:
         _link_base_files(base, folder)
         manifest["shards"] = update.write(plan, folder)
@@ -68,17 +72,22 @@ def merge(
     return manifest
 
 
-def resolve_checkpoint(trained: str | Path, best: bool = False) -> Path:
-    """The folder to merge: itself, or of several `checkpoint-N` the newest complete one, or the trainer's best."""
-    text = str(trained)
-    folders = [Path(p) for p in sorted(glob(text))] if any(c in text for c in "*?[") else [Path(text)]
+def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
+    """The folder to merge: itself, or of several `checkpoint-N` the newest complete one, or the trainer's best.
+
+    Newest is the highest step, whatever the names' order or the files' times say.
+    """
+    patterns = [str(entry) for entry in trained]
+    folders = [Path(p) for text in patterns for p in (glob(text) if any(c in text for c in "*?[") else [text])]
     candidates = [
-        c for folder in folders for c in ([folder] if _complete(folder) else sorted(folder.glob("checkpoint-*")))
+        c
+        for folder in folders
+        for c in ([folder] if _complete(folder) else folder.glob("checkpoint-*"))
+        if _complete(c)
     ]
-    candidates = [c for c in candidates if _complete(c)]
     if not candidates:
         fix = "expected a folder with adapter_config.json or model weights, or checkpoint-N folders of that kind"
-        raise ModelError(located("nothing to merge here", file=text, fix=fix))
+        raise ModelError(located("nothing to merge here", file=" ".join(patterns), fix=fix))
     newest = max(candidates, key=lambda c: (_step(c), c.stat().st_mtime))
     if not best:
         return newest
@@ -107,8 +116,7 @@ def merge_from_env(environ: dict[str, str] | None = None) -> int:
         return 2
     best = _flag(env, "BEST")
     try:
-        folders = [resolve_checkpoint(entry, best) for entry in adapters]
-        chosen = max(folders, key=_step)
+        chosen = resolve_checkpoint(*adapters, best=best)
         base = env.get("BASE") or _named_base(chosen)
         manifest = merge(base, chosen, out, allow_overwrite=_flag(env, "ALLOW_OVERWRITE"))
     except OutputExistsError as error:
@@ -178,6 +186,17 @@ def _check_same_tokenizer(base: Path, checkpoint_dir: Path) -> None:
             vocab.check_tokenizer(folder, expected)
 
 
+def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
+    """The weights that training recorded are the base's: shapes alone do not tell two models of one size apart."""
+    manifest = checkpoint_dir / TRAIN_MANIFEST
+    expected = io.read_json(manifest).get("base") if manifest.exists() else None
+    found = shards.fingerprints(base) if expected else None
+    if found != expected:
+        different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        fix = "merge into the expanded checkpoint that was trained"
+        raise ModelError(located("not the base that was trained", file=base, found=different, fix=fix))
+
+
 def _check_ids(base: Path, plan: update.Plan) -> None:
     if plan.offsets is None:
         return
@@ -227,9 +246,22 @@ def _recipe(checkpoint_dir: Path) -> dict | None:
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
 
+def _forecast(base: Path, plan: update.Plan, out: Path) -> None:
+    sources = {name: update.untouched(name, changes) for name, changes in plan.files.items()}
+    written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
+    linked = [source for source in sources.values() if source is not None]
+    forecast("merge", out, written, [*linked, *_base_files(base)])
+
+
 def _link_base_files(base: Path, folder: Path) -> None:
+    for file in _base_files(base):
+        shards.link_or_copy(file, folder / file.name)
+
+
+def _base_files(base: Path) -> Iterator[Path]:
+    """What a merged checkpoint has of its base, beside weights."""
     leave = {MANIFEST_NAME, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in leave:
-            shards.link_or_copy(file, folder / file.name)
+            yield file

@@ -157,6 +157,11 @@ def fingerprint(shard: ShardFile) -> str:
     return digest.hexdigest()
 
 
+def fingerprints(folder: str | Path) -> dict[str, str]:
+    """`fingerprint` of every weights file of a checkpoint folder, by name."""
+    return {name: fingerprint(shard) for name, shard in open_checkpoint(folder).shards.items()}
+
+
 class Job(NamedTuple):
     """A piece of a tensor: `run(out, position)` writes exactly `nbytes` bytes of the file there."""
 

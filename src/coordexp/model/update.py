@@ -146,18 +146,30 @@ def write(plan: Plan, folder: Path) -> dict[str, str]:
 def _write(plan: Plan, folder: Path, pool: shards.Workers) -> dict[str, str]:
     how, weight_map, total = {}, {}, 0
     for file_name, changes in plan.files.items():
-        shard = changes[0].source[0] if changes else None
-        untouched = shard is not None and all(c.plain and c.source[0] is shard for c in changes)
-        if untouched and len(changes) == len(shard.tensors) and shard.path.name == file_name:
-            how[file_name] = shards.link_or_copy(shard.path, folder / file_name)
+        source = untouched(file_name, changes)
+        if source is not None:
+            how[file_name] = shards.link_or_copy(source, folder / file_name)
         else:
             shards.write_file(folder / file_name, [_entry(plan, c) for c in changes], plan.metadata[file_name], pool)
             how[file_name] = "rewritten"
         weight_map |= {change.name: file_name for change in changes}
-        total += sum(shards.nbytes(c.dtype, c.source[1].shape) for c in changes)
+        total += size(changes)
     if plan.index_metadata is not None:
         shards.write_index(folder, weight_map, total, plan.index_metadata)
     return how
+
+
+def untouched(file_name: str, changes: list[Change]) -> Path | None:
+    """The input file that an output file equals, or None."""
+    shard = changes[0].source[0] if changes else None
+    if shard is None or shard.path.name != file_name or len(changes) != len(shard.tensors):
+        return None
+    return shard.path if all(c.plain and c.source[0] is shard for c in changes) else None
+
+
+def size(changes: list[Change]) -> int:
+    """Bytes of the tensors of an output file."""
+    return sum(shards.nbytes(c.dtype, c.source[1].shape) for c in changes)
 
 
 def _embedding_name(base: shards.Checkpoint) -> str:

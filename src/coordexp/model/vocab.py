@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,6 +14,7 @@ from coordexp import io
 from coordexp.contract import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.errors import ModelError, located
 from coordexp.model import rows, shards
+from coordexp.model.forecast import forecast
 from coordexp.model.output import Output
 
 if TYPE_CHECKING:
@@ -113,15 +115,17 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
     known = _next_id(tokenizer)
     present = {t["content"] for t in tokenizer["added_tokens"]} & {WILDCARD_TOKEN, *coord_tokens()}
     if len(present) == 1 + COORD_BINS:
-        return _pass_on(base, out, checkpoint)
+        return _pass_on(base, out)
     if present:
         fix = "start from the original checkpoint"
         raise ModelError(located(f"only {len(present)} coordinate tokens are present", file=base, fix=fix))
     tables = _tables(checkpoint)
     old_rows = next(iter(tables.values()))[1].shape[0]
     new_rows = max(old_rows, known + 1 + COORD_BINS)
+    _forecast(base, out, checkpoint, tables, new_rows)
     with io.atomic_dir(out) as folder:
-        _link_others(base, folder)
+        for file in _other_files(base):
+            shards.link_or_copy(file, folder / file.name)
         _write_tokenizer_files(base, folder, tokenizer, known)
         config = _resized(io.read_json(base / "config.json"), old_rows, new_rows)
         io.write_json(folder / "config.json", config)
@@ -129,6 +133,27 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
             _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
         facts = _facts(folder, new_rows, init)
         io.write_json(folder / COORD_FILE, facts)
+    return facts
+
+
+def check(folder: str | Path) -> dict:
+    """What coord_tokens.json says of an expanded checkpoint, found anew; ModelError when a check fails.
+
+    Checked are: every token is there, ids are contiguous and inside the table and `vocab_size` fits it; each token is
+    one id in an answer, and an answer survives encoding and decoding; ids and tokenizer are those on record.
+    """
+    folder = Path(folder)
+    table_rows = next(iter(_tables(shards.open_checkpoint(folder)).values()))[1].shape[0]
+    facts = _facts(folder, table_rows, None)
+    if facts["end"] >= table_rows:
+        fix = "the tokens are in the tokenizer alone: expand the original checkpoint"
+        problem = "coordinate ids lie outside the embedding table"
+        raise ModelError(located(problem, file=folder, expected=f"< {table_rows}", found=facts["end"], fix=fix))
+    _resized(io.read_json(folder / "config.json"), table_rows, table_rows)
+    recorded = folder / COORD_FILE
+    if recorded.exists():
+        check_tokenizer(folder, recorded)
+        facts["init"] = io.read_json(recorded).get("init")
     return facts
 
 
@@ -179,20 +204,31 @@ def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
     }
 
 
-def _pass_on(base: Path, out: Path, checkpoint: shards.Checkpoint) -> dict:
-    table_rows = next(iter(_tables(checkpoint).values()))[1].shape[0]
-    facts = _facts(base, table_rows, None)
-    recorded = base / COORD_FILE
-    if recorded.exists():
-        check_tokenizer(base, recorded)
-        facts["init"] = io.read_json(recorded).get("init")
+def _pass_on(base: Path, out: Path) -> dict:
+    facts = check(base)
+    ids = f"{facts['start']}..{facts['end']}"
+    print(f"expand: {base} has the coordinate tokens already ({ids}); nothing is added", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():
+        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name != COORD_FILE]
+        forecast("expand", out, {}, files)
         with io.atomic_dir(out) as folder:
-            for file in sorted(base.iterdir()):
-                if file.is_file() and file.name != COORD_FILE:
-                    shards.link_or_copy(file, folder / file.name)
+            for file in files:
+                shards.link_or_copy(file, folder / file.name)
             io.write_json(folder / COORD_FILE, facts)
     return facts
+
+
+def _forecast(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict, new_rows: int) -> None:
+    written, linked = {}, list(_other_files(base))
+    for name, shard in checkpoint.shards.items():
+        specs = [spec for spec in shard.tensors.values() if spec.name in tables]
+        if specs:
+            growth = sum((new_rows - spec.shape[0]) * (spec.nbytes // spec.shape[0]) for spec in specs)
+            written[name] = shard.path.stat().st_size + growth
+        else:
+            linked.append(shard.path)
+    beside = sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
+    forecast("expand", out, written, linked, beside)
 
 
 def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
@@ -298,11 +334,11 @@ def _write_tokenizer_files(base: Path, folder: Path, tokenizer: dict, first: int
         io.write_json(folder / added.name, io.read_json(added) | {name: first + i for i, name in enumerate(names)})
 
 
-def _link_others(base: Path, folder: Path) -> None:
+def _other_files(base: Path) -> Iterator[Path]:
     for file in sorted(base.iterdir()):
         skip = file.name in _REWRITTEN or file.suffix in _WEIGHT_SUFFIXES or file.name == shards.INDEX_NAME
         if file.is_file() and not skip:
-            shards.link_or_copy(file, folder / file.name)
+            yield file
 
 
 def _tokenizer_file(folder: str | Path) -> Path:

@@ -36,7 +36,9 @@ LEFT_BEHIND = (
     "training_args.bin",
     "COMPLETE",
     "args.json",
-    "global_step*",
+    "global_step*",  # this and the rest are DeepSpeed's
+    "latest",
+    "zero_to_*.py",
 )
 
 
@@ -75,7 +77,7 @@ def train(
     write_json(job_file, job)
     if not _run_to_the_end(job_file, layout):
         return None
-    return _publish(checkpoints, out_dir, log, key, recipe)
+    return _publish(checkpoints, out_dir, log, key, recipe, model_dir)
 
 
 def _run_to_the_end(job_file: Path, layout: Layout) -> bool:
@@ -114,8 +116,7 @@ def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
         facts[name] = sha256_file(path) if path else None
     for file in sorted(model_dir.glob("*.json")):
         facts[f"model/{file.name}"] = sha256_file(file)
-    for name, shard in shards.open_checkpoint(model_dir).shards.items():
-        facts[f"model/{name}"] = shards.fingerprint(shard)
+    facts |= {f"model/{name}": sample for name, sample in shards.fingerprints(model_dir).items()}
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
 
 
@@ -183,7 +184,7 @@ def run(job_file: Path) -> None:
     SwiftSft(SftArguments(**arguments)).main()
 
 
-def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe) -> dict:
+def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe, model_dir: Path) -> dict:
     whole = whole_checkpoints(checkpoints)
     if not whole:
         raise ModelError(f"{checkpoints}: training left no whole checkpoint\n  -> set training.save_strategy: steps")
@@ -203,6 +204,7 @@ def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Reci
         "best": best if settings.every else None,
         "kind": "adapter" if (chosen / "adapter_config.json").exists() else "full",
         "recipe": msgspec.to_builtins(recipe),
+        "base": shards.fingerprints(model_dir),
     }
     with atomic_dir(out_dir) as scratch:
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)

@@ -58,16 +58,12 @@ class CoordTrainer(Seq2SeqTrainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not self.args.fp16:  # in fp16 the scaler lowers its scale and goes on
-            check_gradients(float(norm), self.state.global_step, self.places)
-        return norm
-
-
-def check_gradients(norm: float, step: int, places: list[str]) -> None:
-    """DataError for a gradient norm that is no number: ms-swift would leave out the step and go on."""
-    if not math.isfinite(norm):
+        if norm is None or math.isfinite(norm):
+            return norm
+        if self.args.fp16:  # the scaler leaves out this step, lowers its scale and goes on
+            return None  # not logged: JSON has no infinity
         raise DataError(
-            f"gradient norm is {norm} at step {step}\n  in {'; '.join(places)}\n"
+            f"gradient norm is {float(norm)} at step {self.state.global_step}\n  in {'; '.join(self.places)}\n"
             "  -> look at these records with `coordexp doctor`; lower the learning rate if they are sound"
         )
 
