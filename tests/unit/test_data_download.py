@@ -4,7 +4,10 @@ import hashlib
 import io
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -195,6 +198,90 @@ def test_an_interrupted_unpacking_is_finished(server, tmp_path, monkeypatch):
     assert (written / "000000000002.jpg").read_bytes() == jpeg(2)
     assert (written / "000000000001.jpg").stat().st_mtime_ns == before
     assert paths_of(server).count("/train2017.zip") == 1
+
+
+KILLED = """
+import os, pathlib, signal
+from coordexp.data.download import provide
+
+usual = pathlib.Path.{method}
+
+def act(path, *arguments, **options):
+    done = usual(path, *arguments, **options)
+    if {condition}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+pathlib.Path.{method} = act
+provide("lvis", {entry!r}, "train", {raw!r}, {manifest!r})
+"""
+
+
+def killed(entry, tmp_path, method, condition):
+    """Provide the training split in a process that is killed after a method of a path."""
+    places = {"raw": str(tmp_path / "lvis/raw"), "manifest": str(tmp_path / "lvis/train.source.json")}
+    code = KILLED.format(method=method, condition=condition, entry=entry, **places)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+
+
+def test_a_kill_while_unpacking_leaves_no_litter(server, tmp_path):
+    killed(lvis(server), tmp_path, "open", "path.name.endswith('1.jpg.part')")
+    _, raw = run(lvis(server), tmp_path, "train")
+    assert sorted(p.name for p in (raw / "images/train2017").iterdir()) == ["000000000001.jpg", "000000000002.jpg"]
+    assert paths_of(server).count("/train2017.zip") == 1
+
+
+def test_a_kill_after_unpacking_fetches_nothing_again(server, tmp_path):
+    killed(lvis(server), tmp_path, "unlink", "path.name.endswith('-train2017.zip')")
+    run(lvis(server), tmp_path, "train")
+    assert paths_of(server).count("/train2017.zip") == 1
+
+
+def test_a_file_is_known_as_fetched_before_it_gets_its_name(server, tmp_path):
+    """Killed then: it is not taken for the user's own, whose address does not matter."""
+    entry = lvis(server)
+    entry["downloads"]["annotations/lvis_v1_train.json"] = {"url": f"{server.url}/plain.json"}
+    killed(entry, tmp_path, "replace", "arguments[0].name == 'lvis_v1_train.json'")
+    _, raw = run(entry, tmp_path, "train")
+    assert f"{server.url}/plain.json" in json.loads((raw / "downloads.lock.json").read_text())
+    assert paths_of(server).count("/plain.json") == 1
+    run(lvis(server), tmp_path, "train")
+    assert paths_of(server).count("/train.json.zip") == 1
+
+
+def test_an_archive_cut_off_on_the_server_can_be_replaced(server, tmp_path):
+    """Its hash is not that of the data set: the whole archive must be welcome later."""
+    whole = server.content["/train2017.zip"]
+    server.content["/train2017.zip"] = whole[: len(whole) // 2]
+    with pytest.raises(DownloadError, match="not a sound zip"):
+        run(lvis(server), tmp_path, "train")
+    next((tmp_path / "lvis/raw/.downloads").glob("*-train2017.zip")).unlink()  # as the message says
+    server.content["/train2017.zip"] = whole
+    _, raw = run(lvis(server), tmp_path, "train")
+    lock = json.loads((raw / "downloads.lock.json").read_text())
+    assert lock[f"{server.url}/train2017.zip"] == hashlib.sha256(whole).hexdigest()
+
+
+def test_ctrl_c_does_not_wait_for_transfers(server, tmp_path):
+    """Threads that read from a slow server must not keep the process alive."""
+    begun, release = threading.Barrier(3, timeout=60), threading.Event()
+
+    def stall(handler, body):
+        answer(handler, body, send=10)
+        begun.wait()
+        release.wait(60)
+
+    server.script = {"/train.json.zip": [stall], "/train2017.zip": [stall]}
+    places = str(tmp_path / "raw"), str(tmp_path / "train.source.json")
+    code = f"from coordexp.data.download import provide; provide('lvis', {lvis(server)!r}, 'train', *{places!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    try:
+        begun.wait()
+        process.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=10)[1]
+    finally:
+        process.kill()
+        release.set()
 
 
 def test_two_processes_do_not_fetch_the_same_file_twice(server, tmp_path):

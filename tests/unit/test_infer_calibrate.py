@@ -129,6 +129,10 @@ def test_pictures_of_training_are_refused(tmp_path):
     write_jsonl(tmp_path / "mixed.jsonl", [*others, seen])
     with pytest.raises(DataError, match=r"mixed\.jsonl:3: held-out picture 7 was trained on"):
         calibrate.fit(*fit, federated=False, trained_on=[tmp_path / "rest.jsonl", tmp_path / "mixed.jsonl"])
+    cut_off = tmp_path / "mixed.jsonl"
+    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"mixed\.jsonl:\d+: not a record"):
+        calibrate.fit(*fit, federated=False, trained_on=[cut_off])
 
 
 def test_too_little_to_calibrate_on():

@@ -6,6 +6,7 @@ import pytest
 
 from coordexp.ablation import Ablation, Cell
 from coordexp.contract import Detection, Prediction
+from coordexp.errors import DataError
 from coordexp.io import write_json, write_jsonl, write_text
 from coordexp.report.ablation import spread, summarise, write_page
 
@@ -48,6 +49,16 @@ def summary(tmp_path):
     for seed in SECTION["seeds"]:
         write_text(tmp_path / f"base-{seed}/benchmarks/train.tsv", "s\tcpu_time\n90.0\t60.0\n")
     return summarise(ablation, arms, tmp_path, run="crowds_9")
+
+
+@pytest.mark.parametrize("table", ["", "s\tcpu", "s\tcpu_time\n", "s\tcpu_time\n9.0\t", "s\tcpu_time\n9.0\t-\n"])
+def test_a_benchmark_that_is_cut_off_is_named(tmp_path, table):
+    ablation = Ablation({**SECTION, "arms": ["tokens"], "seeds": [1], "decode": ["argmax"]}, REPOSITORY)
+    (cell,) = ablation.cells()
+    write_cell(cell, tmp_path)
+    write_text(tmp_path / cell.trained / "benchmarks/train.tsv", table)
+    with pytest.raises(DataError, match=r"base/tokens-1/benchmarks/train\.tsv: .*cpu_time"):
+        summarise(ablation, tmp_path, tmp_path, run="crowds_9")
 
 
 def test_text_integers_are_decoded_once():

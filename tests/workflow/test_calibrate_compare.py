@@ -2,11 +2,10 @@
 
 import shutil
 
-import numpy as np
 import pytest
+from running import answer
 
-from coordexp.contract import Detection, Prediction
-from coordexp.io import read_json, read_jsonl, read_records, write_jsonl
+from coordexp.io import read_json, read_jsonl, read_records
 from coordexp.recipe import merge
 
 RUN = "results/shapes_9"
@@ -18,25 +17,6 @@ def changed(base: dict, **calibrate: object) -> dict:
     return merge(base, {"calibrate": {"held_out": 12, "method": "logistic", **calibrate}})
 
 
-def answer(workflow, records: str, shard: str, seed: int) -> None:
-    """A shard of predictions: each object found well and badly, sure ones more often right than their score says."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for record in read_records(workflow.path(records), "pixel"):
-        found = []
-        for obj in record.objects * 4:
-            sure = rng.uniform(-1.5, 0)
-            shift = 0.0 if rng.random() < 1 + sure / 1.5 else 0.3
-            box = np.clip(np.array(obj.norm_box) + rng.normal(0, 0.01, 4) + shift, 0, 1).tolist()
-            names = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob")
-            parts = {**dict.fromkeys(names, float(sure)), "spread": 0.01}
-            found.append(Detection(obj.desc, box, float(np.exp(6 * sure)), score_parts=parts))
-        meta = record.metadata
-        rows.append(Prediction(meta.image_id, meta.source_width, meta.source_height, "open", "stop", "", found))
-    workflow.path(shard).parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(workflow.path(shard), rows)
-
-
 @pytest.fixture(scope="module")
 def calibrated(finished, tmp_path_factory):
     """The finished demo, asked for calibration, with shards of answers as a trained model would give them."""
@@ -44,8 +24,8 @@ def calibrated(finished, tmp_path_factory):
     shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
     workflow = type(finished)(folder, changed(finished.changes))
     workflow.run(f"{RUN}/data/held_out.jsonl")
-    answer(workflow, f"{RUN}/data/held_out.jsonl", f"{RUN}/held_out/shards/1-of-1.jsonl", 1)
-    answer(workflow, f"{RUN}/data/val.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl", 2)
+    answer(folder, f"{RUN}/data/held_out.jsonl", f"{RUN}/held_out/shards/1-of-1.jsonl", 1)
+    answer(folder, f"{RUN}/data/val.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl", 2)
     workflow.run("--allowed-rules", *AFTER_PREDICT, "--", *TARGETS)
     return workflow
 
@@ -92,7 +72,7 @@ def test_another_method_predicts_nothing_again(calibrated):
 def test_runs_are_compared_by_their_names(calibrated):
     other = calibrated.path("results/shapes_4")
     shutil.copytree(calibrated.path(RUN), other, dirs_exist_ok=True)
-    answer(calibrated, f"{RUN}/data/val.jsonl", "results/shapes_4/eval/shards/1-of-1.jsonl", 3)
+    answer(calibrated.folder, f"{RUN}/data/val.jsonl", "results/shapes_4/eval/shards/1-of-1.jsonl", 3)
     target = "results/compare/shapes_9+shapes_4/report.html"
     calibrated.run("--allowed-rules", *AFTER_PREDICT, "--", target)
     result = read_json(calibrated.path("results/compare/shapes_9+shapes_4/compare.json"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -70,12 +68,11 @@ def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
 
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    fd, scratch = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
+    scratch = target.with_name(f".{target.name}.part")  # the same each time: nothing is left once it is written again
     try:
-        with os.fdopen(fd, "wb") as out, opened.open(member) as data:
+        with scratch.open("wb") as out, opened.open(member) as data:
             shutil.copyfileobj(data, out, 1 << 20)
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(target)
+        scratch.replace(target)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -52,7 +53,7 @@ def provide(
     `dataset` is the entry under `data:`. Downloads and generated data go to `raw_dir`, with paths
     in the manifest relative to it; paths of a user's own `root` are absolute and nothing is copied.
     SHA-256 of every download is checked against the configuration, or recorded in
-    `raw_dir/downloads.lock.json` at first sight and enforced from then on.
+    `raw_dir/downloads.lock.json` once it is in its place and enforced from then on.
     ConfigError for an entry that does not fit, DataError for a folder that lacks something,
     DownloadError for a download that fails, naming what to put where instead.
     """
@@ -153,16 +154,35 @@ def _download(name: str, dataset: dict, needed: list[str], raw_dir: Path, policy
             raise ConfigError(
                 located("nothing says where to get this", field=f"data.{name}.downloads", found=path, fix=fix)
             )
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        jobs = [pool.submit(_provide_one, name, t, entries[t], paths, raw_dir, policy) for t, paths in plan.items()]
-    errors = [str(job.exception()) for job in jobs if isinstance(job.exception(), DownloadError)]
-    for job in jobs:
-        if job.exception() and not isinstance(job.exception(), DownloadError):
-            job.result()
+    works = [partial(_provide_one, name, t, entries[t], paths, raw_dir, policy) for t, paths in plan.items()]
+    errors = [error for error in _at_once(works) if error is not None]
+    for error in errors:
+        if not isinstance(error, DownloadError):
+            raise error
     if errors:
         places = ", ".join(str(raw_dir / path) for path in needed)
         advice = f"without a network: put the data at {places}, or set data.{name}.root to a folder of yours that has"
-        raise DownloadError("\n".join([*errors, f"  -> {advice} {', '.join(needed)}"]))
+        raise DownloadError("\n".join([*map(str, errors), f"  -> {advice} {', '.join(needed)}"]))
+
+
+def _at_once(works: list[Callable[[], None]]) -> list[BaseException | None]:
+    """The error of each, a few at a time, in threads that end with the process: Ctrl-C does not wait for them."""
+    errors: list[BaseException | None] = [None] * len(works)
+    free = threading.Semaphore(PARALLEL)
+
+    def attempt(n: int) -> None:
+        with free:
+            try:
+                works[n]()
+            except BaseException as error:
+                errors[n] = error
+
+    threads = [threading.Thread(target=attempt, args=(n,), daemon=True) for n in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
 
 
 def _owner(path: str, entries: dict) -> str | None:
@@ -180,35 +200,37 @@ def _provide_one(name: str, target: str, entry: dict, paths: list[str], raw_dir:
     work = raw_dir / ".downloads"
     work.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(target.encode()).hexdigest()[:12]
+    file_name = PurePosixPath(urlsplit(download.url).path).name or "download"
+    is_archive = file_name.endswith(".zip")
+    # not yet in its place: while this is there, the work is unfinished
+    fetched = work / f"{key}-{file_name}" if is_archive else raw_dir / f"{target}.fetched"
     with _exclusive(work / f"{key}.lock"):
         begun = work / f"{key}.begun"  # unpacking has begun and may be unfinished
         receipt = work / f"{key}.json"
         done = read_json(receipt) if receipt.exists() else None
         replaced = done is not None and done["url"] != download.url
-        finished = not replaced and not begun.exists() and (done is None or set(paths) <= set(done["paths"]))
-        if finished and all((raw_dir / p).exists() for p in paths):
+        unfinished = replaced or begun.exists() or fetched.exists()
+        known = done is None or set(paths) <= set(done["paths"])
+        if not unfinished and known and all((raw_dir / p).exists() for p in paths):
             return  # fetched before, or put there by the user
-        _fetch_and_place(download, target, paths, raw_dir, begun, policy, replaced)
+        found = _fetched(download, fetched, raw_dir, policy)
+        if is_archive:
+            begun.touch()
+            folder = (raw_dir / target).parent
+            wanted = [(raw_dir / p).relative_to(folder).as_posix() for p in paths]
+            extract(fetched, folder, wanted, again=replaced)
+        _record(raw_dir, download.url, found)
         write_json(receipt, {"url": download.url, "paths": paths})
         begun.unlink(missing_ok=True)
+        fetched.unlink() if is_archive else fetched.replace(raw_dir / target)
 
 
-def _fetch_and_place(
-    download: Download, target: str, paths: list[str], raw_dir: Path, begun: Path, policy: Policy, replaced: bool
-) -> None:
-    file_name = PurePosixPath(urlsplit(download.url).path).name or "download"
-    is_archive = file_name.endswith(".zip")
-    fetched = begun.with_name(f"{begun.stem}-{file_name}") if is_archive else raw_dir / target
-    if not (is_archive and fetched.exists()):
-        promised = download.sha256 or _recorded(raw_dir).get(download.url)
-        found = fetch(download.url, fetched, size=download.size, sha256=promised, policy=policy)
-        _record(raw_dir, download.url, found)
-    if is_archive:
-        begun.touch()
-        folder = (raw_dir / target).parent
-        wanted = [(raw_dir / p).relative_to(folder).as_posix() for p in paths]
-        extract(fetched, folder, wanted, again=replaced)
-        fetched.unlink()
+def _fetched(download: Download, to: Path, raw_dir: Path, policy: Policy) -> str:
+    """SHA-256 of what lies at `to`, fetched unless it is there."""
+    if to.exists():
+        return sha256_file(to)
+    promised = download.sha256 or _recorded(raw_dir).get(download.url)
+    return fetch(download.url, to, size=download.size, sha256=promised, policy=policy)
 
 
 def _recorded(raw_dir: Path) -> dict[str, str]:

@@ -171,7 +171,7 @@ def _verify(url: str, part: Path, state: Path, size: int | None, sha256: str | N
     if wrong:
         part.unlink(missing_ok=True)
         state.unlink(missing_ok=True)
-        fix = "the file is not the one that was promised: check the URL, or correct size/sha256 if it was replaced"
+        fix = "check the URL; if the file was replaced: correct size/sha256, or remove its line in downloads.lock.json"
         raise DownloadError(located("wrong content", file=url, fix=fix, **wrong))
     return found
 

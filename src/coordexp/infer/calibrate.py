@@ -154,7 +154,7 @@ def _refuse_seen(records: Sequence[Record], trained_on: str | Path) -> None:
     """DataError when `trained_on` holds one of the pictures, told by image id and file name."""
     held_out = {_name(record.metadata) for record in records}
     for number, line in enumerate_lines(trained_on):
-        seen = _name(_decode_seen(line).metadata)
+        seen = _name(_decode_seen(line, trained_on, number).metadata)
         if seen in held_out:
             fix = "train on train_rest.coord.jsonl, which leaves the held-out pictures out"
             raise DataError(
@@ -166,7 +166,14 @@ class _Seen(msgspec.Struct):
     metadata: Metadata
 
 
-_decode_seen = msgspec.json.Decoder(_Seen).decode
+_decoder = msgspec.json.Decoder(_Seen)
+
+
+def _decode_seen(line: bytes, path: str | Path, number: int) -> _Seen:
+    try:
+        return _decoder.decode(line)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise DataError(located(f"not a record: {error}", file=path, line=number)) from error
 
 
 def _name(metadata: Metadata) -> tuple[int | str, str]:

@@ -162,8 +162,14 @@ def _about(ablation: Ablation, arm: str) -> dict[str, Any]:
 
 def _cpu_seconds(trained: Path) -> float:
     """Processor time of a training job, start-up included, as Snakemake's benchmark of the rule has it."""
-    with (trained / "benchmarks/train.tsv").open(newline="") as table:
-        return float(next(csv.DictReader(table, delimiter="\t"))["cpu_time"])
+    path = trained / "benchmarks/train.tsv"
+    with path.open(newline="") as table:
+        row = next(csv.DictReader(table, delimiter="\t"), {})
+    try:
+        return float(row["cpu_time"])
+    except (KeyError, TypeError, ValueError) as error:
+        fix = "delete the file and what training wrote beside it, so that it trains again"
+        raise DataError(located("not the benchmark of a rule", file=path, field="cpu_time", fix=fix)) from error
 
 
 def _starts(summary: dict[str, Any]) -> list[str]:

@@ -19,8 +19,12 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = ("Snakefile", "rules", "workflow_scripts", "src", "config", "envs", "profiles")
-RUN = "results/shapes_9"
-TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html", f"{RUN}/data/complete")
+RUN, OTHER = "results/shapes_9", "results/shapes_4"
+TARGETS = (
+    *("shapes_9/eval.json", "shapes_9/report.html", "shapes_9/data/complete"),
+    *("compare/shapes_9+shapes_4/report.html", "ablation/shapes_9/summary.json"),
+)
+STEPS = {"training": {"max_steps": 2, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1}}
 CHANGES = {
     "data": {
         "tiny": 4,
@@ -36,8 +40,17 @@ CHANGES = {
         }
     },
     "predict": {"max_new_tokens": 48},
+    "calibrate": {"held_out": 12, "method": "logistic"},
     "evaluate": {"bootstrap": 10},
     "report": {"gallery": 4},
+    "ablation": {
+        "base": STEPS,
+        "arms": ["tokens"],
+        "seeds": [1],
+        "decode": ["argmax"],
+        "starts": ["base"],
+        "overrides": {"base": STEPS},
+    },
 }
 # What a rule leaves beside the outputs that it declares; the files of others are declared all.
 BESIDE = {
@@ -54,14 +67,15 @@ VARYING = re.compile(r"seconds|runtime|per_second|elapsed|remaining|speed|memory
 spec = importlib.util.spec_from_file_location("make_reruns", REPOSITORY / "docs" / "make_reruns.py")
 reruns = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reruns)
+PLAN = reruns.plan(CHANGES, TARGETS)
 
 
 def jobs() -> dict[str, tuple[str, ...]]:
-    """Outputs by rule, in the order of the work; of a rule with a job a split the one of `val`."""
-    plan = reruns.plan(CHANGES, reruns.TARGETS[:3])
+    """Outputs by rule, in the order of the work; of a rule with several jobs the one of the first run and of `val`."""
     found: dict[str, tuple[str, ...]] = {}
-    for rule in reruns.stages(plan):
-        own = sorted((name[1:] for name in plan if name[0] == rule), key=lambda files: "val" not in files[0])
+    for rule in reruns.stages(PLAN):
+        own = [name[1:] for name in PLAN if name[0] == rule]
+        own.sort(key=lambda files: (f"{RUN}/" not in files[0], "val" not in files[0]))
         if (REPOSITORY / "workflow_scripts" / f"{rule}.py").exists():  # others are targets
             found[rule] = own[0]
     return found
@@ -72,9 +86,9 @@ class Scene:
 
     started: typing.ClassVar[list[subprocess.Popen]] = []
 
-    def __init__(self, folder: Path, repository: Path):
-        self.folder, self.repository, self.times = folder, repository, 0
-        (folder / "changes.yaml").write_text(yaml.safe_dump(CHANGES))
+    def __init__(self, folder: Path, repository: Path, changes: dict):
+        self.folder, self.repository, self.changes, self.times = folder, repository, changes, 0
+        (folder / "changes.yaml").write_text(yaml.safe_dump(changes))
 
     def start(self, *arguments: str, fault: dict | None = None) -> subprocess.Popen:
         """`snakemake ARGUMENTS` as the leader of a process group of its own."""
@@ -184,3 +198,24 @@ def stop(process: subprocess.Popen) -> None:
     """Kill what a failed test left."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    """Ctrl-C; an error unless everything has ended soon."""
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) != 0
+    deadline = time.monotonic() + 20
+    while not group_is_gone(process):
+        assert time.monotonic() < deadline, "a process of the job is left"
+        time.sleep(0.1)
+
+
+def fill(disk: Path) -> None:
+    """Write a file until not a byte is free."""
+    size = 1 << 20
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        while size:
+            try:
+                filler.write(b"\0" * size)
+            except OSError:
+                size //= 2
