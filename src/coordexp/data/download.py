@@ -202,8 +202,9 @@ def _provide_one(name: str, target: str, entry: dict, paths: list[str], raw_dir:
     key = hashlib.sha256(target.encode()).hexdigest()[:12]
     file_name = PurePosixPath(urlsplit(download.url).path).name or "download"
     is_archive = file_name.endswith(".zip")
-    # not yet in its place: while this is there, the work is unfinished
-    fetched = work / f"{key}-{file_name}" if is_archive else raw_dir / f"{target}.fetched"
+    place = raw_dir / target
+    # while this is there, the work is unfinished; a plain file's lies beside its place, on the same disk
+    fetched = work / f"{key}-{file_name}" if is_archive else place.with_name(f".{place.name}.fetched")
     with _exclusive(work / f"{key}.lock"):
         begun = work / f"{key}.begun"  # unpacking has begun and may be unfinished
         receipt = work / f"{key}.json"
@@ -216,13 +217,12 @@ def _provide_one(name: str, target: str, entry: dict, paths: list[str], raw_dir:
         found = _fetched(download, fetched, raw_dir, policy)
         if is_archive:
             begun.touch()
-            folder = (raw_dir / target).parent
-            wanted = [(raw_dir / p).relative_to(folder).as_posix() for p in paths]
-            extract(fetched, folder, wanted, again=replaced)
+            wanted = [(raw_dir / p).relative_to(place.parent).as_posix() for p in paths]
+            extract(fetched, place.parent, wanted, again=replaced)
         _record(raw_dir, download.url, found)
         write_json(receipt, {"url": download.url, "paths": paths})
         begun.unlink(missing_ok=True)
-        fetched.unlink() if is_archive else fetched.replace(raw_dir / target)
+        fetched.unlink() if is_archive else fetched.replace(place)
 
 
 def _fetched(download: Download, to: Path, raw_dir: Path, policy: Policy) -> str:

@@ -115,12 +115,13 @@ def case(web, undisturbed, tmp_path):
 
 
 def midway(case, web):
-    """Snakemake, with its job in the middle of the transfer."""
+    """Snakemake, with its job in the middle of both transfers."""
     web.hold()
     process = case.start()
-    work = case.scene.folder / "resources/web/raw/.downloads"
-    arrived = lambda: [part.stat().st_size > SENT - 10_000 for part in work.glob("*.zip.part")]  # noqa: E731
-    case.scene.wait_for(lambda: arrived() == [True, True], process)
+    raw = case.scene.folder / "resources/web/raw"
+    sizes = lambda: [part.stat().st_size for part in raw.glob(".downloads/*.zip.part")]  # noqa: E731
+    arrived = lambda: len(sizes()) == 2 and min(sizes()) > SENT - 10_000  # noqa: E731
+    case.scene.wait_for(lambda: arrived() and (raw / "val.json").exists(), process)
     return process
 
 
