@@ -2,12 +2,14 @@
 
 python benchmarks/model_offsets.py --hidden 1024 --steps 6
 Each method runs in a process of its own: LoRA on the same layers, the same 1,000 rows trainable on input and (tied)
-output. Prints time of a step, peak memory above the loaded model, trainable parameters, and the loss after the steps.
+output. Time of a step, peak memory above the loaded model, trainable parameters and the last loss go to
+results/model_offsets.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import statistics
 import subprocess
@@ -16,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+RESULT = Path(__file__).parent / "results" / "model_offsets.json"
 METHODS = ("lora", "offsets", "trainable_token_indices")
 
 
@@ -59,13 +62,13 @@ def one(folder: Path, method: str, steps: int, length: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    count = sum(p.numel() for p in trainable)
-    print(
-        f"{method}: {statistics.median(times[1:]):.2f} s a step, {peak / 1e6:.2f} GB above the loaded model, "
-        f"{count:,} trainable parameters, loss {loss.item():.4f}",
-        flush=True,
-    )
+    facts = {
+        "median_seconds": round(statistics.median(times[1:]), 3),
+        "gb_above_the_model": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6, 3),
+        "trainable_parameters": sum(p.numel() for p in trainable),
+        "last_loss": round(loss.item(), 4),
+    }
+    print(json.dumps(facts), flush=True)
 
 
 def main() -> None:
@@ -78,12 +81,16 @@ def main() -> None:
     if args.one:
         one(Path(args.one[0]), args.one[1], args.steps, args.length)
         return
+    facts = {"hidden": args.hidden, "tokens": args.length, "steps": args.steps}
     with tempfile.TemporaryDirectory() as root:
         prepare(Path(root), args.hidden)
         for method in METHODS:
             command = [sys.executable, __file__, "--one", root, method]
             command += ["--steps", str(args.steps), "--length", str(args.length)]
-            subprocess.run(command, check=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            facts[method] = json.loads(done.stdout.splitlines()[-1])
+            print(method, facts[method], flush=True)
+    RESULT.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
