@@ -7,7 +7,7 @@ import pytest
 from coordexp.ablation import Ablation, Cell
 from coordexp.contract import Detection, Prediction
 from coordexp.errors import DataError
-from coordexp.io import write_json, write_jsonl, write_text
+from coordexp.io import sha256_file, write_json, write_jsonl, write_text
 from coordexp.report.ablation import spread, summarise, write_page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,13 +30,15 @@ def write_cell(cell: Cell, arms: Path) -> None:
         "f1": {"honest": {"micro": {"0.50": ap}}},
         "by_density": [{"objects_per_picture": "1-2", "objects": 3, "recall_50": ap}],
     }
-    write_json(arms / f"{cell.name}.json", {"coco": block, "lvis": None})
     box = Detection(desc="red square", norm=[0.1, 0.1, 0.2, 0.2], score=0.5)
     prediction = Prediction(
         image_id=1, source_width=8, source_height=8, protocol="open", finish="stop", text="", detections=[box] * 2,
         problems={"duplicates": 1}, token_ids=[1] * 30, token_logprobs=[0.0] * 30,
     )  # fmt: skip
-    write_jsonl(arms / cell.name / "1-of-1.jsonl", [prediction])
+    predictions = arms / cell.name / "1-of-1.jsonl"
+    write_jsonl(predictions, [prediction, prediction])
+    inputs = {"predictions": {"sha256": sha256_file(predictions)}}
+    write_json(arms / f"{cell.name}.json", {"coco": block, "lvis": None, "inputs": inputs})
     write_json(arms / cell.trained / "train/adapter/train_manifest.json", {"step": 10})
     write_text(arms / cell.trained / "benchmarks/train.tsv", "s\tcpu_time\n9.0\t5.0\n")
 
@@ -49,6 +51,16 @@ def summary(tmp_path):
     for seed in SECTION["seeds"]:
         write_text(tmp_path / f"base-{seed}/benchmarks/train.tsv", "s\tcpu_time\n90.0\t60.0\n")
     return summarise(ablation, arms, tmp_path, run="crowds_9")
+
+
+def test_predictions_that_lost_a_line_are_named(tmp_path):
+    ablation = Ablation({**SECTION, "arms": ["tokens"], "seeds": [1], "decode": ["argmax"]}, REPOSITORY)
+    (cell,) = ablation.cells()
+    write_cell(cell, tmp_path)
+    predictions = tmp_path / cell.name / "1-of-1.jsonl"
+    predictions.write_bytes(predictions.read_bytes().splitlines()[0])
+    with pytest.raises(DataError, match=r"1-of-1\.jsonl: not the file that eval.json was made from"):
+        summarise(ablation, tmp_path, tmp_path, run="crowds_9")
 
 
 @pytest.mark.parametrize("table", ["", "s\tcpu", "s\tcpu_time\n", "s\tcpu_time\n9.0\t", "s\tcpu_time\n9.0\t-\n"])

@@ -16,7 +16,7 @@ from coordexp.ablation import Ablation, Cell
 from coordexp.contract import Prediction
 from coordexp.errors import DataError, located
 from coordexp.io import read_json, read_jsonl, write_json, write_text
-from coordexp.report.page import render
+from coordexp.report.page import check_evaluated, render
 from coordexp.report.svg import intervals
 
 SCHEMA_VERSION = 1
@@ -67,8 +67,9 @@ def measured(cell: Cell, arms: Path) -> dict[str, float]:
     block = numbers["coco"] or numbers["lvis"]
     if block is None:
         raise DataError(located("neither coco nor lvis was computed", file=arms / f"{cell.name}.json"))
-    lines = read_jsonl(arms / cell.name / "1-of-1.jsonl")
-    predictions = [msgspec.convert(line, Prediction) for line in lines]
+    answers = arms / cell.name / "1-of-1.jsonl"
+    check_evaluated(answers, numbers)
+    predictions = [msgspec.convert(line, Prediction) for line in read_jsonl(answers)]
     objects = sum(len(p.detections) for p in predictions)
     recall = {f"recall_{row['objects_per_picture']}": row["recall_50"] for row in block["by_density"] if row["objects"]}
     steps = read_json(arms / cell.trained / "train/adapter/train_manifest.json")["step"]

@@ -84,6 +84,13 @@ def load_result(eval_json: str | Path) -> dict[str, Any]:
     return result
 
 
+def check_evaluated(predictions: str | Path, numbers: dict[str, Any]) -> None:
+    """DataError unless `numbers`, an eval.json, were made from the file `predictions` as it is."""
+    if sha256_file(predictions) != numbers["inputs"]["predictions"]["sha256"]:
+        fix = "give the predictions that were evaluated, or evaluate these"
+        raise DataError(located("not the file that eval.json was made from", file=predictions, fix=fix))
+
+
 def render(template: str, **context: Any) -> str:
     """A page from a template of this package with styles and script written into it."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
@@ -162,9 +169,7 @@ def _galleries(result: dict, predictions: Path, records: Path, count: int) -> li
     wanted = gallery.ids_of(chosen)
     if not wanted:
         return []
-    if sha256_file(predictions) != result["inputs"]["predictions"]["sha256"]:
-        fix = "give the predictions that were evaluated, or evaluate these"
-        raise DataError(located("not the file that eval.json was made from", file=predictions, fix=fix))
+    check_evaluated(predictions, result)
     found = gallery.find_records(records, wanted), gallery.find_predictions(predictions, wanted)
     return gallery.cards(chosen, *found, records.parent, result)
 
