@@ -47,7 +47,7 @@ def _tables(summary: dict[str, Any], start: str) -> str:
     named = {name: "recall, " + name.removeprefix("recall_").replace("-", " to ") + " objects" for name in recalls}
     return "\n".join(
         [
-            f"\nSeeds {', '.join(map(str, summary['seeds']))}. {cost if start == 'base' else ''}",
+            f"\nSeeds {', '.join(map(str, summary['seeds']))}. {cost if start == 'base' else ''}".rstrip() + "\n",
             _numbers(rows, NUMBERS),
             f"Read as `{READING}`:\n",
             _numbers([row for row in rows if row["decode"] == _reading(summary, row["arm"])], named | COSTS),

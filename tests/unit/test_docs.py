@@ -294,13 +294,6 @@ def test_the_picture_of_the_rules_is_up_to_date(tmp_path):
     assert make_dag.PICTURE.read_text() == make_dag.svg(make_dag.rulegraph(tmp_path)), "run: python docs/make_dag.py"
 
 
-def test_the_table_of_faults_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_faults", REPOSITORY / "docs" / "make_faults.py")
-    make_faults = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_faults)
-    assert make_faults.PAGE.read_text() == make_faults.page(), "run: python docs/make_faults.py"
-
-
 def test_the_citation_is_of_this_version():
     from coordexp import __version__
 
