@@ -104,3 +104,9 @@ def test_the_page_shows_every_arm(summary, tmp_path):
     write_page(summary, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert all(f"<td>{arm}</td>" in page for arm in SECTION["arms"]) and "<svg" in page
+
+
+def test_a_page_of_text_integers_alone(summary, tmp_path):
+    summary["arms"] = {name: {**about, "tokens": False} for name, about in summary["arms"].items()}
+    write_page(summary, tmp_path / "page.html")
+    assert "minus that of `text`" in (tmp_path / "page.html").read_text()

@@ -178,8 +178,8 @@ def _starts(summary: dict[str, Any]) -> list[str]:
 
 
 def _plot(summary: dict[str, Any], start: str, metric: str) -> Markup:
-    """Paired differences from the first arm with coordinate tokens: mean, and one standard deviation either side."""
-    reference = next(name for name, about in summary["arms"].items() if about["tokens"])
+    """Paired differences from the first arm with coordinate tokens, else the first: mean and one standard deviation."""
+    reference = next((name for name, about in summary["arms"].items() if about["tokens"]), next(iter(summary["arms"])))
     rows = []
     for entry in summary["differences"]:
         number = entry["numbers"][metric]
