@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from coordexp.report.ablation import METRICS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "ablation.md"
 SUMMARIES = REPOSITORY / "benchmarks" / "results" / "ablation"
-NUMBERS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP95": "AP95", "F1_50": "F1 at .5"}
-COSTS = {"duplicates": "duplicates a picture", "tokens_per_object": "tokens an object"}
-COSTS |= {"cpu_seconds_per_step": "CPU s a step"}
+COSTS = {name: METRICS[name] for name in ("duplicates", "tokens_per_object", "cpu_seconds_per_step")}
+NUMBERS = {name: label for name, label in METRICS.items() if name not in COSTS}
 READING = "local"  # the decoding that arms are compared under
 STARTS = {"base": "from a base that grounds in text integers", "scratch": "from random weights"}
 HEAD = """# The ablation, measured
@@ -48,20 +49,21 @@ def _tables(summary: dict[str, Any], start: str) -> str:
     return "\n".join(
         [
             f"\nSeeds {', '.join(map(str, summary['seeds']))}. {cost if start == 'base' else ''}".rstrip() + "\n",
-            _numbers(rows, NUMBERS),
+            _numbers(summary, rows, NUMBERS),
             f"Read as `{READING}`:\n",
-            _numbers([row for row in rows if row["decode"] == _reading(summary, row["arm"])], named | COSTS),
+            _numbers(summary, [row for row in rows if row["decode"] == _reading(summary, row["arm"])], named | COSTS),
             f"AP of an arm (row) minus that of another (column), read as `{READING}`:\n",
             _differences(summary, start),
         ]
     )
 
 
-def _numbers(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
+def _numbers(summary: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
     lines = [_line("arm", "decoding", *columns.values()), "|---" * (len(columns) + 2) + "|"]
     for row in rows:
         cells = [_cell(row["numbers"].get(name)) for name in columns]
-        lines.append(_line(f"`{row['arm']}`", row["decode"] if row["arm"] != "text" else "text", *cells))
+        decoding = row["decode"] if summary["arms"][row["arm"]]["tokens"] else "text"
+        lines.append(_line(f"`{row['arm']}`", decoding, *cells))
     return "\n".join(lines) + "\n"
 
 
