@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from scene import Scene, contents
+from scene import Scene, contents, fill
 
 GROWING = "downloads.lock.json"  # has a line for each file that is there
 
@@ -67,6 +67,16 @@ class Case:
         found = contents(self.scene.folder, self.names)
         whole = {name for name in found if "/." not in name and not name.endswith(GROWING)}
         assert {name for name in whole if self.expected.get(name) != found[name]} == set()
+
+    def check_a_full_disk(self, process, disk, release):
+        """Fill the disk under the stopped process and let it go on: it says so, and ends well once there is room."""
+        fill(disk)
+        release()
+        assert process.wait(900) != 0
+        assert "the disk is full" in self.scene.log.read_text(), self.scene.log.read_text()
+        self.check_nothing_is_half_written()
+        (disk / "filler").unlink()
+        self.check_the_same_command_ends_well()
 
     def check_the_same_command_ends_well(self):
         code, text = self.run()

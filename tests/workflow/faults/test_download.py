@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from case import Case
-from scene import REPOSITORY, Scene, fill, interrupt, stop
+from scene import REPOSITORY, Scene, interrupt, stop
 
 ROW = "download over HTTP"
 SENT = 2_500_000  # bytes of each archive that have been sent when a fault happens
@@ -158,13 +158,7 @@ def test_ctrl_c(web, case, cell):
 
 def test_disk_full(small_disk, web, case, cell):
     process = midway(case, web)
-    fill(small_disk)
-    web.release.set()
-    assert process.wait(900) != 0
-    assert "the disk is full" in case.scene.log.read_text(), case.scene.log.read_text()
-    case.check_nothing_is_half_written()
-    (small_disk / "filler").unlink()
-    case.check_the_same_command_ends_well()
+    case.check_a_full_disk(process, small_disk, web.release.set)
     cell.update(lost_seconds=case.lost(), fetched_again=web.fetched_again())
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import pytest
 from case import Case
 from running import answer
-from scene import BESIDE, CHILD, OTHER, PLAN, REPOSITORY, RUN, Scene, fill, interrupt, jobs, stop
+from scene import BESIDE, CHILD, OTHER, PLAN, REPOSITORY, RUN, Scene, interrupt, jobs, stop
 
 OUTPUTS = jobs()
 QUICK = ("convert_resize",)  # its faults run in CI, those of the others by `make soak`
@@ -106,13 +106,7 @@ def test_ctrl_c(rule, case, cell):
 def test_disk_full(rule, small_disk, case, cell):
     one = case(rule)
     process = one.held(MOMENT.get(rule, {"moment": 1}))
-    fill(small_disk)
-    one.scene.release()
-    assert process.wait(900) != 0
-    assert "the disk is full" in one.scene.log.read_text(), one.scene.log.read_text()
-    one.check_nothing_is_half_written()
-    (small_disk / "filler").unlink()
-    one.check_the_same_command_ends_well()
+    one.check_a_full_disk(process, small_disk, one.scene.release)
     cell["lost_seconds"] = one.lost()
 
 
