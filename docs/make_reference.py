@@ -132,6 +132,8 @@ def _default(path: str, value: Any) -> str:
         value = msgspec.to_builtins(struct())[key]
     if path == "predict.temperature":
         return "the recipe's"
+    if path == "predict.geometry":
+        return "the records'"
     if path == "data.num_workers":
         return "`null`"
     return "" if value is None else f"`{json.dumps(value)}`"

@@ -128,11 +128,17 @@ class Settings:
     def answering(self, recipe: Recipe, **own: Any) -> dict[str, Any]:
         """How a model trained by `recipe` is asked and read, for params; `own` options win over the `predict` section.
 
-        The temperature is the one that it trained with, unless the configuration gives another.
+        The temperature is the one that it trained with and the geometry what its records carry, unless the
+        configuration gives another.
         """
         section = {key: value for key, value in self.config["predict"].items() if key not in ("pictures", "shards")}
         custom = recipe.custom
-        options = {"temperature": custom.loss.temperature, **section, **own}
+        learnt = {
+            "temperature": custom.loss.temperature,
+            "geometry": ["bbox_2d"] if self.data["geometry"] == "bbox" else ["bbox_2d", "poly"],
+            "poly_max_points": self.data["poly_max_points"],
+        }
+        options = {**learnt, **section, **own}
         return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
 
     def size(self, run: str, *, small: int, large: int) -> int:

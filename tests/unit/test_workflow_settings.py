@@ -59,6 +59,20 @@ def test_the_run_s_own_entry_wins():
     assert settings.recipe("shapes_9").training["max_steps"] != 3
 
 
+@pytest.mark.parametrize(
+    ("data", "predict", "kinds"),
+    [
+        ({}, {}, ["bbox_2d"]),
+        ({"geometry": "poly"}, {}, ["bbox_2d", "poly"]),  # a polygon that simplifies badly is a box
+        ({"geometry": "poly"}, {"geometry": ["poly"]}, ["poly"]),
+    ],
+)
+def test_answers_may_hold_the_geometry_that_was_learnt(data, predict, kinds):
+    settings = load(lambda c: (c["data"].update(data, poly_max_points=9), c["predict"].update(predict)))
+    options = settings.answering(settings.recipe("shapes_9"))["options"]
+    assert (options["geometry"], options["poly_max_points"]) == (kinds, 9)
+
+
 def test_a_mixture_names_its_files_as_the_rules_do(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     mixed = {"custom": {"fusion_config": "config/fusion/shapes_twice.yaml"}}

@@ -1,0 +1,32 @@
+"""The main job with polygons: learnt, answered and scored as masks, by one key of the configuration."""
+
+import pytest
+from running import SMALL, Workflow
+
+from coordexp.io import read_json, read_jsonl, read_records
+from coordexp.settings_file import merge
+
+RUN = "results/shapes_9"
+
+
+@pytest.fixture(scope="module")
+def polygons(tmp_path_factory) -> Workflow:
+    workflow = Workflow(tmp_path_factory.mktemp("polygons"), merge(SMALL, {"data": {"geometry": "poly"}}))
+    workflow.run(f"{RUN}/eval.json", f"{RUN}/report.html")
+    return workflow
+
+
+def test_records_carry_polygons(polygons):
+    objects = [o for r in read_records(polygons.path(f"{RUN}/data/train.coord.jsonl"), "token") for o in r.objects]
+    assert sum(o.poly is not None for o in objects) > len(objects) / 2
+
+
+def test_answers_hold_what_was_learnt(polygons):
+    found = [d for line in read_jsonl(polygons.path(f"{RUN}/eval/predictions.jsonl")) for d in line["detections"]]
+    assert any("poly" in detection for detection in found)
+
+
+def test_masks_are_scored(polygons):
+    numbers = read_json(polygons.path(f"{RUN}/eval.json"))
+    assert {"AP", "AP50"} <= set(numbers["coco"]["segm"]["metrics"])
+    assert "predicted polygons" in polygons.path(f"{RUN}/report.html").read_text()
