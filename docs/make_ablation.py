@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "ablation.md"
 SUMMARIES = REPOSITORY / "benchmarks" / "results" / "ablation"
 COSTS = {name: METRICS[name] for name in ("duplicates", "tokens_per_object", "cpu_seconds_per_step")}
-NUMBERS = {name: label for name, label in METRICS.items() if name not in COSTS}
+NUMBERS = {name: label for name, label in METRICS.items() if name not in COSTS and name != "steps"}
 READING = "local"  # the decoding that arms are compared under
 STARTS = {"base": "from a base that grounds in text integers", "scratch": "from random weights"}
 HEAD = """# The ablation, measured
@@ -37,7 +37,16 @@ def page() -> str:
 
 def _section(summary: dict[str, Any]) -> str:
     starts = dict.fromkeys(row["start"] for row in summary["rows"])
-    return "".join(f"\n## `{summary['run']}`, {STARTS[start]}\n{_tables(summary, start)}" for start in starts)
+    return "".join(
+        f"\n## `{summary['run']}`, {STARTS[start]}, {_steps(summary, start)} steps\n{_tables(summary, start)}"
+        for start in starts
+    )
+
+
+def _steps(summary: dict[str, Any], start: str) -> str:
+    """Steps of every arm; fewest to most where arms differ."""
+    found = {n for row in summary["rows"] if row["start"] == start for n in row["numbers"]["steps"]["values"]}
+    return " to ".join(f"{n:,.0f}" for n in sorted({min(found), max(found)}))
 
 
 def _tables(summary: dict[str, Any], start: str) -> str:

@@ -86,6 +86,7 @@ def test_a_row_is_the_mean_over_seeds(summary):
     assert row["numbers"]["tokens_per_object"]["mean"] == 15
     assert row["numbers"]["duplicates"]["mean"] == 1
     assert row["numbers"]["cpu_seconds_per_step"]["mean"] == 0.5
+    assert row["numbers"]["steps"]["mean"] == 10
     assert summary["base"]["cpu_seconds"]["mean"] == 60
 
 

@@ -29,6 +29,7 @@ METRICS = {
     "duplicates": "duplicates a picture",
     "tokens_per_object": "tokens an object",
     "cpu_seconds_per_step": "CPU s a step",
+    "steps": "steps",
 }
 COMPARED = ("AP", "AP50", "AP75", "AP95")
 
@@ -81,6 +82,7 @@ def measured(cell: Cell, arms: Path) -> dict[str, float]:
         "duplicates": sum(p.problems.get("duplicates", 0) for p in predictions) / len(predictions),
         "tokens_per_object": sum(len(p.token_ids) for p in predictions) / max(objects, 1),
         "cpu_seconds_per_step": _cpu_seconds(arms / cell.trained) / steps,
+        "steps": steps,
     }
 
 
