@@ -22,14 +22,15 @@ from coordexp.settings_file import convert, merge, read_extended
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
 
-# Arguments of ms-swift that put another loss in the place of ours, or hide the logits from it; values that do not.
-FOREIGN_LOSS: dict[str, tuple[str, tuple[Any, ...]]] = {
+# Arguments of ms-swift with which the loss, its logits or the samples of an epoch would not be ours; values that are sound.
+FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_liger_kernel": ("its fused loss makes no logits, which every term reads", (None, False)),
     "sequence_parallel_size": ("a sequence cut over processes tears boxes apart", (None, 1)),
     "enable_dft_loss": ("is another loss", (None, False)),
     "enable_channel_loss": ("is another loss", (None, False)),
     "label_smoothing_factor": ("would not reach the loss; custom.loss.sigma spreads coordinates", (None, 0)),
     "loss_scale": ("would not reach the loss; custom.loss.text weighs text", (None, "default")),
+    "dataloader_multiprocessing_context": ("loaders that are not forked draw the first epoch for ever", (None, "fork")),
 }
 
 
@@ -285,7 +286,7 @@ def _check_values(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -
     for key in ("packing", "padding_free"):
         if given.get(key, ("", False))[1] and not flash:
             refuse(key, "only flash attention keeps the packed samples apart", "set model.attn_impl: flash_attention_2")
-    for key, (problem, harmless) in FOREIGN_LOSS.items():
+    for key, (problem, harmless) in FOREIGN.items():
         if key in given and given[key][1] not in harmless:
             refuse(key, problem, "remove it")
 

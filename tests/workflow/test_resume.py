@@ -1,5 +1,6 @@
-"""A training that was killed continues at its last whole checkpoint and ends with the same weights."""
+"""A training that was killed continues at its last whole checkpoint and ends with the same weights; epochs differ."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,11 +17,34 @@ from coordexp.swift.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
+PICTURES = 24
+BATCH = 12  # so that a killed run goes on in another epoch than it began in
+# What loader workers draw, by epoch; they are forked from a process that has this in place.
+WATCHED = """
+import json, os, sys
+from pathlib import Path
+from coordexp.data.samples import Samples
+from coordexp.swift.train import run
+
+drawn, draw = os.open(sys.argv[2], os.O_APPEND | os.O_WRONLY | os.O_CREAT), Samples.get
+
+
+def get(self, index, epoch):
+    sample = draw(self, index, epoch)
+    if os.getpid() != main:
+        order = [obj.norm for obj in sample.record.objects]
+        os.write(drawn, (json.dumps([index, epoch, order]) + "\\n").encode())
+    return sample
+
+
+main, Samples.get = os.getpid(), get
+run(Path(sys.argv[1]))
+"""
 
 
 def recipe(data, **training):
     overrides = {
-        "training": {"max_steps": STEPS, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
+        "training": {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "save_steps": 2, "logging_steps": 1},
         "custom": {"train_jsonl": str(data / "train.coord.jsonl"), "object_ordering": "random"},
     }
     overrides["training"] |= training
@@ -68,6 +92,22 @@ def test_killed_and_run_again_is_the_same_training(uninterrupted, shapes_data, t
     again = weights(tmp_path / "adapter")
     assert again.keys() == uninterrupted.keys()
     assert all(torch.equal(again[name], uninterrupted[name]) for name in again)
+
+
+def test_every_epoch_is_drawn_anew(shapes_data, tiny_model, tmp_path, monkeypatch):
+    """Three epochs: each shows every picture once, and orders of objects change from one to the next."""
+    file = tmp_path / "drawn.jsonl"
+
+    def launch(job_file, layout):
+        subprocess.run([sys.executable, "-c", WATCHED, str(job_file), str(file)], check=True)
+        return True
+
+    monkeypatch.setattr("coordexp.swift.train.launch", launch)
+    train(recipe(shapes_data), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    drawn = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted((epoch, index) for index, epoch, _ in drawn) == [(e, i) for e in range(3) for i in range(PICTURES)]
+    orders = {epoch: {index: order for index, e, order in drawn if e == epoch} for epoch in range(3)}
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def test_a_finished_training_is_published_again_without_another_step(shapes_data, tiny_model, tmp_path, capfd):
