@@ -22,7 +22,7 @@ from coordexp.settings_file import convert, merge, read_extended
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
 
-# Arguments of ms-swift with which the loss, its logits or the samples of an epoch would not be ours; values that are sound.
+# Arguments of ms-swift with which the loss, its logits or the samples would not be ours; values that are sound.
 FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_liger_kernel": ("its fused loss makes no logits, which every term reads", (None, False)),
     "sequence_parallel_size": ("a sequence cut over processes tears boxes apart", (None, 1)),
