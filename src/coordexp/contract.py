@@ -74,7 +74,11 @@ class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What evaluation needs and training must not lose. Sizes are pixels of the source picture."""
+    """What evaluation needs and training must not lose. Sizes are pixels of the source picture.
+
+    not_exhaustive_category_ids: LVIS's list, and the categories that the conversion left an annotation out of (a
+    crowd, an empty box), of any layout: neither all objects nor the absence of these are known.
+    """
 
     image_id: int | str
     source_width: int

@@ -22,6 +22,7 @@ from coordexp.settings_file import convert, merge, read_extended
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
 
+ONLY_TRAINED = "would not reach inference, which asks custom.user_prompt alone"
 # Arguments of ms-swift with which the loss, its logits or the samples would not be ours; values that are sound.
 FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_liger_kernel": ("its fused loss makes no logits, which every term reads", (None, False)),
@@ -30,6 +31,13 @@ FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "enable_channel_loss": ("is another loss", (None, False)),
     "label_smoothing_factor": ("would not reach the loss; custom.loss.sigma spreads coordinates", (None, 0)),
     "loss_scale": ("would not reach the loss; custom.loss.text weighs text", (None, "default")),
+    "system": (ONLY_TRAINED, (None, "")),
+    "use_chat_template": (ONLY_TRAINED, (None, True)),
+    "response_prefix": (ONLY_TRAINED, (None, "")),
+    "enable_thinking": (ONLY_TRAINED, (None,)),
+    "add_non_thinking_prefix": (ONLY_TRAINED, (None,)),
+    "agent_template": (ONLY_TRAINED, (None,)),
+    "template_backend": (ONLY_TRAINED, (None, "swift")),
     "dataloader_multiprocessing_context": ("loaders that are not forked draw the first epoch for ever", (None, "fork")),
 }
 
@@ -260,6 +268,7 @@ def typed(raw: Mapping[str, Any], path: str | Path) -> Recipe:
         raise ConfigError(located(problem, file=path, field="custom.coord_offset", fix=fix))
     if custom.detection_eval.every:
         _check_saving(sections["training"], path)
+    _check_effects(custom, path)
     return Recipe(**sections, custom=custom)
 
 
@@ -289,6 +298,21 @@ def _check_values(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -
     for key, (problem, harmless) in FOREIGN.items():
         if key in given and given[key][1] not in harmless:
             refuse(key, problem, "remove it")
+
+
+def _check_effects(custom: Custom, path: str | Path) -> None:
+    """ConfigError for a setting that would do nothing because of another."""
+    loss, tokens = custom.loss, "custom.coord_tokens.enabled: true"
+    geometry, shuffled = "a weight for custom.loss.l1, giou or ciou", custom.object_ordering == "random"
+    for field, given, has_effect, needs in (
+        ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
+        ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
+        ("loss.matching", loss.matching != "none", loss.l1 or loss.giou or loss.ciou, geometry),
+        ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
+        ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
+    ):
+        if given and not has_effect:
+            raise ConfigError(located("has no effect", file=path, field=f"custom.{field}", fix=f"it needs {needs}"))
 
 
 def _check_saving(training: Mapping[str, Any], path: str | Path) -> None:

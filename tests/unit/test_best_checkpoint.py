@@ -97,6 +97,15 @@ def test_polygons_are_scored_too(shapes_data, tiny_model):
     assert scorer.score(answers)["AP"] == 1
 
 
+def test_a_model_is_asked_what_it_is_taught_to_answer(shapes_data, tiny_model):
+    from coordexp.watch.detection import DetectionScorer
+
+    for ratio, protocol in ((0.5, "open"), (1.0, "picture_categories")):
+        watched = DetectionEval(every=1)
+        custom = Custom(val_jsonl=str(shapes_data / "val.coord.jsonl"), detection_eval=watched, category_ratio=ratio)
+        assert DetectionScorer(custom, tiny_model).options.protocol == protocol
+
+
 def test_shares_make_up_all_pictures(shapes_data, tiny_model):
     scorer = scorer_of(shapes_data, tiny_model, pictures=5, max_new_tokens=24)
     model = Checkpoint(tiny_model, PredictOptions(), PromptStyle()).model

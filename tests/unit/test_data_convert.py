@@ -126,6 +126,7 @@ def test_crowds_are_counted_or_marked(tmp_path, crowd):
     (record,) = pixel_records(tmp_path / "out")
     assert [o.iscrowd for o in record.objects] == ([False] if crowd == "skip" else [False, True])
     assert stats["objects"]["dropped"] == ({"crowd": 1} if crowd == "skip" else {})
+    assert record.metadata.not_exhaustive_category_ids == ([7] if crowd == "skip" else [])  # not known to be absent
     assert balanced(stats)
 
 

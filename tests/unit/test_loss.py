@@ -302,6 +302,13 @@ def test_another_description_is_avoided():
     assert torch.equal(classes[pairs.predicted], classes[pairs.target])
 
 
+def test_a_box_that_is_not_a_number_is_left_to_the_loss_to_report():
+    boxes = torch.tensor([[0.1, 0.1, 0.2, 0.2], [torch.nan, 0.1, 0.2, 0.2]])
+    nothing = torch.zeros(2, dtype=torch.long)
+    pairs = match(boxes, boxes.nan_to_num(), nothing, nothing, "hungarian")
+    assert sorted(pairs.predicted.tolist()) == sorted(pairs.target.tolist()) == [0, 1]
+
+
 @pytest.mark.parametrize("kind", ["hungarian", "sinkhorn"])
 def test_permuting_truth_or_predictions_changes_no_matched_term(kind):
     predicted, target, pictures, classes, _ = crowd()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from coordexp.errors import ConfigError, DataError
+from coordexp.io import write_json
 from coordexp.loss.objective import Counts
 from coordexp.loss.targets import Targets
 from coordexp.model import tiny, vocab
-from coordexp.recipe import CoordOffset, CoordTokens, Custom, load_recipe
+from coordexp.recipe import CoordOffset, CoordTokens, Custom, DetectionEval, load_recipe
 from coordexp.swift.loss import CoordLoss
 from coordexp.swift.train import fingerprint
 from coordexp.swift.trainer import CoordTrainer, check_start
@@ -67,6 +68,48 @@ def test_a_gradient_that_is_no_number_stops_the_run_but_in_fp16(monkeypatch):
     trainer.args.fp16 = True
     assert trainer._get_grad_norm(None, float("inf")) is None
     assert trainer._get_grad_norm(None, 2.5) == 2.5
+
+
+@pytest.fixture
+def key_of(tmp_path):
+    """Key of a run of a tiny base with this `custom` section."""
+    vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
+    recipe = Path(__file__).parents[2] / "config/train/sft_base.yaml"
+    return lambda **custom: fingerprint(load_recipe(recipe, {"custom": custom}), tmp_path / "model")
+
+
+def test_the_key_of_a_run_follows_all_that_a_mixture_names(key_of, tmp_path):
+    data, base, mixture = (tmp_path / name for name in ("a.jsonl", "base.yaml", "mixture.yaml"))
+    data.write_text("{}\n")
+    base.write_text("seed: 1")
+    mixture.write_text("extends: base.yaml\nsources: {a: {jsonl: a.jsonl}}")
+    keys = [key_of(fusion_config=str(mixture))]
+    assert key_of(fusion_config=str(mixture)) == keys[0]
+    for file, text in ((data, "{} \n"), (base, "seed: 2"), (mixture, mixture.read_text() + "\nepoch_size: 3")):
+        file.write_text(text)
+        keys.append(key_of(fusion_config=str(mixture)))
+    assert len(set(keys)) == 4
+
+
+def test_the_key_of_a_run_follows_how_pictures_were_made_but_not_where_they_lie(key_of, tmp_path):
+    keys = []
+    for place, quality in (("here", 95), ("there", 95), ("here", 80)):
+        folder = tmp_path / place
+        made = {"image_dirs": [str(folder)], "jpeg_quality": quality}
+        write_json(folder / "images/train/.pictures.json", made)
+        (folder / "train.jsonl").write_text("{}\n")
+        keys.append(key_of(train_jsonl=str(folder / "train.jsonl")))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_detection_alone_chooses_where_it_is_asked_to(monkeypatch):
+    """An evaluation loss at the same steps does not take its place."""
+    monkeypatch.setattr("swift.trainers.Seq2SeqTrainer._determine_best_metric", lambda *_, **__: True)
+    trainer = CoordTrainer.__new__(CoordTrainer)
+    for every, chosen in ((0, True), (10, False)):
+        custom = Custom(detection_eval=DetectionEval(every=every))
+        monkeypatch.setattr("coordexp.swift.trainer.custom_section", lambda custom=custom: custom)
+        assert trainer._determine_best_metric(metrics={"eval_loss": 1.0}, trial=None) is chosen
 
 
 def test_the_key_of_a_run_follows_recipe_data_weights_and_tokenizer(tmp_path):

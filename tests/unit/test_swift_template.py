@@ -12,7 +12,7 @@ from coordexp import io, prompt
 from coordexp.errors import DataError
 from coordexp.loss.targets import IGNORE
 from coordexp.model.vocab import coord_ids
-from coordexp.recipe import Custom, Loss
+from coordexp.recipe import CoordTokens, Custom, Loss
 
 
 @contextmanager
@@ -101,8 +101,6 @@ def test_collated_targets_stand_in_the_order_of_the_labels(encoder):
 
 
 def test_pixel_files_are_quantised_when_the_recipe_says_so(encoder, shapes_data, tiny_model):
-    from coordexp.recipe import CoordTokens
-
     encode, rows = encoder
     expected = [encode.encode(dict(row))["input_ids"] for row in rows.select(range(3))]
     pixels = {"train_jsonl": str(shapes_data / "train.jsonl"), "coord_tokens": CoordTokens(skip_bbox_norm=False)}
@@ -110,9 +108,22 @@ def test_pixel_files_are_quantised_when_the_recipe_says_so(encoder, shapes_data,
         assert [again.encode(dict(row))["input_ids"] for row in others.select(range(3))] == expected
 
 
-def test_integers_carry_no_coordinate_slots(shapes_data, tiny_model):
-    from coordexp.recipe import CoordTokens
+def test_slots_are_held_to_what_the_codec_s_bins_mean(shapes_data, tiny_model):
+    """The unrounded target lies within the bin that the answer names, also where bins are fractions of size - 1."""
+    encoded = encode_one(
+        tiny_model,
+        shapes_data / "train.jsonl",
+        coord_tokens=CoordTokens(skip_bbox_norm=False),
+        emit_norm="norm1000_legacy",
+    )
+    start = coord_ids(tiny_model).start
+    bins = [label - start for label in encoded["labels"] if start <= label < start + 1000]
+    held = [coord * 999 for coord in encoded["coord_targets"].coords]
+    assert len(bins) == len(held) > 0
+    assert all(abs(k - c) <= 1 for k, c in zip(bins, held, strict=True))
 
+
+def test_integers_carry_no_coordinate_slots(shapes_data, tiny_model):
     encoded = encode_one(
         tiny_model, shapes_data / "train.coord.jsonl", coord_tokens=CoordTokens(enabled=False, skip_bbox_norm=True)
     )

@@ -269,10 +269,10 @@ def _records(job: _Job, fd: int, images: list, rows: Rows, tally: statistics.Tal
     tally.skipped += batch.skipped
     tally.objects.update(batch.counts)
     records = []
-    for image, path, size, own in zip(own_images, paths, sizes, batch.objects, strict=True):
+    for image, path, size, own, lacks in zip(own_images, paths, sizes, batch.objects, batch.incomplete, strict=True):
         tally.counts["pictures without objects"] += not own
         if own or job.options.keep_empty:
-            records.append(_record(job, image, path, size, own))
+            records.append(_record(job, image, path, size, own, lacks))
             tally.counts[f"blocks:{size[0] * size[1] // job.options.factor**2}"] += 1
         else:
             tally.counts["pictures dropped:no objects"] += 1
@@ -300,7 +300,8 @@ def _picture(job: _Job, image: Image | Broken) -> tuple[str, tuple[int, int], st
     return f"{job.prefix}{name}", size, how
 
 
-def _record(job: _Job, image: Image, path: str, size: tuple[int, int], own: list) -> Record:
+def _record(job: _Job, image: Image, path: str, size: tuple[int, int], own: list, lacks: set[int]) -> Record:
+    listed = image.not_exhaustive_category_ids
     metadata = Metadata(
         image_id=image.id,
         source_width=image.width,
@@ -308,7 +309,7 @@ def _record(job: _Job, image: Image, path: str, size: tuple[int, int], own: list
         file_name=image.path,
         dataset=job.source.dataset,
         neg_category_ids=image.neg_category_ids,
-        not_exhaustive_category_ids=image.not_exhaustive_category_ids,
+        not_exhaustive_category_ids=sorted({*listed, *lacks}) if lacks else listed,
     )
     return Record([path], size[0], size[1], "pixel", own, metadata)
 

@@ -34,9 +34,13 @@ class Skip(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Batch(msgspec.Struct):
-    """Objects of each picture, what was left out, and counts for the statistics."""
+    """Objects of each picture, what was left out, and counts for the statistics.
+
+    incomplete: of each picture, the ids of the categories that an annotation was left out of.
+    """
 
     objects: list[list[Object]]
+    incomplete: list[set[int]]
     skipped: list[Skip]
     bad: list[Skip]
     counts: Counter
@@ -71,6 +75,7 @@ def build_objects(
     owner = rows.owner
     source = np.array([(i.width, i.height) for i in images], dtype=np.float64).reshape(-1, 2)
     kept, skipped, bad = _sorted_out(images, rows, owner, source[owner], descriptions, options)
+    incomplete = _incomplete(rows, owner, kept, images, descriptions)
     rows, owner = rows.take(kept, np.zeros(1, np.int64)), owner[kept]
     source, target = source[owner], np.array(sizes, dtype=np.float64).reshape(-1, 2)[owner]
     raw, size = xywh_to_xyxy(rows.boxes), np.tile(source, 2)
@@ -85,7 +90,16 @@ def build_objects(
         made = _box_objects(rows, norm, pixel, descriptions)
     _round_trip(norm, area(boxes), counts)
     counts["written"] = len(made)
-    return Batch(_ordered(made, norm, owner, images, options), skipped, bad, counts)
+    return Batch(_ordered(made, norm, owner, images, options), incomplete, skipped, bad, counts)
+
+
+def _incomplete(rows: Rows, owner: np.ndarray, kept: np.ndarray, images: list[Image], descriptions) -> list[set[int]]:
+    found: list[set[int]] = [set() for _ in images]
+    for i in np.setdiff1d(np.arange(len(rows)), kept).tolist():
+        category = int(rows.categories[i])
+        if category in descriptions:
+            found[owner[i]].add(category)
+    return found
 
 
 def _ordered(made: list[Object], norm: np.ndarray, owner: np.ndarray, images, options: Geometry) -> list[list[Object]]:

@@ -69,7 +69,7 @@ def sinkhorn(cost: torch.Tensor, epsilon: float, iterations: int = 50) -> torch.
 
 
 def _assign(cost: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, columns = linear_sum_assignment(cost.cpu().double().numpy())
+    rows, columns = linear_sum_assignment(cost.nan_to_num().cpu().double().numpy())  # NaN is the loss's to report
     place = {"device": cost.device}
     return (
         torch.as_tensor(rows, **place),

@@ -71,7 +71,7 @@ def augment(
     left = {obj.desc for obj in objects}
     gone = {obj.desc for obj in record.objects} - left
     asked = None if sample.categories is None else [name for name in sample.categories if name not in gone]
-    sample = sample._replace(record=changed, categories=asked or sample.categories)
+    sample = sample._replace(record=changed, categories=asked or None)  # nothing left to name: the open question
     return Augmented(sample, picture, len(record.objects) - len(objects))
 
 

@@ -15,10 +15,11 @@ from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 from swift.utils import get_logger
 
 from coordexp import prompt
-from coordexp.contract import COORD_BINS, Record
+from coordexp.contract import COORD_BINS, Object, Record
 from coordexp.data.samples import Sample
 from coordexp.data.tokenize import to_tokens
 from coordexp.errors import DataError
+from coordexp.geometry.norm1000 import in_codec
 from coordexp.loss.targets import IGNORE
 from coordexp.model.vocab import coord_ids
 from coordexp.swift.augment import augment
@@ -83,7 +84,7 @@ class CoordTemplate(Qwen3VLTemplate):
         return encoded
 
     def _targets(self, labels: list[int], sample: Sample) -> AnswerTargets:
-        section, objects = custom_section(), sample.record.objects
+        section, objects = custom_section(), in_codec_space(sample.record)
         answer = [label for label in labels if label != IGNORE]
         if not section.coord_tokens.enabled:
             return AnswerTargets.of(sample.place, [], len(answer))
@@ -139,6 +140,12 @@ class DeletingTemplate(CoordTemplate):
 def as_tokens(record: Record) -> Record:
     """The record in token space: as it is, or quantised from `norm` when the recipe reads pixel files."""
     return record if record.coord_space == "token" else to_tokens(record, custom_section().emit_norm)
+
+
+def in_codec_space(record: Record) -> list[Object]:
+    """Objects whose `norm` is what their slots are held to, in units of the recipe's codec."""
+    codec, size = custom_section().emit_norm, (record.width, record.height)
+    return [msgspec.structs.replace(obj, norm=in_codec(obj.norm, codec, size)) for obj in record.objects]
 
 
 def style_of(sample: Sample) -> prompt.PromptStyle:

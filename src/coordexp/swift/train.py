@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from coordexp.data import fusion
 from coordexp.errors import ConfigError, CoordExpError, ModelError, located
 from coordexp.fingerprint import code_fingerprint
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
@@ -111,13 +112,32 @@ def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
     code, and how many processes share a step, since that many batches make one."""
     facts = {**msgspec.to_builtins(recipe), "world": world}
     facts["code"] = code_fingerprint("coordexp.swift.plugin", (Path(__file__).resolve().parents[2],))
-    for name in ("train_jsonl", "val_jsonl", "fusion_config", "categories"):
-        path = facts["custom"].pop(name)
-        facts[name] = sha256_file(path) if path else None
+    facts |= {name: _content(facts["custom"].pop(name)) for name in ("train_jsonl", "val_jsonl", "categories")}
+    facts["mixture"] = _mixture(facts["custom"].pop("fusion_config"))
     for file in sorted(model_dir.glob("*.json")):
         facts[f"model/{file.name}"] = sha256_file(file)
     facts |= {f"model/{name}": sample for name, sample in shards.fingerprints(model_dir).items()}
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
+
+
+def _content(path: str | None) -> Any:
+    """The bytes of a file of the data, and by what the pictures beside it were made; wherever they lie."""
+    if not path:
+        return None
+    made = [read_json(marker) for marker in sorted(Path(path).parent.glob("images/*/.pictures.json"))]
+    return [sha256_file(path), [{k: v for k, v in by.items() if k != "image_dirs"} for by in made]]
+
+
+def _mixture(path: str | None) -> Any:
+    """A mixture as resolved, with the content of its files in the place of their paths."""
+    if not path:
+        return None
+    mixture = fusion.load(path)
+    sources = {
+        name: {**msgspec.to_builtins(source), "jsonl": _content(source.jsonl)}
+        for name, source in mixture.sources.items()
+    }
+    return {**msgspec.to_builtins(mixture), "sources": sources}
 
 
 def refuse_remote_code(model_dir: Path) -> None:

@@ -40,12 +40,18 @@ class CoordTrainer(Seq2SeqTrainer):
             fix = "without a GPU set training.use_cpu: true"
             problem = f"{started} processes were started, but each would train by itself"
             raise ConfigError(located(problem, found=self.args.world_size, fix=fix))
-        rows = [self.train_dataset[i] for i in range(min(8, len(self.train_dataset)))]
+        size = len(self.train_dataset)
+        spread = range(0, size, max(size // 8, 1))[:8]  # pictures without objects may come first
+        rows = [self.train_dataset[i] for i in spread]
         batch = self.data_collator(rows)
         counts = Counts(*batch[TARGETS]["counts"].tolist())
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Where detection chooses the checkpoint, an evaluation loss does not."""
+        return not custom_section().detection_eval.every and super()._determine_best_metric(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples or TARGETS not in batch_samples[0]:
@@ -69,9 +75,9 @@ class CoordTrainer(Seq2SeqTrainer):
 
 
 def check_start(counts: Counts, trainable: dict[str, int], custom: Custom) -> None:
-    """Say what the first samples supervise and what trains; ConfigError when that is not what the recipe means."""
+    """Say what some samples supervise and what trains; ConfigError when that is not what the recipe means."""
     logger.info(
-        f"first samples: {counts.text} text labels, {counts.slots} coordinate slots, {counts.boxes} boxes; "
+        f"some samples: {counts.text} text labels, {counts.slots} coordinate slots, {counts.boxes} boxes; "
         f"trainable: {sum(trainable.values()):,} parameters in {len(trainable)} tensors"
     )
     problems = []

@@ -42,7 +42,7 @@ class DetectionScorer(Scorer):
         if not any(record.objects for record in self.records):
             raise ConfigError(located("no object in these pictures", file=custom.val_jsonl, field="objects"))
         facts = [record.metadata for record in self.records]
-        federated = any(m.neg_category_ids or m.not_exhaustive_category_ids for m in facts)
+        federated = any(m.neg_category_ids for m in facts)
         categories = categories_of(self.records, custom.categories)
         path = Path(custom.val_jsonl)
         self.truth = truth.of_records(self.records, categories, federated=federated, path=path)
@@ -53,6 +53,8 @@ class DetectionScorer(Scorer):
             max_new_tokens=settings.max_new_tokens,
             temperature=custom.loss.temperature,
             geometry=kinds_of(self.records),
+            poly_max_points=longest(self.records),
+            protocol="picture_categories" if custom.category_ratio == 1 else "open",  # what it is taught to answer
         )
 
     def answer(self, model: nn.Module, share: int, shares: int) -> list[Prediction]:
@@ -77,6 +79,11 @@ def categories_of(records: Iterable[Record], table: str | None) -> list[Category
     else:
         names = {obj.category_id: obj.desc for record in records for obj in record.objects}
     return [Category(category_id, name) for category_id, name in names.items()]
+
+
+def longest(records: Iterable[Record]) -> int:
+    """Most points of a polygon in the records, at least the three that make one."""
+    return max((len(obj.poly) // 2 for record in records for obj in record.objects if obj.poly), default=3)
 
 
 def kinds_of(records: Iterable[Record]) -> tuple[str, ...]:
