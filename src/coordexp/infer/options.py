@@ -34,7 +34,7 @@ class PredictOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     pictures: str = "val"
     protocol: Protocol = "open"
-    decode: Decode = "expectation"
+    decode: Decode = "local"
     batch_size: Positive = 16
     max_new_tokens: Positive = 4096
     shards: Positive = 1
