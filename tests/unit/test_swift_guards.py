@@ -92,3 +92,16 @@ def test_the_key_of_a_run_follows_recipe_data_weights_and_tokenizer(tmp_path):
             file.write_text(file.read_text() + " ")
         keys.append(key())
     assert len(set(keys)) == 5
+
+
+def test_the_key_of_a_run_follows_what_a_mixture_names(tmp_path):
+    root = Path(__file__).parents[2]
+    vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
+    (tmp_path / "mix.json").write_text('{"sources": {"a": {"jsonl": "a.jsonl", "categories": "a.categories.json"}}}')
+    recipe = load_recipe(root / "config/train/sft_base.yaml", {"custom": {"fusion_config": str(tmp_path / "mix.json")}})
+    keys = []
+    for table, records in (("{}", "{}"), ("{} ", "{}"), ("{} ", "{} ")):
+        (tmp_path / "a.categories.json").write_text(table)
+        (tmp_path / "a.jsonl").write_text(records)
+        keys.append(fingerprint(recipe, tmp_path / "model"))
+    assert len(set(keys)) == 3

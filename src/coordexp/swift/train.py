@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from coordexp.data import fusion
 from coordexp.errors import ConfigError, CoordExpError, ModelError, located
 from coordexp.fingerprint import code_fingerprint
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
@@ -114,6 +115,8 @@ def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
     for name in ("train_jsonl", "val_jsonl", "fusion_config", "categories"):
         path = facts["custom"].pop(name)
         facts[name] = sha256_file(path) if path else None
+    if mixture := recipe.custom.fusion_config:
+        facts["mixture"] = [[sha256_file(file) for file in fusion.files(mixture, key)] for key in fusion.PATHS]
     for file in sorted(model_dir.glob("*.json")):
         facts[f"model/{file.name}"] = sha256_file(file)
     facts |= {f"model/{name}": sample for name, sample in shards.fingerprints(model_dir).items()}
