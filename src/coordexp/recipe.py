@@ -174,7 +174,8 @@ class Custom(msgspec.Struct, forbid_unknown_fields=True):
     Keys that are not named here say which samples are drawn (`SampleOptions`) and how they are written
     (`PromptStyle`). train_jsonl, val_jsonl: records to train on, records to watch. fusion_config: several data
     sets with ratios (YAML or JSON), instead of `train_jsonl`. categories: table of the categories that prompts
-    may name. sample_seed: of orders and of the categories in prompts. emit_norm: codec of the bins.
+    may name, where a source of the mixture has none of its own. sample_seed: of orders and of the categories in
+    prompts. emit_norm: codec of the bins.
     """
 
     train_jsonl: str | None = None

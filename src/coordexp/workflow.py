@@ -113,13 +113,14 @@ class Settings:
         name = {"train": "train", "val": "val_tiny"}[split] + (".coord" if custom.coord_tokens.skip_bbox_norm else "")
         return own or f"{self.data['output_base']}/{run}/data/{name}.jsonl"
 
-    def mixture(self, run: str) -> list[str]:
-        """The mixture that a run's recipe trains on and the files that it names; empty for one source."""
+    def mixture(self, run: str, *, tables: bool = True) -> list[str]:
+        """The mixture of a run's recipe and the files that it names, those of categories last; empty for one source."""
         config = self.recipe(run).custom.fusion_config
         if config is None:
             return []
         path = self.root / config
-        return [os.path.relpath(file) for file in (path, *fusion.files(path))]
+        named = [*fusion.files(path), *(fusion.files(path, "categories") if tables else [])]
+        return [os.path.relpath(file) for file in (path, *named)]
 
     def recipe_map(self, run: str) -> dict[str, Any]:
         """The resolved recipe as plain values, for params."""

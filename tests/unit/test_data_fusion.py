@@ -1,15 +1,20 @@
-"""Mixtures: configuration, quotas, rounds without repetition, and units."""
+"""Mixtures: configuration, quotas, rounds without repetition, units, and each source's categories."""
 
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
+from data_cases import write_dataset
 from test_data_records import record
 
+from coordexp.contract import Metadata
 from coordexp.data.fusion import Fusion, FusionConfig, FusionSource, load, quotas
+from coordexp.data.fusion import files as files_of
+from coordexp.data.samples import CategoryTable, SampleOptions, Samples, read_table, write_table
 from coordexp.data.tokenize import tokenize
 from coordexp.errors import ConfigError, DataError
-from coordexp.io import write_jsonl
+from coordexp.io import read_json, write_json, write_jsonl
 
 
 def files(tmp_path, **counts):
@@ -149,3 +154,140 @@ def test_an_empty_source_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(DataError, match="no records"):
         Fusion(load(config(tmp_path, "sources: {a: {jsonl: a.jsonl}}")), "token")
+
+
+STREET = CategoryTable({1: "person", 2: "dog", 3: "car"}, exhaustive=True)
+PARTS = {1: "bolt", 2: "hex_nut", 9: "washer"}
+
+
+def holding(i, *categories, neg=()):
+    """A picture with one box for each (id, description) of `categories`."""
+    bare = record(i, boxes=((0.1, 0.2, 0.5, 0.6),) * len(categories))
+    objects = [
+        msgspec.structs.replace(obj, category_id=category, desc=desc)
+        for obj, (category, desc) in zip(bare.objects, categories, strict=True)
+    ]
+    return msgspec.structs.replace(bare, objects=objects, metadata=Metadata(i, 640, 480, neg_category_ids=list(neg)))
+
+
+def write_sources(tmp_path, *parts):
+    """Streets, annotated exhaustively, and `parts`, where what is absent is listed."""
+    streets = [holding(1, (1, "person"), (3, "car")), holding(2)]
+    for name, rows in (("street", streets), ("parts", parts)):
+        write_jsonl(tmp_path / f"{name}.pixel.jsonl", rows)
+        tokenize(tmp_path / f"{name}.pixel.jsonl", tmp_path / f"{name}.jsonl")
+
+
+def mixed(tmp_path, own="", **options):
+    """Samples of both sources under the table of streets; `own` are further keys of the parts."""
+    text = f"sources: {{street: {{jsonl: street.jsonl}}, parts: {{jsonl: parts.jsonl{own}}}}}"
+    options = SampleOptions(**({"category_ratio": 1.0, "negatives": 9} | options))
+    return Samples(load(config(tmp_path, text)), "token", options, STREET)
+
+
+def asked(some, epoch=0):
+    """What each picture's prompt names, by its id."""
+    shown = [some.get(i, epoch) for i in range(len(some))]
+    return {s.record.metadata.image_id: s.categories and sorted(s.categories) for s in shown}
+
+
+def parts_manifest(tmp_path, layout="lvis"):
+    (tmp_path / "of_parts").mkdir()
+    return write_dataset(
+        tmp_path / "of_parts", categories=[{"id": i, "name": name} for i, name in PARTS.items()], layout=layout
+    )
+
+
+@pytest.mark.parametrize("kind", ["table", "manifest"])
+@pytest.mark.parametrize(("style", "nut"), [("pretty", "hex nut"), ("raw", "hex_nut")])
+def test_ids_of_a_source_are_looked_up_in_its_own_table(tmp_path, kind, style, nut):
+    write_sources(tmp_path, holding(7, (1, "bolt")), holding(8, (2, nut), neg=[9]), holding(9))
+    manifest = parts_manifest(tmp_path)
+    own = f", categories: of_parts/train.source.json, desc: {style}"
+    if kind == "table":
+        write_table(manifest, tmp_path / "parts.categories.json", style)
+        own = ", categories: parts.categories.json"
+    street = ["car", "dog", "person"]
+    assert asked(mixed(tmp_path, own)) == {1: street, 2: street, 7: ["bolt"], 8: sorted([nut, "washer"]), 9: None}
+
+
+def test_prompts_of_a_mixture_are_the_same_however_often_and_in_which_order_they_are_drawn(tmp_path):
+    write_sources(tmp_path, holding(7, (1, "bolt"), (9, "washer")), holding(8, (2, "hex nut"), neg=[9]))
+    parts_manifest(tmp_path)
+    one, two = (mixed(tmp_path, ", categories: of_parts/train.source.json", category_ratio=0.5) for _ in range(2))
+    places = [(i, epoch) for epoch in range(4) for i in range(len(one))]
+    assert {place: one.get(*place) for place in places} == {place: two.get(*place) for place in reversed(places)}
+
+
+def test_a_manifest_says_whether_its_annotations_are_exhaustive(tmp_path):
+    write_sources(tmp_path, holding(7, (1, "bolt")))
+    parts_manifest(tmp_path, layout="coco")
+    some = mixed(tmp_path, ", categories: of_parts/train.source.json")
+    assert asked(some)[7] == ["bolt", "hex nut", "washer"]
+
+
+@pytest.mark.parametrize(
+    ("obj", "words"),
+    [
+        ((1, "bolt"), r"desc: not the name of category 1 in the table .*; expected 'person', found 'bolt'"),
+        ((9, "washer"), r"category_id: no such id in the table .*; expected 'one of its 3 ids', found 9"),
+    ],
+)
+def test_a_record_of_another_table_is_an_error_and_no_wrong_prompt(tmp_path, obj, words):
+    write_sources(tmp_path, holding(7, (2, "dog")), holding(8, (2, "dog"), obj))
+    with pytest.raises(DataError, match=rf"parts\.jsonl:2: objects\[1\]\.{words}\n  -> .*`categories` of their source"):
+        asked(mixed(tmp_path))
+    assert asked(mixed(tmp_path, category_ratio=0.0))[8] is None  # nothing is looked up
+
+
+def test_the_names_of_a_manifest_in_another_style_are_an_error(tmp_path):
+    write_sources(tmp_path, holding(7, (2, "hex_nut")))
+    parts_manifest(tmp_path)
+    with pytest.raises(DataError, match=r"expected 'hex nut', found 'hex_nut'\n  -> .*`desc`"):
+        asked(mixed(tmp_path, ", categories: of_parts/train.source.json"))
+
+
+def test_every_source_needs_a_table_for_prompts_that_name_categories(tmp_path):
+    write_sources(tmp_path, holding(7, (1, "bolt")))
+    parts_manifest(tmp_path)
+    parts = "parts: {jsonl: parts.jsonl, categories: of_parts/train.source.json}"
+    mixture = load(config(tmp_path, f"sources: {{{parts}, street: {{jsonl: street.jsonl}}}}"))
+    with pytest.raises(DataError, match=r"sources\.street\.categories: .*table of categories\n.*custom\.categories"):
+        Samples(mixture, "token", SampleOptions(category_ratio=0.5), None)
+    only = msgspec.structs.replace(mixture, sources={"parts": mixture.sources["parts"]})
+    assert asked(Samples(only, "token", SampleOptions(category_ratio=1.0), None)) == {7: ["bolt"]}
+
+
+def test_tables_are_named_relative_to_the_file_and_inherited(tmp_path):
+    (tmp_path / "base").mkdir()
+    files(tmp_path / "base", a=1, b=1)
+    write_json(tmp_path / "base" / "a.categories.json", STREET)
+    source = "{jsonl: a.jsonl, categories: a.categories.json}"
+    config(tmp_path / "base", f"sources: {{a: {source}, b: {{jsonl: b.jsonl}}, c: {source}}}")
+    path = config(tmp_path, "extends: base/mix.yaml\nsources: {a: {ratio: 2}, c: {categories: null}}")
+    table = tmp_path / "base" / "a.categories.json"
+    assert {name: source.categories for name, source in load(path).sources.items()} == {
+        "a": str(table),
+        "b": None,
+        "c": None,
+    }
+    assert files_of(path, "categories") == [table]
+    assert files_of(path) == [tmp_path / "base" / f"{name}.jsonl" for name in "aba"]
+    assert read_table(table) == STREET
+
+
+def test_a_table_that_is_none(tmp_path):
+    write_sources(tmp_path, holding(7, (1, "bolt")))
+    with pytest.raises(ConfigError, match=r"sources\.parts\.categories: file not found; found '.*/no\.json'"):
+        mixed(tmp_path, ", categories: no.json")
+    write_json(tmp_path / "names.json", {"1": "bolt"})
+    with pytest.raises(DataError, match=r"names\.json: not a table of categories: .*\n  -> "):
+        mixed(tmp_path, ", categories: names.json")
+
+
+def test_the_form_of_a_table(tmp_path):
+    write_table(parts_manifest(tmp_path), tmp_path / "t.json", "pretty")
+    assert read_json(tmp_path / "t.json") == {
+        "names": {"1": "bolt", "2": "hex nut", "9": "washer"},
+        "exhaustive": False,
+    }

@@ -79,16 +79,19 @@ def key_of(tmp_path):
 
 
 def test_the_key_of_a_run_follows_all_that_a_mixture_names(key_of, tmp_path):
-    data, base, mixture = (tmp_path / name for name in ("a.jsonl", "base.yaml", "mixture.yaml"))
+    names = ("a.jsonl", "a.categories.json", "base.yaml", "mixture.yaml")
+    data, table, base, mixture = (tmp_path / name for name in names)
     data.write_text("{}\n")
+    table.write_text("{}")
     base.write_text("seed: 1")
-    mixture.write_text("extends: base.yaml\nsources: {a: {jsonl: a.jsonl}}")
+    mixture.write_text("extends: base.yaml\nsources: {a: {jsonl: a.jsonl, categories: a.categories.json}}")
     keys = [key_of(fusion_config=str(mixture))]
     assert key_of(fusion_config=str(mixture)) == keys[0]
-    for file, text in ((data, "{} \n"), (base, "seed: 2"), (mixture, mixture.read_text() + "\nepoch_size: 3")):
+    longer = mixture.read_text() + "\nepoch_size: 3"
+    for file, text in ((data, "{} \n"), (table, "{} "), (base, "seed: 2"), (mixture, longer)):
         file.write_text(text)
         keys.append(key_of(fusion_config=str(mixture)))
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
 
 
 def test_the_key_of_a_run_follows_how_pictures_were_made_but_not_where_they_lie(key_of, tmp_path):

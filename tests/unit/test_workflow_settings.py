@@ -1,6 +1,7 @@
 """The configuration: every key known, typos answered, types kept, run names understood."""
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_a_mixture_names_its_files_as_the_rules_do(monkeypatch):
         "results/shapes_9/data/train.coord.jsonl",
         "results/shapes_16/data/train.coord.jsonl",
     ]
+
+
+def test_the_tables_of_a_mixture_are_files_that_training_waits_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(REPOSITORY)
+    text = "sources: {a: {jsonl: a.jsonl, categories: a.source.json}, b: {jsonl: b.jsonl}}"
+    (tmp_path / "mix.yaml").write_text(text)
+    mixed = {"custom": {"fusion_config": str(tmp_path / "mix.yaml")}}
+    settings = load(lambda c: c["runs"].update({"shapes_9": mixed}))
+    *records, table = (os.path.relpath(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "a.source.json"))
+    assert settings.mixture("shapes_9")[1:] == [*records, table]
+    assert settings.mixture("shapes_9", tables=False)[1:] == records  # what held-out pictures must not be in
 
 
 @pytest.mark.parametrize(

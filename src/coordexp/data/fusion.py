@@ -6,7 +6,7 @@ seed: 17                  # of the mixture
 epoch_size: null          # pictures an epoch, shared out by ratio; null: ratio x length of each source
 sources:
   lvis: {jsonl: lvis/train.coord.jsonl, ratio: 1.0}
-  mine: {jsonl: mine/train.coord.jsonl, ratio: 0.5, seed: 3, user_prompt: "Find every part."}
+  mine: {jsonl: mine/train.coord.jsonl, ratio: 0.5, seed: 3, user_prompt: "Find every part.", categories: mine.json}
 ```
 A source's pictures come in shuffled rounds: none returns before all others were seen, across epochs too.
 """
@@ -24,6 +24,8 @@ from coordexp.errors import ConfigError, DataError, located
 from coordexp.io import decode_record
 from coordexp.settings_file import convert, read_extended
 
+PATHS = ("jsonl", "categories")  # keys of a source that name a file
+
 
 class FusionSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of the mixture. The prompt and answer settings left at None are the recipe's.
@@ -31,6 +33,8 @@ class FusionSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jsonl: relative to the fusion file. ratio: share of the file that an epoch takes (2 = all of it
     twice), or its weight if the mixture has an `epoch_size`. seed: of this source's shuffling.
     user_prompt, category_prompt: its prompt. object_field_order, json_format: its answer template.
+    categories: table of its category ids, relative to the fusion file: one that `samples.write_table` wrote, or
+    the Source manifest of its data set, whose names then read as `desc` says. None: the run's own table.
     """
 
     jsonl: str
@@ -40,6 +44,8 @@ class FusionSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category_prompt: str | None = None
     object_field_order: Literal["desc_first", "geometry_first"] | None = None
     json_format: Literal["standard", "compact"] | None = None
+    categories: str | None = None
+    desc: Literal["pretty", "raw"] = "pretty"
 
     @property
     def style(self) -> dict[str, str]:
@@ -104,15 +110,17 @@ def load(path: str | Path) -> FusionConfig:
             fix = "give a positive number, or set the source to null to drop it"
             where = f"sources.{name}.ratio"
             raise ConfigError(located("cannot mix this", file=path, field=where, found=source.ratio, fix=fix))
-        if not Path(source.jsonl).is_file():
-            raise ConfigError(located("file not found", file=path, field=f"sources.{name}.jsonl", found=source.jsonl))
+        for key in PATHS:
+            file = getattr(source, key)
+            if file is not None and not Path(file).is_file():
+                raise ConfigError(located("file not found", file=path, field=f"sources.{name}.{key}", found=file))
     return config
 
 
-def files(path: str | Path) -> list[Path]:
-    """The JSONL files that the mixture at `path` names, absolute, whether they are there or not."""
-    sources = _sources(read_extended(path, _absolute), path)
-    return [Path(source["jsonl"]) for source in sources.values() if isinstance(source, dict) and "jsonl" in source]
+def files(path: str | Path, key: Literal["jsonl", "categories"] = "jsonl") -> list[Path]:
+    """The files that the mixture at `path` names under `key`, absolute, whether they are there or not."""
+    sources = _sources(read_extended(path, _absolute), path).values()
+    return [Path(source[key]) for source in sources if isinstance(source, dict) and source.get(key) is not None]
 
 
 def _sources(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -125,8 +133,9 @@ def _sources(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 def _absolute(raw: dict[str, Any], path: Path) -> None:
     for source in _sources(raw, path).values():
-        if isinstance(source, dict) and isinstance(source.get("jsonl"), str):
-            source["jsonl"] = str((path.parent / source["jsonl"]).resolve())
+        for key in PATHS:
+            if isinstance(source, dict) and isinstance(source.get(key), str):
+                source[key] = str((path.parent / source[key]).resolve())
 
 
 def quotas(config: FusionConfig, lengths: list[int]) -> list[int]:

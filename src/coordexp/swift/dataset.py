@@ -14,9 +14,8 @@ from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
 
 from coordexp.data import fusion
-from coordexp.data.samples import CategoryTable, Sample, Samples, one_file
+from coordexp.data.samples import Sample, Samples, one_file, read_table
 from coordexp.errors import ConfigError
-from coordexp.io import read_json
 from coordexp.swift.settings import custom_section
 
 TRAIN, VAL = "coordexp_train", "coordexp_val"
@@ -53,7 +52,7 @@ def samples(split: str) -> Samples:
     expect = "token" if section.coord_tokens.skip_bbox_norm else "pixel"
     options, table = section.samples, None
     if section.categories:
-        table = msgspec.convert(read_json(section.categories), CategoryTable, strict=False)
+        table = read_table(section.categories)
     if split == TRAIN and section.fusion_config:
         return Samples(fusion.load(section.fusion_config), expect, options, table)
     path = section.train_jsonl if split == TRAIN else section.val_jsonl

@@ -134,7 +134,7 @@ def _mixture(path: str | None) -> Any:
         return None
     mixture = fusion.load(path)
     sources = {
-        name: {**msgspec.to_builtins(source), "jsonl": _content(source.jsonl)}
+        name: {**msgspec.to_builtins(source), **{key: _content(getattr(source, key)) for key in fusion.PATHS}}
         for name, source in mixture.sources.items()
     }
     return {**msgspec.to_builtins(mixture), "sources": sources}

@@ -10,20 +10,19 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-import msgspec
 from torch import nn
 from transformers import AutoProcessor
 
 from coordexp.contract import Prediction, Record
 from coordexp.data.categories import Category
-from coordexp.data.samples import CategoryTable
+from coordexp.data.samples import read_table
 from coordexp.errors import ConfigError, located
 from coordexp.evaluate import EvaluateOptions, truth
 from coordexp.evaluate.run import score
 from coordexp.infer.checkpoint import Answerer
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.predict import predict_records
-from coordexp.io import read_json, read_records
+from coordexp.io import read_records
 from coordexp.model.vocab import verified_ids
 from coordexp.recipe import Custom
 from coordexp.swift.best import Scorer
@@ -75,7 +74,7 @@ class DetectionScorer(Scorer):
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
     """Categories by the text that the model reads: of the recipe's table, or of the records without one."""
     if table:
-        names = msgspec.convert(read_json(table), CategoryTable, strict=False).names
+        names = read_table(table).names
     else:
         names = {obj.category_id: obj.desc for record in records for obj in record.objects}
     return [Category(category_id, name) for category_id, name in names.items()]
