@@ -109,12 +109,13 @@ def _run_train(args: argparse.Namespace) -> None:
 
 
 def _merge(commands) -> None:
-    example = "ADAPTERS=out/checkpoint-* OUTPUT_DIR=out/merged ALLOW_OVERWRITE=1 coordexp merge"
+    example = "ADAPTERS=out/adapter OUTPUT_DIR=out/merged ALLOW_OVERWRITE=1 coordexp merge"
     sub = _command(
         commands,
         "merge",
         "Merge LoRA, DoRA and coordinate offsets into a plain checkpoint. Everything comes from the environment: "
-        "ADAPTERS (folder or glob), OUTPUT_DIR, and as needed BASE, BEST=1, ALLOW_OVERWRITE=1, GPU_DEVICES.",
+        "ADAPTERS (result of training; or a folder or glob of checkpoints), OUTPUT_DIR, and as needed BASE, BEST=1, "
+        "ALLOW_OVERWRITE=1, GPU_DEVICES.",
         example,
     )
     sub.add_argument("--best", action="store_true", help="the checkpoint that training found best (as BEST=1)")
