@@ -109,12 +109,13 @@ def _run_train(args: argparse.Namespace) -> None:
 
 
 def _merge(commands) -> None:
-    example = "ADAPTERS=out/checkpoint-* OUTPUT_DIR=out/merged ALLOW_OVERWRITE=1 coordexp merge"
+    example = "ADAPTERS=out/adapter OUTPUT_DIR=out/merged ALLOW_OVERWRITE=1 coordexp merge"
     sub = _command(
         commands,
         "merge",
         "Merge LoRA, DoRA and coordinate offsets into a plain checkpoint. Everything comes from the environment: "
-        "ADAPTERS (folder or glob), OUTPUT_DIR, and as needed BASE, BEST=1, ALLOW_OVERWRITE=1, GPU_DEVICES.",
+        "ADAPTERS (result of training; or a folder or glob of checkpoints), OUTPUT_DIR, and as needed BASE, BEST=1, "
+        "ALLOW_OVERWRITE=1, GPU_DEVICES.",
         example,
     )
     sub.add_argument("--best", action="store_true", help="the checkpoint that training found best (as BEST=1)")
@@ -220,8 +221,9 @@ def _detect(commands) -> None:
     sub.add_argument("--model", type=Path, required=True, help="folder of the merged checkpoint")
     sub.add_argument("--categories", help="comma-separated names; default: every object")
     sub.add_argument("--max-blocks", type=int, default=768, help="budget in 32x32 tiles")
+    sub.add_argument("--polygons", action="store_true", help="answers may hold polygons (data.geometry: poly)")
     sub.add_argument("--calibration", type=Path, help="calibration.json of the run: scores become probabilities")
-    sub.add_argument("--out", type=Path, help="picture with the boxes drawn, for one image")
+    sub.add_argument("--out", type=Path, help="picture with what was found drawn, for one image")
     sub.set_defaults(run=_run_detect)
 
 
@@ -235,9 +237,13 @@ def _run_detect(args: argparse.Namespace) -> None:
     if args.out and len(args.images) > 1:
         raise ConfigError(f"--out is for one picture, found {len(args.images)}\n  -> call it once a picture")
     categories = args.categories.split(",") if args.categories else None
-    for found in detect(args.model, args.images, categories, max_blocks=args.max_blocks, calibration=args.calibration):
-        pairs = zip(found.detections, found.boxes(), strict=True)
-        rows = [{"desc": d.desc, "bbox": [round(v, 2) for v in box], "score": d.score} for d, box in pairs]
+    options = {"max_blocks": args.max_blocks, "calibration": args.calibration, "polygons": args.polygons}
+    for found in detect(args.model, args.images, categories, **options):
+        rows = []
+        for detection, box, poly in zip(found.detections, found.boxes(), found.polygons(), strict=True):
+            outline = {"poly": [round(v, 2) for v in poly]} if poly else {}
+            row = {"desc": detection.desc, "bbox": [round(v, 2) for v in box], **outline, "score": detection.score}
+            rows.append(row)
         print(msgspec.json.encode({"image": found.path, "detections": rows}).decode())
         if args.out:
             with Image.open(found.path) as picture:

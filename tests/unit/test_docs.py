@@ -65,7 +65,7 @@ def show(value) -> str:
 
 
 def test_every_command_is_one_that_is_checked_here():
-    known = {"snakemake", "coordexp", "make", "python", "pytest"} | OTHERS
+    known = {"snakemake", "coordexp", "make", "python", "pytest", "bash"} | OTHERS
     assert [(page, words) for page, words in commands() if words[0] not in known] == []
     assert len(of("snakemake")) >= 8 and len(of("coordexp")) >= 5
 
@@ -106,6 +106,11 @@ def test_python_runs_a_file_or_module_that_is_there(page, words):
         assert top in ("sglang",) or importlib.util.find_spec(words[2]), words[2]
     else:
         assert (REPOSITORY / words[1]).is_file()
+
+
+@pytest.mark.parametrize(("page", "words"), of("bash"), ids=show)
+def test_bash_runs_a_script_that_is_there(page, words):
+    assert (REPOSITORY / words[1]).is_file()
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
-from infer_helpers import SIZES, pictures, read
+from infer_helpers import SIZES, pictures, read, taught_checkpoint
 from PIL import Image
 
+from coordexp.cli import main
 from coordexp.contract import Detection
 from coordexp.errors import DataError
 from coordexp.infer.checkpoint import Checkpoint
@@ -115,6 +117,25 @@ def test_detect_in_loose_pictures(taught, tmp_path):
         detect(taught, [tmp_path / "no.png"])
     with pytest.raises(DataError, match="no picture"):
         detect(taught, [])
+
+
+def test_detect_answers_in_polygons_when_asked_to(tmp_path, capsys):
+    model = str(taught_checkpoint(PromptStyle(), poly=True, steps=50))
+    paths = [str(tmp_path / f"{n}.png") for n in range(len(SIZES))]
+    for path, picture in zip(paths, pictures(), strict=True):
+        picture.resize((picture.width * 2, picture.height * 2)).save(path)
+    rows = {}
+    for options in ((), ("--polygons",)):
+        assert main(["detect", *paths, "--model", model, "--max-blocks", "15", *options]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        rows[options] = [(row, size) for line, size in zip(lines, SIZES, strict=True) for row in line["detections"]]
+    assert not any("poly" in row for row, _ in rows[()])
+    outlines = [(row["poly"], row["bbox"], size) for row, size in rows["--polygons",] if "poly" in row]
+    assert 0 < len(outlines) < len(rows["--polygons",])
+    for poly, box, (width, height) in outlines:
+        xs, ys = poly[0::2], poly[1::2]
+        assert len(xs) == len(ys) >= 3 and box == [min(xs), min(ys), max(xs), max(ys)]
+        assert max(xs) <= 2 * width and max(ys) <= 2 * height
 
 
 def test_drawing_marks_the_boxes_and_nothing_else():

@@ -35,6 +35,9 @@ def test_the_catalogue_entry_says_what_is_there():
     assert usage["report"] == ("report(" in rules)
     # The catalogue lists a repository only with these at the top.
     assert (REPOSITORY / "README.md").exists() and (REPOSITORY / "Snakefile").exists()
+    # With both of these it would advertise snakedeploy, whose module at a URL finds neither library nor defaults.
+    assert not all((REPOSITORY / name).exists() for name in ("workflow/Snakefile", "config/README.md"))
+    assert "do not use `snakedeploy" in usage["mandatory-flags"]["desc"]
 
 
 def test_an_override_on_the_command_line_has_its_type(finished):

@@ -33,7 +33,14 @@ class Found(msgspec.Struct, frozen=True):
 
     def boxes(self) -> list[list[float]]:
         """[x1, y1, x2, y2] in pixels of the picture, in the order of `detections`."""
-        return [[v * (self.width, self.height)[n % 2] for n, v in enumerate(d.norm)] for d in self.detections]
+        return [self._pixels(d.norm) for d in self.detections]
+
+    def polygons(self) -> list[list[float] | None]:
+        """[x, y, x, y, ...] in pixels of the picture, in the order of `detections`; None for one that is a box."""
+        return [self._pixels(d.poly) if d.poly else None for d in self.detections]
+
+    def _pixels(self, norm: Sequence[float]) -> list[float]:
+        return [v * (self.width, self.height)[n % 2] for n, v in enumerate(norm)]
 
 
 def detect(
@@ -48,17 +55,20 @@ def detect(
     rule: Rule = "fill",
     emit_norm: EmitNorm | None = None,
     calibration: str | Path | None = None,
+    polygons: bool = False,
     device: str | None = None,
 ) -> list[Found]:
     """Objects in the pictures `images`, in their order.
 
     Pictures are turned upright (EXIF), resized to the model's grid within `max_blocks` tiles by `rule`, and
     asked the open prompt, or for `categories`, `options.chunk` at a time. Style, codec and temperature are those
-    that the checkpoint was trained by unless given. `calibration` is a file of `calibrate.fit`. Errors name the
-    picture.
+    that the checkpoint was trained by unless given. With `polygons` answers may hold them beside boxes, as one that
+    learnt from `data.geometry: poly` gives them. `calibration` is a file of `calibrate.fit`. Errors name the picture.
     """
     custom = trained_by(model_dir)
     options = options or PredictOptions(temperature=custom.loss.temperature)
+    if polygons:
+        options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
     style, emit_norm = style or custom.style, emit_norm or custom.emit_norm
     learnt = calibrate.load(calibration) if calibration else None
     if not images:

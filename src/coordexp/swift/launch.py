@@ -52,6 +52,11 @@ class Layout(msgspec.Struct, frozen=True):
         """Processes of all machines together."""
         return self.processes * self.nodes
 
+    @property
+    def share(self) -> int:
+        """CPU threads of each process."""
+        return max(self.threads // self.processes, 1)
+
 
 def launch(job_file: Path, layout: Layout) -> bool:
     """Train by `job_file`; whether this machine is the one that publishes. ModelError when training fails."""
@@ -124,7 +129,7 @@ def _runner(layout: Layout, env: Mapping[str, str]) -> list[str]:
 
 
 def _threads(layout: Layout) -> dict[str, str]:
-    each = str(max(layout.threads // layout.processes, 1))
+    each = str(layout.share)
     return {"OMP_NUM_THREADS": each, "MKL_NUM_THREADS": each, "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -69,8 +69,9 @@ def train(
     work_dir = log.resolve().parent
     checkpoints = work_dir / "checkpoints" / key
     _name_other_checkpoints(checkpoints)
+    arguments = swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / key)
     job = Job(
-        arguments=swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / key),
+        arguments=held_to_threads(arguments, layout),
         custom=msgspec.to_builtins(recipe.custom),
         checkpoints=str(checkpoints),
     )
@@ -182,6 +183,20 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     if clash:
         raise ConfigError(f"{', '.join(clash)}: set by the workflow, not by a recipe\n  -> remove them from the recipe")
     return {**recipe.swift_arguments, **owned, "truncation_strategy": "delete"}  # its template then raises
+
+
+def held_to_threads(arguments: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """`arguments` with at most as many loader processes beside a training process as its share of the threads."""
+    asked = arguments.get("dataloader_num_workers") or 0
+    if asked <= layout.share:
+        return arguments
+    print(
+        f"train: {layout.share} of {asked} loader processes beside each training process: "
+        f"{layout.processes} of these share {layout.threads} CPU threads\n"
+        "  -> raise train.threads (--threads) to have them all, or lower data.dataloader_num_workers",
+        flush=True,
+    )
+    return {**arguments, "dataloader_num_workers": layout.share}
 
 
 def run(job_file: Path) -> None:

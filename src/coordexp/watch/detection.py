@@ -33,7 +33,8 @@ class DetectionScorer(Scorer):
 
     def __init__(self, custom: Custom, model_dir: Path):
         if not custom.val_jsonl:
-            raise ConfigError(located("needs custom.val_jsonl", field="custom.detection_eval", fix="name the file"))
+            fix = "name the file (--val-jsonl), or set custom.detection_eval.every: 0"
+            raise ConfigError(located("needs custom.val_jsonl", field="custom.detection_eval", fix=fix))
         self.custom, settings = custom, custom.detection_eval
         self.folder = Path(custom.val_jsonl).parent
         space = "token" if custom.coord_tokens.skip_bbox_norm else "pixel"
