@@ -86,9 +86,10 @@ def write_photographs(
                 width, height = image.size
         images.append({"id": i + 1, "file_name": target.name, "width": width, "height": height})
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
-    (folder / "annotations.json").write_text(json.dumps(content))
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
     manifest = folder / "train.source.json"
-    write_json(manifest, Source("photographs", "train", "coco", "annotations.json", ["train2017"], "0" * 64))
+    write_json(manifest, Source("photographs", "train", "coco", "annotations.json", ["train2017"], sha256_file(path)))
     return manifest
 
 

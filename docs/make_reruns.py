@@ -53,6 +53,25 @@ Of the stages in a row the first of each branch is named; the others follow by t
 
 """
 
+FILES = """## Files of your own
+
+Files are compared by content: `touch` reruns nothing, and a file that `mv` or `cp -p` put there counts as any other.
+
+| folder | files that count | reruns first | and then |
+|---|---|---|---|
+"""
+COUNTED = {
+    "data.{dataset}.root": "the split's annotations",
+    "models.{model}.path": "`*.json`, `*.jinja`, `*.txt`; of the weights size, header and 64 samples a file",
+}
+UNCOUNTED = """
+Annotations are read whole when something has touched them since their manifest was written (1.6 s a GB), small files of
+a base at every start. A folder that is gone reruns nothing. Not seen are other pictures under the same names, which may
+be millions, and weights that differ between the samples alone: a whole read of 9 GB takes 14 s at every start. Give
+such a data set another name; such a base too, and delete `results/{run}/train/checkpoints`.
+
+"""
+
 MODULES = """## Modules of the library and scripts of the rules
 
 By the imports in their sources; that nothing is missing is tested against the modules that the rules' processes really
@@ -300,7 +319,14 @@ def page() -> str:
     for (section, *rule_names), names in groups.items():
         listed = ", ".join(f"`{name}`" for name in names)
         lines.append(f"| `{section}` | {listed} | {_and_then(jobs, rule_names)} |")
-    lines += ["", MODULES, "| modules | reruns first | and then |", "|---|---|---|"]
+    files = [f"| `{key}` | {COUNTED[key]} | {_and_then(jobs, names)} |" for key, names in expected()["files"].items()]
+    lines += [
+        "",
+        FILES + "\n".join(files),
+        UNCOUNTED + MODULES,
+        "| modules | reruns first | and then |",
+        "|---|---|---|",
+    ]
     packages: dict[tuple[str, ...], list[str]] = {}
     for module, rule_names in first_users(jobs).items():
         if [module] == [f"workflow_scripts.{rule}" for rule in rule_names]:

@@ -39,6 +39,7 @@ use rule fetch_model as ablation_random with:
             name=f"random-{w.seed}",
             settings={**settings.config["models"][ABLATION["base"]["model"]], "seed": int(w.seed)},
         ),
+        own=lambda w: keys(base=settings.own_base(ABLATION["base"]["model"])),
         code=code("fetch_model"),
 
 

@@ -19,6 +19,7 @@ rule download:
     params:
         config=lambda w: keys(dataset=w.dataset, settings=settings.source(w.dataset, w.split)),
         raw=f"{RAW}/{{dataset}}/raw",
+        own=lambda w: keys(annotations=settings.own_annotations(w.dataset, w.split)),
         code=code("download"),
     shell:
         "python -m workflow_scripts.download --config {params.config:q} --split {wildcards.split}"

@@ -19,6 +19,7 @@ rule fetch_model:
         download=1,
     params:
         config=lambda w: keys(name=w.model, settings=settings.config["models"][w.model]),
+        own=lambda w: keys(base=settings.own_base(w.model)),
         code=code("fetch_model"),
     shell:
         "python -m workflow_scripts.fetch_model --config {params.config:q} --fetched {output.config:q} > {log:q} 2>&1"

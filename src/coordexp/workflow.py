@@ -13,8 +13,9 @@ import msgspec
 import yaml
 
 from coordexp.data import fusion
-from coordexp.data.download import own_entry
-from coordexp.errors import ConfigError, located, nearest
+from coordexp.data.download import own_annotations, own_entry
+from coordexp.errors import ConfigError, CoordExpError, located, nearest
+from coordexp.model import contents
 from coordexp.recipe import Recipe, load_recipe
 from coordexp.settings_file import merge
 
@@ -105,6 +106,26 @@ class Settings:
     def source(self, dataset: str, split: str) -> dict[str, Any]:
         """What providing one split of a data set reads of its entry."""
         return own_entry(self.datasets[dataset], split)
+
+    def own_annotations(self, dataset: str, split: str) -> str | None:
+        """Content of the annotations of a split in the user's own folder, so that params see it change."""
+        manifest = Path(self.data["raw_root"], dataset, f"{split}.source.json")
+        return own_annotations(self.datasets[dataset], split, manifest)
+
+    def own_base(self, model: str) -> dict[str, str] | None:
+        """Content of the user's own folder of a base by file, so that params see it change; None for other bases.
+
+        What was fetched stands for a folder that is gone, and None for a damaged one, which the rule explains.
+        """
+        entry = self.config["models"][model]
+        if entry["source"] != "path":
+            return None
+        folder = Path(entry.get("path") or "")
+        fetched = Path(self.data["raw_root"], "models", model)
+        try:
+            return contents.digests(folder) if folder.is_dir() else contents.recorded(fetched)
+        except CoordExpError:
+            return None
 
     def trained_on(self, run: str, split: str) -> str:
         """Records that training reads: the recipe's own, or those of the run in the space that the recipe wants."""

@@ -3,9 +3,10 @@
 import pytest
 from data_cases import CATEGORIES, annotation, balanced, convert_to, image, picture, write_dataset
 
-from coordexp.data.convert import ConvertOptions
+from coordexp.data.convert import ConvertOptions, load_source
 from coordexp.data.validate import validate
 from coordexp.errors import ConfigError, DataError
+from coordexp.io import sha256_file
 
 
 def bad_inputs() -> dict:
@@ -74,9 +75,8 @@ def test_a_picture_without_a_name_is_bad_input(tmp_path):
 
 
 def test_a_name_that_leads_out_of_the_folder_is_always_an_error(tmp_path):
-    manifest = write_dataset(tmp_path, [image(1)], [])
-    path = tmp_path / "annotations.json"
-    path.write_text(path.read_text().replace("0001.jpg", "../annotations.json"))
+    (tmp_path / "annotations.json").touch()
+    manifest = write_dataset(tmp_path, [{**image(1), "file_name": "../annotations.json"}], [])
     for on_bad in ("error", "skip"):
         with pytest.raises(DataError, match="leads nowhere"):
             convert_to(manifest, tmp_path / "out", on_bad=on_bad)
@@ -121,3 +121,20 @@ def test_wrong_options_and_manifests_are_errors(tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match=r"other\.json: not a source manifest"):
         convert_to(tmp_path / "other.json", tmp_path / "out")
+
+
+def test_annotations_that_the_manifest_does_not_know_are_an_error(tmp_path):
+    """Records and numbers of one run must not come from two versions of a file."""
+    manifest = write_dataset(tmp_path)
+    path = tmp_path / "annotations.json"
+    recorded = load_source(manifest).annotations_sha256
+    path.write_text(path.read_text() + "\n")
+    for use in (load_source, lambda m: convert_to(m, tmp_path / "out")):
+        with pytest.raises(DataError, match=r"annotations\.json.*have changed") as error:
+            use(manifest)
+        for part in (recorded, sha256_file(path), f"delete {manifest}"):
+            assert part in str(error.value)
+    assert not (tmp_path / "out").exists()
+    path.unlink()
+    with pytest.raises(DataError, match=r"annotations\.json: file not found"):
+        load_source(manifest)

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from data_cases import answer, picture, serving
 
 from coordexp.data.archive import extract
 from coordexp.data.convert import ConvertOptions, convert, load_source
-from coordexp.data.download import provide
+from coordexp.data.download import own_annotations, provide
 from coordexp.data.fetch import Policy
 from coordexp.errors import ConfigError, DataError, DownloadError
-from coordexp.io import read_records
+from coordexp.io import read_records, sha256_file
 
 QUICK = Policy(attempts=2, timeout=2, first_wait=0.01, longest_wait=0.02)
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
@@ -202,7 +203,7 @@ def test_an_interrupted_unpacking_is_finished(server, tmp_path, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal
-from coordexp.data.download import provide
+from coordexp.data.download import own_annotations, provide
 
 usual = pathlib.Path.{method}
 
@@ -353,6 +354,46 @@ def test_a_root_of_ones_own_is_used_where_it_lies(server, tmp_path):
 def test_a_root_that_lacks_something_names_it(server, tmp_path):
     with pytest.raises(DataError, match=r"mine.*data.lvis.root.*annotations/lvis_v1_train.json.*images/train2017"):
         run({**lvis(server), "root": str(tmp_path / "mine")}, tmp_path, "train")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of the user's own, its entry, the annotations and the manifest that was written for them."""
+    path = tmp_path / "mine" / "val.json"
+    (path.parent / "images").mkdir(parents=True)
+    path.write_bytes(annotation_bytes((1, "images")))
+    entry = {"layout": "coco", "root": str(path.parent), "annotations": {"val": "val.json"}}
+    run({**entry, "image_dirs": {"val": ["images"]}}, tmp_path, name="mine")
+    manifest = tmp_path / "mine" / "val.source.json"
+    os.utime(manifest, ns=(time.time_ns() + 10**9,) * 2)
+    return entry, path, manifest
+
+
+def test_the_content_of_own_annotations_tells_when_they_change(own, monkeypatch):
+    entry, path, manifest = own
+    first = load_source(manifest).annotations_sha256
+    with monkeypatch.context() as patch:
+        patch.setattr("coordexp.data.download.sha256_file", lambda _: pytest.fail("read again"))
+        assert own_annotations(entry, "val", manifest) == first
+    os.utime(manifest, (1.7e9, 1.7e9))
+    assert own_annotations(entry, "val", manifest) == first, "touched, the same"
+    old = path.stat()
+    (path.parent / "other.json").write_bytes(annotation_bytes((2, "images")))
+    os.utime(path.parent / "other.json", ns=(old.st_atime_ns, old.st_mtime_ns - 10**12))
+    os.utime(manifest, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    (path.parent / "other.json").replace(path)
+    assert own_annotations(entry, "val", manifest) == sha256_file(path) != first, "an older file moved there"
+
+
+def test_the_manifest_stands_for_own_annotations_that_are_gone(own):
+    entry, path, manifest = own
+    first = load_source(manifest).annotations_sha256
+    path.unlink()
+    assert own_annotations(entry, "val", manifest) == first
+    assert own_annotations({**entry, "root": str(path.parent / "elsewhere")}, "val", manifest) is None
+    assert own_annotations({**entry, "root": None}, "val", manifest) is None
+    manifest.write_text("{")
+    assert own_annotations(entry, "val", manifest) is None
 
 
 def test_an_unknown_layout_or_split_is_a_config_error(server, tmp_path):

@@ -9,7 +9,7 @@ from data_cases import convert_to, pixel_records
 
 from coordexp.contract import Source
 from coordexp.data.validate import validate
-from coordexp.io import write_json
+from coordexp.io import sha256_file, write_json
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "photos"
 
@@ -23,7 +23,7 @@ def test_real_photographs_with_every_object_accounted_for(tmp_path, layout, spli
     path = PHOTOS / "annotations" / name
     folders = [str(PHOTOS / "images" / f"{s}2017") for s in ("val", "train")]
     manifest = tmp_path / "source.json"
-    write_json(manifest, Source("photos", split, layout, str(path), folders, "0" * 64))
+    write_json(manifest, Source("photos", split, layout, str(path), folders, sha256_file(path)))
     stats = convert_to(manifest, tmp_path / "out", 16, geometry=geometry)
     data = json.loads(path.read_text())
     assert stats["pictures"]["written"] == len(data["images"])

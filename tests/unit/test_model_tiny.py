@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from coordexp.errors import ConfigError, ModelError
-from coordexp.model import fetch, qwen_tokenizer, tiny, vocab
+from coordexp.model import contents, fetch, qwen_tokenizer, tiny, vocab
 from coordexp.prompt import PromptStyle, chat, hf_chat
 
 
@@ -139,6 +140,24 @@ def test_fetch_tiny_and_path(folder, tmp_path):
     assert (tmp_path / "own/config.json").stat().st_ino == (folder / "config.json").stat().st_ino
     assert json.loads((tmp_path / "own" / fetch.SOURCE_FILE).read_text())["path"] == str(folder)
     helpers.load(tmp_path / "own")
+
+
+def test_the_manifest_of_a_folder_tells_weights_and_tokenizers_apart(folder, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+
+    def recorded() -> dict[str, str]:
+        return fetch.fetch("own", {"source": "path", "path": str(own)}, tmp_path / "out")["contents"]
+
+    before = recorded()
+    assert before == contents.digests(own) == contents.recorded(tmp_path / "out")
+    assert set(before) == {file.name for file in (tmp_path / "out").iterdir()} - {fetch.SOURCE_FILE}
+    for name in ("model.safetensors", "tokenizer.json"):
+        data = (own / name).read_bytes()
+        (own / name).unlink()  # another file, not new content of the linked one
+        (own / name).write_bytes(data[:-2] + (b"\0\1" if name.endswith("tensors") else b"\n}"))
+        after = recorded()
+        assert {key for key in before if before[key] != after[key]} == {name}
+        before = after
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from running import REPOSITORY, Workflow
 
+from coordexp.model import tiny
 from coordexp.settings_file import merge
 
 spec = importlib.util.spec_from_file_location("make_reruns", REPOSITORY / "docs" / "make_reruns.py")
@@ -77,6 +78,27 @@ def test_order_of_keys_is_no_change(base):
             if isinstance(value, dict):
                 section[name] = dict(reversed(value.items()))
     assert reruns.plan(backwards) == base
+
+
+def test_a_file_of_the_user_s_own_reruns_what_the_table_says(tmp_path):
+    base, annotations = tiny.build(tmp_path / "base", seed=7), tmp_path / "annotations"
+    annotations.mkdir()
+    for split in ("train", "val"):
+        (annotations / f"lvis_v1_{split}.json").write_text("{}")
+    own = {
+        "data": {"lvis": {"root": str(tmp_path)}},
+        "models": {"Qwen3-VL-4B-Instruct": {"source": "path", "path": str(base)}},
+    }
+    plans = [reruns.plan(own)]
+    found = {}
+    for key, file in (
+        ("data.{dataset}.root", annotations / "lvis_v1_val.json"),
+        ("models.{model}.path", base / "config.json"),
+    ):
+        file.write_text(file.read_text() + "\n")
+        plans.append(reruns.plan(own))
+        found[key] = reruns.rules(reruns.first(*plans[-2:]))
+    assert found == reruns.expected()["files"]
 
 
 def test_a_module_reruns_no_more_than_the_table_says(base):

@@ -34,7 +34,7 @@ from coordexp.data.progress import Progress
 from coordexp.errors import ConfigError, DataError, located
 from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
-from coordexp.io import canonical_json, read_json, write_json
+from coordexp.io import canonical_json, read_json, sha256_file, write_json
 from coordexp.locks import end_with_parent
 
 CHUNK = 1024  # most pictures a part; small data sets have smaller parts, so that all workers get some
@@ -132,12 +132,29 @@ def convert(
 
 
 def load_source(manifest: str | Path) -> Source:
-    """The Source in a manifest file; DataError when it is not one."""
+    """The Source in a manifest file; DataError when it is not one, or when its annotations are not those of then."""
     try:
-        return msgspec.convert(read_json(manifest), Source)
+        source = msgspec.convert(read_json(manifest), Source)
     except msgspec.ValidationError as error:
         fix = "run the download stage again; it writes this file"
         raise DataError(located(f"not a source manifest: {error}", file=manifest, fix=fix)) from error
+    _check_annotations(Path(manifest), source)
+    return source
+
+
+def _check_annotations(manifest: Path, source: Source) -> None:
+    """DataError where the annotations are gone, or not those that the manifest was written for."""
+    path = manifest.parent / source.annotations
+    if not path.is_file():
+        fix = f"put it back, or delete {manifest} and give the same command again"
+        raise DataError(located("file not found", file=path, fix=fix))
+    found = sha256_file(path)
+    if found != source.annotations_sha256:
+        problem, field = f"the annotations have changed since {manifest.name} was written", "annotations_sha256"
+        fix = f"delete {manifest} and give the same command again: every stage then reads what is there now"
+        raise DataError(
+            located(problem, file=path, field=field, expected=source.annotations_sha256, found=found, fix=fix)
+        )
 
 
 def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:

@@ -94,6 +94,35 @@ def own_entry(dataset: dict, split: str) -> dict:
     return own | ({"downloads": {target: entries[target] for target in entries if target in used}} if entries else {})
 
 
+def own_annotations(dataset: dict, split: str, manifest: str | Path) -> str | None:
+    """SHA-256 of the annotations of `split` below a `root` of the user's own; None for other data sets.
+
+    A file that nothing has touched since its `manifest` was written is not read again, and where it is gone the
+    manifest stands for it. `mv` and `cp -p` keep the time of the content, not that of the file's attributes.
+    """
+    if not dataset.get("root"):
+        return None
+    path, manifest = Path(dataset["root"], (dataset.get("annotations") or {}).get(split, "")).resolve(), Path(manifest)
+    recorded = _recorded_annotations(manifest, path)
+    if path.is_file() and (recorded is None or _touched_since(path, manifest)):
+        return sha256_file(path)
+    return recorded
+
+
+def _recorded_annotations(manifest: Path, path: Path) -> str | None:
+    """The hash of the annotations at `path` in a manifest; None where it is missing, damaged or of another file."""
+    try:
+        source = msgspec.convert(read_json(manifest), Source)
+    except (DataError, msgspec.ValidationError):
+        return None
+    return source.annotations_sha256 if source.annotations == str(path) else None
+
+
+def _touched_since(path: Path, manifest: Path) -> bool:
+    times = path.stat()
+    return max(times.st_mtime_ns, times.st_ctime_ns) >= manifest.stat().st_mtime_ns
+
+
 def _needed(name: str, dataset: dict, split: str) -> list[str]:
     """Annotation file and picture folders of `split`, relative to the data set's root."""
     if dataset.get("layout") not in ("coco", "lvis"):

@@ -7,10 +7,8 @@ from typing import Any
 
 from coordexp import io
 from coordexp.errors import ConfigError, DownloadError, located, nearest
-from coordexp.model import shards, tiny
-
-SOURCE_FILE = "model_source.json"
-PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+from coordexp.model import contents, shards, tiny
+from coordexp.model.contents import PATTERNS, SOURCE_FILE
 
 _SOURCES = ("hf", "modelscope", "path", "tiny")
 
@@ -49,15 +47,14 @@ def _adopt(folder: Path, out: Path, facts: dict) -> None:
     shards.open_checkpoint(folder)
     how = set()
     with io.atomic_dir(out) as scratch:
-        for pattern in PATTERNS:
-            for file in sorted(folder.glob(pattern)):
-                if file.name != SOURCE_FILE:
-                    how.add(shards.link_or_copy(file, scratch / file.name))
+        for file in contents.files(folder):
+            how.add(shards.link_or_copy(file, scratch / file.name))
         for needed in ("config.json", "tokenizer.json"):
             if not (scratch / needed).exists():
                 raise ConfigError(
                     located("not a complete checkpoint", file=folder, expected=needed, found="no such file")
                 )
+        facts["contents"] = contents.digests(scratch)
         facts["files"] = "linked" if how == {"link"} else "copied" if how == {"copy"} else "linked or copied"
         io.write_json(scratch / SOURCE_FILE, facts)
 

@@ -1,0 +1,109 @@
+"""Folders of the user's own, a data set and a base: what a changed file there reruns, in real dry runs."""
+
+import json
+import os
+import shutil
+
+import pytest
+from running import SMALL, Workflow
+
+from coordexp.data import shapes
+from coordexp.model import tiny
+from coordexp.settings_file import merge
+
+TARGETS = ("results/own_9/data/train_tiny.jsonl", "results/models/ours-coordexp/config.json")
+DATA = dict.fromkeys(("download", "convert_resize", "coord_tokenize", "tiny_split"), 1)
+BASE = dict.fromkeys(("fetch_model", "expand_vocab"), 1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A data set and a base beside the folder of a workflow that has read them."""
+    top = tmp_path_factory.mktemp("own")
+    source = shapes.generate(shapes.options_for(SMALL["data"]["shapes"], "train"), "train", top / "parts")
+    tiny.build(top / "base", seed=7)
+    entry = {"layout": "lvis", "root": str(top / "parts"), "annotations": {"train": source.annotations}}
+    changes = {
+        "data": {"own": {**entry, "image_dirs": {"train": source.image_dirs}}},
+        "models": {"ours": {"source": "path", "path": str(top / "base")}},
+        "runs": {"own": {"model": "ours", "recipe": "config/train/full_tiny.yaml"}},
+    }
+    (top / "work").mkdir()
+    workflow = Workflow(top / "work", merge(SMALL, changes))
+    workflow.run(*TARGETS)
+    assert workflow.planned(*TARGETS) == {}
+    return workflow, top / "parts" / source.annotations, top / "base"
+
+
+def replace(path, text):
+    """Another file in the place of `path`, one that was written long ago; what was linked to it stays."""
+    path.with_suffix(".new").write_text(text)
+    os.utime(path.with_suffix(".new"), (1.7e9, 1.7e9))
+    path.with_suffix(".new").replace(path)
+
+
+def test_a_touch_reruns_nothing(made):
+    workflow, annotations, base = made
+    for path in (annotations, *base.iterdir()):
+        path.touch()
+    assert workflow.planned(*TARGETS) == {}
+
+
+def test_own_annotations_rerun_their_data_set_alone(made):
+    workflow, annotations, _ = made
+    before = annotations.read_text()
+    content = json.loads(before)
+    content["annotations"].pop()
+    try:
+        for change in (annotations.write_text, lambda text: replace(annotations, text)):
+            change(json.dumps(content))
+            assert workflow.planned(*TARGETS) == DATA
+            annotations.write_text(before)
+            assert workflow.planned(*TARGETS) == {}
+    finally:
+        annotations.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_file_of_an_own_base_reruns_it_alone(made, name):
+    workflow, _, base = made
+    kept = shutil.copy(base / name, base.parent / name)
+    try:
+        data = (base / name).read_bytes()
+        (base / name).unlink()
+        (base / name).write_bytes(data[:-2] + (b"\0\1" if name.endswith("tensors") else b"\n\n}\n"))
+        assert workflow.planned(*TARGETS) == BASE
+    finally:
+        shutil.move(kept, base / name)
+    assert workflow.planned(*TARGETS) == {}
+
+
+def test_folders_that_are_gone_rerun_nothing(made):
+    """What was made from them needs them no more: a disk that is not mounted, results on another machine."""
+    workflow, annotations, base = made
+    away = [path.rename(path.with_name(f"{path.name}-away")) for path in (annotations.parent, base)]
+    try:
+        assert workflow.planned(*TARGETS) == {}
+    finally:
+        for path in away:
+            path.rename(path.with_name(path.name.removesuffix("-away")))
+
+
+def test_the_plan_gives_the_hashes(made):
+    """In the reason that Snakemake prints, so that one sees why."""
+    workflow, annotations, _ = made
+    before = annotations.read_text()
+    annotations.write_text(before + "\n")
+    try:
+        assert '{"annotations":"' in workflow.run("--dry-run", "--", *TARGETS).stdout
+    finally:
+        annotations.write_text(before)
+
+
+def test_a_changed_source_is_read_by_all_stages_or_by_none(made):
+    """Run again, and the manifests say what was read; nothing is left to do."""
+    workflow, annotations, base = made
+    annotations.write_text(annotations.read_text() + "\n")
+    (base / "tokenizer_config.json").write_text((base / "tokenizer_config.json").read_text() + "\n")
+    workflow.run(*TARGETS)
+    assert workflow.planned(*TARGETS) == {}
