@@ -35,7 +35,8 @@ rule predict:
     shell:
         "python -m workflow_scripts.predict --config {params.config:q} --records {input.records:q}"
         " --source {input.source:q} --model {input.model:q} --predictions {output.predictions:q}"
-        " --shard {wildcards.shard} --shards {wildcards.shards} --threads {threads} > {log:q} 2>&1"
+        " --shard {wildcards.shard} --shards {wildcards.shards} --threads {threads} --gpus {resources.gpu}"
+        " > {log:q} 2>&1"
 
 
 rule gather:

@@ -2,11 +2,14 @@
 
 from workflow_scripts.arguments import arguments, config, job, limit_threads, path
 
-args = arguments(
-    __doc__, config=config, records=path, source=path, model=path, predictions=path, shard=int, shards=int, threads=int
-)
+numbers = dict.fromkeys(("shard", "shards", "threads", "gpus"), int)
+args = arguments(__doc__, config=config, records=path, source=path, model=path, predictions=path, **numbers)
 limit_threads(args.threads)
 with job(args.predictions):
+    from coordexp.devices import take_gpus
+
+    take_gpus(args.gpus)
+
     import msgspec
 
     from coordexp.data.categories import descriptions, load

@@ -44,14 +44,18 @@ def manifest(job: dict, jobscript: Path, folder: Path, image: str, claim: str, m
         {"name": "shared", "persistentVolumeClaim": {"claimName": claim}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
-    pod = {"restartPolicy": "Never", "containers": [container], "volumes": volumes}
+    pod = {
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": 60 * resources["runtime"],  # the Job's own would count a pending pod
+        "containers": [container],
+        "volumes": volumes,
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"generateName": f"coordexp-{label[:30]}-", "labels": {"app": "coordexp"}},
         "spec": {
             "backoffLimit": 0,
-            "activeDeadlineSeconds": 60 * resources["runtime"],
             "ttlSecondsAfterFinished": 86400,
             "template": {"metadata": {"labels": {"app": "coordexp"}}, "spec": pod},
         },

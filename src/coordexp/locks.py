@@ -59,6 +59,27 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
+def try_lock(path: Path) -> int | None:
+    """Descriptor of the lock file at `path`, held, which any user of the machine may hold; None while another one does.
+
+    It stays with this process unless it is made inheritable. The file remains.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.fchmod(descriptor, 0o666)  # whatever the umask
+    except FileExistsError:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    with contextlib.suppress(OSError):  # a full disk
+        os.pwrite(descriptor, os.fsencode(f"{os.getpid()} in {Path.cwd()}"), 0)
+    return descriptor
+
+
 def end_with_parent() -> None:
     """End this process within a second of its parent's end: a killed job leaves nothing that goes on writing."""
     parent = os.getppid()

@@ -18,6 +18,7 @@ from coordexp.errors import ConfigError
 from coordexp.io import read_json
 from coordexp.swift import launch
 from coordexp.swift.launch import Layout
+from coordexp.swift.train import _name_other_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 3
@@ -29,6 +30,22 @@ def test_the_layout_follows_the_resources_of_the_job():
     assert Layout.of(gpus=0, nodes=1, processes=4, threads=2).processes == 2
     with pytest.raises(ConfigError, match="3 GPUs do not spread evenly over 2 nodes"):
         Layout.of(gpus=3, nodes=2, processes=1, threads=1)
+
+
+@pytest.mark.parametrize(("gpus", "nodes", "processes"), [(1, 1, 8), (7, 1, 8), (8, 2, 8)])
+def test_fewer_gpus_than_processes_are_an_error_and_not_a_smaller_training(gpus, nodes, processes):
+    with pytest.raises(ConfigError) as caught:
+        Layout.of(gpus, nodes, processes, threads=8)
+    text, fix = str(caught.value).split("\n")
+    assert text.startswith("gpu: ") and text.endswith(f"; expected {nodes * processes}, found {gpus}")
+    assert f"--resources gpu={nodes * processes}, or lower processes" in fix
+
+
+def test_the_number_of_processes_is_among_the_reasons_to_start_afresh(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    _name_other_checkpoints(tmp_path / "key")
+    printed = capsys.readouterr().out
+    assert "number of processes changed: starting afresh" in printed and "kept: other" in printed
 
 
 def test_machines_that_nobody_told_of_each_other_are_an_error():
@@ -94,6 +111,8 @@ def test_two_machines_with_accumulation_train_and_log_what_one_process_does(alon
     first = start(tmp_path, config, shapes_data, tiny_model, NODE_RANK="0", **variables)
     assert "adapter: full of step 3" in end(first)
     assert "adapter: full" not in end(second)
+    layouts = [read_json(folder / "adapter/train_manifest.json")["layout"] for folder in (alone, tmp_path)]
+    assert layouts == [{"processes": 1, "nodes": 1}, {"processes": 1, "nodes": 2}]
 
     one, two = (load_file(folder / "adapter/model.safetensors") for folder in (alone, tmp_path))
     start_from = load_file(tiny_model / "model.safetensors")

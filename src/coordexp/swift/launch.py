@@ -38,10 +38,14 @@ class Layout(msgspec.Struct, frozen=True):
     def of(cls, gpus: int, nodes: int, processes: int, threads: int) -> Layout:
         """From the resources of a job: a process a GPU (of all machines together); without GPUs `processes` a machine.
 
-        On a CPU there are never more processes than threads.
+        On a CPU there are never more processes than threads. ConfigError for fewer GPUs than processes: a step of
+        fewer processes has fewer pictures.
         """
         if not gpus:
             return cls(max(min(processes, threads), 1), nodes, threads)
+        if gpus < (world := processes * nodes):
+            fix = f"add --resources gpu={world}, or lower processes"
+            raise ConfigError(located("fewer GPUs than processes", field="gpu", expected=world, found=gpus, fix=fix))
         if gpus % nodes:
             fix = "make gpu a multiple of nodes"
             raise ConfigError(located(f"{gpus} GPUs do not spread evenly over {nodes} nodes", field="gpu", fix=fix))

@@ -79,7 +79,7 @@ def train(
     write_json(job_file, job)
     if not _run_to_the_end(job_file, layout):
         return None
-    return _publish(checkpoints, out_dir, log, key, recipe, model_dir)
+    return _publish(checkpoints, out_dir, log, key, recipe, model_dir, layout)
 
 
 def _run_to_the_end(job_file: Path, layout: Layout) -> bool:
@@ -220,7 +220,9 @@ def run(job_file: Path) -> None:
     SwiftSft(SftArguments(**arguments)).main()
 
 
-def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe, model_dir: Path) -> dict:
+def _publish(
+    checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Recipe, model_dir: Path, layout: Layout
+) -> dict[str, Any]:
     whole = whole_checkpoints(checkpoints)
     if not whole:
         raise ModelError(f"{checkpoints}: training left no whole checkpoint\n  -> set training.save_strategy: steps")
@@ -240,6 +242,7 @@ def _publish(checkpoints: Path, out_dir: Path, log: Path, key: str, recipe: Reci
         "best": best if settings.every else None,
         "kind": "adapter" if (chosen / "adapter_config.json").exists() else "full",
         "recipe": msgspec.to_builtins(recipe),
+        "layout": {"processes": layout.processes, "nodes": layout.nodes},
         "base": shards.fingerprints(model_dir),
     }
     with atomic_dir(out_dir) as scratch:
@@ -252,7 +255,8 @@ def _name_other_checkpoints(checkpoints: Path) -> None:
     others = [p.name for p in checkpoints.parent.glob("*") if p.is_dir() and p != checkpoints]
     if others and not checkpoints.exists():
         print(
-            f"recipe, data, base or code changed: starting afresh in {checkpoints}; kept: {', '.join(others)}\n"
+            "recipe, data, base, code or number of processes changed: "
+            f"starting afresh in {checkpoints}; kept: {', '.join(others)}\n"
             f"  -> to go on from one of those in spite of the change, rename it to {checkpoints.name} and run again",
             flush=True,
         )
