@@ -44,8 +44,8 @@ use rule fetch_model as ablation_random with:
 
 use rule train as ablation_base with:
     input:
-        train=f"{RESULTS}/{BASE_RUN}/data/train.coord.jsonl",
-        val=f"{RESULTS}/{BASE_RUN}/data/val_tiny.coord.jsonl",
+        train=lambda w: settings.trained_on(BASE_RUN, "train", ablation.recipe(BASE_ARM)),
+        val=lambda w: settings.trained_on(BASE_RUN, "val", ablation.recipe(BASE_ARM)),
         source=f"{RAW}/{settings.run(BASE_RUN).dataset}/train.source.json",
         base=f"{RESULTS}/ablation/models/random-{{seed}}/config.json",
     output:
@@ -84,8 +84,8 @@ use rule expand_vocab as ablation_expand with:
 
 use rule train as ablation_train with:
     input:
-        train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
-        val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
+        train=lambda w: settings.trained_on(w.run, "train", ablation.recipe(w.arm, w.start)),
+        val=lambda w: settings.trained_on(w.run, "val", ablation.recipe(w.arm, w.start)),
         source=lambda w: source_of(w, "train"),
         base=f"{STARTS}-coordexp/config.json",
         tokens=f"{STARTS}-coordexp/coord_tokens.json",

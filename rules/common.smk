@@ -19,7 +19,6 @@ RESULTS = settings.data["output_base"]
 RAW = settings.data["raw_root"]
 RUN_NAME = r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*_[1-9][0-9]*"
 EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
-TRAINED_ON = f"{RESULTS}/{{run}}/data/{settings.training_file}"
 
 shell.executable("bash")
 # Snakemake tells numerical libraries the rule's threads, but not those written in Rust (hotcoco, tokenizers).

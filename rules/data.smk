@@ -121,13 +121,14 @@ rule tiny_split:
 
 
 rule hold_out:
-    """Pictures of the training split that training never sees, and the coordinate tokens of the others."""
+    """Pictures of the training split that training never sees, and the others in pixel and in token space."""
     input:
         records=f"{RESULTS}/{{run}}/data/train.jsonl",
         tokens=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
     output:
         held_out=f"{RESULTS}/{{run}}/data/held_out.jsonl",
-        rest=f"{RESULTS}/{{run}}/data/train_rest.coord.jsonl",
+        rest=f"{RESULTS}/{{run}}/data/train_rest.jsonl",
+        rest_tokens=f"{RESULTS}/{{run}}/data/train_rest.coord.jsonl",
     log:
         f"{RESULTS}/{{run}}/logs/hold_out.log",
     benchmark:
@@ -143,7 +144,8 @@ rule hold_out:
         code=code("hold_out"),
     shell:
         "python -m workflow_scripts.hold_out --config {params.config:q} --records {input.records:q}"
-        " --tokens {input.tokens:q} --held-out {output.held_out:q} --rest {output.rest:q} > {log:q} 2>&1"
+        " --tokens {input.tokens:q} --held-out {output.held_out:q} --rest {output.rest:q}"
+        " --rest-tokens {output.rest_tokens:q} > {log:q} 2>&1"
 
 
 rule data:

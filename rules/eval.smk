@@ -73,7 +73,7 @@ rule calibrate:
         predictions=f"{RESULTS}/{{run}}/held_out/predictions.jsonl",
         records=f"{RESULTS}/{{run}}/data/held_out.jsonl",
         source=lambda w: source_of(w, "train"),
-        trained_on=lambda w: settings.mixture(w.run)[1:] or TRAINED_ON.format(run=w.run),
+        trained_on=lambda w: settings.mixture(w.run)[1:] or settings.trained_on(w.run, "train"),
     output:
         calibration=f"{RESULTS}/{{run}}/calibration.json",
     log:

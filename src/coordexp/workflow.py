@@ -65,11 +65,6 @@ class Settings:
         """The data sets of the `data` section by name."""
         return {name: value for name, value in self.data.items() if isinstance(value, Mapping)}
 
-    @property
-    def training_file(self) -> str:
-        """Name of the file that a run without a mixture trains on."""
-        return "train_rest.coord.jsonl" if self.config["calibrate"]["held_out"] else "train.coord.jsonl"
-
     def knobs(self, *names: str) -> dict[str, Any]:
         """Shared knobs of the `data` section."""
         return {name: self.data[name] for name in names}
@@ -106,12 +101,17 @@ class Settings:
         """What providing one split of a data set reads of its entry."""
         return own_entry(self.datasets[dataset], split)
 
-    def trained_on(self, run: str, split: str) -> str:
-        """Records that training reads: the recipe's own, or those of the run in the space that the recipe wants."""
-        custom = self.recipe(run).custom
+    def trained_on(self, run: str, split: str, recipe: Recipe | None = None) -> str:
+        """Records that training reads: the recipe's own file, or the run's in the space that the recipe wants.
+
+        `recipe` is that of an arm; default: the run's. Of the training split only those that are not held out.
+        """
+        custom = (recipe or self.recipe(run)).custom
         own = {"train": custom.train_jsonl, "val": custom.val_jsonl}[split]
-        name = {"train": "train", "val": "val_tiny"}[split] + (".coord" if custom.coord_tokens.skip_bbox_norm else "")
-        return own or f"{self.data['output_base']}/{run}/data/{name}.jsonl"
+        rest = "train_rest" if self.config["calibrate"]["held_out"] else "train"
+        space = ".coord" if custom.coord_tokens.skip_bbox_norm else ""
+        name = {"train": rest, "val": "val_tiny"}[split]
+        return own or f"{self.data['output_base']}/{run}/data/{name}{space}.jsonl"
 
     def mixture(self, run: str) -> list[str]:
         """The mixture that a run's recipe trains on and the files that it names; empty for one source."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from coordexp.ablation import Ablation
 from coordexp.errors import ConfigError
 from coordexp.workflow import SCHEMA, Settings, over_defaults
 
@@ -13,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 CONFIG = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
+PIXEL = {"coord_tokens": {"skip_bbox_norm": False}}
 
 
 def load(change=None):
@@ -112,6 +114,24 @@ def test_a_change_lies_over_the_defaults():
     assert (settings.data["tiny"], settings.data["factor"]) == (7, CONFIG["data"]["factor"])
 
 
-def test_training_leaves_the_held_out_pictures_out():
-    assert load().training_file == "train.coord.jsonl"
-    assert load(lambda c: c["calibrate"].update(held_out=500)).training_file == "train_rest.coord.jsonl"
+@pytest.mark.parametrize(
+    ("custom", "held_out", "train", "val"),
+    [
+        ({}, 0, "results/shapes_9/data/train.coord.jsonl", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        ({}, 5, "results/shapes_9/data/train_rest.coord.jsonl", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        (PIXEL, 0, "results/shapes_9/data/train.jsonl", "results/shapes_9/data/val_tiny.jsonl"),
+        (PIXEL, 5, "results/shapes_9/data/train_rest.jsonl", "results/shapes_9/data/val_tiny.jsonl"),
+        ({"train_jsonl": "own.jsonl"}, 5, "own.jsonl", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        (PIXEL | {"val_jsonl": "own.jsonl"}, 5, "results/shapes_9/data/train_rest.jsonl", "own.jsonl"),
+    ],
+)
+def test_training_reads_the_recipe_s_own_file_or_the_run_s_in_its_space(custom, held_out, train, val):
+    settings = load(lambda c: (c["runs"].update(shapes_9={"custom": custom}), c["calibrate"].update(held_out=held_out)))
+    assert [settings.trained_on("shapes_9", split) for split in ("train", "val")] == [train, val]
+
+
+def test_an_arm_of_the_ablation_reads_the_file_of_its_own_recipe():
+    settings = load(lambda c: c["ablation"]["overrides"]["scratch"]["custom"].update(PIXEL))
+    ablation = Ablation(settings.config["ablation"], REPOSITORY)
+    files = [settings.trained_on("shapes_9", "train", ablation.recipe("tokens", s)) for s in ("base", "scratch")]
+    assert files == ["results/shapes_9/data/train.coord.jsonl", "results/shapes_9/data/train.jsonl"]
