@@ -126,7 +126,7 @@ use rule merge as ablation_merge with:
 
 use rule predict as ablation_predict with:
     input:
-        records=f"{RESULTS}/{{run}}/data/val.jsonl",
+        records=lambda w: settings.records(w.run, "val"),
         source=lambda w: source_of(w, "val"),
         model=f"{ARM}/merged/merge_manifest.json",
     output:

@@ -36,6 +36,8 @@ rule convert_resize:
         f"{RESULTS}/{{run}}/logs/convert_resize.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/convert_resize.{{split}}.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: settings.data["num_workers"] or 16
@@ -80,6 +82,8 @@ rule coord_tokenize:
         f"{RESULTS}/{{run}}/logs/coord_tokenize.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/coord_tokenize.{{split}}.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -106,6 +110,8 @@ rule tiny_split:
         f"{RESULTS}/{{run}}/logs/tiny_split.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/tiny_split.{{split}}.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -133,6 +139,8 @@ rule hold_out:
         f"{RESULTS}/{{run}}/logs/hold_out.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/hold_out.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -151,11 +159,11 @@ rule hold_out:
 rule data:
     """Target for the data alone: every file of the splits in data.splits, of one run."""
     input:
-        expand(
-            f"{RESULTS}/{{{{run}}}}/data/{{split}}{{tiny}}{{space}}.jsonl",
-            split=settings.data["splits"],
-            tiny=["", "_tiny"],
-            space=["", ".coord"],
-        ),
+        lambda w: [
+            settings.records(w.run, f"{split}{tiny}{space}")
+            for split in settings.data["splits"]
+            for tiny in ("", "_tiny")
+            for space in ("", ".coord")
+        ],
     output:
         touch(f"{RESULTS}/{{run}}/data/complete"),

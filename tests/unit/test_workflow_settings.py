@@ -1,11 +1,13 @@
 """The configuration: every key known, typos answered, types kept, run names understood."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from coordexp import runs
 from coordexp.ablation import Ablation
 from coordexp.errors import ConfigError
 from coordexp.workflow import SCHEMA, Settings, over_defaults
@@ -87,8 +89,76 @@ def test_a_mixture_names_its_files_as_the_rules_do(monkeypatch):
     ]
 
 
+def test_a_named_run_takes_what_it_does_not_say_from_the_run_whose_records_it_reads():
+    def change(config):
+        config["runs"]["lvis_768"] = {"processes": 4, "training": {"max_steps": 3, "seed": 5}}
+        config["runs"]["lora"]["training"] = {"seed": 6}
+        config["runs"]["tiny-base_2"] = {"data": "lvis_768", "model": "tiny"}
+
+    settings = load(change)
+    run, other = settings.run("lora"), settings.run("tiny-base_2")
+    assert (run.name, run.data, run.dataset, run.max_blocks) == ("lora", "lvis_768", "lvis", 768)
+    assert (run.model, run.recipe, run.processes) == ("Qwen3-VL-4B-Instruct", "config/train/sft_base.yaml", 4)
+    assert run.overrides == {"training": {"max_steps": 3, "seed": 6}}
+    assert (other.model, other.recipe) == ("tiny", "config/train/sft_coord_offset.yaml")
+    assert settings.records("lora", "val") == "results/lvis_768/data/val.jsonl"
+    assert settings.trained_on("lora", "train") == "results/lvis_768/data/train.coord.jsonl"
+    assert settings.run("lvis_768").data == "lvis_768"
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("lviss_768", "did you mean 'lvis'"), ("nothing_like_it_9", "unknown data set")]
+    ("name", "entry", "message"),
+    [
+        ("a+b", {"data": "lvis_768"}, "runs.a.b: not a name of a run; expected 'letters"),
+        ("a/b", {"data": "lvis_768"}, "runs.a/b: not a name of a run"),
+        ("compare", {"data": "lvis_768"}, "runs.compare: a folder of this name"),
+        ("models", {"data": "lvis_768"}, "runs.models: a folder of this name"),
+        ("lvis", {"data": "coco_768"}, "runs.lvis: is the name of a data set"),
+        ("lvis_1024", {"data": "lvis_768"}, "runs.lvis_1024: is the name of a data set or of its run"),
+        ("other", {"data": "lviss_768"}, "runs.other.data: unknown data set 'lviss', did you mean 'lvis'"),
+        ("other", {"data": "lvis"}, "runs.other.data: unknown run 'lvis'"),
+        ("other", {"data": "lora"}, "runs.other.data: reads the records of a run without any.*\n.*{max_blocks}"),
+        ("other", {"data": "other"}, "runs.other.data: reads the records of a run without any"),
+        ("other", {"recipe": "config/train/sft_base.yaml"}, "runs.other: unknown run 'other'.*\n.*whose records"),
+        ("lviss_768", {"processes": 2}, "runs.lviss_768: unknown data set 'lviss', did you mean 'lvis'"),
+    ],
+)
+def test_an_entry_that_stands_for_no_run_is_refused(name, entry, message):
+    with pytest.raises(ConfigError, match=message):
+        load(lambda c: c["runs"].update({name: entry}))
+
+
+def test_tokens_of_another_codec_are_not_trained_on():
+    def change(config):
+        config["runs"]["lora"]["custom"] = {"emit_norm": "norm1000_legacy"}
+
+    with pytest.raises(ConfigError, match="tokens of lvis_768 are of another codec"):
+        load(change).trained_on("lora", "train")
+    legacy = load(lambda c: c["runs"].update(lvis={**c["runs"]["lvis"], "custom": {"emit_norm": "norm1000_legacy"}}))
+    assert legacy.trained_on("lora", "train") == "results/lvis_768/data/train.coord.jsonl"
+
+
+def test_names_of_runs_in_a_path_are_not_those_of_the_folders_beside_them():
+    config = load().config
+    for name in ("lvis_768", "lora", "loora", "models_2"):
+        assert re.fullmatch(f"{runs.PATTERN}/eval.json", f"{name}/eval.json")
+    for name in ("models", "compare", "ablation", "logs", "benchmarks", "a+b", "a/b"):
+        assert not re.fullmatch(f"{runs.PATTERN}/eval.json", f"{name}/eval.json")
+    config["runs"]["lvis_lora_768"] = {"data": "lvis_768"}
+    with_records = [n for n in ("lvis_768", "lora", "lvis_lora_768") if re.match(f"{runs.prepared(config)}/", f"{n}/")]
+    assert with_records == ["lvis_768"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lviss_768", "did you mean 'lvis'"),
+        ("nothing_like_it_9", "unknown data set"),
+        ("lorra", "lorra: unknown run 'lorra', did you mean 'lora'"),
+        ("lvis", "unknown run 'lvis';"),
+        ("lvis_big", "unknown run 'lvis_big'"),
+        ("lvis_0768", "unknown run"),
+    ],
 )
 def test_unknown_runs_are_named(name, message):
     with pytest.raises(ConfigError, match=message):
