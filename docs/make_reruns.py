@@ -34,11 +34,12 @@ PLUGIN = "coordexp.swift.plugin"  # loaded by its path
 CODE_ROOTS = (REPOSITORY, REPOSITORY / "src")
 TARGETS = tuple(f"{run}/{f}" for run in ("shapes_9", "lvis_768") for f in ("eval.json", "report.html", "data/complete"))
 ABLATION = ("ablation/shapes_9/summary.json",)  # reads keys of its own
+NAMED = ("lora/eval.json",)  # a run that reads another's records
 # Where the schema has a name that the user chooses: a data set, model or run of config.yaml that has the key.
 CHOSEN = {
     "data": ("{dataset}", ("shapes", "lvis")),
     "models": ("{model}", ("tiny", "Qwen3-VL-4B-Instruct")),
-    "runs": ("{run}", ("shapes",)),
+    "runs": ("{run}", ("shapes", "lora")),
 }
 FOLDER = {"root", "annotations", "image_dirs", "downloads"}  # keys of a data set that is not generated
 
@@ -121,7 +122,9 @@ def _name(job: Any) -> tuple:
 
 
 def targets(key: str) -> tuple[str, ...]:
-    """What to plan for a key: the runs, or the ablation for its own section."""
+    """What to plan for a key: the runs, or the ablation for its own section, or the run that has the key."""
+    if key == "runs.{run}.data":
+        return NAMED
     return ABLATION if key.startswith("ablation.") else TARGETS
 
 

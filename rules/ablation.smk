@@ -45,8 +45,8 @@ use rule fetch_model as ablation_random with:
 
 use rule train as ablation_base with:
     input:
-        train=f"{RESULTS}/{BASE_RUN}/data/train.coord.jsonl",
-        val=f"{RESULTS}/{BASE_RUN}/data/val_tiny.coord.jsonl",
+        train=lambda w: settings.trained_on(BASE_RUN, "train", ablation.recipe(BASE_ARM)),
+        val=lambda w: settings.trained_on(BASE_RUN, "val", ablation.recipe(BASE_ARM)),
         source=f"{RAW}/{settings.run(BASE_RUN).dataset}/train.source.json",
         base=f"{RESULTS}/ablation/models/random-{{seed}}/config.json",
     output:
@@ -85,8 +85,8 @@ use rule expand_vocab as ablation_expand with:
 
 use rule train as ablation_train with:
     input:
-        train=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
-        val=f"{RESULTS}/{{run}}/data/val_tiny.coord.jsonl",
+        train=lambda w: settings.trained_on(w.run, "train", ablation.recipe(w.arm, w.start)),
+        val=lambda w: settings.trained_on(w.run, "val", ablation.recipe(w.arm, w.start)),
         source=lambda w: source_of(w, "train"),
         base=f"{STARTS}-coordexp/config.json",
         tokens=f"{STARTS}-coordexp/coord_tokens.json",
@@ -127,7 +127,7 @@ use rule merge as ablation_merge with:
 
 use rule predict as ablation_predict with:
     input:
-        records=f"{RESULTS}/{{run}}/data/val.jsonl",
+        records=lambda w: settings.records(w.run, "val"),
         source=lambda w: source_of(w, "val"),
         model=f"{ARM}/merged/merge_manifest.json",
     output:

@@ -9,6 +9,7 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
 sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
+from coordexp import runs
 from coordexp.ablation import BASE_ARM, Ablation
 from coordexp.fingerprint import code_fingerprint
 from coordexp.io import canonical_json
@@ -17,9 +18,8 @@ from coordexp.workflow import Settings, over_defaults
 settings = Settings.load(over_defaults(config, ROOT), ROOT)
 RESULTS = settings.data["output_base"]
 RAW = settings.data["raw_root"]
-RUN_NAME = r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*_[1-9][0-9]*"
+PREPARED = runs.prepared(settings.config)
 EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
-TRAINED_ON = f"{RESULTS}/{{run}}/data/{settings.training_file}"
 
 shell.executable("bash")
 # Snakemake tells numerical libraries the rule's threads, but not those written in Rust (hotcoco, tokenizers).
@@ -30,8 +30,8 @@ shell.prefix(
 
 
 wildcard_constraints:
-    run=RUN_NAME,
-    runs=rf"{RUN_NAME}(\+{RUN_NAME})+",
+    run=runs.PATTERN,
+    runs=rf"{runs.PATTERN}(\+{runs.PATTERN})+",
     dataset=r"[A-Za-z0-9_-]+",
     split=r"train|val",
     tiny=r"(_tiny)?",

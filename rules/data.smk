@@ -37,6 +37,8 @@ rule convert_resize:
         f"{RESULTS}/{{run}}/logs/convert_resize.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/convert_resize.{{split}}.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: settings.data["num_workers"] or 16
@@ -81,6 +83,8 @@ rule coord_tokenize:
         f"{RESULTS}/{{run}}/logs/coord_tokenize.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/coord_tokenize.{{split}}.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -107,6 +111,8 @@ rule tiny_split:
         f"{RESULTS}/{{run}}/logs/tiny_split.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/tiny_split.{{split}}.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -122,17 +128,20 @@ rule tiny_split:
 
 
 rule hold_out:
-    """Pictures of the training split that training never sees, and the coordinate tokens of the others."""
+    """Pictures of the training split that training never sees, and the others in pixel and in token space."""
     input:
         records=f"{RESULTS}/{{run}}/data/train.jsonl",
         tokens=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
     output:
         held_out=f"{RESULTS}/{{run}}/data/held_out.jsonl",
-        rest=f"{RESULTS}/{{run}}/data/train_rest.coord.jsonl",
+        rest=f"{RESULTS}/{{run}}/data/train_rest.jsonl",
+        rest_tokens=f"{RESULTS}/{{run}}/data/train_rest.coord.jsonl",
     log:
         f"{RESULTS}/{{run}}/logs/hold_out.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/hold_out.tsv"
+    wildcard_constraints:
+        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -144,17 +153,18 @@ rule hold_out:
         code=code("hold_out"),
     shell:
         "python -m workflow_scripts.hold_out --config {params.config:q} --records {input.records:q}"
-        " --tokens {input.tokens:q} --held-out {output.held_out:q} --rest {output.rest:q} > {log:q} 2>&1"
+        " --tokens {input.tokens:q} --held-out {output.held_out:q} --rest {output.rest:q}"
+        " --rest-tokens {output.rest_tokens:q} > {log:q} 2>&1"
 
 
 rule data:
     """Target for the data alone: every file of the splits in data.splits, of one run."""
     input:
-        expand(
-            f"{RESULTS}/{{{{run}}}}/data/{{split}}{{tiny}}{{space}}.jsonl",
-            split=settings.data["splits"],
-            tiny=["", "_tiny"],
-            space=["", ".coord"],
-        ),
+        lambda w: [
+            settings.records(w.run, f"{split}{tiny}{space}")
+            for split in settings.data["splits"]
+            for tiny in ("", "_tiny")
+            for space in ("", ".coord")
+        ],
     output:
         touch(f"{RESULTS}/{{run}}/data/complete"),

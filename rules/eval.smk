@@ -13,7 +13,7 @@ localrules:
 rule predict:
     """One shard of the pictures: answers decoded under the grammar, boxes with scores."""
     input:
-        records=lambda w: f"{RESULTS}/{w.run}/data/{PREDICTED[w.part]}.jsonl",
+        records=lambda w: settings.records(w.run, PREDICTED[w.part]),
         source=lambda w: source_of(w, "val"),
         model=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
     output:
@@ -47,7 +47,7 @@ rule gather:
             shard=range(1, SHARDS + 1),
             shards=SHARDS,
         ),
-        records=lambda w: f"{RESULTS}/{w.run}/data/{PREDICTED[w.part]}.jsonl",
+        records=lambda w: settings.records(w.run, PREDICTED[w.part]),
         calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED and w.part == "eval" else [],
     output:
         predictions=f"{RESULTS}/{{run}}/{{part}}/predictions.jsonl",
@@ -72,9 +72,9 @@ rule calibrate:
     """From raw scores to the probability of being right, learnt on pictures that neither training nor evaluation uses."""
     input:
         predictions=f"{RESULTS}/{{run}}/held_out/predictions.jsonl",
-        records=f"{RESULTS}/{{run}}/data/held_out.jsonl",
+        records=lambda w: settings.records(w.run, "held_out"),
         source=lambda w: source_of(w, "train"),
-        trained_on=lambda w: settings.mixture(w.run, tables=False)[1:] or TRAINED_ON.format(run=w.run),
+        trained_on=lambda w: settings.mixture(w.run, tables=False)[1:] or settings.trained_on(w.run, "train"),
     output:
         calibration=f"{RESULTS}/{{run}}/calibration.json",
     log:

@@ -36,7 +36,7 @@ rule report:
     input:
         numbers=f"{RESULTS}/{{run}}/eval.json",
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
-        records=f"{RESULTS}/{{run}}/data/{PICTURES}.jsonl",
+        records=lambda w: settings.records(w.run, PICTURES),
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
         curves=f"{RESULTS}/{{run}}/train/loss.png",
         trained=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",

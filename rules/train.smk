@@ -4,7 +4,7 @@
 rule train:
     """Fine-tuning in ms-swift. Checkpoints lie outside the output: a killed job continues at the last whole one."""
     input:
-        train=lambda w: settings.recipe(w.run).custom.train_jsonl or TRAINED_ON.format(run=w.run),
+        train=lambda w: settings.trained_on(w.run, "train"),
         val=lambda w: settings.trained_on(w.run, "val"),
         source=lambda w: source_of(w, "train"),
         mixture=lambda w: settings.mixture(w.run),

@@ -1,4 +1,4 @@
-"""The workflow's configuration: schema, nearest names for typos, and what a run's name stands for."""
+"""The workflow's configuration: schema, nearest names for typos, and the look-ups that rules need."""
 
 from __future__ import annotations
 
@@ -12,33 +12,17 @@ import jsonschema
 import msgspec
 import yaml
 
+from coordexp import runs
 from coordexp.data import fusion
 from coordexp.data.download import own_annotations, own_entry
 from coordexp.errors import ConfigError, CoordExpError, located, nearest
 from coordexp.model import contents
 from coordexp.recipe import Recipe, load_recipe
+from coordexp.runs import Run
 from coordexp.settings_file import merge
 
 SCHEMA = Path("config/schemas/config.schema.yaml")
 DEFAULTS = Path("config/config.yaml")
-
-
-class Run(msgspec.Struct, frozen=True):
-    """What a run's name stands for: `lvis_768` is data set `lvis` at a budget of 768 tiles."""
-
-    name: str
-    dataset: str
-    max_blocks: int
-    model: str
-    recipe: str
-    processes: int
-    nodes: int
-    overrides: dict[str, Any]
-
-    @property
-    def world(self) -> int:
-        """Training processes of all machines together."""
-        return self.processes * self.nodes
 
 
 class Settings:
@@ -59,6 +43,7 @@ class Settings:
         if checked["calibrate"]["method"] != "none" and not checked["calibrate"]["held_out"]:
             fix = "set it to some hundred pictures; they are kept from training, so that the scores are learnt honestly"
             raise ConfigError(located("nothing to calibrate on", field="calibrate.held_out", found=0, fix=fix))
+        runs.check(checked)
         return cls(checked, root)
 
     @property
@@ -66,35 +51,17 @@ class Settings:
         """The data sets of the `data` section by name."""
         return {name: value for name, value in self.data.items() if isinstance(value, Mapping)}
 
-    @property
-    def training_file(self) -> str:
-        """Name of the file that a run without a mixture trains on."""
-        return "train_rest.coord.jsonl" if self.config["calibrate"]["held_out"] else "train.coord.jsonl"
-
     def knobs(self, *names: str) -> dict[str, Any]:
         """Shared knobs of the `data` section."""
         return {name: self.data[name] for name in names}
 
     def run(self, name: str) -> Run:
-        """Meaning of a run's name; ConfigError for an unknown data set or one without a recipe."""
-        dataset, _, blocks = name.rpartition("_")
-        if dataset not in self.datasets:
-            known = sorted(self.datasets)
-            raise ConfigError(
-                located(f"unknown data set {dataset!r}{nearest(dataset, known)}", field=name, expected=known)
-            )
-        runs = self.config["runs"]
-        entry = merge(runs.get(dataset, {}), runs.get(name, {}))
-        if not {"model", "recipe"} <= set(entry):
-            raise ConfigError(
-                located("no model and recipe", field=f"runs.{dataset}", fix="add them to config/config.yaml")
-            )
-        if entry["model"] not in self.config["models"]:
-            hint = nearest(entry["model"], self.config["models"])
-            raise ConfigError(located(f"unknown model {entry['model']!r}{hint}", field=f"runs.{dataset}.model"))
-        overrides = {key: value for key, value in entry.items() if key not in ("model", "recipe", "processes", "nodes")}
-        processes, nodes = (entry.get(key, self.config["train"][key]) for key in ("processes", "nodes"))
-        return Run(name, dataset, int(blocks), entry["model"], entry["recipe"], processes, nodes, overrides)
+        """Meaning of a run's name; ConfigError for an unknown run, or one without model and recipe."""
+        return runs.resolve(self.config, name)
+
+    def records(self, run: str, name: str) -> str:
+        """A file of the records that a run reads, by its name without the ending: `val`, `train_rest.coord`."""
+        return f"{self.data['output_base']}/{self.run(run).data}/data/{name}.jsonl"
 
     def recipe(self, run: str) -> Recipe:
         """The resolved recipe of a run, with the run's own overrides on top."""
@@ -127,12 +94,25 @@ class Settings:
         except CoordExpError:
             return None
 
-    def trained_on(self, run: str, split: str) -> str:
-        """Records that training reads: the recipe's own, or those of the run in the space that the recipe wants."""
-        custom = self.recipe(run).custom
+    def trained_on(self, run: str, split: str, recipe: Recipe | None = None) -> str:
+        """Records that training reads: the recipe's own file, or the run's in the space that the recipe wants.
+
+        `recipe` is that of an arm; default: the run's. Of the training split only those that are not held out.
+        ConfigError when those have the tokens of another codec.
+        """
+        custom = (recipe or self.recipe(run)).custom
         own = {"train": custom.train_jsonl, "val": custom.val_jsonl}[split]
-        name = {"train": "train", "val": "val_tiny"}[split] + (".coord" if custom.coord_tokens.skip_bbox_norm else "")
-        return own or f"{self.data['output_base']}/{run}/data/{name}.jsonl"
+        made = self.recipe(self.run(run).data).custom.emit_norm
+        if own is None and custom.coord_tokens.skip_bbox_norm and custom.emit_norm != made:
+            fix = "quantise in training instead, with custom.coord_tokens.skip_bbox_norm: false"
+            problem = f"the tokens of {self.run(run).data} are of another codec"
+            raise ConfigError(
+                located(problem, field=f"{run}: custom.emit_norm", expected=made, found=custom.emit_norm, fix=fix)
+            )
+        rest = "train_rest" if self.config["calibrate"]["held_out"] else "train"
+        space = ".coord" if custom.coord_tokens.skip_bbox_norm else ""
+        name = {"train": rest, "val": "val_tiny"}[split]
+        return own or self.records(run, f"{name}{space}")
 
     def mixture(self, run: str, *, tables: bool = True) -> list[str]:
         """The mixture of a run's recipe and the files that it names, those of categories last; empty for one source."""

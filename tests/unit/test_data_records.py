@@ -108,13 +108,14 @@ def test_the_tiny_split_is_spread_over_the_file(tmp_path):
 def test_held_out_pictures_and_the_rest_are_all_and_the_tiny_split_stays(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [record(i) for i in range(40)])
     tokenize(tmp_path / "a.jsonl", tmp_path / "a.coord.jsonl")
-    files = [tmp_path / name for name in ("a.jsonl", "a.coord.jsonl", "held_out.jsonl", "rest.coord.jsonl")]
+    names = ("a.jsonl", "a.coord.jsonl", "held_out.jsonl", "rest.jsonl", "rest.coord.jsonl")
+    files = [tmp_path / name for name in names]
     assert hold_out(*files, 12, 17) == 28
-    held, rest = (
+    held, rest, tokens = (
         [r.metadata.image_id for r in read_records(path, space)]
-        for path, space in ((files[2], "pixel"), (files[3], "token"))
+        for path, space in zip(files[2:], ("pixel", "pixel", "token"), strict=True)
     )
-    assert len(held) == 12 and sorted(held + rest) == list(range(40))
+    assert len(held) == 12 and sorted(held + rest) == list(range(40)) and tokens == rest
     assert held == sorted(held) and rest == sorted(rest)
     tiny(files[0], tmp_path / "t.jsonl", 28, 17)
     assert {r.metadata.image_id for r in read_records(tmp_path / "t.jsonl", "pixel")} == set(rest)

@@ -168,8 +168,8 @@ def test_configuration_in_a_page_is_valid(page, block, tmp_path):
         assert len(fusion.files(tmp_path / "mixture.yaml")) == len(values["sources"])
         return
     settings = Settings.load(over_defaults(merge(values, {}), REPOSITORY), REPOSITORY)
-    for name in values.get("runs", {}):
-        run = name if re.search(r"_\d+$", name) else f"{name}_768"
+    for name, entry in values.get("runs", {}).items():
+        run = name if re.search(r"_\d+$", name) or isinstance(entry.get("data"), str) else f"{name}_768"
         assert settings.recipe(run).training
         assert settings.run(run).model in settings.config["models"]
 

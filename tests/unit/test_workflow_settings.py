@@ -2,11 +2,14 @@
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from coordexp import runs
+from coordexp.ablation import Ablation
 from coordexp.errors import ConfigError
 from coordexp.workflow import SCHEMA, Settings, over_defaults
 
@@ -14,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 CONFIG = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
+PIXEL = {"coord_tokens": {"skip_bbox_norm": False}}
 
 
 def load(change=None):
@@ -97,8 +101,76 @@ def test_the_tables_of_a_mixture_are_files_that_training_waits_for(monkeypatch, 
     assert settings.mixture("shapes_9", tables=False)[1:] == records  # what held-out pictures must not be in
 
 
+def test_a_named_run_takes_what_it_does_not_say_from_the_run_whose_records_it_reads():
+    def change(config):
+        config["runs"]["lvis_768"] = {"processes": 4, "training": {"max_steps": 3, "seed": 5}}
+        config["runs"]["lora"]["training"] = {"seed": 6}
+        config["runs"]["tiny-base_2"] = {"data": "lvis_768", "model": "tiny"}
+
+    settings = load(change)
+    run, other = settings.run("lora"), settings.run("tiny-base_2")
+    assert (run.name, run.data, run.dataset, run.max_blocks) == ("lora", "lvis_768", "lvis", 768)
+    assert (run.model, run.recipe, run.processes) == ("Qwen3-VL-4B-Instruct", "config/train/sft_base.yaml", 4)
+    assert run.overrides == {"training": {"max_steps": 3, "seed": 6}}
+    assert (other.model, other.recipe) == ("tiny", "config/train/sft_coord_offset.yaml")
+    assert settings.records("lora", "val") == "results/lvis_768/data/val.jsonl"
+    assert settings.trained_on("lora", "train") == "results/lvis_768/data/train.coord.jsonl"
+    assert settings.run("lvis_768").data == "lvis_768"
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("lviss_768", "did you mean 'lvis'"), ("nothing_like_it_9", "unknown data set")]
+    ("name", "entry", "message"),
+    [
+        ("a+b", {"data": "lvis_768"}, "runs.a.b: not a name of a run; expected 'letters"),
+        ("a/b", {"data": "lvis_768"}, "runs.a/b: not a name of a run"),
+        ("compare", {"data": "lvis_768"}, "runs.compare: a folder of this name"),
+        ("models", {"data": "lvis_768"}, "runs.models: a folder of this name"),
+        ("lvis", {"data": "coco_768"}, "runs.lvis: is the name of a data set"),
+        ("lvis_1024", {"data": "lvis_768"}, "runs.lvis_1024: is the name of a data set or of its run"),
+        ("other", {"data": "lviss_768"}, "runs.other.data: unknown data set 'lviss', did you mean 'lvis'"),
+        ("other", {"data": "lvis"}, "runs.other.data: unknown run 'lvis'"),
+        ("other", {"data": "lora"}, "runs.other.data: reads the records of a run without any.*\n.*{max_blocks}"),
+        ("other", {"data": "other"}, "runs.other.data: reads the records of a run without any"),
+        ("other", {"recipe": "config/train/sft_base.yaml"}, "runs.other: unknown run 'other'.*\n.*whose records"),
+        ("lviss_768", {"processes": 2}, "runs.lviss_768: unknown data set 'lviss', did you mean 'lvis'"),
+    ],
+)
+def test_an_entry_that_stands_for_no_run_is_refused(name, entry, message):
+    with pytest.raises(ConfigError, match=message):
+        load(lambda c: c["runs"].update({name: entry}))
+
+
+def test_tokens_of_another_codec_are_not_trained_on():
+    def change(config):
+        config["runs"]["lora"]["custom"] = {"emit_norm": "norm1000_legacy"}
+
+    with pytest.raises(ConfigError, match="tokens of lvis_768 are of another codec"):
+        load(change).trained_on("lora", "train")
+    legacy = load(lambda c: c["runs"].update(lvis={**c["runs"]["lvis"], "custom": {"emit_norm": "norm1000_legacy"}}))
+    assert legacy.trained_on("lora", "train") == "results/lvis_768/data/train.coord.jsonl"
+
+
+def test_names_of_runs_in_a_path_are_not_those_of_the_folders_beside_them():
+    config = load().config
+    for name in ("lvis_768", "lora", "loora", "models_2"):
+        assert re.fullmatch(f"{runs.PATTERN}/eval.json", f"{name}/eval.json")
+    for name in ("models", "compare", "ablation", "logs", "benchmarks", "a+b", "a/b"):
+        assert not re.fullmatch(f"{runs.PATTERN}/eval.json", f"{name}/eval.json")
+    config["runs"]["lvis_lora_768"] = {"data": "lvis_768"}
+    with_records = [n for n in ("lvis_768", "lora", "lvis_lora_768") if re.match(f"{runs.prepared(config)}/", f"{n}/")]
+    assert with_records == ["lvis_768"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lviss_768", "did you mean 'lvis'"),
+        ("nothing_like_it_9", "unknown data set"),
+        ("lorra", "lorra: unknown run 'lorra', did you mean 'lora'"),
+        ("lvis", "unknown run 'lvis';"),
+        ("lvis_big", "unknown run 'lvis_big'"),
+        ("lvis_0768", "unknown run"),
+    ],
 )
 def test_unknown_runs_are_named(name, message):
     with pytest.raises(ConfigError, match=message):
@@ -124,6 +196,24 @@ def test_a_change_lies_over_the_defaults():
     assert (settings.data["tiny"], settings.data["factor"]) == (7, CONFIG["data"]["factor"])
 
 
-def test_training_leaves_the_held_out_pictures_out():
-    assert load().training_file == "train.coord.jsonl"
-    assert load(lambda c: c["calibrate"].update(held_out=500)).training_file == "train_rest.coord.jsonl"
+@pytest.mark.parametrize(
+    ("custom", "held_out", "train", "val"),
+    [
+        ({}, 0, "results/shapes_9/data/train.coord.jsonl", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        ({}, 5, "results/shapes_9/data/train_rest.coord.jsonl", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        (PIXEL, 0, "results/shapes_9/data/train.jsonl", "results/shapes_9/data/val_tiny.jsonl"),
+        (PIXEL, 5, "results/shapes_9/data/train_rest.jsonl", "results/shapes_9/data/val_tiny.jsonl"),
+        ({"train_jsonl": "own.jsonl"}, 5, "own.jsonl", "results/shapes_9/data/val_tiny.coord.jsonl"),
+        (PIXEL | {"val_jsonl": "own.jsonl"}, 5, "results/shapes_9/data/train_rest.jsonl", "own.jsonl"),
+    ],
+)
+def test_training_reads_the_recipe_s_own_file_or_the_run_s_in_its_space(custom, held_out, train, val):
+    settings = load(lambda c: (c["runs"].update(shapes_9={"custom": custom}), c["calibrate"].update(held_out=held_out)))
+    assert [settings.trained_on("shapes_9", split) for split in ("train", "val")] == [train, val]
+
+
+def test_an_arm_of_the_ablation_reads_the_file_of_its_own_recipe():
+    settings = load(lambda c: c["ablation"]["overrides"]["scratch"]["custom"].update(PIXEL))
+    ablation = Ablation(settings.config["ablation"], REPOSITORY)
+    files = [settings.trained_on("shapes_9", "train", ablation.recipe("tokens", s)) for s in ("base", "scratch")]
+    assert files == ["results/shapes_9/data/train.coord.jsonl", "results/shapes_9/data/train.jsonl"]

@@ -69,16 +69,35 @@ def test_another_method_predicts_nothing_again(calibrated):
     calibrated.change(before)
 
 
-def test_runs_are_compared_by_their_names(calibrated):
-    other = calibrated.path("results/shapes_4")
-    shutil.copytree(calibrated.path(RUN), other, dirs_exist_ok=True)
-    answer(calibrated.folder, f"{RUN}/data/val.jsonl", "results/shapes_4/eval/shards/1-of-1.jsonl", 3)
-    target = "results/compare/shapes_9+shapes_4/report.html"
-    calibrated.run("--allowed-rules", *AFTER_PREDICT, "--", target)
-    result = read_json(calibrated.path("results/compare/shapes_9+shapes_4/compare.json"))
-    assert [run["name"] for run in result["runs"]] == ["shapes_9", "shapes_4"]
-    assert result["lvis"]["differences"].keys() == {"shapes_4"}
+def test_runs_on_the_same_records_are_compared_by_their_names(calibrated):
+    calibrated.change(merge(calibrated.changes, {"runs": {"other": {"data": "shapes_9"}}}))
+    shutil.copytree(calibrated.path(RUN), calibrated.path("results/other"), ignore=shutil.ignore_patterns("data"))
+    answer(calibrated.folder, f"{RUN}/data/val.jsonl", "results/other/eval/shards/1-of-1.jsonl", 3)
+    target = "results/compare/shapes_9+other/report.html"
+    calibrated.run("--allowed-rules", *AFTER_PREDICT, "--", target, "results/other/report.html")
+    result = read_json(calibrated.path("results/compare/shapes_9+other/compare.json"))
+    assert [run["name"] for run in result["runs"]] == ["shapes_9", "other"]
+    assert result["lvis"]["differences"].keys() == {"other"}
     assert "Loss over training steps" in calibrated.path(target).read_text()
+    assert not calibrated.path("results/other/data").exists()
+
+
+def test_a_named_run_converts_nothing_again(finished):
+    before = finished.changes
+    finished.change(merge(before, {"runs": {"other": {"data": "shapes_9", "training": {"max_steps": 2}}}}))
+    try:
+        planned = finished.planned("results/other/eval.json", "results/compare/shapes_9+other/report.html")
+        done = finished.run("--dry-run", "results/othr/eval.json", check=False)
+    finally:
+        finished.change(before)
+    assert planned == dict.fromkeys(("train", "merge", "predict", "gather", "evaluate", "compare"), 1)
+    assert "unknown run 'othr', did you mean 'other'" in done.stdout + done.stderr
+
+
+def test_two_recipes_on_lvis_are_planned_on_one_conversion(finished):
+    planned = finished.planned("results/lora/eval.json", "results/lvis_768/eval.json")
+    shared = ("download", "convert_resize", "coord_tokenize")
+    assert {rule: planned[rule] for rule in (*shared, "train")} == {**dict.fromkeys(shared, 2), "train": 2}
 
 
 def test_a_comparison_plans_both_chains(finished):

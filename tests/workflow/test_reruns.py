@@ -34,7 +34,7 @@ def changes(tmp_path_factory):
 
 
 def test_every_key_reruns_what_the_table_says(base, changes):
-    bases = {reruns.TARGETS: base, reruns.ABLATION: reruns.plan({}, reruns.ABLATION)}
+    bases = {targets: reruns.plan({}, targets) for targets in (reruns.ABLATION, reruns.NAMED)} | {reruns.TARGETS: base}
     found = {key: reruns.rules(reruns.first(bases[reruns.targets(key)], plan)) for key, (_, plan) in changes.items()}
     assert [key for key in found if reruns.expected_first(key) is None] == [], "add them to docs/reruns.yaml"
     assert found == {key: sorted(reruns.expected_first(key)) for key in found}

@@ -35,13 +35,15 @@ def hold_out(
     tokens: str | Path,
     held_out: str | Path,
     rest: str | Path,
+    rest_tokens: str | Path,
     count: int,
     seed: int,
 ) -> int:
-    """Take `count` pictures out of training: their pixel-space records go to `held_out`, the others' tokens to `rest`.
+    """Take `count` pictures out of training: their pixel-space records go to `held_out`, the others to `rest`.
 
-    `records` and `tokens` are the same pictures in pixel and in token space. The other end of `tiny`'s ranking
-    is taken, so the tiny split stays with the training pictures; returns how many of those are left.
+    `records` and `tokens` are the same pictures in pixel and in token space, as are `rest` and `rest_tokens`.
+    The other end of `tiny`'s ranking is taken, so the tiny split stays with the training pictures; returns how
+    many of those are left.
     """
     ranks = [
         (stable_hash(seed, record.metadata.image_id), n) for n, record in enumerate(read_records(records, "pixel"))
@@ -55,5 +57,7 @@ def hold_out(
             )
         )
     held = {n for _, n in heapq.nlargest(count, ranks)}
+    left = set(range(len(ranks))) - held
     write_jsonl(held_out, _pick(records, held, "pixel"))
-    return write_jsonl(rest, _pick(tokens, set(range(len(ranks))) - held, "token"))
+    write_jsonl(rest, _pick(records, left, "pixel"))
+    return write_jsonl(rest_tokens, _pick(tokens, left, "token"))
