@@ -154,7 +154,7 @@ def test_the_manifest_of_a_folder_tells_weights_and_tokenizers_apart(folder, tmp
     for name in ("model.safetensors", "tokenizer.json"):
         data = (own / name).read_bytes()
         (own / name).unlink()  # another file, not new content of the linked one
-        (own / name).write_bytes(data[:-2] + (b"\0\1" if name.endswith("tensors") else b"\n}"))
+        (own / name).write_bytes(data[:-2] + b"\0\1" if name.endswith("tensors") else data + b"\n")
         after = recorded()
         assert {key for key in before if before[key] != after[key]} == {name}
         before = after
