@@ -64,7 +64,8 @@ def test_the_jobs_of_a_module_are_those_of_the_workflow_itself(tmp_path):
     own = snakemake(
         tmp_path, "--snakefile", str(REPOSITORY / "Snakefile"), *own_profile(), "results/shapes_9/eval.json"
     )
-    commands = [sorted(re.findall(r"python -m workflow_scripts.*", text)) for text in (inside, own)]
+    assert ["--gpus 2" in text for text in (inside, own)] == [True, False], "the outer workflow's own resources"
+    commands = [sorted(re.findall(r"python -m workflow_scripts.*", re.sub(r"--gpus \d", "", t))) for t in (inside, own)]
     assert commands[0] == commands[1] and len(commands[0]) == 14
 
 
