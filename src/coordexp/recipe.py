@@ -38,7 +38,7 @@ FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "add_non_thinking_prefix": (ONLY_TRAINED, (None,)),
     "agent_template": (ONLY_TRAINED, (None,)),
     "template_backend": (ONLY_TRAINED, (None, "swift")),
-    "dataloader_multiprocessing_context": ("loaders that are not forked draw the first epoch for ever", (None, "fork")),
+    "dataloader_multiprocessing_context": ("loaders that are not forked would stay in the first epoch", (None, "fork")),
 }
 
 

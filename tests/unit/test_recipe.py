@@ -57,7 +57,7 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
         ("training: {seed: 1}\ndata: {seed: 2}", "stands in `data` too|stands in `training` too"),
         ("custom: {coord_offset: {enabled: true}}", "multimodal_coord_offset"),
         ("template: {system: You detect.}", r"template\.system: would not reach inference"),
-        ("data: {dataloader_multiprocessing_context: spawn}", "draw the first epoch for ever"),
+        ("data: {dataloader_multiprocessing_context: spawn}", "would stay in the first epoch"),
         ("custom: {coord_tokens: {enabled: false}, loss: {set_targets: remaining}}", "set_targets: has no effect"),
         ("custom: {coord_tokens: {enabled: false}, loss: {matching: hungarian, l1: 1}}", "matching: has no effect"),
         ("custom: {loss: {matching: hungarian}}", "matching: has no effect(.|\n)*a weight for custom.loss.l1"),

@@ -10,11 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from coordexp.errors import ConfigError
 from coordexp.io import read_jsonl
-from coordexp.recipe import load_recipe
 from coordexp.swift.launch import Layout
-from coordexp.swift.train import held_to_threads, swift_arguments
+from coordexp.swift.train import held_to_threads
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 5  # of eight of the 24 samples: into the second epoch
@@ -32,15 +30,9 @@ def test_loaders_of_a_process_are_at_most_its_share_of_the_threads(asked, proces
     assert (f"{granted} of {asked} loader processes" in said) == (granted != asked)
 
 
-def test_loaders_end_with_their_epoch(tiny_model, tmp_path):
-    (tmp_path / "own.yaml").write_text("data: {dataloader_persistent_workers: true}")
-    with pytest.raises(ConfigError, match=r"dataloader_persistent_workers: set by the workflow, not by a recipe"):
-        swift_arguments(load_recipe(tmp_path / "own.yaml"), tiny_model, tmp_path, tmp_path)
-
-
 @pytest.mark.slow
 def test_a_loader_changes_nothing_in_any_epoch(shapes_data, tiny_model, tmp_path):
-    """Every epoch draws orders of its own; loaders that outlive an epoch would go on with those of the first."""
+    """Every epoch draws orders of its own, also in loaders that outlive an epoch."""
     logs, weights = [], []
     for loaders in (0, 1):
         folder = tmp_path / str(loaders)

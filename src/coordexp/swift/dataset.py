@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import msgspec
+import torch
 from datasets import Dataset
 from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
@@ -19,7 +20,7 @@ from coordexp.errors import ConfigError
 from coordexp.swift.settings import custom_section
 
 TRAIN, VAL = "coordexp_train", "coordexp_val"
-_epoch = 0
+_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that outlive an epoch see it change
 
 
 def register() -> None:
@@ -30,19 +31,18 @@ def register() -> None:
 
 
 def set_epoch(epoch: int) -> None:
-    """Choose the epoch whose samples are drawn; loader workers take it over when they start."""
-    global _epoch  # noqa: PLW0603 -- the one piece of state that forked loader workers inherit
-    _epoch = epoch
+    """Choose the epoch whose samples are drawn, here and in loader workers, which are idle between epochs."""
+    _epoch.fill_(epoch)
 
 
 def current_epoch() -> int:
     """The epoch whose samples are drawn."""
-    return _epoch
+    return int(_epoch)
 
 
 def sample_of(row: dict[str, Any]) -> Sample:
     """The sample that a row of the data set stands for, in the current epoch (validation: always the first)."""
-    return samples(row["split"]).get(row["index"], _epoch if row["split"] == TRAIN else 0)
+    return samples(row["split"]).get(row["index"], current_epoch() if row["split"] == TRAIN else 0)
 
 
 @functools.cache

@@ -175,7 +175,6 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         "lazy_tokenize": not recipe.swift_arguments.get("packing", False),  # packing needs every length beforehand
         "load_from_cache_file": False,
         "dataset_shuffle": False,
-        "dataloader_persistent_workers": False,  # workers are forked every epoch, and with them the epoch's number
         "report_to": ["tensorboard"],
         "callbacks": [*callbacks, *recipe.training.get("callbacks", [])],
     }
