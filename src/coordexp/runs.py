@@ -40,6 +40,11 @@ class Run(msgspec.Struct, frozen=True):
         return self.processes * self.nodes
 
 
+def datasets(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The data sets of the `data` section by name."""
+    return {name: value for name, value in config["data"].items() if isinstance(value, Mapping)}
+
+
 def named(config: Mapping[str, Any]) -> dict[str, str]:
     """Runs with a name of their own, and whose records each of them reads."""
     return {name: entry["data"] for name, entry in config["runs"].items() if isinstance(entry.get("data"), str)}
@@ -76,7 +81,7 @@ def check(config: Mapping[str, Any]) -> None:
     for name, entry in config["runs"].items():
         if isinstance(entry.get("data"), str):
             _check_named(config, name, entry["data"])
-        elif name not in _datasets(config):
+        elif name not in datasets(config):
             _parts(config, name, f"runs.{name}")
 
 
@@ -87,7 +92,7 @@ def _check_named(config: Mapping[str, Any], name: str, data: str) -> None:
     if name in RESERVED:
         raise ConfigError(located("a folder of this name lies beside the runs", field=field, fix="choose another name"))
     dataset, _, blocks = name.rpartition("_")
-    if name in _datasets(config) or (dataset in _datasets(config) and re.fullmatch(BLOCKS, blocks)):
+    if name in datasets(config) or (dataset in datasets(config) and re.fullmatch(BLOCKS, blocks)):
         fix = "choose another name; only such a run reads another's records"
         raise ConfigError(located("is the name of a data set or of its run", field=field, fix=fix))
     if data in named(config):
@@ -96,22 +101,18 @@ def _check_named(config: Mapping[str, Any], name: str, data: str) -> None:
     _parts(config, data, f"{field}.data")
 
 
-def _datasets(config: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name, value in config["data"].items() if isinstance(value, Mapping))
-
-
 def _parts(config: Mapping[str, Any], name: str, field: str) -> tuple[str, int]:
     """Data set and budget (tiles) of `{dataset}_{max_blocks}`."""
-    datasets = _datasets(config)
+    known_sets = datasets(config)
     dataset, _, blocks = name.rpartition("_")
     budgeted = re.fullmatch(BLOCKS, blocks)
-    if dataset in datasets and budgeted:
+    if dataset in known_sets and budgeted:
         return dataset, int(blocks)
-    known = sorted({*datasets, *named(config)})
+    known = sorted({*known_sets, *named(config)})
     if budgeted:
         raise ConfigError(
             located(f"unknown data set {dataset!r}{nearest(dataset, known)}", field=field, expected=known)
         )
-    hint = "" if name in datasets else nearest(name, known)
+    hint = "" if name in known_sets else nearest(name, known)
     fix = f"a run is named {SHAPE}, or has an entry in `runs` that says whose records it reads (data: lvis_768)"
     raise ConfigError(located(f"unknown run {name!r}{hint}", field=field, expected=known, fix=fix))

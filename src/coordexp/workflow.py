@@ -49,7 +49,7 @@ class Settings:
     @property
     def datasets(self) -> dict[str, dict[str, Any]]:
         """The data sets of the `data` section by name."""
-        return {name: value for name, value in self.data.items() if isinstance(value, Mapping)}
+        return runs.datasets(self.config)
 
     def knobs(self, *names: str) -> dict[str, Any]:
         """Shared knobs of the `data` section."""

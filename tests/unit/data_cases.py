@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +29,15 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     ys, xs = np.mgrid[0:height, 0:width]
     waves = [np.sin(xs / 17 + seed), np.cos(ys / 13 + seed), np.sin((xs + ys) / 29)]
     return Image.fromarray((np.stack(waves, axis=-1) * 100 + 128).astype(np.uint8))
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """A zip archive of these members."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
 
 
 def rectangle(x: float, y: float, w: float, h: float) -> list[list[float]]:

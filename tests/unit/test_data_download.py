@@ -5,19 +5,16 @@ import io
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
-from data_cases import answer, picture, serving
+from data_cases import answer, picture, serving, zipped
 
-from coordexp.data.archive import extract
 from coordexp.data.convert import ConvertOptions, convert, load_source
 from coordexp.data.download import own_annotations, provide
 from coordexp.data.fetch import Policy
@@ -26,14 +23,6 @@ from coordexp.io import read_records, sha256_file
 
 QUICK = Policy(attempts=2, timeout=2, first_wait=0.01, longest_wait=0.02)
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
 
 
 def annotation_bytes(*ids: tuple[int, str]) -> bytes:
@@ -415,40 +404,3 @@ def test_shapes_are_generated_beside_the_manifest(tmp_path):
     source, raw = run(entry, tmp_path, "val", "shapes")
     assert (source.dataset, source.layout, source.image_dirs) == ("shapes", "lvis", ["raw/images/val"])
     assert len(list((raw / "images" / "val").glob("*.png"))) == 3
-
-
-def link(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return info
-
-
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:/evil", "a\\..\\evil", link("a/evil")])
-def test_an_unsafe_archive_is_refused_whole(tmp_path, name):
-    path = tmp_path / "bad.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/good", b"x")
-        archive.writestr(name, b"/etc/passwd")
-    with pytest.raises(DownloadError, match="unsafe archive"):
-        extract(path, tmp_path / "out", ["a"])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_broken_archive_is_a_clear_error(tmp_path):
-    path = tmp_path / "bad.zip"
-    path.write_bytes(b"not a zip")
-    with pytest.raises(DownloadError, match="not a sound zip"):
-        extract(path, tmp_path, ["a"])
-    damaged = bytearray(zipped({"a/data": os.urandom(5000)}))
-    damaged[200] ^= 0xFF
-    path.write_bytes(damaged)
-    with pytest.raises(DownloadError, match="CRC"):
-        extract(path, tmp_path / "out", ["a"])
-    assert not list((tmp_path / "out" / "a").iterdir())
-
-
-def test_an_archive_without_what_is_wanted_says_what_it_has(tmp_path):
-    path = tmp_path / "other.zip"
-    path.write_bytes(zipped({"other/1.jpg": b"x"}))
-    with pytest.raises(DownloadError, match=r"nothing wanted.*train2017.*other"):
-        extract(path, tmp_path / "out", ["train2017"])

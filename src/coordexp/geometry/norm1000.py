@@ -56,12 +56,11 @@ def encode_poly(
     return np.clip(np.floor(_legacy_scale(norm_poly, size) + 0.5), 0, LAST_BIN).astype(np.int64).tolist()
 
 
-def in_codec(
-    norm: Sequence[float], emit_norm: EmitNorm = "norm1000", size: tuple[int, int] = (0, 0)
-) -> Sequence[float]:
-    """What slots are held to: flat coordinates [x, y, ...] in [0, 1] as unrounded fractions of the codec's last bin."""
-    if emit_norm == "norm1000":
-        return norm
+def legacy_targets(norm: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """What slots of the legacy codec are held to: flat coordinates [x, y, ...] in [0, 1] as fractions of its last bin.
+
+    Those of `norm1000` are the coordinates themselves.
+    """
     return np.clip(_legacy_scale(norm, size) / LAST_BIN, 0, 1).tolist()
 
 

@@ -19,7 +19,7 @@ from coordexp.contract import COORD_BINS, Object, Record
 from coordexp.data.samples import Sample
 from coordexp.data.tokenize import to_tokens
 from coordexp.errors import DataError
-from coordexp.geometry.norm1000 import in_codec
+from coordexp.geometry.norm1000 import legacy_targets
 from coordexp.loss.targets import IGNORE
 from coordexp.model.vocab import coord_ids
 from coordexp.swift.augment import augment
@@ -144,8 +144,10 @@ def as_tokens(record: Record) -> Record:
 
 def in_codec_space(record: Record) -> list[Object]:
     """Objects whose `norm` is what their slots are held to, in units of the recipe's codec."""
-    codec, size = custom_section().emit_norm, (record.width, record.height)
-    return [msgspec.structs.replace(obj, norm=in_codec(obj.norm, codec, size)) for obj in record.objects]
+    if custom_section().emit_norm == "norm1000":
+        return record.objects
+    size = (record.width, record.height)
+    return [msgspec.structs.replace(obj, norm=legacy_targets(obj.norm, size)) for obj in record.objects]
 
 
 def style_of(sample: Sample) -> prompt.PromptStyle:
