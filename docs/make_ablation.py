@@ -52,12 +52,13 @@ def _steps(summary: dict[str, Any], start: str) -> str:
 def _tables(summary: dict[str, Any], start: str) -> str:
     rows = [row for row in summary["rows"] if row["start"] == start]
     recalls = sorted({name for row in rows for name in row["numbers"] if name.startswith("recall_")})
-    seconds = _cell(summary["base"]["cpu_seconds"], ".0f")
-    cost = f"A base learns on `{summary['base']['data']}` in {seconds} s of processor time.\n"
+    base = summary["base"] if start == "base" else None
+    seconds = _cell(base["cpu_seconds"], ".0f") if base else None
+    cost = f"A base learns on `{base['data']}` in {seconds} s of processor time.\n" if base else ""
     named = {name: "recall, " + name.removeprefix("recall_").replace("-", " to ") + " objects" for name in recalls}
     return "\n".join(
         [
-            f"\nSeeds {', '.join(map(str, summary['seeds']))}. {cost if start == 'base' else ''}".rstrip() + "\n",
+            f"\nSeeds {', '.join(map(str, summary['seeds']))}. {cost}".rstrip() + "\n",
             _numbers(summary, rows, NUMBERS),
             f"Read as `{READING}`:\n",
             _numbers(summary, [row for row in rows if row["decode"] == _reading(summary, row["arm"])], named | COSTS),

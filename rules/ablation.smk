@@ -47,6 +47,7 @@ use rule train as ablation_base with:
     input:
         train=lambda w: settings.trained_on(BASE_RUN, "train", ablation.recipe(BASE_ARM)),
         val=lambda w: settings.trained_on(BASE_RUN, "val", ablation.recipe(BASE_ARM)),
+        pictures=lambda w: settings.pictures(settings.records(BASE_RUN, "train"), settings.records(BASE_RUN, "val")),
         source=f"{RAW}/{settings.run(BASE_RUN).dataset}/train.source.json",
         base=f"{RESULTS}/ablation/models/random-{{seed}}/config.json",
     output:
@@ -66,7 +67,6 @@ use rule train as ablation_base with:
         config=lambda w: keys(
             recipe=ablation.recipe_map(BASE_ARM, None, w.seed), processes=1, desc=settings.data["desc"]
         ),
-        watch=keys(code=None),
         code=code("train"),
 
 
@@ -87,6 +87,7 @@ use rule train as ablation_train with:
     input:
         train=lambda w: settings.trained_on(w.run, "train", ablation.recipe(w.arm, w.start)),
         val=lambda w: settings.trained_on(w.run, "val", ablation.recipe(w.arm, w.start)),
+        pictures=lambda w: settings.pictures(settings.records(w.run, "train"), settings.records(w.run, "val")),
         source=lambda w: source_of(w, "train"),
         base=f"{STARTS}-coordexp/config.json",
         tokens=f"{STARTS}-coordexp/coord_tokens.json",
@@ -107,7 +108,6 @@ use rule train as ablation_train with:
         config=lambda w: keys(
             recipe=ablation.recipe_map(w.arm, w.start, w.seed), processes=1, desc=settings.data["desc"]
         ),
-        watch=keys(code=None),
         code=code("train"),
 
 
@@ -115,6 +115,7 @@ use rule merge as ablation_merge with:
     input:
         manifest=f"{ARM}/train/adapter/train_manifest.json",
         base=f"{STARTS}-coordexp/config.json",
+        tokens=f"{STARTS}-coordexp/coord_tokens.json",
     output:
         manifest=f"{ARM}/merged/merge_manifest.json",
         config=f"{ARM}/merged/config.json",
@@ -128,6 +129,7 @@ use rule merge as ablation_merge with:
 use rule predict as ablation_predict with:
     input:
         records=lambda w: settings.records(w.run, "val"),
+        pictures=lambda w: settings.pictures(settings.records(w.run, "val")),
         source=lambda w: source_of(w, "val"),
         model=f"{ARM}/merged/merge_manifest.json",
     output:
@@ -170,7 +172,7 @@ rule ablation_summary:
         numbers=lambda w: expand(f"{ARMS}/{{cell}}.json", run=w.run, cell=[cell.name for cell in CELLS]),
         predictions=lambda w: expand(f"{ARMS}/{{cell}}/1-of-1.jsonl", run=w.run, cell=[cell.name for cell in CELLS]),
         times=lambda w: expand(f"{ARMS}/{{trained}}/benchmarks/train.tsv", run=w.run, trained=TRAINED),
-        bases=expand(f"{BASE}/benchmarks/train.tsv", seed=ABLATION["seeds"]),
+        bases=expand(f"{BASE}/benchmarks/train.tsv", seed=ABLATION["seeds"] if "base" in ABLATION["starts"] else []),
     output:
         summary=f"{ARMS}/summary.json",
         page=report(

@@ -50,12 +50,6 @@ def code(rule_name):
     return "+".join(code_fingerprint(module, CODE_ROOTS) for module in modules)
 
 
-def watch_code(run):
-    """Hash of what judges a model in training; None for a run that does not ask for it."""
-    watched = settings.recipe(run).custom.detection_eval.every
-    return code_fingerprint("coordexp.watch.plugin", CODE_ROOTS) if watched else None
-
-
 def model_of(wildcards):
     """Folder of the expanded base that a run starts from."""
     return EXPANDED.format(model=settings.run(wildcards.run).model)

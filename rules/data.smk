@@ -33,6 +33,7 @@ rule convert_resize:
     output:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         stats=f"{RESULTS}/{{run}}/data/{{split}}.stats.json",
+        pictures=f"{RESULTS}/{{run}}/data/{{split}}.pictures.json",
     log:
         f"{RESULTS}/{{run}}/logs/convert_resize.{{split}}.log",
     benchmark:
@@ -69,8 +70,8 @@ rule convert_resize:
         code=code("convert_resize"),
     shell:
         "python -m workflow_scripts.convert_resize --config {params.config:q} --source {input.source:q}"
-        " --records {output.records:q} --stats {output.stats:q} --images {params.images:q}"
-        " --workers {threads} > {log:q} 2>&1"
+        " --records {output.records:q} --stats {output.stats:q} --pictures {output.pictures:q}"
+        " --images {params.images:q} --workers {threads} > {log:q} 2>&1"
 
 
 rule coord_tokenize:

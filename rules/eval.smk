@@ -14,6 +14,7 @@ rule predict:
     """One shard of the pictures: answers decoded under the grammar, boxes with scores."""
     input:
         records=lambda w: settings.records(w.run, PREDICTED[w.part]),
+        pictures=lambda w: settings.pictures(settings.records(w.run, PREDICTED[w.part])),
         source=lambda w: source_of(w, "val"),
         model=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
     output:

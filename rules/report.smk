@@ -37,6 +37,7 @@ rule report:
         numbers=f"{RESULTS}/{{run}}/eval.json",
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         records=lambda w: settings.records(w.run, PICTURES),
+        pictures=lambda w: settings.pictures(settings.records(w.run, PICTURES)),
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
         curves=f"{RESULTS}/{{run}}/train/loss.png",
         trained=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",

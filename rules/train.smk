@@ -6,6 +6,9 @@ rule train:
     input:
         train=lambda w: settings.trained_on(w.run, "train"),
         val=lambda w: settings.trained_on(w.run, "val"),
+        pictures=lambda w: settings.pictures(
+            settings.trained_on(w.run, "train"), settings.trained_on(w.run, "val"), *settings.mixture(w.run)
+        ),
         source=lambda w: source_of(w, "train"),
         mixture=lambda w: settings.mixture(w.run),
         categories=lambda w: settings.recipe(w.run).custom.categories or [],
@@ -34,7 +37,6 @@ rule train:
             nodes=settings.run(w.run).nodes,
             desc=settings.data["desc"],
         ),
-        watch=lambda w: keys(code=watch_code(w.run)),
         code=code("train"),
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
@@ -48,6 +50,7 @@ rule merge:
     input:
         manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
         base=lambda w: f"{model_of(w)}/config.json",
+        tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
     output:
         manifest=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
         config=f"{RESULTS}/{{run}}/merged/config.json",

@@ -3,7 +3,7 @@
 from coordexp.data.convert import ConvertOptions, convert
 from workflow_scripts.arguments import arguments, config, job, path
 
-args = arguments(__doc__, config=config, source=path, records=path, stats=path, images=path, workers=int)
+args = arguments(__doc__, config=config, source=path, records=path, stats=path, pictures=path, images=path, workers=int)
 with job(args.records):
     options = ConvertOptions(**args.config["options"], num_workers=args.workers)
-    convert(args.source, args.records, args.images, options, args.config["max_blocks"], args.stats)
+    convert(args.source, args.records, args.images, options, args.config["max_blocks"], args.stats, args.pictures)

@@ -167,6 +167,14 @@ class DetectionEval(msgspec.Struct, forbid_unknown_fields=True):
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = 16
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1)] = 2048
 
+    def since_best(self, history: list[dict[str, Any]], best_step: int) -> int:
+        """Evaluations in a trainer's log after the best one."""
+        return sum(f"eval_{self.metric}" in row and row["step"] > best_step for row in history)
+
+    def is_over(self, history: list[dict[str, Any]], best_step: int | None) -> bool:
+        """Whether patience is at its end, by a trainer's log and its best step so far."""
+        return bool(self.patience and best_step and self.since_best(history, best_step) >= self.patience)
+
 
 class Custom(msgspec.Struct, forbid_unknown_fields=True):
     """The `custom` section. Paths are filled in by the workflow when it runs the recipe.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,18 @@ class Settings:
         path = self.root / config
         named = [*fusion.files(path), *(fusion.files(path, "categories") if tables else [])]
         return [os.path.relpath(file) for file in (path, *named)]
+
+    def pictures(self, *records: str) -> list[str]:
+        """For files of records that the workflow makes: the files that say by what their pictures were made.
+
+        Records may be the same after a change that made other pictures, so who looks at these reads both.
+        """
+        base = self.data["output_base"]
+        made = re.compile(rf"{re.escape(os.path.relpath(base))}/({runs.PATTERN})/data/(train|held_out|val)[_.][^/]*")
+        found = filter(None, (made.fullmatch(os.path.relpath(path)) for path in records))
+        return list(
+            dict.fromkeys(f"{base}/{m[1]}/data/{'val' if m[2] == 'val' else 'train'}.pictures.json" for m in found)
+        )
 
     def recipe_map(self, run: str) -> dict[str, Any]:
         """The resolved recipe as plain values, for params."""

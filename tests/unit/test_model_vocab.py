@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from coordexp import cli
 from coordexp.contract import WILDCARD_TOKEN, coord_tokens
 from coordexp.errors import CoordExpError, ModelError
-from coordexp.model import tiny, vocab
+from coordexp.model import shards, tiny, vocab
 
 EMBED = "model.language_model.embed_tokens.weight"
 
@@ -135,7 +135,7 @@ def test_expanding_twice_says_so_and_changes_nothing(tmp_path, capsys):
     second = vocab.expand(tmp_path / "one", tmp_path / "two")
     said = f"one has the coordinate tokens already ({first['start']}..{first['end']}); nothing is added"
     assert said in capsys.readouterr().err
-    assert second == first | {"already_expanded": True}
+    assert second == first | {"already_expanded": True, "base": shards.fingerprints(tmp_path / "one")}
     for file in (tmp_path / "one").iterdir():
         if file.name != vocab.COORD_FILE:
             assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()

@@ -73,6 +73,17 @@ def test_a_benchmark_that_is_cut_off_is_named(tmp_path, table):
         summarise(ablation, tmp_path, tmp_path, run="crowds_9")
 
 
+def test_arms_from_random_weights_need_no_bases(tmp_path):
+    section = {**SECTION, "starts": ["scratch"], "overrides": {"scratch": {}}}
+    ablation, arms = Ablation(section, REPOSITORY), tmp_path / "crowds_9"
+    for cell in ablation.cells():
+        write_cell(cell, arms)
+    summary = summarise(ablation, arms, tmp_path, run="crowds_9")
+    assert summary["base"] is None
+    write_page(summary, tmp_path / "page.html")
+    assert "The base learns" not in (tmp_path / "page.html").read_text()
+
+
 def test_text_integers_are_decoded_once():
     cells = Ablation(SECTION, REPOSITORY).cells()
     assert [c.decode for c in cells if c.arm == "text"] == ["argmax", "argmax"]

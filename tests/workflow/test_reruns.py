@@ -160,6 +160,25 @@ def test_an_edited_module_reruns_its_users_in_a_real_dry_run(clone, base, module
     assert set(clone.planned(*TARGETS[:2])) == set(reruns.rules(reruns.downstream(base, names))) - {"data"}
 
 
+@pytest.mark.parametrize(
+    ("change", "module", "target", "follow"),
+    [
+        ({"data": {"jpeg_quality": 60}}, None, "shapes_9/data/complete", {"train", "merge", "predict", "report"}),
+        ({}, "model/rows.py", "models/tiny-coordexp/config.json", {"train", "merge", "predict"}),
+        ({}, "model/update.py", "shapes_9/merged/config.json", {"predict", "gather"}),
+    ],
+)
+def test_a_change_outlasts_a_stage_that_ran_alone(clone, change, module, target, follow):
+    """Pictures and weights are no declared outputs, and the declared ones may have stayed the same."""
+    clone.change(merge(clone.changes, change))
+    if module:
+        source = clone.repository / "src/coordexp" / module
+        source.write_text(source.read_text() + "\nUNUSED = 1\n")
+    clone.run(f"results/{target}")
+    planned = set(clone.planned(*TARGETS[:2]))
+    assert follow <= planned and not planned & {"convert_resize", "expand_vocab"}
+
+
 def test_touches_comments_and_cores_rerun_nothing(clone):
     for file in clone.repository.rglob("*"):
         if file.suffix in (".py", ".smk", ".yaml", ".md") and "work" not in file.relative_to(clone.repository).parts:

@@ -37,6 +37,7 @@ from coordexp.geometry.resize import grid_size
 from coordexp.io import canonical_json, read_json, sha256_file, write_json
 from coordexp.locks import end_with_parent
 
+MARKER = ".pictures.json"  # among the pictures of a split: from and by what they were made
 CHUNK = 1024  # most pictures a part; small data sets have smaller parts, so that all workers get some
 _CODE = (annotation_files, categories, objects, order, parts, pictures, polygons, resize, scan, statistics)
 
@@ -96,11 +97,13 @@ def convert(
     options: ConvertOptions,
     max_blocks: int,
     stats_path: str | Path,
+    made_by_path: str | Path | None = None,
 ) -> None:
     """Write records (pixel space) to `out_jsonl`, pictures under `images_dir`, counts to `stats_path`.
 
     `manifest` is the JSON of a contract.Source. `max_blocks` is the budget in tiles of factor x factor
-    pixels. Pictures are named relative to the JSONL; `images_dir` is for this split alone.
+    pixels. Pictures are named relative to the JSONL; `images_dir` is for this split alone. `made_by_path` is to
+    say from and by what the pictures were made: for a workflow, which does not look at the pictures themselves.
     DataError for bad input, naming file and id; with `options.on_bad == "skip"` it is listed in the
     statistics instead, and only a source without any usable picture is an error.
     """
@@ -128,7 +131,18 @@ def convert(
         found, fix = summary["pictures"], "correct what is named under `dropped`"
         raise DataError(located("no picture could be used", file=base / source.annotations, found=found, fix=fix))
     write_json(stats_path, summary)
+    if made_by_path is not None:
+        write_json(made_by_path, {**_made_by(images_dir / MARKER), "image_dirs": source.image_dirs})
     shutil.rmtree(job.parts.parent)
+
+
+def pictures_made_by(records_jsonl: str | Path) -> list[dict]:
+    """By what the pictures beside converted records were made, split by split, wherever they came from."""
+    return [_made_by(marker) for marker in sorted(Path(records_jsonl).parent.glob(f"images/*/{MARKER}"))]
+
+
+def _made_by(marker: Path) -> dict:
+    return {key: value for key, value in read_json(marker).items() if key != "image_dirs"}
 
 
 def load_source(manifest: str | Path) -> Source:
@@ -355,7 +369,7 @@ def _own_images(folder: Path, source: Source, image_dirs: list[Path], options: C
         "resampler": pictures.resampler(),
         "code": _digest(pictures),
     }
-    marker = folder / ".pictures.json"
+    marker = folder / MARKER
     earlier = read_json(marker) if marker.exists() else None
     if earlier is None and folder.exists() and any(folder.iterdir()):
         fix = "give a folder that is empty, or that an earlier conversion of this split filled"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from coordexp.contract import Detection, Prediction, Record
+from coordexp.data.convert import pictures_made_by
 from coordexp.errors import ConfigError, DataError, located
 from coordexp.fingerprint import code_fingerprint
 from coordexp.geometry.norm1000 import EmitNorm
@@ -67,6 +68,7 @@ def predict(
     identity = {
         "model": _files(Path(model_dir)),
         "records": sha256_file(records_jsonl),
+        "pictures": pictures_made_by(records_jsonl),
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},
         "style": msgspec.to_builtins(style),
         "categories": list(categories or ()),

@@ -13,6 +13,7 @@ import msgspec
 from coordexp import io
 from coordexp.contract import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.errors import ModelError, located
+from coordexp.fingerprint import code_fingerprint
 from coordexp.model import rows, shards
 from coordexp.model.forecast import forecast
 from coordexp.model.output import Output
@@ -131,7 +132,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
         io.write_json(folder / "config.json", config)
         with rows.one_thread_each(), shards.workers() as pool:
             _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
-        facts = _facts(folder, new_rows, init)
+        facts = _facts(folder, new_rows, init) | _origin(base)
         io.write_json(folder / COORD_FILE, facts)
     return facts
 
@@ -204,8 +205,14 @@ def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
     }
 
 
+def _origin(base: Path) -> dict:
+    """What the weights come from, base and code: who reads this file alone sees that they have changed."""
+    code = code_fingerprint("coordexp.model.vocab", (Path(__file__).resolve().parents[2],))
+    return {"base": shards.fingerprints(base), "code": code}
+
+
 def _pass_on(base: Path, out: Path) -> dict:
-    facts = check(base)
+    facts = check(base) | _origin(base)
     ids = f"{facts['start']}..{facts['end']}"
     print(f"expand: {base} has the coordinate tokens already ({ids}); nothing is added", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():

@@ -53,13 +53,18 @@ def summarise(ablation: Ablation, arms: Path, bases: Path, *, run: str) -> dict[
         "run": run,
         "seeds": ablation.section["seeds"],
         "arms": {arm: _about(ablation, arm) for arm in ablation.section["arms"]},
-        "base": {
-            "data": ablation.section["base"]["run"],
-            "cpu_seconds": spread([_cpu_seconds(bases / f"base-{seed}") for seed in ablation.section["seeds"]]),
-        },
+        "base": _base(ablation, bases),
         "rows": rows,
         "differences": list(_differences(ablation, found)),
     }
+
+
+def _base(ablation: Ablation, bases: Path) -> dict[str, Any] | None:
+    """What the bases learnt on and cost; None where no arm starts from one."""
+    if "base" not in ablation.section["starts"]:
+        return None
+    seconds = [_cpu_seconds(bases / f"base-{seed}") for seed in ablation.section["seeds"]]
+    return {"data": ablation.section["base"]["run"], "cpu_seconds": spread(seconds)}
 
 
 def measured(cell: Cell, arms: Path) -> dict[str, float]:

@@ -71,9 +71,9 @@ class BestCallback(TrainerCallback):
         if state.best_metric is None or value > state.best_metric:
             state.best_metric, state.best_global_step = value, state.global_step
             control.should_save = True
-        name = f"eval_{self.settings.metric}"
-        since = sum(name in row and row["step"] > state.best_global_step for row in state.log_history)
-        if self.settings.patience and since >= self.settings.patience:
+        if self.settings.is_over(state.log_history, state.best_global_step):
+            since = self.settings.since_best(state.log_history, state.best_global_step)
+            name = self.settings.metric
             logger.info(f"no better {name} in {since} evaluations: stopping; best {state.best_metric:.4f}")
             control.should_save = control.should_training_stop = True
 

@@ -17,18 +17,20 @@ from typing import Any
 import msgspec
 
 from coordexp.data import fusion
+from coordexp.data.convert import pictures_made_by
 from coordexp.errors import ConfigError, CoordExpError, ModelError, located
 from coordexp.fingerprint import code_fingerprint
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
 from coordexp.locks import disk_is_full, end_with_parent, full_disk
 from coordexp.model import shards
 from coordexp.model.vocab import verified_ids
-from coordexp.recipe import Recipe
+from coordexp.recipe import DetectionEval, Recipe
 from coordexp.swift.launch import Layout, launch
 from coordexp.swift.marks import drop_broken, step, whole_checkpoints
 from coordexp.swift.settings import VARIABLE
 
 MANIFEST = "train_manifest.json"
+WEIGHTS = "*.safetensors"
 WATCH_PLUGIN = Path(__file__).parents[1] / "watch" / "plugin.py"  # of a floor above: ms-swift loads it by its path
 LEFT_BEHIND = (
     "optimizer.pt",
@@ -77,18 +79,18 @@ def train(
     )
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
-    if not _run_to_the_end(job_file, layout):
+    if not _run_to_the_end(job_file, layout, recipe.custom.detection_eval):
         return None
     return _publish(checkpoints, out_dir, log, key, recipe, model_dir, layout)
 
 
-def _run_to_the_end(job_file: Path, layout: Layout) -> bool:
+def _run_to_the_end(job_file: Path, layout: Layout, watched: DetectionEval) -> bool:
     """Train what is left; whether this machine is the one that publishes."""
     checkpoints = job_file.parent
     first = os.environ.get("NODE_RANK", "0") == "0"  # of several machines that were started by hand
     if first:
         drop_broken(checkpoints)
-    if _finished(checkpoints):
+    if _finished(checkpoints, watched):
         return first
     try:
         return launch(job_file, layout)
@@ -101,11 +103,14 @@ def _run_to_the_end(job_file: Path, layout: Layout) -> bool:
         raise
 
 
-def _finished(checkpoints: Path) -> bool:
-    """Whether the last whole checkpoint is that of the last step: resumed there, the trainer would take one more."""
+def _finished(checkpoints: Path, watched: DetectionEval) -> bool:
+    """Whether the last whole checkpoint is where training ended: resumed there, the trainer would go on."""
     whole = whole_checkpoints(checkpoints)
-    state = read_json(whole[-1] / "trainer_state.json") if whole else {"global_step": 0, "max_steps": 1}
-    return state["global_step"] >= state["max_steps"]
+    if not whole:
+        return False
+    state = read_json(whole[-1] / "trainer_state.json")
+    over = watched.every and watched.is_over(state["log_history"], state["best_global_step"])
+    return bool(over) or state["global_step"] >= state["max_steps"]
 
 
 def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
@@ -125,8 +130,7 @@ def _content(path: str | None) -> Any:
     """The bytes of a file of the data, and by what the pictures beside it were made; wherever they lie."""
     if not path:
         return None
-    made = [read_json(marker) for marker in sorted(Path(path).parent.glob("images/*/.pictures.json"))]
-    return [sha256_file(path), [{k: v for k, v in by.items() if k != "image_dirs"} for by in made]]
+    return [sha256_file(path), pictures_made_by(path)]
 
 
 def _mixture(path: str | None) -> Any:
@@ -243,6 +247,7 @@ def _publish(
         "recipe": msgspec.to_builtins(recipe),
         "layout": {"processes": layout.processes, "nodes": layout.nodes},
         "base": shards.fingerprints(model_dir),
+        "weights": {file.name: shards.fingerprint(shards.read_header(file)) for file in sorted(chosen.glob(WEIGHTS))},
     }
     with atomic_dir(out_dir) as scratch:
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
