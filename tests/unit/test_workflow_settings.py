@@ -78,6 +78,15 @@ def test_answers_may_hold_the_geometry_that_was_learnt(data, predict, kinds):
     assert (options["geometry"], options["poly_max_points"]) == (kinds, 9)
 
 
+def test_records_of_the_workflow_name_what_says_how_their_pictures_were_made():
+    settings = load(lambda c: c)
+    records = [settings.records("lvis_768", name) for name in ("train_rest.coord", "held_out", "val_tiny", "train")]
+    train, val = (f"results/lvis_768/data/{split}.pictures.json" for split in ("train", "val"))
+    assert settings.pictures(*records, "own/val.jsonl") == [train, val]
+    assert settings.pictures("results/other_4/data/val.coord.jsonl") == ["results/other_4/data/val.pictures.json"]
+    assert settings.pictures("results/lvis_768/eval/predictions.jsonl") == []
+
+
 def test_a_mixture_names_its_files_as_the_rules_do(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     mixed = {"custom": {"fusion_config": "config/fusion/shapes_twice.yaml"}}
