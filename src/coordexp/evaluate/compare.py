@@ -121,7 +121,7 @@ def compare(
 
 
 def _load(run: Run, truth: truth_file.Truth, options: EvaluateOptions) -> tuple[truth_file.Truth, columns.Detections]:
-    rows = foreign.read(run.predictions, truth, run.layout)
+    rows = foreign.read(run.predictions, truth, run.layout, named_only=options.subset)
     found, answers = columns.collect(rows, truth, LabelMap(truth.categories))
     return restrict(truth, found, answers, options, str(run.predictions))
 

@@ -37,7 +37,8 @@ class EvaluateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocols: which AP to compute; `lvis` needs annotations with federated lists and is otherwise left out,
       which eval.json states. max_dets: detections a picture (lvis) or a picture and category (coco).
     subset: the predictions cover only part of the annotated pictures on purpose; the truth is then
-      restricted to them. bootstrap: replicates of the intervals, 0 for none. seed: of the bootstrap.
+      restricted to them (of COCO results: to the pictures that they name).
+    bootstrap: replicates of the intervals, 0 for none. seed: of the bootstrap.
     listed: how many best, worst and most confidently wrong entries eval.json lists.
     """
 
@@ -77,7 +78,9 @@ def evaluate(
     """
     options = options or EvaluateOptions()
     truth = truth_file.load(annotations)
-    rows = foreign.read(predictions, truth, layout)
+    rows = foreign.read(predictions, truth, layout, named_only=options.subset)
+    scored = score(rows, truth, options, where=str(predictions))
+    scored["counts"]["pictures_not_named"] = _not_named(scored["counts"]) if layout == "coco" else None
     result = {
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset,
@@ -86,7 +89,7 @@ def evaluate(
         "options": msgspec.json.decode(msgspec.json.encode(options)),
         "software": {"coordexp": coordexp.__version__, "hotcoco": version("hotcoco"), "numpy": np.__version__},
         "tie_rule": columns.TIE_RULE,
-        **score(rows, truth, options, where=str(predictions)),
+        **scored,
     }
     jsonschema.validate(result, read_json(SCHEMA))
     if out is not None:
@@ -178,6 +181,11 @@ def _counts(truth, detections, answers, annotated, options) -> dict[str, Any]:  
         "problems": answers.problems,
         "prompt_protocols": answers.protocols,
     }
+
+
+def _not_named(counts: dict[str, Any]) -> int:
+    """Annotated pictures that COCO results do not name: those left out, and those that are judged as empty."""
+    return counts["pictures_annotated"] - counts["pictures"] + counts["pictures_without_detections"]
 
 
 def _mapping(detections: columns.Detections, truth: truth_file.Truth) -> dict[str, Any]:
