@@ -160,7 +160,7 @@ use rule evaluate as ablation_evaluate with:
     benchmark:
         f"{ARM}/benchmarks/evaluate.{{decode}}.tsv"
     params:
-        config=lambda w: keys(**settings.config["evaluate"], subset=False),
+        config=lambda w: keys(**settings.config["evaluate"], **settings.knobs("on_bad"), subset=False),
         code=code("evaluate"),
 
 

@@ -114,7 +114,7 @@ rule evaluate:
         mem_mb=memory(8000),
         runtime=60,
     params:
-        config=lambda w: keys(**settings.config["evaluate"], subset=PICTURES != "val"),
+        config=lambda w: keys(**settings.config["evaluate"], **settings.knobs("on_bad"), subset=PICTURES != "val"),
         code=code("evaluate"),
     shell:
         "python -m workflow_scripts.evaluate --config {params.config:q} --predictions {input.predictions:q}"

@@ -143,7 +143,7 @@ def test_nan_in_a_file_is_an_error_with_its_line(tmp_path, value):
         (lambda case: case.categories.append(dict(case.categories[0])), "categories: id 1 occurs more than once"),
         (lambda case: case.annotations[0].update(category_id=77), "category_id 77 is not in the file's list"),
         (lambda case: case.annotations[0].update(image_id=77), "image_id 77 is not in the file's list"),
-        (lambda case: case.annotations[0].update(bbox=[0, 0, -1, 5]), "box or area cannot be used"),
+        (lambda case: case.annotations[0].update(area="large"), "not a COCO or LVIS annotation file"),
         (lambda case: case.categories[0].update(name=" "), "categories: id 1 has no name"),
         (lambda case: case.images[0].update(width=-5), "has no size"),
     ],
@@ -153,6 +153,62 @@ def test_broken_annotations_name_the_id(tmp_path, change, message):
     change(case)
     with pytest.raises(DataError, match=message):
         run(case, tmp_path)
+
+
+FAULTS = {
+    "duplicate annotation id": lambda case: case.annotations.append(dict(case.annotations[0])),
+    "duplicate image id": lambda case: case.images.append(dict(case.images[0])),
+    "repeated category id": lambda case: case.categories.append(dict(case.categories[0])),
+    "category without a name": lambda case: case.categories.append({"id": 99, "name": " "}),
+    "unknown category": lambda case: extra(case, category_id=77),
+    "unknown category in neg_category_ids": lambda case: case.images[0]["neg_category_ids"].append(77),
+    "annotation of no picture": lambda case: extra(case, image_id=77),
+    "impossible size": lambda case: case.images.append(image(78) | {"width": 0}),
+    "unreadable entry of annotations": lambda case: extra(case, bbox=[0, 0, float("nan"), 5]),
+    "outside the picture": lambda case: extra(case, bbox=[700, 0, 5, 5]),
+}
+
+
+def extra(case: Case, **changes) -> None:
+    case.annotations.append(annotation(1000 + len(case.annotations), 2, [10, 10, 20, 20]) | changes)
+
+
+def test_what_a_lenient_conversion_leaves_out_is_no_truth(tmp_path):
+    """With `on_bad: skip` the numbers are those of the file without its faults, which are counted."""
+    case = generated(6, lvis=True, pictures=8)
+    options = EvaluateOptions(bootstrap=0, on_bad="skip")
+    clean = run(case, tmp_path / "clean", options)
+    for change in FAULTS.values():
+        change(case)
+    _, annotations = case.write(tmp_path / "faulty")
+    predictions = tmp_path / "clean" / "predictions.jsonl"
+    result = evaluate(predictions, annotations, options, dataset="made", split="val")
+    assert result["counts"]["annotations_left_out"] == dict.fromkeys(sorted(FAULTS), 1)
+    assert result["coco"] == clean["coco"] and result["lvis"] == clean["lvis"]
+
+
+@pytest.mark.parametrize("name", sorted(set(FAULTS) - {"outside the picture", "unknown category in neg_category_ids"}))
+def test_a_fault_is_an_error_unless_it_is_to_be_skipped(tmp_path, name):
+    case = generated(6, lvis=True, pictures=8)
+    FAULTS[name](case)
+    with pytest.raises(DataError, match=r"annotations\.json"):
+        run(case, tmp_path)
+
+
+def test_text_annotation_ids_and_boxes_without_area(tmp_path):
+    """As the conversion takes them; a box without area stays truth that nothing finds, as in COCOeval."""
+    case = generated(7, lvis=True)
+    numbers = run(case, tmp_path / "a")
+    for row in case.annotations:
+        row["id"] = f"a{row['id']:05d}"
+    extra(case, id="b", bbox=[10, 10, -5, 5])
+    texts = run(case, tmp_path / "b")
+    assert texts["lvis"] == numbers["lvis"] and texts["coco"] == numbers["coco"]
+    assert texts["counts"]["annotations_left_out"] == {"empty box": 1}
+    extra(case, id="c", bbox=[10, 10, 0, 5])
+    flat = run(case, tmp_path / "c")
+    assert flat["counts"]["objects"] == texts["counts"]["objects"] + 1
+    assert (texts["counts"]["objects_without_area"], flat["counts"]["objects_without_area"]) == (0, 1)
 
 
 def test_text_picture_ids(tmp_path):

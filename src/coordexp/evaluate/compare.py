@@ -88,7 +88,7 @@ def compare(
     if len(runs) < 2 or len({run.name for run in runs}) < len(runs):
         names = [run.name for run in runs]
         raise DataError(located("cannot compare", expected="at least two runs with different names", found=names))
-    truth = truth_file.load(annotations)
+    truth = truth_file.load(annotations, options.on_bad)
     loaded = [_load(run, truth, options) for run in runs]
     first = loaded[0][0]
     for run, (own, _) in zip(runs[1:], loaded[1:], strict=True):

@@ -38,6 +38,7 @@ class EvaluateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       which eval.json states. max_dets: detections a picture (lvis) or a picture and category (coco).
     subset: the predictions cover only part of the annotated pictures on purpose; the truth is then
       restricted to them (of COCO results: to the pictures that they name).
+    on_bad: whether faulty entries of the annotations are an error, or left out and counted (`data.on_bad`).
     bootstrap: replicates of the intervals, 0 for none. seed: of the bootstrap.
     listed: how many best, worst and most confidently wrong entries eval.json lists.
     """
@@ -45,6 +46,7 @@ class EvaluateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocols: tuple[protocol.Name, ...] = ("lvis", "coco")
     max_dets: MaxDets = MaxDets()
     subset: bool = False
+    on_bad: truth_file.OnBad = "error"
     bootstrap: int = 200
     seed: int = 0
     listed: int = 50
@@ -77,7 +79,7 @@ def evaluate(
     that are no finite numbers, broken annotations.
     """
     options = options or EvaluateOptions()
-    truth = truth_file.load(annotations)
+    truth = truth_file.load(annotations, options.on_bad)
     rows = foreign.read(predictions, truth, layout, named_only=options.subset)
     scored = score(rows, truth, options, where=str(predictions))
     scored["counts"]["pictures_not_named"] = _not_named(scored["counts"]) if layout == "coco" else None
@@ -166,7 +168,9 @@ def _counts(truth, detections, answers, annotated, options) -> dict[str, Any]:  
         "pictures_without_objects": int((truth.objects_per_picture == 0).sum()),
         "pictures_without_detections": answers.without_detections,
         "objects": int((~truth.crowd).sum()),
+        "objects_without_area": int((truth.box[:, 2:] <= 0).any(axis=1).sum()),
         "crowds": int(truth.crowd.sum()),
+        "annotations_left_out": truth.left_out,
         "categories": len(truth.categories),
         "categories_with_objects": len(np.unique(truth.category[~truth.crowd])),
         "detections": len(detections),
