@@ -9,9 +9,11 @@ import jsonschema
 import pytest
 from evaluate_cases import Case, categories, generated
 
+from coordexp.contract import Metadata, Record
 from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate import EvaluateOptions, evaluate, options_from
 from coordexp.evaluate.run import SCHEMA
+from coordexp.io import write_jsonl
 
 QUICK = EvaluateOptions(bootstrap=3)
 
@@ -88,6 +90,30 @@ def test_missing_pictures_are_an_error_unless_subset(tmp_path):
     small.detections = {i: d for i, d in case.detections.items() if i in kept}
     whole = run(small, tmp_path / "small", EvaluateOptions(bootstrap=0))
     assert part["lvis"] == whole["lvis"] and part["coco"] == whole["coco"]
+
+
+def test_pictures_without_a_record_are_not_judged(tmp_path):
+    case = generated(4, lvis=True)
+    predictions, annotations = case.write(tmp_path)
+    kept = [image["id"] for image in case.images[:25]]
+    lines = predictions.read_text().splitlines()
+    predictions.write_text("\n".join(lines[:25]) + "\n")
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x"], 64, 64, "pixel", [], Metadata(i, 640, 480)) for i in kept])
+    options, names = EvaluateOptions(bootstrap=0), {"dataset": "made", "split": "val"}
+    part = evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
+    left = sum(row["image_id"] not in kept for row in case.annotations)
+    counts = part["counts"]
+    assert (counts["pictures"], counts["pictures_annotated"], counts["pictures_without_record"]) == (25, 30, 5)
+    assert counts["objects_without_record"] == left > 0
+    assert counts["subset_note"] == "5 of 30 annotated pictures have no record and are not judged"
+    small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0, subset=True), **names)
+    assert part["coco"] == small["coco"] and part["lvis"] == small["lvis"]
+    predictions.write_text("\n".join(lines[:20]) + "\n")
+    with pytest.raises(DataError, match="5 of 25 annotated pictures have no prediction line"):
+        evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x"], 64, 64, "pixel", [], Metadata(999, 640, 480))])
+    with pytest.raises(DataError, match=r"r\.jsonl: picture 999 is not in the annotations"):
+        evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
 
 
 def test_unmapped_detections_are_counted_and_wrong_in_coco(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 
 from coordexp.errors import DataError, located
@@ -63,7 +64,8 @@ def compare_evaluated(
     if len(digests) != 1:
         names = [str(path) for path in eval_jsons]
         raise DataError(located("evaluated on different annotations", found=names, fix="compare runs of one split"))
-    options = options or options_from(results[0]["options"])
+    part = any(result["counts"]["subset"] for result in results)
+    options = options or msgspec.structs.replace(options_from(results[0]["options"]), subset=part)
     dataset, split = results[0]["dataset"], results[0]["split"]
     return compare([run for run, _ in found], found[0][1], options, dataset=dataset, split=split, out=out)
 

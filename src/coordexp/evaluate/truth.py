@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -214,6 +214,21 @@ def build(
         segmentation=[annotations[i].segmentation for i in order],
         left_out=dict(sorted(faults.counts.items())),
     )
+
+
+def with_records(truth: Truth, image_ids: Iterable[int | str], path: Path) -> Truth:
+    """`truth` of the pictures that have a record; DataError for a record of another picture.
+
+    `path` is for error texts.
+    """
+    keep = np.zeros(truth.pictures, dtype=bool)
+    for image_id in image_ids:
+        index = truth.index_of.get(image_id)
+        if index is None:
+            fix = "give the records of the annotated split"
+            raise DataError(located(f"picture {image_id!r} is not in the annotations", file=path, fix=fix))
+        keep[index] = True
+    return truth.restricted(keep)
 
 
 def of_records(
