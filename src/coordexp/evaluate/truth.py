@@ -236,6 +236,7 @@ def of_records(
 ) -> Truth:
     """The truth that records carry: boxes and outlines in source pixels, and the federated lists if they count.
 
+    Categories that the conversion left an annotation out of (a crowd) are in `not_exhaustive` in any case.
     `path` is for error texts.
     """
     known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
@@ -244,8 +245,8 @@ def of_records(
         meta = record.metadata
         width, height = meta.source_width, meta.source_height
         both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
-        lists = [[i for i in ids if i in known] if federated else None for ids in both]
-        images.append(ImageRow(meta.image_id, width, height, *lists))
+        negative, not_exhaustive = ([i for i in ids if i in known] for ids in both)
+        images.append(ImageRow(meta.image_id, width, height, negative if federated else None, not_exhaustive))
         for obj in record.objects:
             x1, y1, x2, y2 = obj.norm_box
             corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
