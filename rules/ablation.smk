@@ -155,6 +155,7 @@ use rule evaluate as ablation_evaluate with:
     input:
         predictions=f"{ARM}/eval/{{decode}}/1-of-1.jsonl",
         source=lambda w: source_of(w, "val"),
+        records=lambda w: settings.records(w.run, "val"),
     output:
         numbers=f"{ARM}/eval/{{decode}}.json",
     log:
@@ -162,7 +163,7 @@ use rule evaluate as ablation_evaluate with:
     benchmark:
         f"{ARM}/benchmarks/evaluate.{{decode}}.tsv"
     params:
-        config=lambda w: keys(**settings.config["evaluate"], subset=False),
+        config=lambda w: keys(**settings.config["evaluate"], **settings.knobs("on_bad")),
         code=code("evaluate"),
 
 

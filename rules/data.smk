@@ -48,7 +48,8 @@ rule convert_resize:
         runtime=240,
     params:
         config=lambda w: keys(
-            options=settings.knobs(
+            options=settings.conversion(
+                w.split,
                 "factor",
                 "min_blocks",
                 "poly_max_points",

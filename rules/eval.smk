@@ -102,6 +102,7 @@ rule evaluate:
     input:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         source=lambda w: source_of(w, "val"),
+        records=lambda w: settings.records(w.run, PICTURES),
     output:
         numbers=f"{RESULTS}/{{run}}/eval.json",
     log:
@@ -115,8 +116,8 @@ rule evaluate:
         mem_mb=memory(8000),
         runtime=60,
     params:
-        config=lambda w: keys(**settings.config["evaluate"], subset=PICTURES != "val"),
+        config=lambda w: keys(**settings.config["evaluate"], **settings.knobs("on_bad")),
         code=code("evaluate"),
     shell:
         "python -m workflow_scripts.evaluate --config {params.config:q} --predictions {input.predictions:q}"
-        " --source {input.source:q} --numbers {output.numbers:q} > {log:q} 2>&1"
+        " --source {input.source:q} --records {input.records:q} --numbers {output.numbers:q} > {log:q} 2>&1"

@@ -4,7 +4,7 @@ from coordexp.data.convert import load_source
 from coordexp.evaluate import evaluate, options_from
 from workflow_scripts.arguments import arguments, config, job, path
 
-args = arguments(__doc__, config=config, predictions=path, source=path, numbers=path)
+args = arguments(__doc__, config=config, predictions=path, source=path, records=path, numbers=path)
 with job(args.numbers):
     source = load_source(args.source)
     evaluate(
@@ -14,4 +14,5 @@ with job(args.numbers):
         dataset=source.dataset,
         split=source.split,
         out=args.numbers,
+        records=args.records,
     )

@@ -185,6 +185,10 @@ def _evaluate(commands) -> None:
     layout = "format of the predictions (docs/evaluation.md); default: coco for a JSON list, else coordexp"
     sub.add_argument("--layout", help=layout)
     sub.add_argument("--subset", action="store_true", help="score only the pictures that were predicted")
+    records = "pixel-space records of the pictures that were asked about: annotated pictures without one are not judged"
+    sub.add_argument("--records", type=Path, help=records)
+    on_bad = "faulty annotations stop, or are left out and counted, as data.on_bad does; default: error"
+    sub.add_argument("--on-bad", choices=["error", "skip"], default="error", help=on_bad)
     sub.set_defaults(run=_run_evaluate)
 
 
@@ -192,8 +196,10 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     from coordexp.evaluate import EvaluateOptions, evaluate
     from coordexp.evaluate.foreign import usual_layout
 
-    options, layout = EvaluateOptions(subset=args.subset), args.layout or usual_layout(args.pred)
-    evaluate(args.pred, args.gt, options, dataset=args.gt.stem, split="val", out=args.out, layout=layout)
+    options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
+    layout = args.layout or usual_layout(args.pred)
+    names = {"dataset": args.gt.stem, "split": "val", "layout": layout}
+    evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
     print(f"{args.out}: written")
 
 

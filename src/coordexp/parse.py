@@ -69,12 +69,18 @@ _BIN = _pattern(r"\d+")
 
 
 class ParsedObject(msgspec.Struct, frozen=True):
-    """One complete object. `bins` are norm1000 bins 0..999; `span` is its [start, end) in characters of the text."""
+    """One complete object. `bins` are norm1000 bins 0..999; spans are [start, end) in characters of the text.
+
+    span: the whole object. desc_span: its description with the closing quote. coords_span: its coordinates, from
+    the first to the end of the last.
+    """
 
     desc: str
     kind: Kind
     bins: list[int]
     span: tuple[int, int]
+    desc_span: tuple[int, int]
+    coords_span: tuple[int, int]
 
 
 class ParsedAnswer(msgspec.Struct, frozen=True):
@@ -142,16 +148,20 @@ def _read_objects(
 
 
 def _keep_or_count(whole: re.Match[str], objects: list[ParsedObject], problems: Counter[str]) -> None:
-    groups = whole.groupdict()
-    first = groups["desc1"] is not None
-    kind: Kind = groups["kind1"] if first else groups["kind2"]  # type: ignore[assignment]
-    bins = [int(k) for k in _BIN.findall(groups["coords1"] if first else groups["coords2"])]
-    desc = _read_string(groups["desc1"] if first else groups["desc2"])
+    n = 1 if whole["desc1"] is not None else 2
+    kind: Kind = whole[f"kind{n}"]  # type: ignore[assignment]
+    coords = whole[f"coords{n}"]
+    bins = [int(k) for k in _BIN.findall(coords)]
+    desc = _read_string(whole[f"desc{n}"])
     reason = "bad_string" if desc is None else _geometry_problem(kind, bins)
     if reason is None and not desc.strip():  # type: ignore[union-attr]
         reason = "empty_desc"
     if reason is None:
-        objects.append(ParsedObject(desc, kind, bins, whole.span()))  # type: ignore[arg-type]
+        start, end = whole.span(f"desc{n}")
+        first = whole.start(f"coords{n}") + 1
+        inside = coords[1:].rstrip("] \t\n\r")
+        spans = (whole.span(), (start + 1, end), (first, first + len(inside)))
+        objects.append(ParsedObject(desc, kind, bins, *spans))  # type: ignore[arg-type]
     else:
         problems[reason] += 1
 

@@ -56,6 +56,12 @@ class Settings:
         """Shared knobs of the `data` section."""
         return {name: self.data[name] for name in names}
 
+    def conversion(self, split: str, *names: str) -> dict[str, Any]:
+        """Knobs of a split's conversion. Pictures without objects are left out of training alone: what is found in
+        such a picture is wrong, and an evaluation without it would not count that."""
+        knobs = self.knobs(*names)
+        return knobs | {"keep_empty": knobs["keep_empty"] or split != "train"}
+
     def run(self, name: str) -> Run:
         """Meaning of a run's name; ConfigError for an unknown run, or one without model and recipe."""
         return runs.resolve(self.config, name)

@@ -93,6 +93,31 @@ def test_coco_results_score_like_predictions(tmp_path):
     assert other["inputs"]["predictions"]["layout"] == "coco"
 
 
+def test_coco_results_of_a_part_are_judged_on_it_with_subset(tmp_path):
+    """Else the other pictures are judged as empty, as in pycocotools, and eval.json says how many they are."""
+    case = generated(0, lvis=True)
+    named = sorted(image_id for image_id, found in case.detections.items() if found)[:10]
+    case.detections = {image_id: case.detections[image_id] for image_id in named}
+    _, annotations = case.write(tmp_path)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(case.coco_results()))
+
+    def scored(**options) -> dict:
+        options = EvaluateOptions(bootstrap=0, **options)
+        return evaluate(results, annotations, options, dataset="made", split="val", layout="coco")
+
+    whole, part = scored(), scored(subset=True)
+    assert whole["counts"]["pictures_not_named"] == part["counts"]["pictures_not_named"] == 20
+    assert (whole["counts"]["pictures"], part["counts"]["pictures"]) == (30, 10)
+    assert part["counts"]["subset"] and not whole["counts"]["subset"]
+    case.images = [image for image in case.images if image["id"] in named]
+    case.annotations = [row for row in case.annotations if row["image_id"] in named]
+    predictions, annotations = case.write(tmp_path / "small")
+    small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val")
+    assert small["counts"]["pictures_not_named"] is None
+    assert part["coco"] == small["coco"] and part["coco"]["metrics"]["AP"] > whole["coco"]["metrics"]["AP"]
+
+
 def test_coco_results_with_unknown_ids(tmp_path):
     case = generated(1, lvis=True, pictures=3)
     _, annotations = case.write(tmp_path)

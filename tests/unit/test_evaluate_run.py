@@ -9,9 +9,11 @@ import jsonschema
 import pytest
 from evaluate_cases import Case, categories, generated
 
+from coordexp.contract import Metadata, Record
 from coordexp.errors import ConfigError, DataError
 from coordexp.evaluate import EvaluateOptions, evaluate, options_from
 from coordexp.evaluate.run import SCHEMA
+from coordexp.io import write_jsonl
 
 QUICK = EvaluateOptions(bootstrap=3)
 
@@ -90,6 +92,30 @@ def test_missing_pictures_are_an_error_unless_subset(tmp_path):
     assert part["lvis"] == whole["lvis"] and part["coco"] == whole["coco"]
 
 
+def test_pictures_without_a_record_are_not_judged(tmp_path):
+    case = generated(4, lvis=True)
+    predictions, annotations = case.write(tmp_path)
+    kept = [image["id"] for image in case.images[:25]]
+    lines = predictions.read_text().splitlines()
+    predictions.write_text("\n".join(lines[:25]) + "\n")
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x"], 64, 64, "pixel", [], Metadata(i, 640, 480)) for i in kept])
+    options, names = EvaluateOptions(bootstrap=0), {"dataset": "made", "split": "val"}
+    part = evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
+    left = sum(row["image_id"] not in kept for row in case.annotations)
+    counts = part["counts"]
+    assert (counts["pictures"], counts["pictures_annotated"], counts["pictures_without_record"]) == (25, 30, 5)
+    assert counts["objects_without_record"] == left > 0
+    assert counts["subset_note"] == "5 of 30 annotated pictures have no record and are not judged"
+    small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0, subset=True), **names)
+    assert part["coco"] == small["coco"] and part["lvis"] == small["lvis"]
+    predictions.write_text("\n".join(lines[:20]) + "\n")
+    with pytest.raises(DataError, match="5 of 25 annotated pictures have no prediction line"):
+        evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x"], 64, 64, "pixel", [], Metadata(999, 640, 480))])
+    with pytest.raises(DataError, match=r"r\.jsonl: picture 999 is not in the annotations"):
+        evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
+
+
 def test_unmapped_detections_are_counted_and_wrong_in_coco(tmp_path):
     case = Case([image(1)], [annotation(1, 1, [10, 10, 100, 100])], categories(2))
     case.detections = {1: [("thing0", [10, 10, 110, 110], 0.5), ("zebra crossing", [0, 0, 50, 50], 0.9)]}
@@ -143,7 +169,7 @@ def test_nan_in_a_file_is_an_error_with_its_line(tmp_path, value):
         (lambda case: case.categories.append(dict(case.categories[0])), "categories: id 1 occurs more than once"),
         (lambda case: case.annotations[0].update(category_id=77), "category_id 77 is not in the file's list"),
         (lambda case: case.annotations[0].update(image_id=77), "image_id 77 is not in the file's list"),
-        (lambda case: case.annotations[0].update(bbox=[0, 0, -1, 5]), "box or area cannot be used"),
+        (lambda case: case.annotations[0].update(area="large"), "not a COCO or LVIS annotation file"),
         (lambda case: case.categories[0].update(name=" "), "categories: id 1 has no name"),
         (lambda case: case.images[0].update(width=-5), "has no size"),
     ],
@@ -153,6 +179,62 @@ def test_broken_annotations_name_the_id(tmp_path, change, message):
     change(case)
     with pytest.raises(DataError, match=message):
         run(case, tmp_path)
+
+
+FAULTS = {
+    "duplicate annotation id": lambda case: case.annotations.append(dict(case.annotations[0])),
+    "duplicate image id": lambda case: case.images.append(dict(case.images[0])),
+    "repeated category id": lambda case: case.categories.append(dict(case.categories[0])),
+    "category without a name": lambda case: case.categories.append({"id": 99, "name": " "}),
+    "unknown category": lambda case: extra(case, category_id=77),
+    "unknown category in neg_category_ids": lambda case: case.images[0]["neg_category_ids"].append(77),
+    "annotation of no picture": lambda case: extra(case, image_id=77),
+    "impossible size": lambda case: case.images.append(image(78) | {"width": 0}),
+    "unreadable entry of annotations": lambda case: extra(case, bbox=[0, 0, float("nan"), 5]),
+    "outside the picture": lambda case: extra(case, bbox=[700, 0, 5, 5]),
+}
+
+
+def extra(case: Case, **changes) -> None:
+    case.annotations.append(annotation(1000 + len(case.annotations), 2, [10, 10, 20, 20]) | changes)
+
+
+def test_what_a_lenient_conversion_leaves_out_is_no_truth(tmp_path):
+    """With `on_bad: skip` the numbers are those of the file without its faults, which are counted."""
+    case = generated(6, lvis=True, pictures=8)
+    options = EvaluateOptions(bootstrap=0, on_bad="skip")
+    clean = run(case, tmp_path / "clean", options)
+    for change in FAULTS.values():
+        change(case)
+    _, annotations = case.write(tmp_path / "faulty")
+    predictions = tmp_path / "clean" / "predictions.jsonl"
+    result = evaluate(predictions, annotations, options, dataset="made", split="val")
+    assert result["counts"]["annotations_left_out"] == dict.fromkeys(sorted(FAULTS), 1)
+    assert result["coco"] == clean["coco"] and result["lvis"] == clean["lvis"]
+
+
+@pytest.mark.parametrize("name", sorted(set(FAULTS) - {"outside the picture", "unknown category in neg_category_ids"}))
+def test_a_fault_is_an_error_unless_it_is_to_be_skipped(tmp_path, name):
+    case = generated(6, lvis=True, pictures=8)
+    FAULTS[name](case)
+    with pytest.raises(DataError, match=r"annotations\.json"):
+        run(case, tmp_path)
+
+
+def test_text_annotation_ids_and_boxes_without_area(tmp_path):
+    """As the conversion takes them; a box without area stays truth that nothing finds, as in COCOeval."""
+    case = generated(7, lvis=True)
+    numbers = run(case, tmp_path / "a")
+    for row in case.annotations:
+        row["id"] = f"a{row['id']:05d}"
+    extra(case, id="b", bbox=[10, 10, -5, 5])
+    texts = run(case, tmp_path / "b")
+    assert texts["lvis"] == numbers["lvis"] and texts["coco"] == numbers["coco"]
+    assert texts["counts"]["annotations_left_out"] == {"empty box": 1}
+    extra(case, id="c", bbox=[10, 10, 0, 5])
+    flat = run(case, tmp_path / "c")
+    assert flat["counts"]["objects"] == texts["counts"]["objects"] + 1
+    assert (texts["counts"]["objects_without_area"], flat["counts"]["objects_without_area"]) == (0, 1)
 
 
 def test_text_picture_ids(tmp_path):

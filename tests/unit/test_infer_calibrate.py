@@ -118,6 +118,20 @@ def test_what_is_right_is_what_the_evaluation_says(tmp_path):
     assert judged(tmp_path, [twice[0], unmapped, unknown, absent], federated=True) == (2, 1)
 
 
+def test_what_lies_on_a_left_out_crowd_is_not_wrong(tmp_path):
+    """Records of COCO's layout name the categories of left-out annotations; an unmapped box stays wrong."""
+    cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
+    parts = dict.fromkeys((*calibrate.FEATURES[:4], "spread"), 0.0)
+    named = [("cat", BOX), ("cow", ELSEWHERE), ("dog", ELSEWHERE), ("unicorn", ELSEWHERE)]
+    found = [Detection(desc, box, 0.5, score_parts=parts) for desc, box in named]
+    metadata = [Metadata(n, 100, 100, not_exhaustive_category_ids=[1, 9]) for n in range(10)]
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x.png"], 100, 100, "pixel", [cat], m) for m in metadata])
+    write_jsonl(tmp_path / "p.jsonl", [Prediction(n, 100, 100, "open", "stop", "", found) for n in range(10)])
+    args = (tmp_path / "p.jsonl", tmp_path / "r.jsonl", CATEGORIES, tmp_path / "c.json")
+    fitted = calibrate.fit(*args, federated=False).fitted
+    assert (fitted["detections"], fitted["right"]) == (30, 10)
+
+
 def test_pictures_of_training_are_refused(tmp_path):
     predictions, records, _ = files(tmp_path, 50, 1)
     token = Object("cat", 1, BOX, bbox_2d=[coord_token(k) for k in (100, 100, 500, 500)])

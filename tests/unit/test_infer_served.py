@@ -48,24 +48,127 @@ def test_every_layout_is_read(records, tmp_path, layout):
         assert row.detections[0].score == 1.0
 
 
+HEAD = ['{"objects": [', '{"desc": "']
+BOX = ['", "bbox_2d": [', "<|coord_1|>", ", ", "<|coord_2|>", ", ", "<|coord_3|>", ", ", "<|coord_4|>"]
+WANTED = math.exp(-0.1 - 0.05 - 0.2)  # what `logprob_of` gives to the description, its end, and each coordinate
+
+
+def logprob_of(piece: str) -> float:
+    """The skeleton is unsure as well: none of it but the end of the description may count."""
+    known = {"cat": -0.1, '", "bbox_2d": [': -0.05}
+    return known.get(piece, -0.2 if "coord" in piece else -3.0)
+
+
+def reply(pieces: list[str], shown: list[dict], **changes) -> dict:
+    choice = {"message": {"content": "".join(pieces)}, "logprobs": {"content": shown}, "finish_reason": "stop"}
+    return {"choices": [choice | changes]}
+
+
+def parsed(records, tmp_path, replies: list[dict], **options) -> tuple[dict, list]:
+    write_jsonl(tmp_path / "served.jsonl", replies)
+    counts = parse_served(tmp_path / "served.jsonl", records, tmp_path / "p.jsonl", **options)
+    return counts, read(tmp_path / "p.jsonl")
+
+
 def test_log_probabilities_make_scores(records, tmp_path):
-    pieces = ['{"objects": [', '{"desc": "', "cat", '", "bbox_2d": [']
-    pieces += ["<|coord_1|>", ", ", "<|coord_2|>", ", ", "<|coord_3|>", ", ", "<|coord_4|>", "]}", "]}"]
-    content = [
-        {"token": piece, "logprob": -0.2 if "coord" in piece else -0.1 if piece == "cat" else 0.0} for piece in pieces
-    ]
-    body = {"message": {"content": "".join(pieces)}, "logprobs": {"content": content}, "finish_reason": "stop"}
-    broken = {**body, "logprobs": {"content": content[1:]}}
-    ended = {**body, "logprobs": {"content": [*content, {"token": "<|im_end|>", "logprob": -9.0}]}}
-    completion = {"text": body["message"]["content"], "finish_reason": "stop"}
+    pieces = [*HEAD, "cat", *BOX, "]}", "]}"]
+    content = [{"token": piece, "logprob": logprob_of(piece)} for piece in pieces]
+    whole = reply(pieces, content)
+    broken = reply(pieces, content[1:])
+    ended = reply(pieces, [*content, {"token": "<|im_end|>", "logprob": -9.0}])
     names = {"tokens": "token", "token_logprobs": "logprob"}
-    completion["logprobs"] = {name: [item[key] for item in content] for name, key in names.items()}
-    bodies = [body, ended, completion, body, broken]
-    write_jsonl(tmp_path / "served.jsonl", [{"choices": [body]} for body in bodies])
-    counts = parse_served(tmp_path / "served.jsonl", records, tmp_path / "p.jsonl")
-    assert counts["logprobs_unaligned"] == 1
-    scores = [row.detections[0].score for row in read(tmp_path / "p.jsonl")]
-    assert scores == pytest.approx([math.exp(-0.3)] * 4 + [1.0])
+    flat = {name: [item[key] for item in content] for name, key in names.items()}
+    completion = {"choices": [{"text": "".join(pieces), "finish_reason": "stop", "logprobs": flat}]}
+    counts, rows = parsed(records, tmp_path, [whole, ended, completion, whole, broken])
+    assert counts["logprobs_unaligned"] == counts["unscored_boxes"] == 1
+    assert [row.detections[0].score for row in rows] == pytest.approx([WANTED] * 4 + [0.0])
+
+
+def test_further_objects_do_not_lower_a_score(records, tmp_path):
+    one, many = [*HEAD, "cat", *BOX, "]}", "]}"], [*HEAD, "cat", *BOX, "]}, {", '"desc": "', "cat", *BOX, "]}]}"]
+    replies = [reply(p, [{"token": piece, "logprob": logprob_of(piece)} for piece in p]) for p in (one, many)]
+    _, rows = parsed(records, tmp_path, [*replies, *replies, replies[0]])
+    assert [d.score for row in rows for d in row.detections] == pytest.approx([WANTED] * 7)
+
+
+def test_integers_score_with_their_digits_and_ends_as_a_mean(records, tmp_path):
+    """Numbers of one digit or three, digits in the description, and an end that goes on with the next object."""
+    pieces = ['{"objects": [{"desc": "', "bus", " ", "5", "1", '", "bbox_2d": [', "7", ", ", "1", "2", ", "]
+    pieces += ["9", "9", "9", ", ", "5", "0", "0", "]}, {", '"desc": "', "cat", '", "bbox_2d": [']
+    pieces += ["1", ", ", "2", ", ", "3", ", ", "4", "]}", "]}"]
+    logprobs = [-2.0, -0.1, -0.1, -0.1, -0.1, -0.1] + [-0.4] * 12 + [-4.0, -2.0, -0.1, -0.1] + [-0.4] * 7 + [-4.0, -4.0]
+    content = [{"token": piece, "logprob": value} for piece, value in zip(pieces, logprobs, strict=True)]
+    _, rows = parsed(records, tmp_path, [reply(pieces, content)] * 5, coordinates="integer")
+    bus, cat = rows[0].detections
+    assert (bus.desc, bus.bins, cat.bins) == ("bus 51", [7, 12, 999, 500], [1, 2, 3, 4])
+    assert bus.score_parts == pytest.approx({"desc_logprob": -0.5, "slot_logprob": -0.4 * 12 / 4})
+    assert cat.score_parts == pytest.approx({"desc_logprob": -0.2, "slot_logprob": -0.4 * 7 / 4})
+
+
+@pytest.mark.parametrize("coordinates", ["token", "integer"])
+def test_tokens_that_are_pieces_of_characters(records, tmp_path, coordinates):
+    """`bytes` where a server gives the true ones; else what is shown of a description is taken together."""
+    names = ["猫", "naïve 犬", "cat"]
+    box = BOX if coordinates == "token" else ['", "bbox_2d": [', "1", ", ", "2", ", ", "3", ", ", "4"]
+    pieces = [piece.encode() for piece in HEAD]
+    for n, name in enumerate(names):
+        pieces += [bytes([byte]) for byte in name.encode()] + [piece.encode() for piece in box]
+        pieces += [b"]}]}"] if n == 2 else [b"]}, {", b'"desc": "']
+    text = b"".join(pieces).decode()
+    value = {piece.encode(): -3.0 for piece in (*HEAD, "]}]}", "]}, {", '"desc": "')}
+    shown = [{"token": p.decode(errors="replace"), "logprob": value.get(p, -0.1)} for p in pieces]
+    true = [item | {"bytes": list(piece)} for item, piece in zip(shown, pieces, strict=True)]
+    echoed = [item | {"bytes": list(item["token"].encode())} for item in shown]
+    replies = [reply([text], content) for content in (shown, true, echoed, shown, shown)]
+    counts, rows = parsed(records, tmp_path, replies, coordinates=coordinates)
+    assert counts == {"pictures": 5, "detections": 15}
+    per_coordinate = -0.1 if coordinates == "token" else -0.7 / 4
+    expected = [math.exp(-0.1 * (len(name.encode()) + 1) + per_coordinate) for name in names]
+    for row in rows:
+        assert [d.desc for d in row.detections] == names
+        assert [d.score for d in row.detections] == pytest.approx(expected)
+
+
+def test_answers_without_usable_log_probabilities_rank_last(records, tmp_path):
+    pieces = [*HEAD, "cat", *BOX, "]}", "]}"]
+    content = [{"token": piece, "logprob": logprob_of(piece)} for piece in pieces]
+    ids = [{"token": f"token_id:{n}", "logprob": -0.1} for n in range(len(pieces))]
+    none, unlike = reply(pieces, []), reply(pieces, ids)
+    counts, rows = parsed(records, tmp_path, [reply(pieces, content), none, unlike, none, none])
+    assert [row.detections[0].score for row in rows] == pytest.approx([WANTED, 0, 0, 0, 0])
+    assert (counts["logprobs_unaligned"], counts["unscored_boxes"]) == (1, 4)
+    counts, rows = parsed(records, tmp_path, [none, unlike, none, none, none])
+    assert {row.detections[0].score for row in rows} == {1.0} and "unscored_boxes" not in counts
+
+
+def test_the_server_says_why_an_answer_ended(records, tmp_path):
+    cut = ANSWER[:-5]
+    replies = [
+        reply(["I see no objects."], []),
+        reply([ANSWER], [], finish_reason="length"),
+        reply([cut], [], finish_reason=None),
+        reply(["I see no objects."], [], finish_reason=None),
+        reply([cut], []),
+    ]
+    _, rows = parsed(records, tmp_path, replies)
+    assert [row.finish for row in rows] == ["stop", "length", "length", "stop", "stop"]
+
+
+def test_terms_of_the_text_are_those_of_the_grammar(taught, records, tmp_path):
+    """What `predict` chose, given as a server's reply: the same log probability of description and coordinates."""
+    predict(taught, records, tmp_path / "own.jsonl", PredictOptions(max_new_tokens=300), PromptStyle())
+    tokenizer = Checkpoint(taught, PredictOptions(), PromptStyle()).processor.tokenizer
+    replies, own = [], read(tmp_path / "own.jsonl")
+    for row in own:
+        pieces = [tokenizer.decode([token]) for token in row.token_ids]
+        shown = [{"token": p, "logprob": v} for p, v in zip(pieces, row.token_logprobs, strict=True)]
+        replies.append(reply([row.text], shown))
+    _, rows = parsed(records, tmp_path, replies)
+    pairs = [p for a, b in zip(own, rows, strict=True) for p in zip(a.detections, b.detections, strict=True)]
+    assert len(pairs) >= 4
+    for a, b in pairs:
+        for name in ("desc_logprob", "slot_logprob"):
+            assert b.score_parts[name] == pytest.approx(a.score_parts[name], abs=2e-3)
 
 
 def test_dropped_special_tokens_are_seen(records, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 
 from coordexp.errors import DataError, located
@@ -63,7 +64,8 @@ def compare_evaluated(
     if len(digests) != 1:
         names = [str(path) for path in eval_jsons]
         raise DataError(located("evaluated on different annotations", found=names, fix="compare runs of one split"))
-    options = options or options_from(results[0]["options"])
+    part = any(result["counts"]["subset"] for result in results)
+    options = options or msgspec.structs.replace(options_from(results[0]["options"]), subset=part)
     dataset, split = results[0]["dataset"], results[0]["split"]
     return compare([run for run, _ in found], found[0][1], options, dataset=dataset, split=split, out=out)
 
@@ -88,7 +90,7 @@ def compare(
     if len(runs) < 2 or len({run.name for run in runs}) < len(runs):
         names = [run.name for run in runs]
         raise DataError(located("cannot compare", expected="at least two runs with different names", found=names))
-    truth = truth_file.load(annotations)
+    truth = truth_file.load(annotations, options.on_bad)
     loaded = [_load(run, truth, options) for run in runs]
     first = loaded[0][0]
     for run, (own, _) in zip(runs[1:], loaded[1:], strict=True):
@@ -121,7 +123,7 @@ def compare(
 
 
 def _load(run: Run, truth: truth_file.Truth, options: EvaluateOptions) -> tuple[truth_file.Truth, columns.Detections]:
-    rows = foreign.read(run.predictions, truth, run.layout)
+    rows = foreign.read(run.predictions, truth, run.layout, named_only=options.subset)
     found, answers = columns.collect(rows, truth, LabelMap(truth.categories))
     return restrict(truth, found, answers, options, str(run.predictions))
 

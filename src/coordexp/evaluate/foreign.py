@@ -77,8 +77,14 @@ _TAGGED = re.compile(r"<ref>(.*?)</ref>\s*<box>\s*(\[.*?\])\s*</box>", re.DOTALL
 _json = json.JSONDecoder()
 
 
-def read(path: str | Path, truth: Truth, layout: str = OWN) -> Iterator[tuple[str, Prediction]]:
-    """(place, prediction) rows of a file in `layout`; DataError for another layout or a broken file."""
+def read(
+    path: str | Path, truth: Truth, layout: str = OWN, *, named_only: bool = False
+) -> Iterator[tuple[str, Prediction]]:
+    """(place, prediction) rows of a file in `layout`; DataError for another layout or a broken file.
+
+    COCO results have no line for a picture in which nothing was found: with `named_only` a picture that they do
+    not name has no row, else an empty one, as in pycocotools.
+    """
     if layout not in LAYOUTS:
         problem = f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}"
         raise DataError(located(problem, file=path, fix=f"use one of {', '.join(LAYOUTS)}"))
@@ -87,7 +93,7 @@ def read(path: str | Path, truth: Truth, layout: str = OWN) -> Iterator[tuple[st
     if layout == OWN:
         return detections.read(path)
     if layout == "coco":
-        return _coco_results(path, truth)
+        return _coco_results(path, truth, named_only)
     return _answers(path, truth, _STYLES[layout])
 
 
@@ -123,7 +129,7 @@ def parse_answer(text: str, layout: str, size: tuple[float, float]) -> tuple[lis
     return found, dict(problems)
 
 
-def _coco_results(path: str | Path, truth: Truth) -> Iterator[tuple[str, Prediction]]:
+def _coco_results(path: str | Path, truth: Truth, named_only: bool) -> Iterator[tuple[str, Prediction]]:
     content = read_json(path)
     try:
         results = msgspec.convert(content, list[_Result])
@@ -141,7 +147,8 @@ def _coco_results(path: str | Path, truth: Truth) -> Iterator[tuple[str, Predict
         desc = names.get(result.category_id, f"category id {result.category_id}")
         grouped[result.image_id].append(Detection(desc=desc, norm=norm, score=result.score))
     for image_id, found in grouped.items():
-        yield f"{path}: picture {image_id}", _prediction(image_id, truth, "coco results", "", "stop", found, {})
+        if found or not named_only:
+            yield f"{path}: picture {image_id}", _prediction(image_id, truth, "coco results", "", "stop", found, {})
 
 
 def _answers(path: str | Path, truth: Truth, style: _Style) -> Iterator[tuple[str, Prediction]]:

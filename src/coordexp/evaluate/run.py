@@ -18,7 +18,7 @@ from coordexp.evaluate import detections as columns
 from coordexp.evaluate import foreign, mistakes, protocol
 from coordexp.evaluate import truth as truth_file
 from coordexp.evaluate.labels import MAPPED, LabelMap
-from coordexp.io import read_json, sha256_file, write_json
+from coordexp.io import read_json, read_records, sha256_file, write_json
 
 SCHEMA_VERSION = 1
 SCHEMA = Path(__file__).with_name("eval.schema.json")
@@ -37,13 +37,16 @@ class EvaluateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocols: which AP to compute; `lvis` needs annotations with federated lists and is otherwise left out,
       which eval.json states. max_dets: detections a picture (lvis) or a picture and category (coco).
     subset: the predictions cover only part of the annotated pictures on purpose; the truth is then
-      restricted to them. bootstrap: replicates of the intervals, 0 for none. seed: of the bootstrap.
+      restricted to them (of COCO results: to the pictures that they name).
+    on_bad: whether faulty entries of the annotations are an error, or left out and counted (`data.on_bad`).
+    bootstrap: replicates of the intervals, 0 for none. seed: of the bootstrap.
     listed: how many best, worst and most confidently wrong entries eval.json lists.
     """
 
     protocols: tuple[protocol.Name, ...] = ("lvis", "coco")
     max_dets: MaxDets = MaxDets()
     subset: bool = False
+    on_bad: truth_file.OnBad = "error"
     bootstrap: int = 200
     seed: int = 0
     listed: int = 50
@@ -67,17 +70,23 @@ def evaluate(
     split: str,
     out: str | Path | None = None,
     layout: str = foreign.OWN,
+    records: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score `predictions` against `annotations` (COCO or LVIS layout); writes eval.json to `out` if given.
 
     `layout` names the predictions' format: `coordexp` for predictions.jsonl, or one of `foreign.LAYOUTS`.
+    `records` (pixel space) are the pictures that were asked about: the others, which the conversion could not use
+    or which are not in this split, are not judged, and eval.json says how many they are.
     Raises DataError for input that cannot be scored truthfully: pictures of the truth without a prediction
     line (unless `options.subset`), unknown or doubled pictures, another picture size, scores or coordinates
     that are no finite numbers, broken annotations.
     """
     options = options or EvaluateOptions()
-    truth = truth_file.load(annotations)
-    rows = foreign.read(predictions, truth, layout)
+    whole = truth_file.load(annotations, options.on_bad)
+    truth = whole if records is None else _recorded(whole, Path(records))
+    rows = foreign.read(predictions, truth, layout, named_only=options.subset)
+    scored = score(rows, truth, options, where=str(predictions), whole=whole)
+    scored["counts"]["pictures_not_named"] = _not_named(scored["counts"]) if layout == "coco" else None
     result = {
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset,
@@ -86,7 +95,7 @@ def evaluate(
         "options": msgspec.json.decode(msgspec.json.encode(options)),
         "software": {"coordexp": coordexp.__version__, "hotcoco": version("hotcoco"), "numpy": np.__version__},
         "tie_rule": columns.TIE_RULE,
-        **score(rows, truth, options, where=str(predictions)),
+        **scored,
     }
     jsonschema.validate(result, read_json(SCHEMA))
     if out is not None:
@@ -95,18 +104,25 @@ def evaluate(
 
 
 def score(
-    rows: Iterable[tuple[str, Prediction]], truth: truth_file.Truth, options: EvaluateOptions, where: str
+    rows: Iterable[tuple[str, Prediction]],
+    truth: truth_file.Truth,
+    options: EvaluateOptions,
+    where: str,
+    whole: truth_file.Truth | None = None,
 ) -> dict[str, Any]:
-    """Counts, mapping account and the block of each protocol, for (place, prediction) rows."""
+    """Counts, mapping account and the block of each protocol, for (place, prediction) rows.
+
+    `whole` is the truth of all annotated pictures, where `truth` is that of those with a record.
+    """
     labels = LabelMap(truth.categories)
     detections, answers = columns.collect(rows, truth, labels)
-    annotated = truth.pictures
+    recorded = truth
     truth, detections = restrict(truth, detections, answers, options, where)
     names, skipped = protocols_of(truth, options)
     protocols = [protocol.Protocol(name, truth, detections, getattr(options.max_dets, name)) for name in names]
     blocks = {p.name: protocol.block(p, bootstrap=options.bootstrap, seed=options.seed) for p in protocols}
     return {
-        "counts": _counts(truth, detections, answers, annotated, options),
+        "counts": _counts(truth, detections, answers) | _part(truth, recorded, whole or recorded),
         "mapping": _mapping(detections, truth),
         "not_computed": skipped,
         "coco": blocks.get("coco"),
@@ -131,7 +147,7 @@ def restrict(
     if not options.subset:
         first = ", ".join(repr(truth.image_ids[i]) for i in missing[:5])
         problem = f"{len(missing)} of {truth.pictures} annotated pictures have no prediction line (first: {first})"
-        fix = "predict every picture (one without objects has a line too), or set evaluate.subset: true"
+        fix = "predict every picture (one without objects has a line too), or evaluate a part on purpose: --subset"
         raise DataError(located(problem, file=where, field="image_id", fix=fix))
     if not predicted.any():
         raise DataError(located("no prediction at all", file=where, expected="one line for each picture"))
@@ -151,19 +167,38 @@ def protocols_of(truth: truth_file.Truth, options: EvaluateOptions) -> tuple[lis
     return names, skipped
 
 
-def _counts(truth, detections, answers, annotated, options) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+def _recorded(truth: truth_file.Truth, records: Path) -> truth_file.Truth:
+    return truth_file.with_records(truth, (r.metadata.image_id for r in read_records(records, "pixel")), records)
+
+
+def _part(truth: truth_file.Truth, recorded: truth_file.Truth, whole: truth_file.Truth) -> dict[str, Any]:
+    """What is judged of all that is annotated: pictures with a record, and of them those with a prediction."""
+    predicted, asked, annotated = truth.pictures, recorded.pictures, whole.pictures
+    notes = []
+    if asked != annotated:
+        left = annotated - asked
+        notes.append(f"{left} of {annotated} annotated pictures have no record and are not judged")
+    if predicted != asked:
+        notes.append(f"truth restricted to the {predicted} predicted of {asked} annotated pictures")
+    return {
+        "pictures_annotated": annotated,
+        "pictures_without_record": annotated - asked,
+        "objects_without_record": int((~whole.crowd).sum() - (~recorded.crowd).sum()),
+        "subset": bool(notes),
+        "subset_note": "; ".join(notes) or None,
+    }
+
+
+def _counts(truth: truth_file.Truth, detections: columns.Detections, answers: columns.Answers) -> dict[str, Any]:
     unmapped = detections.category < 0
-    subset = annotated != truth.pictures
-    note = f"truth restricted to the {truth.pictures} predicted of {annotated} annotated pictures"
     return {
         "pictures": truth.pictures,
-        "pictures_annotated": annotated,
-        "subset": subset,
-        "subset_note": note if subset else None,
         "pictures_without_objects": int((truth.objects_per_picture == 0).sum()),
         "pictures_without_detections": answers.without_detections,
         "objects": int((~truth.crowd).sum()),
+        "objects_without_area": int((truth.box[:, 2:] <= 0).any(axis=1).sum()),
         "crowds": int(truth.crowd.sum()),
+        "annotations_left_out": truth.left_out,
         "categories": len(truth.categories),
         "categories_with_objects": len(np.unique(truth.category[~truth.crowd])),
         "detections": len(detections),
@@ -178,6 +213,11 @@ def _counts(truth, detections, answers, annotated, options) -> dict[str, Any]:  
         "problems": answers.problems,
         "prompt_protocols": answers.protocols,
     }
+
+
+def _not_named(counts: dict[str, Any]) -> int:
+    """Annotated pictures that COCO results do not name: those left out, and those that are judged as empty."""
+    return counts["pictures_annotated"] - counts["pictures"] + counts["pictures_without_detections"]
 
 
 def _mapping(detections: columns.Detections, truth: truth_file.Truth) -> dict[str, Any]:

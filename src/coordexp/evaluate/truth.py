@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from coordexp.contract import Record
+from coordexp.data.annotations import Broken, decode_elements
 from coordexp.data.categories import Category
+from coordexp.data.scan import element_spans, read_spans
 from coordexp.errors import DataError, located
+
+OnBad = Literal["error", "skip"]
 
 
 class ImageRow(msgspec.Struct):
@@ -29,7 +36,7 @@ class ImageRow(msgspec.Struct):
 class AnnotationRow(msgspec.Struct):
     """One entry of `annotations`; `bbox` is x, y, w, h in pixels."""
 
-    id: int
+    id: int | str
     image_id: int | str
     category_id: int
     bbox: tuple[float, float, float, float]
@@ -51,6 +58,7 @@ class Truth:
     Pictures are sorted by id, objects by picture, category and annotation id, so the order of the file
     is without effect. `image` and `category` are indices into `image_ids` and `categories`.
     `negative` and `not_exhaustive` hold sorted codes picture * K + category of the federated lists.
+    `left_out` counts entries of the file that are no truth, by reason; the conversion names them likewise.
     """
 
     image_ids: list[int | str]
@@ -61,11 +69,12 @@ class Truth:
     box: np.ndarray  # float64 [M, 4], x, y, w, h in pixels
     area: np.ndarray  # float64 [M], the annotation's own area in square pixels
     crowd: np.ndarray  # bool [M]
-    annotation_id: np.ndarray  # int64 [M]
+    annotation_id: np.ndarray  # int64 or text [M]
     negative: np.ndarray  # int64
     not_exhaustive: np.ndarray  # int64
     federated: bool
     segmentation: list[msgspec.Raw]
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def index_of(self) -> dict[int | str, int]:
@@ -113,48 +122,81 @@ class Truth:
         )
 
 
-def load(path: str | Path) -> Truth:
+class _Faults:
+    """What is wrong with a file: the first fault is an error, or (`on_bad: skip`) all are left out and counted."""
+
+    def __init__(self, path: Path, on_bad: OnBad) -> None:
+        self.path, self.skip = path, on_bad == "skip"
+        self.counts: Counter[str] = Counter()
+
+    def found(self, reason: str, problem: str, **place: Any) -> None:
+        """One fault; `problem` and `place` are for the error text."""
+        if not self.skip:
+            raise DataError(located(problem, file=self.path, **place))
+        self.counts[reason] += 1
+
+
+def load(path: str | Path, on_bad: OnBad = "error") -> Truth:
     """Read an annotation file; DataError naming file and id for anything that cannot be scored.
 
-    Refused: doubled picture, category or annotation ids, annotations of unknown pictures or categories,
-    boxes or areas that are not finite or negative, pictures without a size.
+    Refused, as by the conversion: doubled picture, category or annotation ids, annotations of unknown pictures or
+    categories, boxes or areas that are not finite, pictures without a size, categories without a name. With
+    `on_bad="skip"` these are left out and counted, and so are boxes that lie outside their picture. Boxes of
+    negative size, and unknown categories in federated lists, are always left out and counted.
     """
-    path = Path(path)
+    path, faults = Path(path), _Faults(Path(path), on_bad)
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError as error:
         raise DataError(located("file not found", file=path)) from error
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise DataError(located(f"not a COCO or LVIS annotation file: {error}", file=path)) from error
-    return build(content.images, content.annotations, content.categories, path)
+        if on_bad == "error":
+            raise DataError(located(f"not a COCO or LVIS annotation file: {error}", file=path)) from error
+        content = _readable(path, faults)
+    return build(content.images, content.annotations, content.categories, faults)
 
 
-def build(images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], path: Path) -> Truth:
-    """Columns of decoded annotations; `path` is for error texts."""
-    images = sorted(images, key=lambda image: image_key(image.id))
-    categories = sorted(categories, key=lambda category: category.id)
-    image_index = _index([image.id for image in images], "images", path)
-    category_index = _index([category.id for category in categories], "categories", path)
-    _index([annotation.id for annotation in annotations], "annotations", path)
-    for annotation in annotations:
-        _known(annotation.image_id, image_index, f"annotation {annotation.id}", "image_id", path)
-        _known(annotation.category_id, category_index, f"annotation {annotation.id}", "category_id", path)
-    for category in categories:
-        if not category.name.strip():
-            raise DataError(located(f"categories: id {category.id} has no name", file=path))
-    for image in images:
-        if min(image.width, image.height) < 1:
-            raise DataError(located(f"images: id {image.id!r}: has no size", file=path, expected="positive sizes"))
-    image = np.array([image_index[a.image_id] for a in annotations], dtype=np.int64)
+def _readable(path: Path, faults: _Faults) -> _File:
+    """The entries of a file that can be read on their own."""
+    spans = element_spans(path, tuple(_KINDS))
+    lists, fd = [], os.open(path, os.O_RDONLY)
+    try:
+        for name, kind in _KINDS.items():
+            if name not in spans:
+                raise DataError(located("this list is missing", file=path, field=name))
+            rows = decode_elements(read_spans(fd, spans[name]), msgspec.json.Decoder(list[kind]).decode)
+            lists.append([row for row in rows if not isinstance(row, Broken)])
+            for row in (row for row in rows if isinstance(row, Broken)):
+                faults.found(f"unreadable entry of {name}", f"{name}: id {row.id!r}: {row.problem}")
+    finally:
+        os.close(fd)
+    return _File(*lists)
+
+
+_KINDS = {"images": ImageRow, "annotations": AnnotationRow, "categories": Category}
+
+
+def build(
+    images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], faults: _Faults
+) -> Truth:
+    """Columns of decoded annotations; `faults` takes what cannot be used."""
+    categories = _named(_first_of_each(categories, "categories", "repeated category id", faults), faults)
+    categories.sort(key=lambda category: category.id)
+    images = _sized(_first_of_each(images, "images", "duplicate image id", faults), faults)
+    images.sort(key=lambda image: image_key(image.id))
+    category_index = {category.id: i for i, category in enumerate(categories)}
+    key = _key_of([image.id for image in images], [annotation.image_id for annotation in annotations])
+    image_index = {key(image.id): i for i, image in enumerate(images)}
+    annotations = _first_of_each(annotations, "annotations", "duplicate annotation id", faults)
+    places = [image_index.get(key(annotation.image_id)) for annotation in annotations]
+    pairs = zip(annotations, places, strict=True)
+    annotations = [row for row, at in pairs if _usable(row, images, at, category_index, faults)]
+    image = np.array([image_index[key(a.image_id)] for a in annotations], dtype=np.int64)
     category = np.array([category_index[a.category_id] for a in annotations], dtype=np.int64)
     box = np.array([a.bbox for a in annotations], dtype=np.float64).reshape(-1, 4)
     area = np.array([a.bbox[2] * a.bbox[3] if a.area is None else a.area for a in annotations], dtype=np.float64)
-    ids = np.array([a.id for a in annotations], dtype=np.int64)
-    bad = ~np.isfinite(box).all(axis=1) | (box[:, 2:] < 0).any(axis=1) | ~np.isfinite(area)
-    if bad.any():
-        at = int(np.argmax(bad))
-        problem = f"annotations: id {ids[at]}: box or area cannot be used"
-        raise DataError(located(problem, file=path, field="bbox", expected="finite x, y, w, h", found=box[at].tolist()))
+    texts = any(isinstance(a.id, str) for a in annotations)
+    ids = np.array([str(a.id) if texts else a.id for a in annotations], dtype=str if texts else np.int64)
     order = np.lexsort((ids, category, image))
     return Truth(
         image_ids=[i.id for i in images],
@@ -166,11 +208,27 @@ def build(images: list[ImageRow], annotations: list[AnnotationRow], categories: 
         area=area[order],
         crowd=np.array([a.iscrowd for a in annotations], dtype=bool)[order],
         annotation_id=ids[order],
-        negative=_pairs(images, "neg_category_ids", category_index, path),
-        not_exhaustive=_pairs(images, "not_exhaustive_category_ids", category_index, path),
+        negative=_pairs(images, "neg_category_ids", category_index, faults),
+        not_exhaustive=_pairs(images, "not_exhaustive_category_ids", category_index, faults),
         federated=any(i.neg_category_ids is not None for i in images),
         segmentation=[annotations[i].segmentation for i in order],
+        left_out=dict(sorted(faults.counts.items())),
     )
+
+
+def with_records(truth: Truth, image_ids: Iterable[int | str], path: Path) -> Truth:
+    """`truth` of the pictures that have a record; DataError for a record of another picture.
+
+    `path` is for error texts.
+    """
+    keep = np.zeros(truth.pictures, dtype=bool)
+    for image_id in image_ids:
+        index = truth.index_of.get(image_id)
+        if index is None:
+            fix = "give the records of the annotated split"
+            raise DataError(located(f"picture {image_id!r} is not in the annotations", file=path, fix=fix))
+        keep[index] = True
+    return truth.restricted(keep)
 
 
 def of_records(
@@ -178,6 +236,7 @@ def of_records(
 ) -> Truth:
     """The truth that records carry: boxes and outlines in source pixels, and the federated lists if they count.
 
+    Categories that the conversion left an annotation out of (a crowd) are in `not_exhaustive` in any case.
     `path` is for error texts.
     """
     known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
@@ -186,8 +245,8 @@ def of_records(
         meta = record.metadata
         width, height = meta.source_width, meta.source_height
         both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
-        lists = [[i for i in ids if i in known] if federated else None for ids in both]
-        images.append(ImageRow(meta.image_id, width, height, *lists))
+        negative, not_exhaustive = ([i for i in ids if i in known] for ids in both)
+        images.append(ImageRow(meta.image_id, width, height, negative if federated else None, not_exhaustive))
         for obj in record.objects:
             x1, y1, x2, y2 = obj.norm_box
             corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
@@ -202,7 +261,7 @@ def of_records(
                     segmentation=msgspec.Raw(msgspec.json.encode([outline])),
                 )
             )
-    return build(images, annotations, categories, path)
+    return build(images, annotations, categories, _Faults(path, "error"))
 
 
 def image_key(image_id: int | str) -> tuple[int, int, str]:
@@ -210,24 +269,70 @@ def image_key(image_id: int | str) -> tuple[int, int, str]:
     return (0, image_id, "") if isinstance(image_id, int) else (1, 0, image_id)
 
 
-def _index(ids: list[Any], field: str, path: Path) -> dict[Any, int]:
-    index = {value: i for i, value in enumerate(ids)}
-    if len(index) != len(ids):
-        doubled = next(value for i, value in enumerate(ids) if index[value] != i)
-        fix = "give every entry an id of its own; scores of doubled ids would be wrong silently"
-        raise DataError(located(f"{field}: id {doubled!r} occurs more than once", file=path, fix=fix))
-    return index
+def _key_of(images: list[int | str], owners: list[int | str]) -> Callable[[int | str], int | str]:
+    """How picture ids are compared: as texts when some are texts, as the conversion does."""
+    return str if any(isinstance(i, str) for ids in (images, owners) for i in ids) else lambda value: value
 
 
-def _known(value: Any, index: dict[Any, int], where: str, field: str, path: Path) -> None:
-    if value not in index:
-        raise DataError(located(f"{where}: {field} {value!r} is not in the file's list", file=path))
+def _first_of_each(rows: list[Any], name: str, reason: str, faults: _Faults) -> list[Any]:
+    """Rows whose id has not come before; 1 and "1" are one id."""
+    key = _key_of([row.id for row in rows], [])
+    seen: set[int | str] = set()
+    kept = []
+    for row in rows:
+        if key(row.id) in seen:
+            fix = "give every entry an id of its own; scores of doubled ids would be wrong silently"
+            faults.found(reason, f"{name}: id {row.id!r} occurs more than once", fix=fix)
+        else:
+            seen.add(key(row.id))
+            kept.append(row)
+    return kept
 
 
-def _pairs(images: list[ImageRow], name: str, category_index: dict[int, int], path: Path) -> np.ndarray:
+def _named(categories: list[Category], faults: _Faults) -> list[Category]:
+    for category in categories:
+        if not category.name.strip():
+            faults.found("category without a name", f"categories: id {category.id} has no name")
+    return [category for category in categories if category.name.strip()]
+
+
+def _sized(images: list[ImageRow], faults: _Faults) -> list[ImageRow]:
+    for image in images:
+        if min(image.width, image.height) < 1:
+            faults.found("impossible size", f"images: id {image.id!r}: has no size", expected="positive sizes")
+    return [image for image in images if min(image.width, image.height) >= 1]
+
+
+def _usable(
+    row: AnnotationRow, images: list[ImageRow], at: int | None, category_index: dict[int, int], faults: _Faults
+) -> bool:
+    """Whether an annotation is truth; `at` is the place of its picture among `images`, None without one."""
+    x, y, w, h = row.bbox
+    name = f"annotation {row.id}"
+    if at is None:
+        problem = f"{name}: image_id {row.image_id!r} is not in the file's list"
+        faults.found("annotation of no picture", problem)
+    elif row.category_id not in category_index:
+        problem = f"{name}: category_id {row.category_id!r} is not in the file's list"
+        faults.found("unknown category", problem)
+    elif not all(map(math.isfinite, (*row.bbox, row.area or 0.0))):
+        problem = f"annotations: id {row.id}: box or area cannot be used"
+        faults.found("box not finite", problem, field="bbox", expected="finite x, y, w, h", found=list(row.bbox))
+    elif min(w, h) < 0:
+        faults.counts["empty box"] += 1
+    elif faults.skip and not (x < images[at].width and y < images[at].height and x + w > 0 and y + h > 0):
+        faults.counts["outside the picture"] += 1
+    else:
+        return True
+    return False
+
+
+def _pairs(images: list[ImageRow], name: str, category_index: dict[int, int], faults: _Faults) -> np.ndarray:
     codes = []
     for i, image in enumerate(images):
         for category_id in getattr(image, name) or ():
-            _known(category_id, category_index, f"image {image.id!r}", name, path)
-            codes.append(i * len(category_index) + category_index[category_id])
+            if category_id in category_index:
+                codes.append(i * len(category_index) + category_index[category_id])
+            else:  # nothing can be of a category without a name
+                faults.counts[f"unknown category in {name}"] += 1
     return np.unique(np.array(codes, dtype=np.int64))

@@ -1,7 +1,8 @@
 """Calibrated scores: how often a detection with these raw terms is right, learnt on a held-out split.
 
 Fit on pictures that neither training nor the evaluation uses. What is right, wrong or not judged is what the
-evaluation says at IoU .5: COCO's rules, or those of federated truth.
+evaluation says at IoU .5: COCO's rules, or those of federated truth. Records lack the annotations that the
+conversion left out, crowds above all: a detection without an object is not judged where its category has such ones.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from coordexp.data.categories import Category
 from coordexp.errors import DataError, located
 from coordexp.evaluate import detections as columns
 from coordexp.evaluate.calibration import verdicts
+from coordexp.evaluate.detections import Detections
 from coordexp.evaluate.labels import LabelMap
 from coordexp.evaluate.match import IOU_THRESHOLDS, match
-from coordexp.evaluate.truth import of_records
+from coordexp.evaluate.truth import Truth, of_records
 from coordexp.io import enumerate_lines, read_json, read_records, sha256_file, write_json, write_jsonl
 
 Method = Literal["logistic", "isotonic"]
@@ -98,6 +100,8 @@ def fit(
     found, _ = columns.collect(rows, truth, LabelMap(truth.categories))
     unmapped = np.flatnonzero((found.category < 0) & (not federated))
     judged, right = verdicts(match(truth, found, federated=federated), unmapped)
+    known = right | ~_open(truth, found, judged)
+    judged, right = judged[known], right[known]
     every = [detection for _, row in rows for detection in row.detections]
     fitted = {
         "predictions": sha256_file(predictions_jsonl),
@@ -148,6 +152,13 @@ def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
 def apply(predictions_jsonl: str | Path, calibration: Calibration, out: str | Path) -> int:
     """Write `predictions_jsonl` with calibrated scores to `out`; the count of lines."""
     return write_jsonl(out, (calibrated(row, calibration) for _, row in columns.read(predictions_jsonl)))
+
+
+def _open(truth: Truth, found: Detections, rows: np.ndarray) -> np.ndarray:
+    """Bool [N]: detections `rows` of a category that the records do not hold all annotations of, as left-out crowds."""
+    category = found.category[rows]
+    codes = found.image[rows] * len(truth.categories) + category
+    return (category >= 0) & np.isin(codes, truth.not_exhaustive)
 
 
 def _refuse_seen(records: Sequence[Record], trained_on: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -50,21 +51,27 @@ def decode_coords(bins: Sequence[float], size: tuple[int, int], emit_norm: EmitN
 
 
 def token_logprobs(obj: ParsedObject, text: str, tokens: Sequence[tuple[bytes, float]]) -> dict[str, float]:
-    """Log probabilities inside an object of `text`: of its coordinates, a mean over them, and the sum of the rest.
+    """Log probabilities (natural) inside an object of `text`, of the same choices as the grammar's own terms.
 
+    `desc_logprob` is the sum over the tokens of the description, its closing quote included; `slot_logprob` the
+    sum over the tokens of the coordinates, divided by their number: coordinate tokens alone, or digits and what
+    ends a number. Nothing else of the layout counts, least of all whether a further object comes.
     `tokens` are (bytes, log probability) pairs that spell `text` from its beginning.
     """
-    begin, end = (len(text[:edge].encode()) for edge in obj.span)
-    coords = rest = 0.0
-    position = 0
-    for piece, logprob in tokens:
-        if begin <= position < end:
-            if piece.strip().isdigit() or COORD_TOKEN.fullmatch(piece.decode(errors="replace").strip()):
-                coords += logprob
-            else:
-                rest += logprob
-        position += len(piece)
-    return {"desc_logprob": rest, "slot_logprob": coords / len(obj.bins)}
+    ends = list(itertools.accumulate(len(piece) for piece, _ in tokens))
+    slots = [match.span() for match in COORD_TOKEN.finditer(text, *obj.coords_span)] or [obj.coords_span]
+    desc = _overlapping(obj.desc_span, text, ends)
+    coords = {n for span in slots for n in _overlapping(span, text, ends) if b"}" not in tokens[n][0]}
+    return {
+        "desc_logprob": sum(tokens[n][1] for n in desc),
+        "slot_logprob": sum(tokens[n][1] for n in sorted(coords)) / len(obj.bins),
+    }
+
+
+def _overlapping(span: tuple[int, int], text: str, ends: Sequence[int]) -> range:
+    """Places of the tokens that share a byte with `span`, characters of `text`; `ends` are the tokens' in bytes."""
+    begin, end = (len(text[:edge].encode()) for edge in span)
+    return range(bisect.bisect_right(ends, begin), min(bisect.bisect_left(ends, end) + 1, len(ends)))
 
 
 def plain_detection(

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from coordexp.contract import Prediction, Record
 from coordexp.errors import DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
@@ -28,15 +30,25 @@ from coordexp.io import enumerate_lines, read_jsonl, read_records, write_jsonl
 from coordexp.parse import parse_answer
 
 Coordinates = Literal["token", "integer"]
+Token = tuple[bytes, float]
+
+
+class Reading(NamedTuple):
+    """How answers are read; `unscored` is the score of detections without log probabilities."""
+
+    emit_norm: EmitNorm
+    protocol: str
+    coordinates: Coordinates
+    unscored: float
 
 
 class Served(NamedTuple):
-    """One answer of a server. `tokens` are (text, log probability) pairs where the server gave them."""
+    """One answer of a server, with what it gave of: why it ended, tokens as (bytes, log probability) pairs."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length"] | None
     image_id: str | None
-    tokens: list[tuple[str, float]]
+    tokens: list[Token]
 
 
 def parse_served(
@@ -50,13 +62,19 @@ def parse_served(
     """Write one `contract.Prediction` a record from the responses of a server; counts, problems by reason included.
 
     `records_jsonl` are the pixel-space records that were asked about. Every record needs exactly one answer.
-    A coordinate is its token's bin. With log probabilities in the response a score is made from them, without
-    any it is 1.0 for every detection, which ranks nothing. `coordinates` as in the style of the prompt.
+    A coordinate is its token's bin. With log probabilities in the response a score is made from them. Without any
+    in the whole file it is 1.0 for every detection, which ranks nothing; where only some answers have usable ones,
+    the detections of the others get 0.0, rank last and are counted as `unscored_boxes`. `coordinates` as in the
+    style of the prompt.
     """
     records = list(read_records(records_jsonl, "pixel"))
     answers = _assign(responses_jsonl, [str(record.metadata.image_id) for record in records])
-    pairs = zip(answers, records, strict=True)
-    rows = [_prediction(answer, record, emit_norm, protocol, coordinates) for answer, record in pairs]
+    spelt = [spelling(answer.text, answer.tokens) for answer in answers]
+    unscored = 0.0 if any(spelt) else 1.0
+    rows = [
+        _prediction(answer, tokens, record, Reading(emit_norm, protocol, coordinates, unscored))
+        for answer, tokens, record in zip(answers, spelt, records, strict=True)
+    ]
     write_jsonl(out, rows)
     counts = Counter({"pictures": len(rows), "detections": sum(len(row.detections) for row in rows)})
     for row in rows:
@@ -67,7 +85,7 @@ def parse_served(
 def read_response(value: Any, where: str = "response") -> Served:
     """One response in any layout of the module's table; DataError naming `where` for any other."""
     if isinstance(value, str):
-        return Served(value, "stop", None, [])
+        return Served(value, None, None, [])
     if not isinstance(value, dict):
         raise DataError(located("not a response", file=where, expected="a JSON object", found=type(value).__name__))
     image_id = value.get("custom_id", value.get("image_id"))
@@ -76,14 +94,47 @@ def read_response(value: Any, where: str = "response") -> Served:
     if text is None:
         fix = "see docs/serving.md for the layouts that are read"
         raise DataError(located("no answer in this response", file=where, found=sorted(value), fix=fix))
-    return Served(text, "length" if reason == "length" else "stop", None if image_id is None else str(image_id), tokens)
+    finish = None if reason is None else "length" if reason == "length" else "stop"
+    return Served(text, finish, None if image_id is None else str(image_id), tokens)
 
 
-def _text_of(body: dict[str, Any]) -> tuple[str | None, str | None, list[tuple[str, float]]]:
+def spelling(text: str, tokens: Sequence[Token]) -> list[Token] | None:
+    """`tokens` so that they spell `text` from its beginning; None where they cannot.
+
+    Servers that show tokens as text replace a piece of a character, which no text can hold, by U+FFFD. Such pieces
+    stand in descriptions: from the first token that does not fit to the one with the closing quote they are put
+    together as one, with the sum of their log probabilities.
+    """
+    data, position, spelt, at = text.encode(), 0, [], 0
+    while at < len(tokens) and position < len(data):
+        piece, logprob = tokens[at]
+        if not data.startswith(piece, position):
+            following = _after_description(data, position, tokens, at)
+            if following is None:
+                return None
+            stop, end = following
+            piece, logprob = data[position:end], sum(value for _, value in tokens[at:stop])
+            at = stop - 1
+        spelt.append((piece, logprob))
+        position, at = position + len(piece), at + 1
+    return spelt if position == len(data) else None
+
+
+def _after_description(data: bytes, position: int, tokens: Sequence[Token], at: int) -> tuple[int, int] | None:
+    """(tokens, bytes) up to behind the next token from `at` with a quote, if it has the next quote of `data`."""
+    quote = data.find(b'"', position)
+    for stop, (piece, _) in enumerate(tokens[at:], at + 1):
+        if (place := piece.find(b'"')) >= 0:
+            tail = piece[place:]
+            return (stop, quote + len(tail)) if quote >= 0 and data.startswith(tail, quote) else None
+    return None
+
+
+def _text_of(body: dict[str, Any]) -> tuple[str | None, str | None, list[Token]]:
     if isinstance(body.get("choices"), list) and body["choices"]:
         choice = body["choices"][0]
         text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
-        return text, choice.get("finish_reason"), _tokens(choice.get("logprobs") or {})
+        return text, choice.get("finish_reason"), _tokens(choice.get("logprobs") or {}, text)
     reason = body.get("finish_reason")
     meta = body.get("meta_info")
     if isinstance(meta, dict):
@@ -93,12 +144,20 @@ def _text_of(body: dict[str, Any]) -> tuple[str | None, str | None, list[tuple[s
     return (text if isinstance(text, str) else None), reason, []
 
 
-def _tokens(logprobs: dict[str, Any]) -> list[tuple[str, float]]:
-    """Tokens with their log probabilities in a chat completion's layout, or in a completion's."""
-    if logprobs.get("content"):
-        return [(item["token"], item["logprob"]) for item in logprobs["content"]]
+def _tokens(logprobs: dict[str, Any], text: str | None) -> list[Token]:
+    """Tokens with their log probabilities in a chat completion's layout, or in a completion's.
+
+    A token's `bytes` are taken where those of all tokens spell the text: some servers encode what they show.
+    """
+    if content := logprobs.get("content"):
+        values = [item["logprob"] for item in content]
+        if text is not None and all(item.get("bytes") for item in content):
+            pieces = [bytes(item["bytes"]) for item in content]
+            if b"".join(pieces).startswith(text.encode()):
+                return list(zip(pieces, values, strict=True))
+        return [(item["token"].encode(), value) for item, value in zip(content, values, strict=True)]
     pairs = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=True)
-    return [(token, 0.0 if logprob is None else logprob) for token, logprob in pairs]
+    return [(token.encode(), 0.0 if logprob is None else logprob) for token, logprob in pairs]
 
 
 def _assign(path: str | Path, image_ids: Sequence[str]) -> list[Served]:
@@ -118,24 +177,24 @@ def _assign(path: str | Path, image_ids: Sequence[str]) -> list[Served]:
     return [by_id[image_id] for image_id in image_ids]
 
 
-def _prediction(
-    answer: Served, record: Record, emit_norm: EmitNorm, protocol: str, coordinates: Coordinates
-) -> Prediction:
-    parsed = parse_answer(answer.text, coordinates)
+def _prediction(answer: Served, tokens: list[Token] | None, record: Record, how: Reading) -> Prediction:
+    parsed = parse_answer(answer.text, how.coordinates)
     problems = Counter(parsed.problems)
-    # servers list the token that ends the answer, and leave it out of the text
-    spelt = "".join(text for text, _ in answer.tokens).startswith(answer.text)
-    problems["logprobs_unaligned"] += bool(answer.tokens) and not spelt
-    tokens = [(text.encode(), logprob) for text, logprob in answer.tokens] if spelt else []
-    parts = [token_logprobs(obj, answer.text, tokens) if tokens else {} for obj in parsed.objects]
+    problems["logprobs_unaligned"] += bool(answer.tokens) and tokens is None
     size = (record.width, record.height)
+    detections = []
+    for obj in parsed.objects:
+        parts = token_logprobs(obj, answer.text, tokens) if tokens else {}
+        found = plain_detection(obj, parts, size, how.emit_norm)
+        detections.append(found if parts else msgspec.structs.replace(found, score=how.unscored))
+    problems["unscored_boxes"] += len(detections) if not tokens and how.unscored < 1 else 0
     return Prediction(
         image_id=record.metadata.image_id,
         source_width=record.metadata.source_width,
         source_height=record.metadata.source_height,
-        protocol=protocol,
-        finish=answer.finish if parsed.complete else "length",
+        protocol=how.protocol,
+        finish=answer.finish or ("length" if "cut_off" in parsed.problems else "stop"),
         text=answer.text,
-        detections=[plain_detection(o, p, size, emit_norm) for o, p in zip(parsed.objects, parts, strict=True)],
+        detections=detections,
         problems={reason: count for reason, count in problems.items() if count},
     )
