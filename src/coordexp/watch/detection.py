@@ -29,7 +29,7 @@ from coordexp.swift.best import Scorer
 
 
 class DetectionScorer(Scorer):
-    """Asks the open prompt about the first `detection_eval.pictures` of `val_jsonl`, decoded by expectation."""
+    """Asks the open prompt about the first `detection_eval.pictures` of `val_jsonl`, read around the mode (`local`)."""
 
     def __init__(self, custom: Custom, model_dir: Path):
         if not custom.val_jsonl:
