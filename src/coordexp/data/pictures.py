@@ -90,6 +90,18 @@ def prepare(
     return "encoded"
 
 
+def upright_size(source: str | Path) -> tuple[int, int]:
+    """(width, height) in pixels of a picture turned upright by its EXIF tag; PictureError if it cannot be read."""
+    with _opened(Path(source)) as image:
+        return _upright_size(image)
+
+
+def load(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """The upright RGB pixels that `prepare` would encode, with the same arguments and errors."""
+    with _opened(Path(source)) as image:
+        return _resized(image, _orientation(image, annotated), size)
+
+
 @contextlib.contextmanager
 def _opened(source: Path) -> Iterator[Image.Image]:
     """The picture in a file, not decoded yet; whatever is wrong with it is a PictureError."""
