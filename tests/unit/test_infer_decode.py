@@ -304,6 +304,16 @@ def test_pictures_off_the_grid_are_refused(checkpoint):
         checkpoint.encode([Image.new("RGB", (100, 96))], [checkpoint.prompt()])
 
 
+@pytest.mark.parametrize("part", ["norm.weight", "layers.1.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("labels", [None, ("cat", "dog")])
+def test_a_model_whose_numbers_are_none_is_refused(folders, part, labels):
+    """Not a number is no choice: it would come out as an answer with boxes in the corner, or without any."""
+    checkpoint = open_checkpoint(folders)
+    checkpoint.model.model.language_model.get_parameter(part).data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not a number"):
+        checkpoint.answer(pictures(2), [Question(None, labels)] * 2)
+
+
 def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(ModelError, match="merged"):
         Checkpoint(tmp_path, PredictOptions(), PromptStyle())
