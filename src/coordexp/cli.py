@@ -235,8 +235,8 @@ def _detect(commands) -> None:
 
 def _run_detect(args: argparse.Namespace) -> None:
     import msgspec
-    from PIL import Image, ImageOps
 
+    from coordexp.data import pictures
     from coordexp.infer.detect import detect
     from coordexp.infer.draw import draw
 
@@ -252,8 +252,8 @@ def _run_detect(args: argparse.Namespace) -> None:
             rows.append(row)
         print(msgspec.json.encode({"image": found.path, "detections": rows}).decode())
         if args.out:
-            with Image.open(found.path) as picture:
-                draw(ImageOps.exif_transpose(picture), found.detections).save(args.out)
+            size = found.width, found.height
+            draw(pictures.load(found.path, size, size), found.detections).save(args.out)
 
 
 def _parse(commands) -> None:

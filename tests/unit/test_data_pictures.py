@@ -150,32 +150,66 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     assert read(tmp_path / "out.jpg")[..., 0].min() > 240
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("resized", [True, False])
-def test_exif_orientation_is_honoured(tmp_path, orientation, resized):
-    """Stored turned, tagged so that it reads upright: the result is upright and carries no tag."""
-    upright = Image.new("RGB", SIZE, "white")
-    upright.paste("red", (0, 0, 32, 16))  # top left
-    upright.paste("blue", (32, 16, 64, 32))
-    undo = [None, None, 0, 3, 1, 5, 2, 6, 4][orientation]  # transpose that stores a picture for each tag
+STORED_AS = [None, None, 0, 3, 1, 5, 2, 6, 4]  # by EXIF orientation: the transpose that stores an upright picture
+
+
+def save_turned(path: Path, upright: Image.Image, orientation: int) -> tuple[Path, Image.Image]:
+    """Store a picture turned and tagged so that it reads upright; (its path, the stored pixels)."""
+    undo = STORED_AS[orientation]
     stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    source = save(tmp_path / "a.jpg", stored, exif=exif, quality=100, subsampling=0)
-    size = (128, 64) if resized else SIZE
-    prepare(source, tmp_path / "out.jpg", SIZE, size, 95)
+    options = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
+    return save(path, stored, exif=exif, **options), stored
+
+
+def two_corners(width: int, height: int) -> Image.Image:
+    """White with a red quarter at the top left and a blue one at the bottom right: no two turns look alike."""
+    upright = Image.new("RGB", (width, height), "white")
+    upright.paste("red", (0, 0, width // 2, height // 2))
+    upright.paste("blue", (width // 2, height * 3 // 4, width, height))
+    return upright
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [SIZE, (64, 64)], ids=str)
+@pytest.mark.parametrize("resized", [True, False])
+def test_exif_orientation_is_honoured(tmp_path, suffix, orientation, shape, resized):
+    """Stored turned, tagged so that it reads upright: the result is upright and carries no tag."""
+    upright = two_corners(*shape)
+    source, _ = save_turned(tmp_path / f"a.{suffix}", upright, orientation)
+    size = (shape[0] * 2, shape[1] * 2) if resized else shape
+    prepare(source, tmp_path / "out.jpg", shape, size, 95)
     with Image.open(tmp_path / "out.jpg") as image:
         assert image.getexif().get(0x0112, 1) == 1
     assert difference(tmp_path / "out.jpg", upright.resize(size)) < 6
 
 
-def test_annotations_made_on_the_unrotated_pixels_win_over_the_tag(tmp_path):
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_turned_tiffs_of_every_mode_come_out_upright(tmp_path, mode, compression, orientation):
+    """Pillow maps uncompressed ones into memory when it is given a path, and then mixes up their sides."""
+    upright = two_corners(*SIZE).convert("L" if mode == "I;16" else mode)
+    stored = upright.transpose(Image.Transpose(STORED_AS[orientation]))
+    if mode == "I;16":
+        stored = Image.fromarray(np.asarray(stored).astype(np.uint16) * 257)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    stored = picture(*SIZE)
-    source = save(tmp_path / "a.jpg", stored, exif=exif, quality=95)
-    prepare(source, tmp_path / "out.jpg", SIZE, SIZE, 95)
-    assert difference(tmp_path / "out.jpg", stored) < 4
+    exif[0x0112] = orientation
+    source = save(tmp_path / "a.tif", stored, exif=exif, compression=compression)
+    prepare(source, tmp_path / "out.png", SIZE, SIZE, 95)
+    assert difference(tmp_path / "out.png", upright) < 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(5, 9))
+@pytest.mark.parametrize("resized", [True, False])
+def test_annotations_made_on_the_unrotated_pixels_win_over_the_tag(tmp_path, suffix, orientation, resized):
+    source, stored = save_turned(tmp_path / f"a.{suffix}", two_corners(*SIZE), orientation)
+    size = (64, 96) if resized else stored.size
+    prepare(source, tmp_path / "out.jpg", stored.size, size, 95)
+    assert difference(tmp_path / "out.jpg", stored.resize(size)) < 6
     with Image.open(tmp_path / "out.jpg") as image:
         assert 0x0112 not in image.getexif()
 
@@ -227,6 +261,19 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         prepare(source, tmp_path / "out" / "a.jpg", SIZE, (96, 64), 95)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("size", [SIZE, (96, 64), (32, 16)])
+def test_a_full_disk_is_no_fault_of_the_picture(tmp_path, monkeypatch, size):
+    """It must stop the run: a PictureError would only leave the picture out."""
+
+    def full(*args, **options):
+        raise OSError("no space left on device")
+
+    for place, name in ((os, "link"), (pictures.shutil, "copyfile"), (pictures.tempfile, "mkstemp")):
+        monkeypatch.setattr(place, name, full)
+    with pytest.raises(OSError, match="no space"):
+        prepare(save(tmp_path / "a.jpg", picture(*SIZE)), tmp_path / "out" / "a.jpg", SIZE, size, 95)
 
 
 def test_the_same_picture_gives_the_same_bytes(tmp_path):

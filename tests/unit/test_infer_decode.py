@@ -9,6 +9,7 @@ from infer_helpers import SIZES, pictures, taught_checkpoint
 from model_helpers import qwen3_tokenizer
 from PIL import Image
 
+from coordexp.contract import Object, coord_token
 from coordexp.errors import DataError, ModelError
 from coordexp.infer.answer import Answer, Limits, Verdict
 from coordexp.infer.automaton import BOX_ROLES
@@ -19,7 +20,7 @@ from coordexp.infer.options import PredictOptions
 from coordexp.infer.protocol import Question
 from coordexp.infer.slots import SlotReading, read_slots
 from coordexp.parse import parse_answer
-from coordexp.prompt import PromptStyle
+from coordexp.prompt import PromptStyle, render_answer
 
 OPEN = Question(None, None)
 ORDERS = ("desc_first", "geometry_first")
@@ -227,6 +228,41 @@ def test_a_loop_in_a_description_is_closed(checkpoint):
     assert answer.tokens.count(word) == 4
 
 
+def spelled_out(checkpoint: Checkpoint, objects: list[Object], labels: tuple[str, ...] | None) -> list[int]:
+    """Tokens of an answer whose descriptions spell coordinate tokens: in ordinary tokens unless they are labels."""
+    text, cut = render_answer(objects, checkpoint.style), checkpoint._vocabulary.cut
+    if labels:
+        return cut(text)
+    pieces = text.replace("<|coord_5|>", "\0<|\0coord_5|>\0").split("\0")
+    return [token for piece in pieces for token in cut(piece)]
+
+
+def played(answer: Answer, tokens: list[int], first_coord: int) -> None:
+    """Settle an answer by a model that writes `tokens`."""
+    while answer.finish is None:
+        done = len(answer.tokens)
+        verdicts = []
+        for index in [*answer.guesses, len(answer.chunk)]:
+            node = answer.node if index == len(answer.chunk) else answer.chunk[index].node
+            token = tokens[min(done + index, len(tokens) - 1)]  # past the end: behind a guess that fails
+            k = token - first_coord
+            verdicts.append(Verdict(token, -0.5, SlotReading(k, k, 1.0, -0.5, 0.9) if node.kind == "slot" else None))
+        answer.settle(verdicts)
+
+
+@pytest.mark.parametrize("labels", [None, ("cat <|coord_5|>", "<|coord_5|>"), ("dog", "<|coord_5|>")], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_descriptions_that_spell_coordinate_tokens_are_no_slots(folders, order, labels):
+    checkpoint = open_checkpoint(folders, order)
+    names = [*(labels or ('"<|coord_5|>', "cat <|coord_5|>")), (labels or ("cat",))[0]]
+    boxes = [[1, 2, 30, 40], [7, 8, 90, 95], [3, 4, 50, 60]]
+    objects = [Object(n, 1, [0.0] * 4, [coord_token(k) for k in b]) for n, b in zip(names, boxes, strict=True)]
+    answer = Answer(checkpoint.grammar(labels), Limits(5000, 48, 4, 9), desc_first=order == "desc_first")
+    played(answer, spelled_out(checkpoint, objects, labels), checkpoint.ids.start)
+    found, problems = read_answer(answer, checkpoint.text(answer), (96, 96))
+    assert [(d.desc, d.bins) for d in found] == list(zip(names, boxes, strict=True)) and problems == {}
+
+
 def test_slot_decoding():
     logits = torch.full((3, 1000), -30.0)
     logits[0, [100, 900]] = torch.tensor([2.0, 1.9])  # two humps
@@ -266,6 +302,16 @@ def test_duplicates_keep_the_best_of_the_same_description(checkpoint):
 def test_pictures_off_the_grid_are_refused(checkpoint):
     with pytest.raises(DataError, match="grid"):
         checkpoint.encode([Image.new("RGB", (100, 96))], [checkpoint.prompt()])
+
+
+@pytest.mark.parametrize("part", ["norm.weight", "layers.1.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("labels", [None, ("cat", "dog")])
+def test_a_model_whose_numbers_are_none_is_refused(folders, part, labels):
+    """Not a number is no choice: it would come out as an answer with boxes in the corner, or without any."""
+    checkpoint = open_checkpoint(folders)
+    checkpoint.model.model.language_model.get_parameter(part).data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not a number"):
+        checkpoint.answer(pictures(2), [Question(None, labels)] * 2)
 
 
 def test_a_folder_without_checkpoint_is_refused(tmp_path):

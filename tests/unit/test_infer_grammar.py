@@ -36,7 +36,12 @@ SIGNS = [
     "\x7f",
     "a\x01b",
     "'s",
+    "\u3000wide",
+    "\u00a0 \u2003x\u3000",
+    "\u3001\u2010\u00a1",
 ]
+SPACES = [chr(n) for n in range(0x80, 0x10000) if chr(n).isspace()]
+BLANKS = [*SPACES, "".join(SPACES), "\u3000 \t\u00a0"]
 LABELS = [*WORDS, *SIGNS, 'a]}, {"desc": "b']
 
 
@@ -104,6 +109,7 @@ def test_what_the_parser_would_refuse_is_no_path(vocabulary, style):
         good + "}",
         good + " ",
         render_answer([thing(" ")], style),
+        *(render_answer([thing(blank)], style) for blank in BLANKS),
         render_answer([thing("cat", 2)], style),
         render_answer([thing("cat", 6)], style),
         good.replace("<|coord_3|>", "3"),

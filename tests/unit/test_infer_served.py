@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 
 from coordexp.cli import main
 from coordexp.contract import Detection
+from coordexp.data import pictures as prepared
 from coordexp.errors import DataError
+from coordexp.infer.answer import Answer, Limits
 from coordexp.infer.checkpoint import Checkpoint
-from coordexp.infer.detect import detect
+from coordexp.infer.detect import Found, detect
 from coordexp.infer.draw import colour_of, draw
 from coordexp.infer.options import PredictOptions
 from coordexp.infer.predict import predict
@@ -220,6 +223,52 @@ def test_detect_in_loose_pictures(taught, tmp_path):
         detect(taught, [tmp_path / "no.png"])
     with pytest.raises(DataError, match="no picture"):
         detect(taught, [])
+
+
+def loose(folder: Path) -> list[Path]:
+    """Pictures of the kinds that need care: deep, transparent, turned, and plain ones."""
+    small, big = pictures()[0].resize((75, 50)), pictures()[1].resize((700, 300))
+    deep = Image.fromarray(np.linspace(0, 65535, 75 * 50).reshape(50, 75).astype(np.uint16))
+    clear = small.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(small.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = {"grows.jpg": small, "shrinks.jpg": big, "grows.png": small, "shrinks.png": big, "stays.png": pictures()[0]}
+    for name, picture in ({"deep.png": deep, "clear.png": clear} | plain).items():
+        picture.save(folder / name)
+    for name, picture in {"turned.jpg": small, "turned.tif": small.convert("L"), "turned.png": big}.items():
+        picture.save(folder / name, exif=exif)
+    return sorted(folder.iterdir())
+
+
+def test_detect_looks_at_the_pixels_that_conversion_writes(taught, tmp_path, monkeypatch):
+    (tmp_path / "loose").mkdir()
+    paths = loose(tmp_path / "loose")
+    seen = []
+
+    def answer(self, asked, questions):
+        seen.extend(asked)
+        return [Answer(self.grammar(), Limits(1, 1, 1, 1)) for _ in asked]
+
+    monkeypatch.setattr(Checkpoint, "answer", answer)
+    found = detect(taught, paths, max_blocks=15)
+    monkeypatch.setattr(prepared, "_enlarged", lambda *a: None)  # it encodes the same pixels as JPEG
+    for path, one, picture in zip(paths, found, seen, strict=True):
+        assert (one.width, one.height) == prepared.upright_size(path)
+        target = tmp_path / "converted" / f"{path.name}.png"
+        prepared.prepare(path, target, (one.width, one.height), picture.size, 95)
+        assert picture.mode == "RGB" and (np.asarray(picture) == np.asarray(Image.open(target))).all(), path
+
+
+@pytest.mark.parametrize("name", ["deep.png", "clear.png", "turned.jpg", "turned.tif"])
+def test_what_detect_draws_on_is_the_upright_picture(taught, tmp_path, monkeypatch, name):
+    (tmp_path / "loose").mkdir()
+    path = next(path for path in loose(tmp_path / "loose") if path.name == name)
+    size = prepared.upright_size(path)
+    monkeypatch.setattr("coordexp.infer.detect.detect", lambda *a, **k: [Found(str(path), *size, [], "", {})])
+    assert main(["detect", str(path), "--model", str(taught), "--out", str(tmp_path / "drawn.png")]) == 0
+    prepared.prepare(path, tmp_path / "expected.png", size, size, 95)
+    assert (np.asarray(Image.open(tmp_path / "drawn.png")) == np.asarray(Image.open(tmp_path / "expected.png"))).all()
 
 
 def test_detect_answers_in_polygons_when_asked_to(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordexp.ablation import Ablation, Cell
@@ -36,7 +37,8 @@ def write_cell(cell: Cell, arms: Path) -> None:
         problems={"duplicates": 1}, token_ids=[1] * 30, token_logprobs=[0.0] * 30,
     )  # fmt: skip
     predictions = arms / cell.name / "1-of-1.jsonl"
-    write_jsonl(predictions, [prediction, prediction])
+    dropped = msgspec.structs.replace(prediction, problems={"duplicates_dropped": 1})
+    write_jsonl(predictions, [prediction, dropped])
     inputs = {"predictions": {"sha256": sha256_file(predictions)}}
     write_json(arms / f"{cell.name}.json", {"coco": block, "lvis": None, "inputs": inputs})
     write_json(arms / cell.trained / "train/adapter/train_manifest.json", {"step": 10})

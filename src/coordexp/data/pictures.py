@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,8 @@ from PIL import __version__ as pillow_version
 from coordexp.errors import DataError, located
 
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = 5  # orientations from here on change width and height
+UNDO = {6: 8, 8: 6}  # the orientation that takes another back; those that are not here take back themselves
 DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
 CHROMA = {0: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 2: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
@@ -78,26 +81,53 @@ def prepare(
     source, target = Path(source), Path(target)
     if _is_whole(target, source):
         return "kept"
+    with _opened(source) as image:
+        write = _encoder(image, source, target.suffix, annotated, size, quality)
+    if write is None:
+        _link(source, target)
+        return "linked"
+    _write(target, write)
+    return "encoded"
+
+
+def upright_size(source: str | Path) -> tuple[int, int]:
+    """(width, height) in pixels of a picture turned upright by its EXIF tag; PictureError if it cannot be read."""
+    with _opened(Path(source)) as image:
+        return _upright_size(image)
+
+
+def load(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """The upright RGB pixels that `prepare` would encode, with the same arguments and errors."""
+    with _opened(Path(source)) as image:
+        return _resized(image, _orientation(image, annotated), size)
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[Image.Image]:
+    """The picture in a file, not decoded yet; whatever is wrong with it is a PictureError."""
     try:
-        with Image.open(source) as image:
-            upright = _orientation(image, annotated)
-            if _is_final(image, upright, size):
-                image.draft(image.mode, (image.width // 8, image.height // 8))
-                image.load()  # a truncated file must not pass because its header is right
-                _link(source, target)
-                return "linked"
-            if (encoded := _enlarged(image, upright, size, quality)) is not None:
-                _write(target, lambda handle: handle.write(encoded))
-                return "encoded"
-            pixels = _resized(image, upright, size)
-    except PictureError:
-        raise
+        # not by its path: Pillow would map some TIFFs into memory, and mixes up the sides of those it turns
+        with source.open("rb") as handle, Image.open(handle) as image:
+            yield image
     except UnidentifiedImageError as error:
         raise PictureError("unreadable picture", f"{source}: not a picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError("unreadable picture", f"{source}: {error}") from error
-    _write(target, lambda handle: _save(pixels, handle, target.suffix, quality))
-    return "encoded"
+
+
+def _encoder(
+    image: Image.Image, source: Path, suffix: str, annotated: tuple[int, int], size: tuple[int, int], quality: int
+) -> Callable[[IO[bytes]], object] | None:
+    """What writes the prepared picture to a file; None for a picture that is already right."""
+    orientation = _orientation(image, annotated)
+    if _is_final(image, orientation, size):
+        image.draft(image.mode, (image.width // 8, image.height // 8))
+        image.load()  # a truncated file must not pass because its header is right
+        return None
+    if (encoded := _enlarged(image, source, orientation, size, quality)) is not None:
+        return lambda handle: handle.write(encoded)
+    pixels = _resized(image, orientation, size)
+    return lambda handle: _save(pixels, handle, suffix, quality)
 
 
 def _is_whole(target: Path, source: Path) -> bool:
@@ -109,16 +139,29 @@ def _is_whole(target: Path, source: Path) -> bool:
 
 
 def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
-    """EXIF orientation 1..8 to apply; annotations made on the unrotated pixels win over the tag."""
-    tag = image.getexif().get(EXIF_ORIENTATION, 1)
-    tag = tag if tag in range(1, 9) else 1
-    turned = (image.height, image.width) if tag >= 5 else image.size
-    if turned == annotated:
-        return tag
-    if image.size == annotated:
-        return 1
-    found = f"the file has {turned[0]}x{turned[1]} pixels, its annotation says {annotated[0]}x{annotated[1]}"
+    """EXIF orientation 1..8 to apply to the loaded pixels; annotations made on the unrotated ones win over the tag.
+
+    Pillow turns a TIFF upright as it loads it, and says its upright size before: what is left to apply is
+    nothing, or the way back.
+    """
+    tag, upright = _tag(image), _upright_size(image)
+    loaded_upright = image.format == "TIFF"
+    if upright == annotated:
+        return 1 if loaded_upright else tag
+    if tag >= SIDEWAYS and upright[::-1] == annotated:
+        return UNDO.get(tag, tag) if loaded_upright else 1
+    found = f"the file has {upright[0]}x{upright[1]} pixels, its annotation says {annotated[0]}x{annotated[1]}"
     raise PictureError("picture size differs", found)
+
+
+def _tag(image: Image.Image) -> int:
+    """The EXIF orientation 1..8 in the file; 1 without any. To be asked before the pixels are loaded."""
+    tag = image.getexif().get(EXIF_ORIENTATION, 1)
+    return tag if tag in range(1, 9) else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size[::-1] if _tag(image) >= SIDEWAYS and image.format != "TIFF" else image.size
 
 
 def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bool:
@@ -128,7 +171,9 @@ def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bo
     return plain and single and orientation == 1 and not tagged and image.size == size
 
 
-def _enlarged(image: Image.Image, orientation: int, size: tuple[int, int], quality: int) -> np.ndarray | None:
+def _enlarged(
+    image: Image.Image, source: Path, orientation: int, size: tuple[int, int], quality: int
+) -> np.ndarray | None:
     """The usual case without a copy between libraries: a plain JPEG that grows, encoded anew; None for any other.
 
     OpenCV's pixels and bytes are those of `_resized` and `_save`. None too for a file that it cannot
@@ -137,7 +182,7 @@ def _enlarged(image: Image.Image, orientation: int, size: tuple[int, int], quali
     grows = size != image.size and size[0] >= image.width and size[1] >= image.height
     if not (image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and grows):
         return None
-    data = np.fromfile(image.filename, dtype=np.uint8)
+    data = np.fromfile(source, dtype=np.uint8)
     pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # [H, W, 3], blue first
     if pixels is None:
         return None
@@ -147,7 +192,7 @@ def _enlarged(image: Image.Image, orientation: int, size: tuple[int, int], quali
 
 
 def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
-    raw_size = (size[1], size[0]) if orientation >= 5 else size
+    raw_size = (size[1], size[0]) if orientation >= SIDEWAYS else size
     wanted = (int(raw_size[0] * DRAFT_SCALE), int(raw_size[1] * DRAFT_SCALE))
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         image.draft(image.mode, wanted)

@@ -21,6 +21,7 @@ MIN_POLY_POINTS = 3
 SAMPLE_DESC = "a"  # stands for a description wherever only the text around it matters
 SAMPLE_NUMBER = "0"  # the same for an integer coordinate
 DIGITS = frozenset(b"0123456789")
+WIDE_SPACES = [char for char in map(chr, range(0x80, 0x10000)) if char.isspace()]  # there are none beyond
 
 
 @dataclass
@@ -172,6 +173,20 @@ class _Builder:
             del edges[ord('"')]
             out.edges[state] = edges
         out.edges[out.text][ord('"')] = after
+        self.wide_spaces()
+
+    def wide_spaces(self) -> None:
+        """Spaces of several bytes leave a description blank: the parser drops one that has nothing else."""
+        out = self.out
+        copies: dict[bytes, int] = {}  # the states after such a beginning, which the blank state alone leads to
+        for char in WIDE_SPACES:
+            *head, last = data = char.encode()
+            edges = out.edges[out.blank]
+            for n, byte in enumerate(head):
+                if data[: n + 1] not in copies:
+                    edges[byte] = copies[data[: n + 1]] = self.state(out.edges[edges[byte]])
+                edges = out.edges[copies[data[: n + 1]]]
+            edges[last] = out.blank
 
     def escape(self, plain: int) -> int:
         hexadecimal = self.state(dict.fromkeys(b"0123456789abcdef", plain))

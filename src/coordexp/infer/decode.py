@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
+from coordexp.errors import ModelError, located
 from coordexp.infer.answer import Answer, Verdict
 from coordexp.infer.cache import RowCache
 from coordexp.infer.grammar import Node
@@ -131,6 +133,9 @@ class Decoder:
         by_row: list[list[Verdict]] = [[] for _ in answers]
         for (row, _, _), verdict in zip(asked, verdicts, strict=True):
             assert verdict is not None
+            if math.isnan(verdict.logprob):  # `max` takes one for the best there is
+                fix = "take an earlier checkpoint: training went astray; or one in bfloat16: float16 may overflow"
+                raise ModelError(located("the model's outputs are not a number", fix=fix))
             by_row[row].append(verdict)
         return [answer.settle(found) for answer, found in zip(answers, by_row, strict=True)]
 

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from PIL import Image, ImageOps
+from PIL import Image
 
 from coordexp.contract import Detection, Metadata, Record
+from coordexp.data import pictures
 from coordexp.errors import DataError, located
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import Rule, grid_size
 from coordexp.infer import calibrate
 from coordexp.infer.checkpoint import Checkpoint
 from coordexp.infer.options import PredictOptions
-from coordexp.infer.predict import combine, load_picture
+from coordexp.infer.predict import combine
 from coordexp.infer.protocol import Question, listed_questions
 from coordexp.prompt import PromptStyle
 from coordexp.recipe import trained_by
@@ -60,10 +61,11 @@ def detect(
 ) -> list[Found]:
     """Objects in the pictures `images`, in their order.
 
-    Pictures are turned upright (EXIF), resized to the model's grid within `max_blocks` tiles by `rule`, and
-    asked the open prompt, or for `categories`, `options.chunk` at a time. Style, codec and temperature are those
-    that the checkpoint was trained by unless given. With `polygons` answers may hold them beside boxes, as one that
-    learnt from `data.geometry: poly` gives them. `calibration` is a file of `calibrate.fit`. Errors name the picture.
+    Pictures are prepared as conversion does: upright (EXIF), RGB, on the model's grid within `max_blocks` tiles
+    by `rule`. They are asked the open prompt, or for `categories`, `options.chunk` at a time. Style, codec and
+    temperature are those that the checkpoint was trained by unless given. With `polygons` answers may hold them
+    beside boxes, as one that learnt from `data.geometry: poly` gives them. `calibration` is a file of
+    `calibrate.fit`. Errors name the picture.
     """
     custom = trained_by(model_dir)
     options = options or PredictOptions(temperature=custom.loss.temperature)
@@ -74,10 +76,10 @@ def detect(
     if not images:
         raise DataError("detect: no picture given\n  -> name at least one picture file")
     paths = [Path(image) for image in images]
-    upright = [ImageOps.exif_transpose(load_picture(path, where=path.name)) for path in paths]
+    sizes = [_upright_size(path) for path in paths]
     checkpoint = Checkpoint(model_dir, options, style, device)
     budget = {"factor": checkpoint.factor, "max_blocks": max_blocks, "min_blocks": min_blocks}
-    resized = [_to_grid(picture, path, rule, budget) for picture, path in zip(upright, paths, strict=True)]
+    resized = [_on_grid(path, size, rule, budget) for path, size in zip(paths, sizes, strict=True)]
     asked = listed_questions(list(categories), options) if categories else [Question(None, None)]
     jobs = [(picture, question) for picture in resized for question in asked]
     answers = []
@@ -86,16 +88,29 @@ def detect(
     found = []
     for n, path in enumerate(paths):
         own = [(answer, checkpoint.text(answer)) for answer in answers[n * len(asked) : (n + 1) * len(asked)]]
-        record = Record([path.name], *resized[n].size, "pixel", [], Metadata(str(path), *upright[n].size))
+        record = Record([path.name], *resized[n].size, "pixel", [], Metadata(str(path), *sizes[n]))
         row = combine(own, record, options, emit_norm)
         row = calibrate.calibrated(row, learnt) if learnt else row
-        found.append(Found(str(path), *upright[n].size, row.detections, row.text, row.problems))
+        found.append(Found(str(path), *sizes[n], row.detections, row.text, row.problems))
     return found
 
 
-def _to_grid(picture: Image.Image, path: Path, rule: Rule, budget: dict[str, int]) -> Image.Image:
+def _upright_size(path: Path) -> tuple[int, int]:
     try:
-        size = grid_size(*picture.size, rule, **budget)
+        return pictures.upright_size(path)
+    except pictures.PictureError as error:
+        raise _unreadable(path, error) from error
+
+
+def _on_grid(path: Path, size: tuple[int, int], rule: Rule, budget: dict[str, int]) -> Image.Image:
+    """The picture of upright `size` (width, height), in pixels as conversion prepares them."""
+    try:
+        return pictures.load(path, size, grid_size(*size, rule, **budget))
+    except pictures.PictureError as error:
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise DataError(located(str(error), file=path)) from error
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _unreadable(path: Path, error: pictures.PictureError) -> DataError:
+    return DataError(located(f"cannot read the picture: {error}", file=path, fix="give a picture file that opens"))

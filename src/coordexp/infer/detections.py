@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ from coordexp.geometry.norm1000 import LAST_BIN, EmitNorm
 from coordexp.infer.answer import Answer, ObjectTrace
 from coordexp.infer.slots import SlotReading
 from coordexp.parse import ParsedObject, parse_answer
+
+# coordinates stand outside of JSON strings: what a description spells is no slot
+_STRING_OR_SLOT = re.compile(rf'"(?:[^"\\]++|\\.)*+"|{COORD_TOKEN.pattern}', re.DOTALL)
 
 
 def read_answer(
@@ -35,7 +39,7 @@ def read_answer(
         parts = [token_logprobs(obj, text, tokens) for obj in parsed.objects]
         return [plain_detection(o, p, size, emit_norm) for o, p in zip(parsed.objects, parts, strict=True)], problems
     traces = {trace.first_slot: trace for trace in answer.objects}
-    starts = [match.start() for match in COORD_TOKEN.finditer(text)]
+    starts = [match.start() for match in _STRING_OR_SLOT.finditer(text) if match[0][0] != '"']
     detections = []
     for obj in parsed.objects:
         first = bisect.bisect_left(starts, obj.span[0])

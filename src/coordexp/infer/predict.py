@@ -145,7 +145,7 @@ class Progress:
         )
 
 
-def load_picture(path: Path, size: tuple[int, int] | None = None, where: object = None) -> Image.Image:
+def load_picture(path: Path, size: tuple[int, int], where: object) -> Image.Image:
     """An RGB picture, decoded; DataError naming file and record when it is missing, broken or not of `size`."""
     try:
         with Image.open(path) as opened:
@@ -153,7 +153,7 @@ def load_picture(path: Path, size: tuple[int, int] | None = None, where: object 
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         fix = "run `coordexp validate` on the records, or convert the data set again"
         raise DataError(located(f"cannot read the picture of image {where}: {error}", file=path, fix=fix)) from error
-    if size is not None and picture.size != size:
+    if picture.size != size:
         fix = "picture file and record disagree: convert the data set again"
         raise DataError(
             located(

@@ -31,6 +31,7 @@ METRICS = {
     "cpu_seconds_per_step": "CPU s a step",
     "steps": "steps",
 }
+DUPLICATES = ("duplicates", "duplicates_dropped")  # what `predict.drop_duplicates` calls the same thing
 COMPARED = ("AP", "AP50", "AP75", "AP95")
 
 
@@ -84,7 +85,7 @@ def measured(cell: Cell, arms: Path) -> dict[str, float]:
         "AP95": block["ap_by_iou"]["0.95"],
         "F1_50": block["f1"]["honest"]["micro"]["0.50"],
         **recall,
-        "duplicates": sum(p.problems.get("duplicates", 0) for p in predictions) / len(predictions),
+        "duplicates": sum(p.problems.get(name, 0) for p in predictions for name in DUPLICATES) / len(predictions),
         "tokens_per_object": sum(len(p.token_ids) for p in predictions) / max(objects, 1),
         "cpu_seconds_per_step": _cpu_seconds(arms / cell.trained) / steps,
         "steps": steps,
