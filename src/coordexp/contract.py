@@ -179,6 +179,8 @@ def check_record(record: Record, expected_space: CoordSpace, where: str) -> Reco
 def _object_problems(obj: Object, record: Record) -> list[tuple[str, str]]:
     if not obj.desc.strip():
         return [("desc", "is empty")]
+    if "<|" in obj.desc:
+        return [("desc", f"{obj.desc!r} holds '<|', which begins a token of its own")]
     if (obj.bbox_2d is None) == (obj.poly is None):
         return [("bbox_2d/poly", "expected exactly one of them")]
     name = "bbox_2d" if obj.bbox_2d is not None else "poly"

@@ -159,6 +159,7 @@ BROKEN = {
     "absent": (lambda row: row.update(images=["images/no.jpg"]), "images", "is not there"),
     "size": (lambda row: row.update(width=0), "width/height", "positive sizes, found 0x"),
     "no description": (lambda row: row["objects"][0].update(desc=" "), "objects[0].desc", "is empty"),
+    "a token": (lambda row: row["objects"][0].update(desc="a <|coord_5|>"), "objects[0].desc", "holds '<|'"),
     "no geometry": (lambda row: row["objects"][0].pop("bbox_2d"), "objects[0].bbox_2d/poly", "exactly one"),
     "three numbers": (set_box([1, 2, 3]), "objects[0].bbox_2d", "expected 4 numbers, found 3"),
     "outside": (set_box([1, 2, 9999, 30]), "objects[0].bbox_2d", "x in 0.."),

@@ -150,7 +150,7 @@ def load_picture(path: Path, size: tuple[int, int], where: object) -> Image.Imag
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         fix = "run `coordexp validate` on the records, or convert the data set again"
         raise DataError(located(f"cannot read the picture of image {where}: {error}", file=path, fix=fix)) from error
     if picture.size != size:
