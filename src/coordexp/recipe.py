@@ -38,8 +38,16 @@ FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "add_non_thinking_prefix": (ONLY_TRAINED, (None,)),
     "agent_template": (ONLY_TRAINED, (None,)),
     "template_backend": (ONLY_TRAINED, (None, "swift")),
+    "router_aux_loss_coef": ("would not reach the loss", (None, 0)),
+    "split_dataset_ratio": ("has no effect: val_jsonl names the records that are watched", (None, 0)),
+    "columns": ("has no effect: records have fields of their own", (None,)),
     "dataloader_multiprocessing_context": ("loaders that are not forked would stay in the first epoch", (None, "fork")),
 }
+
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Factor = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class CoordTokens(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,8 +93,12 @@ class Ramp(msgspec.Struct, forbid_unknown_fields=True):
     start: fraction of training until which geometry has weight 0. end: fraction from which it has its own.
     """
 
-    start: float = 0.0
-    end: float = 0.0
+    start: Fraction = 0.0
+    end: Fraction = 0.0
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise ValueError(f"ramp: expected start before end, found {self.start} and {self.end}")
 
 
 class Loss(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,18 +119,13 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
     l1: float = 0.0
     giou: float = 0.0
     ciou: float = 0.0
-    temperature: float = 1.0
-    sigma: float = 1.0
-    truncate: int = 8
+    temperature: Factor = 1.0
+    sigma: Factor = 1.0
+    truncate: Annotated[int, msgspec.Meta(ge=0)] = 8
     matching: Literal["none", "hungarian", "sinkhorn"] = "none"
     semantic: float = 1.0
     set_targets: Literal["none", "remaining"] = "none"
     ramp: Ramp = msgspec.field(default_factory=Ramp)
-
-
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Factor = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Augmentation(msgspec.Struct, forbid_unknown_fields=True):
@@ -317,6 +324,7 @@ def _check_effects(custom: Custom, path: str | Path) -> None:
         ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", loss.l1 or loss.giou or loss.ciou, geometry),
+        ("coord_offset", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
     ):

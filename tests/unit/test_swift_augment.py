@@ -159,6 +159,15 @@ def test_an_object_that_is_hardly_left_is_cut_away_and_its_category_not_asked_fo
     assert changed.cropped == 1 and changed.sample.categories == ["dog", "bird"]
 
 
+def test_a_question_that_a_crop_leaves_nothing_of_keeps_its_picture(tmp_path, monkeypatch):
+    sample = sample_of(tmp_path, [box(0, 0, 40, 40, desc="cup")], categories=["cup"])
+    monkeypatch.setattr(module, "draw_plan", lambda *_: Plan((90, 0, 102, 128), (96, 128), flip=False))
+    kept = augment(sample, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
+    assert kept.sample == sample and kept.cropped == 0 and kept.picture.size == SIZE
+    opened = augment(sample._replace(categories=None), Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
+    assert opened.sample.record.objects == [] and opened.picture.size == (96, 128)
+
+
 def test_objects_are_put_in_reading_order_again(tmp_path):
     sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc="a"), box(40, 0, 60, 20, desc="b")])
     flipped = [augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=keep) for keep in (False, True)]

@@ -93,40 +93,43 @@ def test_flash_attention_may_pack_and_then_lengths_are_known_beforehand(tmp_path
     assert swift_arguments(recipe, tiny_model, tmp_path, tmp_path)["lazy_tokenize"] is False
 
 
-@pytest.fixture
-def one_long(shapes_data, tmp_path):
-    """A file of four records, of which the third has a very long description."""
+@pytest.fixture(params=[(2,), (1, 2)])
+def some_long(request, shapes_data, tmp_path):
+    """A file of four records, of which the third or the two before the last have very long descriptions."""
     records = list(io.read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
     for record in records:
         record.images = [str(shapes_data / record.images[0])]
-    records[2].objects[0].desc = "word " * 300
+    for n in request.param:
+        records[n].objects[0].desc = "word " * 300
     io.write_jsonl(tmp_path / "long.jsonl", records)
-    return tmp_path / "long.jsonl"
+    return tmp_path / "long.jsonl", request.param
 
 
-def test_a_sample_that_is_too_long_is_an_error_with_its_line(one_long, tiny_model):
-    with encoder_of(tiny_model, train_jsonl=str(one_long)) as (encode, rows):
+def test_a_sample_that_is_too_long_is_an_error_with_its_line(some_long, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(some_long[0])) as (encode, rows):
         encode.max_length = 250
-        encode.encode(dict(rows[1]))
+        encode.encode(dict(rows[0]))
         with pytest.raises(
             DataError, match=r"long\.jsonl:3: (.|\n)*max_length\(250\)(.|\n)*truncation_strategy: delete"
         ):
             encode.encode(dict(rows[2]))
 
 
-def test_a_sample_that_is_too_long_is_left_out_and_counted(one_long, tiny_model):
+def test_a_sample_that_is_too_long_is_left_out_and_counted(some_long, tiny_model):
     from swift.template import get_template
 
     from coordexp.swift import template
 
-    with encoder_of(tiny_model, train_jsonl=str(one_long)) as (plain, rows):
+    file, long = some_long
+    with encoder_of(tiny_model, train_jsonl=str(file)) as (plain, rows):
         encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
         encode.set_mode("train")
         encode.model = plain.model
         encoded = [encode.encode(dict(row)) for row in rows]
         assert encoded[2]["input_ids"] == encoded[3]["input_ids"] == plain.encode(dict(rows[3]))["input_ids"]
-        assert [sample["coord_targets"].left_out for sample in encoded] == [0, 0, 1, 0]
-        assert encode.data_collator(encoded)["coord_targets"]["tally"] == {"samples_left_out": 1, "objects_cropped": 0}
+        assert [sample["coord_targets"].left_out for sample in encoded] == [int(n in long) for n in range(4)]
+        tally = encode.data_collator(encoded)["coord_targets"]["tally"]
+        assert tally == {"samples_left_out": len(long), "objects_cropped": 0}
         encode.max_length = 10
         with pytest.raises(DataError, match="every sample is over"):
             encode.encode(dict(rows[0]))

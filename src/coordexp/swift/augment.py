@@ -49,7 +49,8 @@ def augment(
     """The sample under changes drawn from `seed` (seed, epoch, index).
 
     The picture stays on the grid of `factor` pixels and within its budget of tiles. keep_order: leave the objects
-    in their order; else they are put in reading order again.
+    in their order; else they are put in reading order again. A question about categories that the crop leaves none
+    of keeps its picture: the open question would deny objects that it had not asked for and that are in view.
     """
     record = sample.record
     plan = draw_plan(record, options, np.random.default_rng([*seed, STREAM]), factor, may_flip(sample, options))
@@ -60,7 +61,7 @@ def augment(
             raise DataError(
                 f"{sample.place}: picture is {found}, but the record says {record.width}x{record.height}\n  -> {fix}"
             )
-        picture = change_picture(opened.convert("RGB"), plan)
+        picture = opened.convert("RGB")
     moved = [move(obj, (record.width, record.height), plan, options.min_visible) for obj in record.objects]
     objects = [obj for obj in moved if obj is not None]
     if not keep_order:
@@ -71,8 +72,10 @@ def augment(
     left = {obj.desc for obj in objects}
     gone = {obj.desc for obj in record.objects} - left
     asked = None if sample.categories is None else [name for name in sample.categories if name not in gone]
-    sample = sample._replace(record=changed, categories=asked or None)  # nothing left to name: the open question
-    return Augmented(sample, picture, len(record.objects) - len(objects))
+    if asked == []:  # nothing is left to ask for
+        return Augmented(sample, picture, 0)
+    sample = sample._replace(record=changed, categories=asked)
+    return Augmented(sample, change_picture(picture, plan), len(record.objects) - len(objects))
 
 
 def may_flip(sample: Sample, options: Augmentation) -> bool:
