@@ -1,5 +1,6 @@
 """Writers that are killed: their locks and parts go with them, and with the last of their children."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -111,6 +112,8 @@ def test_a_child_ends_with_its_killed_parent(tmp_path):
 def test_a_full_disk_is_known_by_number_by_text_and_by_what_is_free(tmp_path, monkeypatch):
     assert disk_is_full(OSError(28, "No space left on device"), tmp_path)
     assert disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert disk_is_full(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path)
+    assert disk_is_full(RuntimeError("Data processing error: Disk quota exceeded (os error 122)"), tmp_path)
     with pytest.raises(RuntimeError) as caught:
         try:
             os.stat(tmp_path / "absent")
