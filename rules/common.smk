@@ -23,9 +23,10 @@ EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
 
 shell.executable("bash")
 # Snakemake tells numerical libraries the rule's threads, but not those written in Rust (hotcoco, tokenizers).
+# Packages below ~/.local would come before those of the environment.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(os.pathsep.join(map(str, CODE_ROOTS)))}"
-    " RAYON_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
+    " PYTHONNOUSERSITE=1 RAYON_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
 )
 
 

@@ -5,6 +5,6 @@ state=$(scontrol -o show job "$1" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\)
 [ -n "$state" ] || state=$(sacct -n -X -j "$1" -o State 2>/dev/null | awk 'NR == 1 { print $1 }')
 case "$state" in
   COMPLETED) echo success ;;
-  BOOT_FAIL | CANCELLED* | DEADLINE | FAILED | NODE_FAIL | OUT_OF_ME* | TIMEOUT | REVOKED) echo failed ;;
-  *) echo running ;; # pending, running, requeued, preempted, or no answer just now
+  BOOT_FAIL | CANCELLED* | DEADLINE | FAILED | NODE_FAIL | OUT_OF_ME* | PREEMPTED | REVOKED | TIMEOUT) echo failed ;;
+  *) echo running ;; # pending, running, requeued, or no answer just now
 esac

@@ -14,6 +14,17 @@ import sys
 from pathlib import Path
 
 PROPERTIES = "# properties = "
+GRACE_SECONDS = 600  # what a training takes at most to end its step and save after SIGTERM
+# Process 1 of the container. Kubernetes asks it alone to end, and a plain shell would neither end nor tell the others:
+# this one tells all, as SLURM does, and waits for all, since the script's own shell ends before the training has saved.
+FIRST_PROCESS = """
+trap 'asked=1; if [ $$ = 1 ]; then kill -s TERM -- -1; else kill -s TERM $job; fi' TERM
+/bin/sh "$0" & job=$!
+wait $job; code=$?
+while kill -s 0 $job 2>/dev/null; do wait $job; code=$?; done
+while [ $$ = 1 ] && [ "$asked" ] && set -- /proc/[0-9]* && [ $# -gt 1 ]; do sleep 1; done
+exit $code
+"""
 
 
 def properties(jobscript: Path) -> dict:
@@ -34,7 +45,7 @@ def manifest(job: dict, jobscript: Path, folder: Path, image: str, claim: str, m
     container = {
         "name": "job",
         "image": image,
-        "command": ["/bin/sh", str(jobscript)],
+        "command": ["/bin/sh", "-c", FIRST_PROCESS, str(jobscript)],
         "workingDir": str(folder),
         "resources": {"requests": {"cpu": str(job["threads"]), **limits}, "limits": limits},
         # Loader workers pass tensors through /dev/shm, which is 64 MB in a container unless it is mounted.
@@ -47,6 +58,7 @@ def manifest(job: dict, jobscript: Path, folder: Path, image: str, claim: str, m
     pod = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": 60 * resources["runtime"],  # the Job's own would count a pending pod
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [container],
         "volumes": volumes,
     }

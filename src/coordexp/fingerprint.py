@@ -11,6 +11,9 @@ import functools
 import hashlib
 from pathlib import Path
 
+SHIPPED = (".css", ".j2", ".js", ".json")  # what packages hold beside code: package-data in pyproject.toml
+EMPTY = "Constant('')"
+
 
 def code_fingerprint(entry: str, roots: tuple[Path, ...]) -> str:
     """Hex digest for the dotted module `entry`, looked up under `roots`; comments and layout do not count.
@@ -43,10 +46,17 @@ def closure(entry: str, roots: tuple[Path, ...]) -> frozenset[str]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Templates and schemas of a package: files of its folder, and of folders in it that are no packages."""
-    inner = [p for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__" and not (p / "__init__.py").exists()]
+    """Templates and schemas of a package: files of its folder, and of folders in it that are no packages.
+
+    Not what editors, file managers and NFS put beside them: backups have other suffixes, the rest is hidden.
+    """
+    inner = [p for p in folder.iterdir() if p.is_dir() and not (p / "__init__.py").exists()]
     found = [*folder.iterdir(), *(file for place in inner for file in place.rglob("*"))]
-    return sorted(p for p in found if p.is_file() and p.suffix not in (".py", ".pyc"))
+    return sorted(p for p in found if p.suffix in SHIPPED and p.is_file() and not _hidden(p.relative_to(folder)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _locate(name: str, roots: tuple[Path, ...]) -> Path | None:
@@ -72,7 +82,7 @@ def _imports(path: Path, name: str) -> list[str]:
 
 @functools.cache
 def _normalised(path: Path) -> str:
-    """The syntax tree without docstrings, comments and layout."""
+    """The code of a file without docstrings, comments and layout."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -80,4 +90,21 @@ def _normalised(path: Path) -> str:
             value = body[0].value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 body[0] = ast.Expr(ast.Constant(""))
-    return ast.dump(tree)
+    return spelled(tree)
+
+
+def spelled(node: object) -> str:
+    """Text of a syntax tree, the same under every Python: unlike `ast.dump`, without fields that are empty.
+
+    Versions differ in which of those they have and show. A constant keeps its type, and a None that code names.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(map(spelled, node))}]"
+    if isinstance(node, ast.Constant):  # `kind` tells u"" from "" alone
+        return f"Constant({node.value!a})"
+    if isinstance(node, ast.JoinedStr):  # 3.12 ends a format that is computed, as in {x:{width}}, with an empty text
+        return f"JoinedStr({', '.join(part for part in map(spelled, node.values) if part != EMPTY)})"
+    if isinstance(node, ast.AST):
+        fields = [f"{name}={spelled(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return f"{type(node).__name__}({', '.join(fields)})"
+    return ascii(node)

@@ -21,6 +21,7 @@ from coordexp.errors import DataError, located
 
 _record_decoder = msgspec.json.Decoder(Record)
 _encoder = msgspec.json.Encoder()
+_LOCK = ".lock"  # appended to the name of a scratch folder
 
 
 @contextlib.contextmanager
@@ -33,8 +34,7 @@ def atomic_open(path: str | Path, mode: str = "wb", *, durable: bool = True) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     encoding = None if "b" in mode else "utf-8"
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    _hold(fd)
+    fd, name = _held(path, ".part")
     try:
         with open(fd, mode, encoding=encoding) as handle:
             yield handle
@@ -60,10 +60,10 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    held = os.open(scratch, os.O_RDONLY)
-    _hold(held)
+    held, lock = _held(path, f".part{_LOCK}")  # there for as long as the scratch folder
+    scratch = lock.with_name(lock.name.removesuffix(_LOCK))
     try:
+        scratch.mkdir(mode=0o700)
         yield scratch
         for file in scratch.rglob("*"):
             if file.is_file() and not file.is_symlink():
@@ -80,6 +80,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     finally:
+        lock.unlink(missing_ok=True)
         os.close(held)
     _sync_dir(path.parent)
 
@@ -161,25 +162,43 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _hold(fd: int) -> None:
-    """Mark a part as being written for as long as this process, or a child, lives."""
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _held(path: Path, suffix: str) -> tuple[int, Path]:
+    """A new hidden file beside `path`, held by its descriptor for as long as this process, or a child, lives."""
+    while True:
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)  # waits for nothing but a sweep that found the file before it was held
+        if os.path.exists(name):
+            return fd, Path(name)
+        os.close(fd)
 
 
 def _sweep(path: Path) -> None:
     """Remove parts of `path` that killed processes left: those that nobody holds."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            fd = os.open(part, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
-            finally:
-                os.close(fd)
+    for suffix in (".part", f".part{_LOCK}"):
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*{suffix}"):
+            with contextlib.suppress(OSError):
+                _remove_unheld(part)
     if path.exists():
         for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_unheld(part: Path) -> None:
+    """Remove a file, or a folder with the lock beside it; OSError when a process holds it or it is just gone."""
+    lock = part.with_name(part.name + _LOCK) if part.is_dir() else part
+    try:
+        fd = os.open(lock, os.O_RDWR)  # NFS gives no lock to a descriptor that may only read
+    except FileNotFoundError:
+        shutil.rmtree(part)  # its writer has just renamed it, or was of a version that made no lock beside it
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if part != lock:
+            shutil.rmtree(part)
+        lock.unlink()
+    finally:
+        os.close(fd)
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from coordexp.errors import located
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")  # where the number is lost
 RESERVE = 64 * 1024  # bytes written to a lock file, so that a log on a full disk can still say that it is full
 FULL_BELOW = 1 << 20  # libraries that hide the error of a full disk leave less than this
 
@@ -92,17 +93,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def full_disk(folder: Path, error: BaseException | None = None) -> str:
-    """The message of a full disk."""
+def full_disk(folder: Path, error: BaseException | None = None, otherwise: str = "") -> str:
+    """The message of a full disk; `otherwise` is what helps beside free space."""
     why = f": {error}" if error is not None else ""
-    fix = "free some space and give the same command again: what is finished is kept"
+    fix = f"free some space{otherwise} and give the same command again: what is finished is kept"
     return located(f"the disk is full{why}", file=folder, fix=fix)
 
 
 def disk_is_full(error: BaseException | None, folder: Path) -> bool:
     """Whether `error` is that of a full disk, or `folder` lies on one."""
     while error is not None:
-        if getattr(error, "errno", None) in FULL or "os error 28" in str(error) or "No space left" in str(error):
+        if getattr(error, "errno", None) in FULL or any(text in str(error) for text in FULL_TEXTS):
             return True
         error = error.__cause__ or error.__context__
     return shutil.disk_usage(folder).free < FULL_BELOW

@@ -256,6 +256,7 @@ def test_a_container_copies_what_is_there_in_the_versions_of_the_constraints(rec
     text = (REPOSITORY / "containers" / recipe).read_text()
     assert {name for name in copied(recipe) if not (REPOSITORY / name).exists()} == set()
     assert "--constraint constraints.txt" in text and "python:3.11" in text
+    assert "PYTHONNOUSERSITE=1" in text, "~/.local of whoever runs it would lie before these versions"
 
 
 @pytest.mark.parametrize("recipe", ["Dockerfile", "coordexp.def"])

@@ -63,6 +63,12 @@ def directive(rule: str, name: str) -> str:
     return found[1].strip()
 
 
+def test_packages_in_a_home_folder_do_not_reach_a_rule():
+    """Apptainer mounts $HOME, and ~/.local comes before the packages of an environment or image."""
+    [prefix] = re.findall(r"^shell\.prefix\((.*?)^\)", (REPOSITORY / "rules/common.smk").read_text(), flags=re.M | re.S)
+    assert " PYTHONNOUSERSITE=1" in prefix
+
+
 def test_all_rules_are_seen():
     assert {"download", "train", "evaluate"} < set(RULES) and len(RULES) >= 12
 

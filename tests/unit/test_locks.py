@@ -1,5 +1,7 @@
 """Writers that are killed: their locks and parts go with them, and with the last of their children."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -27,6 +29,15 @@ with atomic_open(sys.argv[1]) as handle, atomic_dir(sys.argv[2]) as folder:
     handle.write(b"half"), handle.flush(), (folder / "half").write_text("half")
     print("begun", flush=True)
     time.sleep(60)
+"""
+# NFS stands an exclusive lock in by one of a range of bytes, which needs a descriptor that may write.
+NFS = """
+import errno, fcntl, os
+def flock(descriptor, operation, real=fcntl.flock):
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    real(descriptor, operation)
+fcntl.flock = flock
 """
 PARENT = """
 import subprocess, sys, time
@@ -80,9 +91,12 @@ with sole_writer(count.with_name("out")):
     assert counter.read_text() == "4"
 
 
-def test_parts_of_killed_writers_are_removed_by_the_next_and_parts_at_work_are_not(tmp_path):
+@pytest.mark.parametrize("nfs", ["", NFS], ids=["local", "nfs"])
+def test_parts_of_killed_writers_are_removed_by_the_next_and_parts_at_work_are_not(tmp_path, monkeypatch, nfs):
+    monkeypatch.setattr(fcntl, "flock", fcntl.flock)  # undone at the end
+    exec(nfs)
     file, folder = tmp_path / "file", tmp_path / "folder"
-    writers = [start(WRITE, file, folder) for _ in range(2)]
+    writers = [start(nfs + WRITE, file, folder) for _ in range(2)]
     assert [writer.stdout.readline() for writer in writers] == ["begun\n"] * 2
     assert len(list(tmp_path.glob(".*.part"))) == 4
     writers[0].kill()
@@ -95,6 +109,37 @@ def test_parts_of_killed_writers_are_removed_by_the_next_and_parts_at_work_are_n
     writers[1].wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     assert file.read_text() == "whole" and [path.name for path in folder.iterdir()] == ["whole"]
+
+
+def test_what_a_writer_leaves_that_is_killed_before_or_after_its_folder_is_there_goes_too(tmp_path):
+    """A lock without a folder, and a folder without a lock as earlier versions left them; nothing of other outputs."""
+    (tmp_path / ".folder.one.part.lock").touch()
+    (tmp_path / ".folder.two.part").mkdir()
+    (tmp_path / ".folder.two.part" / "half").touch()
+    others = [".folder.lock", ".folder2.one.part.lock", "folder.three.part.lock"]
+    for name in others:
+        (tmp_path / name).touch()
+    with io.atomic_dir(tmp_path / "folder") as scratch:
+        (scratch / "whole").touch()
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [*others, scratch.name, f"{scratch.name}.lock"]
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "folder"])
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["whole"]
+
+
+def test_a_part_that_a_sweep_removed_before_it_was_held_is_made_again(tmp_path, monkeypatch):
+    real, swept = fcntl.flock, []
+
+    def late(descriptor, operation):
+        if not swept:
+            [part] = tmp_path.iterdir()
+            swept.append(part.unlink())
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    io.write_text(tmp_path / "file", "whole")
+    assert swept and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_child_ends_with_its_killed_parent(tmp_path):
@@ -111,6 +156,8 @@ def test_a_child_ends_with_its_killed_parent(tmp_path):
 def test_a_full_disk_is_known_by_number_by_text_and_by_what_is_free(tmp_path, monkeypatch):
     assert disk_is_full(OSError(28, "No space left on device"), tmp_path)
     assert disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert disk_is_full(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path)
+    assert disk_is_full(RuntimeError("Data processing error: Disk quota exceeded (os error 122)"), tmp_path)
     with pytest.raises(RuntimeError) as caught:
         try:
             os.stat(tmp_path / "absent")

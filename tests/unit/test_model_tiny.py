@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from coordexp.errors import ConfigError, ModelError
+from coordexp.errors import ConfigError, ModelError, SpaceError
 from coordexp.model import contents, fetch, qwen_tokenizer, tiny, vocab
 from coordexp.prompt import PromptStyle, chat, hf_chat
 
@@ -217,3 +219,21 @@ def test_a_hub_gives_the_pinned_files(folder, tmp_path, monkeypatch, source):
     assert asked == {"repo": "a/b", "revision": "abc", "patterns": ["*.safetensors", "*.json", "*.jinja", "*.txt"]}
     assert facts["revision"] == "abc"
     helpers.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("source", ["hf", "modelscope"])
+def test_a_full_disk_under_the_hub_s_cache_is_no_trouble_with_the_network(tmp_path, monkeypatch, capsys, source):
+    module, variable = {"hf": ("huggingface_hub", "HF_HOME"), "modelscope": ("modelscope", "MODELSCOPE_CACHE")}[source]
+
+    def snapshot_download(repo, revision, allow_patterns):
+        raise RuntimeError("download failed") from OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(f"{module}.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SpaceError, match="the disk is full") as caught:
+        fetch.fetch("big", {"source": source, "repo": "a/b", "revision": "abc"}, tmp_path / "out")
+    assert str(caught.value).startswith(str(tmp_path / "cache")) and variable in str(caught.value)
+    assert "network" not in str(caught.value)
+    said = capsys.readouterr().err
+    assert f"fetch a/b: into the hub's cache {tmp_path / 'cache'}" in said and variable in said

@@ -4,13 +4,17 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import string
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from coordexp.swift.launch import SHUTDOWN_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILES = REPOSITORY / "profiles"
@@ -239,8 +243,82 @@ def test_kubernetes_refuses_a_folder_that_jobs_would_not_see(scheduler, tmp_path
     assert done.returncode == 1 and "is not on the shared volume" in done.stderr
 
 
+# Nested as a job of Snakemake's: its own shell ends at once when told to, the process that works saves first.
+WORKER = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1.5)
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("up").touch()
+time.sleep(60)
+"""
+PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.fixture
+def container(tmp_path):
+    """Start a job script by the pod's command as process 1 of a PID namespace, as a container does."""
+    if subprocess.run([*PROCESS_1, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("may not make a PID namespace")
+    started = []
+
+    def start(script: str) -> subprocess.Popen:
+        (tmp_path / "job.sh").write_text(f"#!/bin/sh\n# properties = {{}}\n{script}\n")
+        job = {"threads": 1, "resources": {"mem_mb": 1, "runtime": 1}}
+        made = kubernetes_manifest(job, tmp_path / "job.sh")
+        pod = made["spec"]["template"]["spec"]
+        started.append(subprocess.Popen([*PROCESS_1, *pod["containers"][0]["command"]], cwd=tmp_path))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def kubernetes_manifest(job: dict, jobscript: Path) -> dict:
+    spec = importlib.util.spec_from_file_location("submit", PROFILES / "kubernetes" / "submit.py")
+    submit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(submit)
+    return submit.manifest(job, jobscript, jobscript.parent, "image:1", "claim", "/data")
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, file
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_kubernetes_a_pod_ends_with_the_code_of_its_job_whatever_still_runs(container, code):
+    assert container(f"sleep 60 & exit {code}").wait(30) == code
+
+
+def test_kubernetes_a_pod_that_is_told_to_end_lets_its_processes_save(container, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    outside = subprocess.Popen(["sleep", "60"])
+    pod = container(f"bash -c '{sys.executable} worker.py; true' || exit 1")
+    wait_for(tmp_path / "up")
+    [first] = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
+    os.kill(int(first), signal.SIGTERM)
+    assert pod.wait(30) == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").exists()
+    assert outside.poll() is None
+    outside.kill()
+    outside.wait()
+
+
+def test_kubernetes_a_pod_has_the_time_that_a_training_takes_to_save():
+    job = {"threads": 1, "resources": {"mem_mb": 1, "runtime": 1}}
+    pod = kubernetes_manifest(job, Path("/data/job.sh"))["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == SHUTDOWN_SECONDS
+
+
 @pytest.mark.parametrize(
-    ("state", "word"), [("COMPLETED", "success"), ("TIMEOUT", "failed"), ("PREEMPTED", "running"), ("", "running")]
+    ("state", "word"), [("COMPLETED", "success"), ("TIMEOUT", "failed"), ("PREEMPTED", "failed"), ("", "running")]
 )
 def test_slurm_s_states_in_snakemake_s_words(scheduler, tmp_path, state, word):
     (tmp_path / "state" / "state3").write_text(state)

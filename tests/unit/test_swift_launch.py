@@ -130,6 +130,24 @@ def test_two_machines_with_accumulation_train_and_log_what_one_process_does(alon
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_every_process_of_a_job_saves_too(processes, shapes_data, tiny_model, tmp_path):
+    """So SLURM and the pods of profiles/kubernetes say it: loaders hear it too, and the step that saves needs them."""
+    config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1, max_steps=400)
+    options = ("--processes", str(processes), "--threads", "2")
+    running = start(tmp_path, config, shapes_data, tiny_model, *options)
+    deadline = time.monotonic() + 400
+    while not list(tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGTERM)
+    printed = end(running, 2)
+    assert "DataLoader worker" not in printed and "training ended with exit code" in printed
+    newest = max(tmp_path.glob("checkpoints/*/checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    assert (newest / "COMPLETE").exists() and not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.slow
 def test_processes_that_are_told_to_end_save_at_one_step_and_continue(alone, shapes_data, tiny_model, tmp_path):
     config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1, max_steps=40)
     running = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from coordexp import io
-from coordexp.errors import ConfigError, DownloadError, located, nearest
+from coordexp import io, plan
+from coordexp.errors import ConfigError, DownloadError, SpaceError, located, nearest
+from coordexp.locks import disk_is_full, full_disk
 from coordexp.model import contents, shards, tiny
 from coordexp.model.contents import PATTERNS, SOURCE_FILE
 
 _SOURCES = ("hf", "modelscope", "path", "tiny")
+_PLACES = {"hf": "HF_HOME", "modelscope": "MODELSCOPE_CACHE"}  # variable that names the folder of a hub's cache
 
 
 def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
@@ -20,7 +24,7 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
     `path` names a folder. From both the files of a checkpoint (safetensors, json, jinja, txt) are hard-linked, or
     copied where links are impossible. `tiny` builds a small model from `seed` and the other keys as knobs. Returns what
     `model_source.json` records. Raises ConfigError for an unusable entry, DownloadError when a hub cannot be reached,
-    ModelError for damaged weights.
+    SpaceError when the disk of its cache is full, ModelError for damaged weights.
     """
     out, entry = Path(out_dir), dict(model)
     source = entry.pop("source", None)
@@ -60,6 +64,10 @@ def _adopt(folder: Path, out: Path, facts: dict) -> None:
 
 
 def _download(name: str, source: str, repo: str, revision: str) -> Path:
+    cache = _cache(source)
+    room = plan.gigabytes(plan.free(cache))
+    place = f"{cache} ({room} free; {_PLACES[source]} names another)"
+    print(f"fetch {repo}: into the hub's cache {place}", file=sys.stderr, flush=True)
     try:
         if source == "hf":
             from huggingface_hub import snapshot_download
@@ -69,12 +77,24 @@ def _download(name: str, source: str, repo: str, revision: str) -> Path:
 
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(PATTERNS)))
     except Exception as error:  # each hub client has its own tree of errors
+        if disk_is_full(error, plan.there(cache)):
+            otherwise = f", or set {_PLACES[source]} to a folder that has it,"
+            raise SpaceError(full_disk(cache, error, otherwise)) from error
         fix = (
             f"check the network, proxy and access rights; or fetch {repo} at {revision} elsewhere and set "
             f"models.{name} to {{source: path, path: /folder/of/the/checkpoint}}"
         )
         problem = f"cannot fetch {repo} from {source}: {type(error).__name__}: {error}"
         raise DownloadError(located(problem, field=f"models.{name}", fix=fix)) from error
+
+
+def _cache(source: str) -> Path:
+    """Folder in which the client of a hub keeps what it has fetched."""
+    if source == "hf":
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+    return Path(os.environ.get(_PLACES[source]) or "~/.cache/modelscope").expanduser()
 
 
 def _need(name: str, entry: dict, key: str) -> str:
