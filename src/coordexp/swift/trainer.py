@@ -16,6 +16,7 @@ from coordexp.model.adapter import OFFSET_MODULE
 from coordexp.recipe import Custom
 from coordexp.swift.settings import custom_section
 from coordexp.swift.template import TARGETS
+from coordexp.swift.workers import spared
 
 logger = get_logger()
 
@@ -48,6 +49,13 @@ class CoordTrainer(Seq2SeqTrainer):
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """ms-swift's, whose processes outlive SIGTERM."""
+        return spared(super().get_train_dataloader(*args, **kwargs))
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:  # of evaluation
+        return spared(super()._get_dataloader(*args, **kwargs))
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Where detection chooses the checkpoint, an evaluation loss does not."""
