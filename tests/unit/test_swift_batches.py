@@ -93,6 +93,31 @@ def test_flash_attention_may_pack_and_then_lengths_are_known_beforehand(tmp_path
     assert swift_arguments(recipe, tiny_model, tmp_path, tmp_path)["lazy_tokenize"] is False
 
 
+def test_packs_hold_in_every_epoch_what_they_were_planned_for(encoder):
+    """Lengths are measured once, and every epoch draws its pictures in another order."""
+    from swift.dataset import AddLengthPreprocessor, LazyLLMDataset, PackingDataset
+
+    from coordexp.swift import dataset
+    from coordexp.swift.checkpoints import CheckpointCallback
+
+    encode, rows = encoder
+    model, encode.model = encode.model, None  # as ms-swift does
+    rows = AddLengthPreprocessor(template=encode)(rows, num_proc=1, load_from_cache_file=False, strict=True)
+    encode.model = model
+    limit = max(map(sum, rows["lengths"])) * 3 // 2
+    lazy = LazyLLMDataset(rows, encode.encode, strict=True, random_state=17)
+    packed = PackingDataset(encode, lazy, packing_length=limit, strict=True)
+    callback = CheckpointCallback(None, SimpleNamespace(template=encode))
+    try:
+        for epoch in (0, 1, 2):
+            callback.on_epoch_begin(None, SimpleNamespace(epoch=float(epoch)), None)
+            lengths = [sum(len(row["input_ids"]) for row in packed[i]) for i in range(len(packed))]
+            assert lengths == packed.packed_length and max(lengths) <= limit
+    finally:
+        dataset.set_epoch(0)
+        encode.packing = encode.padding_free = False
+
+
 @pytest.fixture
 def one_long(shapes_data, tmp_path):
     """A file of four records, of which the third has a very long description."""

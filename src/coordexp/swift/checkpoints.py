@@ -32,8 +32,8 @@ class CheckpointCallback(TrainerCallback):
         signal.signal(signal.SIGTERM, self._terminate)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw this epoch's samples."""
-        set_epoch(int((state.epoch or 0) + 1e-6))
+        """Draw this epoch's samples; with packing the first one's, whose lengths the packs were planned by."""
+        set_epoch(0 if self.trainer.template.packing else int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop, all processes at the same step, when one was asked to end."""
