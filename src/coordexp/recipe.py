@@ -23,7 +23,9 @@ SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
 
 ONLY_TRAINED = "would not reach inference, which asks custom.user_prompt alone"
-# Arguments of ms-swift with which the loss, its logits or the samples would not be ours; values that are sound.
+GOES_ON = "a killed training could not go on as if nothing had been"
+# Arguments of ms-swift with which the loss, its logits, the samples or the checkpoints would not be ours, or that would
+# do nothing; values that are sound.
 FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_liger_kernel": ("its fused loss makes no logits, which every term reads", (None, False)),
     "sequence_parallel_size": ("a sequence cut over processes tears boxes apart", (None, 1)),
@@ -38,6 +40,16 @@ FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "add_non_thinking_prefix": (ONLY_TRAINED, (None,)),
     "agent_template": (ONLY_TRAINED, (None,)),
     "template_backend": (ONLY_TRAINED, (None, "swift")),
+    "average_tokens_across_devices": ("the loss is normalised by the counts of all processes", (None, True)),
+    "router_aux_loss_coef": ("the loss has no such term", (None, 0)),
+    "save_only_model": (GOES_ON, (None, False)),
+    "ignore_data_skip": (GOES_ON, (None, False)),
+    "resume_only_model": (GOES_ON, (None, False)),
+    "use_flash_ckpt": ("a checkpoint is whole when saving it returns", (None, False)),
+    "save_strategy": ("the result is a checkpoint", (None, "steps", "epoch", "best")),
+    "load_best_model_at_end": ("has no effect; custom.detection_eval chooses the checkpoint", (None, False)),
+    "split_dataset_ratio": ("has no effect; custom.val_jsonl names what is watched", (None, 0)),
+    "columns": ("has no effect on records", (None, {}, "")),
     "dataloader_multiprocessing_context": ("loaders that are not forked would stay in the first epoch", (None, "fork")),
 }
 

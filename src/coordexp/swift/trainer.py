@@ -66,7 +66,7 @@ class CoordTrainer(Seq2SeqTrainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         self.places = [place for batch in batch_samples for place in batch[TARGETS]["places"]]
         total = torch.stack([batch[TARGETS]["counts"].to(device) for batch in batch_samples]).sum(dim=0)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+        if self.args.world_size > 1:
             total = self.accelerator.gather(total[None]).sum(dim=0)
         return total
 
