@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from coordexp.errors import ModelError
 from coordexp.recipe import load_recipe
 from coordexp.swift.train import train
 
@@ -38,6 +39,20 @@ def get(self, index, epoch):
 
 
 main, Samples.get = os.getpid(), get
+run(Path(sys.argv[1]))
+"""
+
+# Dies while the first old checkpoint is deleted.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from coordexp.swift.train import run
+
+def rmtree(path, *_, **__):
+    Path(path, "optimizer.pt").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = rmtree
 run(Path(sys.argv[1]))
 """
 
@@ -108,6 +123,27 @@ def goes_on(folder, step, recipe, model, uninterrupted, capfd):
     again = weights(folder / "adapter")
     assert again.keys() == uninterrupted.keys()
     assert all(torch.equal(again[name], uninterrupted[name]) for name in again)
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted(uninterrupted, shapes_data, tiny_model, tmp_path, capfd):
+    """The new one is whole before, and the old one counts no more."""
+    kept = recipe(shapes_data, save_total_limit=1)
+
+    def launch(job_file, layout):
+        alone = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # sums are the same
+        done = subprocess.run([sys.executable, "-c", KILLED, str(job_file)], env=alone, check=False)
+        assert done.returncode == -signal.SIGKILL
+        raise ModelError("killed")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError):
+        patch.setattr("coordexp.swift.train.launch", launch)
+        patch.setattr("coordexp.swift.train.drop_broken", lambda folder: None)
+        train(kept, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    assert len(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) == 2
+    (whole,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")
+    assert whole.read_text() == "4\n"
+    goes_on(tmp_path, 4, kept, tiny_model, uninterrupted, capfd)
+    assert [p.name for p in tmp_path.glob("checkpoints/*/checkpoint-*")] == [f"checkpoint-{STEPS}"]
 
 
 def test_every_epoch_is_drawn_anew(shapes_data, tiny_model, tmp_path, monkeypatch):
