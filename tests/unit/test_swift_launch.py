@@ -161,3 +161,18 @@ def test_processes_that_are_told_to_end_save_at_one_step_and_continue(shapes_dat
     assert read_json(saved.parent / "trainer_state.json")["global_step"] == step
     printed = end(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
     assert f"resuming from {saved.parent}\n" in printed and f"adapter: full of step {steps}" in printed
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_what_a_killed_one_left_at_work(shapes_data, tiny_model, tmp_path):
+    """torchrun outlives the command; two trainings in one folder would spoil each other's checkpoints."""
+    config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=8)
+    first = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")
+    while not list(tmp_path.glob("checkpoints/*/logging.jsonl")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.kill()
+    printed = end(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
+    assert f"process {first.pid} on" in printed and "waiting for it to end" in printed
+    assert "full of step 8" in printed and "Train:" not in printed  # the orphan had finished it
+    first.communicate()
