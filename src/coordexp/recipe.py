@@ -54,6 +54,11 @@ FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Factor = Annotated[float, msgspec.Meta(gt=0)]
+
+
 class CoordTokens(msgspec.Struct, forbid_unknown_fields=True):
     """What the training file holds and what the answers carry.
 
@@ -100,6 +105,10 @@ class Ramp(msgspec.Struct, forbid_unknown_fields=True):
     start: float = 0.0
     end: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise ValueError(f"expected start at or before end, found {self.start} and {self.end}")
+
 
 class Loss(msgspec.Struct, forbid_unknown_fields=True):
     """Weights of the terms (zero switches one off) and their shape parameters; docs/method.md has the formulas.
@@ -119,18 +128,13 @@ class Loss(msgspec.Struct, forbid_unknown_fields=True):
     l1: float = 0.0
     giou: float = 0.0
     ciou: float = 0.0
-    temperature: float = 1.0
-    sigma: float = 1.0
+    temperature: Factor = 1.0
+    sigma: Factor = 1.0
     truncate: int = 8
     matching: Literal["none", "hungarian", "sinkhorn"] = "none"
     semantic: float = 1.0
     set_targets: Literal["none", "remaining"] = "none"
     ramp: Ramp = msgspec.field(default_factory=Ramp)
-
-
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Factor = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Augmentation(msgspec.Struct, forbid_unknown_fields=True):
@@ -329,6 +333,7 @@ def _check_effects(custom: Custom, path: str | Path) -> None:
         ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", loss.l1 or loss.giou or loss.ciou, geometry),
+        ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
     ):

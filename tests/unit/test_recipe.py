@@ -72,6 +72,14 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
         ("custom: {coord_tokens: {enabled: false}, loss: {set_targets: remaining}}", "set_targets: has no effect"),
         ("custom: {coord_tokens: {enabled: false}, loss: {matching: hungarian, l1: 1}}", "matching: has no effect"),
         ("custom: {loss: {matching: hungarian}}", "matching: has no effect(.|\n)*a weight for custom.loss.l1"),
+        (
+            "custom: {coord_tokens: {enabled: false}, coord_offset: {enabled: true}}\n"
+            "training: {optimizer: multimodal_coord_offset}",
+            r"coord_offset\.enabled: has no effect(.|\n)*coord_tokens\.enabled: true",
+        ),
+        ("custom: {loss: {ramp: {start: 0.5, end: 0.2}}}", r"start at or before end, found 0\.5 and 0\.2"),
+        ("custom: {loss: {sigma: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.sigma`"),
+        ("custom: {loss: {temperature: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.temperature`"),
         ("custom: {orders_per_sample: 3}", "orders_per_sample: has no effect"),
         ("custom: {category_prompt: Find the listed things.}", "category_prompt: has no effect"),
         ("- a list", "not a map of settings"),

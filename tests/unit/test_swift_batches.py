@@ -121,10 +121,16 @@ def test_packs_hold_in_every_epoch_what_they_were_planned_for(encoder):
 @pytest.fixture
 def one_long(shapes_data, tmp_path):
     """A file of four records, of which the third has a very long description."""
+    return with_long(shapes_data, tmp_path, [2])
+
+
+def with_long(shapes_data, tmp_path, places):
+    """A file of four records with very long descriptions at these places."""
     records = list(io.read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
     for record in records:
         record.images = [str(shapes_data / record.images[0])]
-    records[2].objects[0].desc = "word " * 300
+    for place in places:
+        records[place].objects[0].desc = "word " * 300
     io.write_jsonl(tmp_path / "long.jsonl", records)
     return tmp_path / "long.jsonl"
 
@@ -139,15 +145,27 @@ def test_a_sample_that_is_too_long_is_an_error_with_its_line(one_long, tiny_mode
             encode.encode(dict(rows[2]))
 
 
-def test_a_sample_that_is_too_long_is_left_out_and_counted(one_long, tiny_model):
+def deleting(plain):
+    """A template that leaves out long samples, for the model of `plain`."""
     from swift.template import get_template
 
     from coordexp.swift import template
 
+    encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
+    encode.set_mode("train")
+    encode.model = plain.model
+    return encode
+
+
+def test_each_of_several_long_samples_in_a_row_is_counted_once(shapes_data, tmp_path, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(with_long(shapes_data, tmp_path, [0, 1, 2]))) as (plain, rows):
+        encode = deleting(plain)
+        assert [encode.encode(dict(row))["coord_targets"].left_out for row in rows] == [1, 1, 1, 0]
+
+
+def test_a_sample_that_is_too_long_is_left_out_and_counted(one_long, tiny_model):
     with encoder_of(tiny_model, train_jsonl=str(one_long)) as (plain, rows):
-        encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
-        encode.set_mode("train")
-        encode.model = plain.model
+        encode = deleting(plain)
         encoded = [encode.encode(dict(row)) for row in rows]
         assert encoded[2]["input_ids"] == encoded[3]["input_ids"] == plain.encode(dict(rows[3]))["input_ids"]
         assert [sample["coord_targets"].left_out for sample in encoded] == [0, 0, 1, 0]
