@@ -58,7 +58,8 @@ def _tables(summary: dict[str, Any], start: str) -> str:
     named = {name: "recall, " + name.removeprefix("recall_").replace("-", " to ") + " objects" for name in recalls}
     return "\n".join(
         [
-            f"\nSeed{'s' * (len(summary['seeds']) > 1)} {', '.join(map(str, summary['seeds']))}. {cost}".rstrip() + "\n",
+            f"\nSeed{'s' * (len(summary['seeds']) > 1)} {', '.join(map(str, summary['seeds']))}. {cost}".rstrip()
+            + "\n",
             _numbers(summary, rows, NUMBERS),
             f"Read as `{READING}`:\n",
             _numbers(summary, [row for row in rows if row["decode"] == _reading(summary, row["arm"])], named | COSTS),

@@ -92,6 +92,7 @@ def _train(commands) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> None:
+    from coordexp.locks import sole_writer
     from coordexp.recipe import typed
     from coordexp.settings_file import merge, read_extended
     from coordexp.swift.launch import Layout
@@ -103,7 +104,9 @@ def _run_train(args: argparse.Namespace) -> None:
     if not (recipe.custom.train_jsonl or recipe.custom.fusion_config):
         raise ConfigError("no data to train on\n  -> give --train-jsonl or --fusion-config, or name it in the recipe")
     layout = Layout(args.processes, args.nodes, args.threads * args.processes)
-    manifest = train(recipe, args.model, args.out, args.out.parent / "log.jsonl", layout)
+    rank = os.environ.get("NODE_RANK", "0")  # machines of one run share the folder
+    with sole_writer(args.out.with_name("checkpoints" if rank == "0" else f"checkpoints-{rank}")):
+        manifest = train(recipe, args.model, args.out, args.out.parent / "log.jsonl", layout)
     if manifest is not None:
         print(f"{args.out}: {manifest['kind']} of step {manifest['step']}")
 

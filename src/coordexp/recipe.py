@@ -23,7 +23,9 @@ SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
 
 ONLY_TRAINED = "would not reach inference, which asks custom.user_prompt alone"
-# Arguments of ms-swift with which the loss, its logits or the samples would not be ours; values that are sound.
+GOES_ON = "a killed training could not go on as if nothing had been"
+# Arguments of ms-swift with which the loss, its logits, the samples or the checkpoints would not be ours, or that would
+# do nothing; values that are sound.
 FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "use_liger_kernel": ("its fused loss makes no logits, which every term reads", (None, False)),
     "sequence_parallel_size": ("a sequence cut over processes tears boxes apart", (None, 1)),
@@ -38,9 +40,16 @@ FOREIGN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "add_non_thinking_prefix": (ONLY_TRAINED, (None,)),
     "agent_template": (ONLY_TRAINED, (None,)),
     "template_backend": (ONLY_TRAINED, (None, "swift")),
-    "router_aux_loss_coef": ("would not reach the loss", (None, 0)),
-    "split_dataset_ratio": ("has no effect: val_jsonl names the records that are watched", (None, 0)),
-    "columns": ("has no effect: records have fields of their own", (None,)),
+    "average_tokens_across_devices": ("the loss is normalised by the counts of all processes", (None, True)),
+    "router_aux_loss_coef": ("the loss has no such term", (None, 0)),
+    "save_only_model": (GOES_ON, (None, False)),
+    "ignore_data_skip": (GOES_ON, (None, False)),
+    "resume_only_model": (GOES_ON, (None, False)),
+    "use_flash_ckpt": ("a checkpoint is whole when saving it returns", (None, False)),
+    "save_strategy": ("the result is a checkpoint", (None, "steps", "epoch", "best")),
+    "load_best_model_at_end": ("has no effect; custom.detection_eval chooses the checkpoint", (None, False)),
+    "split_dataset_ratio": ("has no effect; custom.val_jsonl names what is watched", (None, 0)),
+    "columns": ("has no effect on records", (None, {}, "")),
     "dataloader_multiprocessing_context": ("loaders that are not forked would stay in the first epoch", (None, "fork")),
 }
 
@@ -98,7 +107,7 @@ class Ramp(msgspec.Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.start > self.end:
-            raise ValueError(f"ramp: expected start before end, found {self.start} and {self.end}")
+            raise ValueError(f"expected start at or before end, found {self.start} and {self.end}")
 
 
 class Loss(msgspec.Struct, forbid_unknown_fields=True):
@@ -324,7 +333,7 @@ def _check_effects(custom: Custom, path: str | Path) -> None:
         ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", loss.l1 or loss.giou or loss.ciou, geometry),
-        ("coord_offset", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
+        ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
     ):

@@ -58,9 +58,28 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
         ("custom: {coord_offset: {enabled: true}}", "multimodal_coord_offset"),
         ("template: {system: You detect.}", r"template\.system: would not reach inference"),
         ("data: {dataloader_multiprocessing_context: spawn}", "would stay in the first epoch"),
+        ("training: {save_only_model: true}", r"training\.save_only_model: a killed training could not go on"),
+        ("training: {ignore_data_skip: true}", "ignore_data_skip: a killed training could not go on"),
+        ("training: {resume_only_model: true}", "resume_only_model: a killed training could not go on"),
+        ("training: {use_flash_ckpt: true}", "use_flash_ckpt: a checkpoint is whole when"),
+        ("training: {save_strategy: no}", "save_strategy: the result is a checkpoint; found False"),
+        ('training: {save_strategy: "no"}', "save_strategy: the result is a checkpoint; found 'no'"),
+        ("training: {load_best_model_at_end: true}", "custom.detection_eval chooses the checkpoint"),
+        ("training: {average_tokens_across_devices: false}", "counts of all processes"),
+        ("training: {router_aux_loss_coef: 0.001}", "router_aux_loss_coef: the loss has no such term"),
+        ("data: {split_dataset_ratio: 0.1}", r"split_dataset_ratio: has no effect; custom\.val_jsonl"),
+        ("data: {columns: {a: b}}", r"data\.columns: has no effect"),
         ("custom: {coord_tokens: {enabled: false}, loss: {set_targets: remaining}}", "set_targets: has no effect"),
         ("custom: {coord_tokens: {enabled: false}, loss: {matching: hungarian, l1: 1}}", "matching: has no effect"),
         ("custom: {loss: {matching: hungarian}}", "matching: has no effect(.|\n)*a weight for custom.loss.l1"),
+        (
+            "custom: {coord_tokens: {enabled: false}, coord_offset: {enabled: true}}\n"
+            "training: {optimizer: multimodal_coord_offset}",
+            r"coord_offset\.enabled: has no effect(.|\n)*coord_tokens\.enabled: true",
+        ),
+        ("custom: {loss: {ramp: {start: 0.5, end: 0.2}}}", r"start at or before end, found 0\.5 and 0\.2"),
+        ("custom: {loss: {sigma: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.sigma`"),
+        ("custom: {loss: {temperature: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.temperature`"),
         ("custom: {orders_per_sample: 3}", "orders_per_sample: has no effect"),
         (
             "custom: {coord_tokens: {enabled: false}, coord_offset: {enabled: true}}\n"

@@ -159,13 +159,20 @@ def test_an_object_that_is_hardly_left_is_cut_away_and_its_category_not_asked_fo
     assert changed.cropped == 1 and changed.sample.categories == ["dog", "bird"]
 
 
-def test_a_question_that_a_crop_leaves_nothing_of_keeps_its_picture(tmp_path, monkeypatch):
-    sample = sample_of(tmp_path, [box(0, 0, 40, 40, desc="cup")], categories=["cup"])
-    monkeypatch.setattr(module, "draw_plan", lambda *_: Plan((90, 0, 102, 128), (96, 128), flip=False))
-    kept = augment(sample, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
-    assert kept.sample == sample and kept.cropped == 0 and kept.picture.size == SIZE
-    opened = augment(sample._replace(categories=None), Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
-    assert opened.sample.record.objects == [] and opened.picture.size == (96, 128)
+def test_a_crop_that_leaves_nothing_to_name_is_not_made(tmp_path):
+    """The question would become the open one, whose answer is not that of a question by categories."""
+    objects = [box(0, 0, 60, 128, desc="cat")]
+    sample = sample_of(tmp_path, objects, categories=["cat"])  # a dog in view is not asked for
+    for categories, cropped in ((["cat"], 0), (["cat", "bird"], 1), (None, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "draw_plan", lambda *_: Plan((90, 0, 102, 128), (96, 128), flip=True))
+            asked = sample._replace(categories=categories)
+            changed = augment(asked, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
+        assert changed.cropped == cropped
+        assert changed.sample.categories == {0: ["cat"], 1: categories and ["bird"]}[cropped]
+        if not cropped:
+            (kept,) = changed.sample.record.objects
+            assert kept.norm == pytest.approx(objects[0].norm) and changed.picture.size == SIZE
 
 
 def test_objects_are_put_in_reading_order_again(tmp_path):

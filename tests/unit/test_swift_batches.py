@@ -93,43 +93,83 @@ def test_flash_attention_may_pack_and_then_lengths_are_known_beforehand(tmp_path
     assert swift_arguments(recipe, tiny_model, tmp_path, tmp_path)["lazy_tokenize"] is False
 
 
-@pytest.fixture(params=[(2,), (1, 2)])
-def some_long(request, shapes_data, tmp_path):
-    """A file of four records, of which the third or the two before the last have very long descriptions."""
+def test_packs_hold_in_every_epoch_what_they_were_planned_for(encoder):
+    """Lengths are measured once, and every epoch draws its pictures in another order."""
+    from swift.dataset import AddLengthPreprocessor, LazyLLMDataset, PackingDataset
+
+    from coordexp.swift import dataset
+    from coordexp.swift.checkpoints import CheckpointCallback
+
+    encode, rows = encoder
+    model, encode.model = encode.model, None  # as ms-swift does
+    rows = AddLengthPreprocessor(template=encode)(rows, num_proc=1, load_from_cache_file=False, strict=True)
+    encode.model = model
+    limit = max(map(sum, rows["lengths"])) * 3 // 2
+    lazy = LazyLLMDataset(rows, encode.encode, strict=True, random_state=17)
+    packed = PackingDataset(encode, lazy, packing_length=limit, strict=True)
+    callback = CheckpointCallback(None, SimpleNamespace(template=encode))
+    try:
+        for epoch in (0, 1, 2):
+            callback.on_epoch_begin(None, SimpleNamespace(epoch=float(epoch)), None)
+            lengths = [sum(len(row["input_ids"]) for row in packed[i]) for i in range(len(packed))]
+            assert lengths == packed.packed_length and max(lengths) <= limit
+    finally:
+        dataset.set_epoch(0)
+        encode.packing = encode.padding_free = False
+
+
+@pytest.fixture
+def one_long(shapes_data, tmp_path):
+    """A file of four records, of which the third has a very long description."""
+    return with_long(shapes_data, tmp_path, [2])
+
+
+def with_long(shapes_data, tmp_path, places):
+    """A file of four records with very long descriptions at these places."""
     records = list(io.read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
     for record in records:
         record.images = [str(shapes_data / record.images[0])]
-    for n in request.param:
-        records[n].objects[0].desc = "word " * 300
+    for place in places:
+        records[place].objects[0].desc = "word " * 300
     io.write_jsonl(tmp_path / "long.jsonl", records)
-    return tmp_path / "long.jsonl", request.param
+    return tmp_path / "long.jsonl"
 
 
-def test_a_sample_that_is_too_long_is_an_error_with_its_line(some_long, tiny_model):
-    with encoder_of(tiny_model, train_jsonl=str(some_long[0])) as (encode, rows):
+def test_a_sample_that_is_too_long_is_an_error_with_its_line(one_long, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(one_long)) as (encode, rows):
         encode.max_length = 250
-        encode.encode(dict(rows[0]))
+        encode.encode(dict(rows[1]))
         with pytest.raises(
             DataError, match=r"long\.jsonl:3: (.|\n)*max_length\(250\)(.|\n)*truncation_strategy: delete"
         ):
             encode.encode(dict(rows[2]))
 
 
-def test_a_sample_that_is_too_long_is_left_out_and_counted(some_long, tiny_model):
+def deleting(plain):
+    """A template that leaves out long samples, for the model of `plain`."""
     from swift.template import get_template
 
     from coordexp.swift import template
 
-    file, long = some_long
-    with encoder_of(tiny_model, train_jsonl=str(file)) as (plain, rows):
-        encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
-        encode.set_mode("train")
-        encode.model = plain.model
+    encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
+    encode.set_mode("train")
+    encode.model = plain.model
+    return encode
+
+
+def test_each_of_several_long_samples_in_a_row_is_counted_once(shapes_data, tmp_path, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(with_long(shapes_data, tmp_path, [0, 1, 2]))) as (plain, rows):
+        encode = deleting(plain)
+        assert [encode.encode(dict(row))["coord_targets"].left_out for row in rows] == [1, 1, 1, 0]
+
+
+def test_a_sample_that_is_too_long_is_left_out_and_counted(one_long, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(one_long)) as (plain, rows):
+        encode = deleting(plain)
         encoded = [encode.encode(dict(row)) for row in rows]
         assert encoded[2]["input_ids"] == encoded[3]["input_ids"] == plain.encode(dict(rows[3]))["input_ids"]
-        assert [sample["coord_targets"].left_out for sample in encoded] == [int(n in long) for n in range(4)]
-        tally = encode.data_collator(encoded)["coord_targets"]["tally"]
-        assert tally == {"samples_left_out": len(long), "objects_cropped": 0}
+        assert [sample["coord_targets"].left_out for sample in encoded] == [0, 0, 1, 0]
+        assert encode.data_collator(encoded)["coord_targets"]["tally"] == {"samples_left_out": 1, "objects_cropped": 0}
         encode.max_length = 10
         with pytest.raises(DataError, match="every sample is over"):
             encode.encode(dict(rows[0]))

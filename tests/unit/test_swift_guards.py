@@ -15,7 +15,7 @@ from coordexp.model import tiny, vocab
 from coordexp.recipe import CoordOffset, CoordTokens, Custom, DetectionEval, load_recipe
 from coordexp.swift.loss import CoordLoss
 from coordexp.swift.train import fingerprint
-from coordexp.swift.trainer import CoordTrainer, check_start
+from coordexp.swift.trainer import MOST_LEFT_OUT, CoordTrainer, check_start
 
 GOOD = Counts(text=50, slots=8, boxes=2)
 WEIGHTS = {"model.layers.0.q_proj.lora_A": 64}
@@ -55,19 +55,46 @@ def test_a_loss_that_is_no_number_names_the_records():
         loss(outputs, torch.tensor([[-100, 3, 4]]))
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_but_in_fp16(monkeypatch):
-    """There the scaler leaves out the step; an infinite norm in the log would not be JSON."""
+@pytest.fixture
+def trainer(monkeypatch):
+    """A trainer on a CPU: ms-swift sets `fp16` there for float32, but there is no scaler."""
     monkeypatch.setattr(CoordTrainer.__base__, "_get_grad_norm", lambda self, model, grad_norm=None: grad_norm)
     trainer = CoordTrainer.__new__(CoordTrainer)
-    trainer.args, trainer.state = SimpleNamespace(fp16=False), SimpleNamespace(global_step=7)
+    trainer.args, trainer.state = SimpleNamespace(fp16=True), SimpleNamespace(global_step=7)
+    trainer.accelerator, trainer.is_deepspeed_enabled = SimpleNamespace(scaler=None), False
     trainer.places = ["train.coord.jsonl:12"]
-    assert trainer._get_grad_norm(None, torch.tensor(2.5)) == 2.5
-    for norm in (torch.tensor(float("inf")), float("nan")):
-        with pytest.raises(DataError, match=r"norm is (inf|nan) at step 7\n  in train\.coord\.jsonl:12"):
-            trainer._get_grad_norm(None, norm)
-    trainer.args.fp16 = True
-    assert trainer._get_grad_norm(None, float("inf")) is None
-    assert trainer._get_grad_norm(None, 2.5) == 2.5
+    return trainer
+
+
+def deepspeed(trainer, **fp16):
+    plugin = SimpleNamespace(deepspeed_config={"fp16": fp16})
+    trainer.is_deepspeed_enabled, trainer.accelerator.state = True, SimpleNamespace(deepspeed_plugin=plugin)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(trainer):
+    for _ in ("plain", "DeepSpeed in another type than fp16"):
+        assert trainer._get_grad_norm(None, torch.tensor(2.5)) == 2.5
+        for norm in (torch.tensor(float("inf")), float("nan")):
+            with pytest.raises(DataError, match=r"norm is (inf|nan) at step 7(.|\n)*  in train\.coord\.jsonl:12"):
+                trainer._get_grad_norm(None, norm)
+        deepspeed(trainer, enabled=False)
+
+
+@pytest.mark.parametrize("scaler", ["torch", "deepspeed"])
+def test_a_scaler_leaves_out_steps_but_not_for_ever(trainer, scaler):
+    """An infinite norm in the log would not be JSON."""
+    trainer.accelerator.scaler = object() if scaler == "torch" else None
+    if scaler == "deepspeed":
+        deepspeed(trainer, enabled=True)
+    for _ in ("twice", "as a good step between starts the count again"):
+        assert [trainer._get_grad_norm(None, float("inf")) for _ in range(MOST_LEFT_OUT - 1)] == [None] * (
+            MOST_LEFT_OUT - 1
+        )
+        assert trainer._get_grad_norm(None, 2.5) == 2.5
+    for _ in range(MOST_LEFT_OUT - 1):
+        trainer._get_grad_norm(None, float("nan"))
+    with pytest.raises(DataError, match="norm is nan at step 7, 32 in a row"):
+        trainer._get_grad_norm(None, float("nan"))
 
 
 @pytest.fixture

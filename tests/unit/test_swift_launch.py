@@ -129,37 +129,50 @@ def test_two_machines_with_accumulation_train_and_log_what_one_process_does(alon
                 assert theirs[name] == pytest.approx(mine[name], rel=2e-4, abs=1e-6), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_to_every_process_of_a_job_saves_too(processes, shapes_data, tiny_model, tmp_path):
-    """So SLURM and the pods of profiles/kubernetes say it: loaders hear it too, and the step that saves needs them."""
-    config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1, max_steps=400)
-    options = ("--processes", str(processes), "--threads", "2")
-    running = start(tmp_path, config, shapes_data, tiny_model, *options)
-    deadline = time.monotonic() + 400
-    while not list(tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")):
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGTERM)
-    printed = end(running, 2)
-    assert "DataLoader worker" not in printed and "training ended with exit code" in printed
-    newest = max(tmp_path.glob("checkpoints/*/checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    assert (newest / "COMPLETE").exists() and not (tmp_path / "adapter").exists()
+def the_group(command):
+    """The command and torchrun, as a terminal, Snakemake or SLURM would."""
+    os.killpg(command.pid, signal.SIGTERM)
+
+
+def torchrun_alone(command):
+    """The agent, which hands it to the process group of each training process."""
+    (agent,) = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    os.kill(int(agent), signal.SIGTERM)
 
 
 @pytest.mark.slow
-def test_processes_that_are_told_to_end_save_at_one_step_and_continue(alone, shapes_data, tiny_model, tmp_path):
-    config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1, max_steps=40)
+@pytest.mark.parametrize("told", [the_group, torchrun_alone])
+def test_processes_that_are_told_to_end_save_at_one_step_and_continue(shapes_data, tiny_model, tmp_path, told):
+    """No checkpoint is due before the signal, and each process has a loader beside it."""
+    steps = 16
+    config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=steps)
     running = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")
     deadline = time.monotonic() + 400
-    while not list(tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")):
+    while not list(tmp_path.glob("checkpoints/*/logging.jsonl")):
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(running.pid, signal.SIGTERM)
+    told(running)
     assert "exit code" in end(running, 2)
-    saved = max(tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE"), key=lambda mark: int(mark.read_text()))
+    (saved,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")
     assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {file.name for file in saved.parent.iterdir()}
     step = int(saved.read_text())
-    assert step < 40 and not (tmp_path / "adapter").exists()
+    assert 0 < step < steps and not (tmp_path / "adapter").exists()
     assert torch.load(saved.parent / "scheduler.pt", weights_only=True)["last_epoch"] == step
     assert read_json(saved.parent / "trainer_state.json")["global_step"] == step
+    printed = end(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
+    assert f"resuming from {saved.parent}\n" in printed and f"adapter: full of step {steps}" in printed
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_what_a_killed_one_left_at_work(shapes_data, tiny_model, tmp_path):
+    """torchrun outlives the command; two trainings in one folder would spoil each other's checkpoints."""
+    config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=8)
+    first = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")
+    while not list(tmp_path.glob("checkpoints/*/logging.jsonl")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.kill()
+    printed = end(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
+    assert f"process {first.pid} on" in printed and "waiting for it to end" in printed
+    assert "full of step 8" in printed and "Train:" not in printed  # the orphan had finished it
+    first.communicate()

@@ -1,8 +1,10 @@
 """Loader processes: no more than the threads that were given, and never a word in what is trained on."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,38 @@ def train(folder: Path, loaders: int, data: Path, model: Path) -> None:
     command += ["--train-jsonl", str(data / "train.coord.jsonl"), "--out", str(folder / "adapter")]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+# A loader that is asked to end with the group of its parent, in a process that then exits, is killed, or closes it.
+SPARED = """
+import os, signal, sys, time
+from torch.utils.data import DataLoader
+from coordexp.swift.workers import spared
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+class Rows:
+    def __len__(self): return 100
+    def __getitem__(self, index): time.sleep(0.05); return index
+batches = iter(spared(DataLoader(Rows(), num_workers=1, persistent_workers=True)))
+next(batches)
+os.killpg(0, signal.SIGTERM)
+assert sum(1 for _ in range(20) if next(batches) is not None) == 20  # no fewer than were fetched ahead
+print(batches._workers[0].pid, flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "closed":
+    worker = batches._workers[0]
+    batches._shutdown_workers()
+    assert not worker.is_alive()
+"""
+
+
+@pytest.mark.parametrize("parent", ["exits", "killed", "closed"])
+def test_a_loader_outlives_sigterm_but_not_its_parent(parent):
+    command = [sys.executable, "-c", SPARED, parent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True, check=False)
+    assert done.returncode == (-signal.SIGKILL if parent == "killed" else 0), done.stderr
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{int(done.stdout)}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

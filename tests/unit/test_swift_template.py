@@ -152,7 +152,7 @@ def test_a_description_that_holds_a_coordinate_token_is_refused(shapes_data, tin
     record.images = [str(shapes_data / record.images[0])]
     record.objects[0].desc = "a <|coord_5|> trap"
     io.write_jsonl(tmp_path / "trap.jsonl", [record])
-    with pytest.raises(DataError, match="holds '<[|]'"):
+    with pytest.raises(DataError, match=r"holds '<[|]'"):
         encode_one(tiny_model, tmp_path / "trap.jsonl")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from coordexp.errors import ModelError
 from coordexp.recipe import load_recipe
 from coordexp.swift.train import train
 
@@ -41,6 +42,20 @@ main, Samples.get = os.getpid(), get
 run(Path(sys.argv[1]))
 """
 
+# Dies while the first old checkpoint is deleted.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from coordexp.swift.train import run
+
+def rmtree(path, *_, **__):
+    Path(path, "optimizer.pt").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = rmtree
+run(Path(sys.argv[1]))
+"""
+
 
 def recipe(data, **training):
     overrides = {
@@ -55,8 +70,11 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe(data)"):
-    """Train in a process of its own; send `sign` once a checkpoint is whole, wait, and name the steps that stand."""
+WHOLE, STEPPED = "checkpoint-*/COMPLETE", "logging.jsonl"
+
+
+def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe(data)", once=WHOLE):
+    """Train in a process group of its own; `sign` all of it once there is `once`; name the steps that stand then."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[4:]; "
         f"from {module} import recipe; from coordexp.swift.train import train; "
@@ -66,7 +84,7 @@ def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe
     command = [sys.executable, "-c", code, str(data), str(model), str(folder), str(Path(__file__).parent)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not list(folder.glob("checkpoints/*/checkpoint-*/COMPLETE")):
+    while not list(folder.glob(f"checkpoints/*/{once}")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, sign)
@@ -81,17 +99,51 @@ def uninterrupted(shapes_data, tiny_model, tmp_path_factory):
     return weights(folder / "adapter")
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "preemption"])
-def test_killed_and_run_again_is_the_same_training(uninterrupted, shapes_data, tiny_model, tmp_path, capfd, sign):
-    whole = start_and_kill(tmp_path, shapes_data, tiny_model, sign)
+def test_killed_and_run_again_is_the_same_training(uninterrupted, shapes_data, tiny_model, tmp_path, capfd):
+    whole = start_and_kill(tmp_path, shapes_data, tiny_model, signal.SIGKILL)
     assert whole and whole[-1] < STEPS
-    assert not (tmp_path / "adapter").exists()
-    manifest = train(recipe(shapes_data), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
-    assert f"checkpoint-{whole[-1]}" in capfd.readouterr().out
+    goes_on(tmp_path, whole[-1], recipe(shapes_data), tiny_model, uninterrupted, capfd)
+
+
+def test_preemption_saves_where_no_checkpoint_was_due(uninterrupted, shapes_data, tiny_model, tmp_path, capfd):
+    """SIGTERM reaches every process of a job, the loader among them."""
+    never, made = {"save_steps": 1000}, "recipe(data, save_steps=1000)"
+    (saved,) = start_and_kill(tmp_path, shapes_data, tiny_model, signal.SIGTERM, made=made, once=STEPPED)
+    assert 0 < saved < STEPS
+    goes_on(tmp_path, saved, recipe(shapes_data, **never), tiny_model, uninterrupted, capfd)
+
+
+def goes_on(folder, step, recipe, model, uninterrupted, capfd):
+    """Run again: from `step` to the weights of a run that nothing ended."""
+    assert not (folder / "adapter").exists()
+    manifest = train(recipe, model, folder / "adapter", folder / "log.jsonl")
+    printed = capfd.readouterr().out
+    assert "resuming from" in printed and f"checkpoint-{step}\n" in printed
     assert manifest["step"] == STEPS
-    again = weights(tmp_path / "adapter")
+    again = weights(folder / "adapter")
     assert again.keys() == uninterrupted.keys()
     assert all(torch.equal(again[name], uninterrupted[name]) for name in again)
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted(uninterrupted, shapes_data, tiny_model, tmp_path, capfd):
+    """The new one is whole before, and the old one counts no more."""
+    kept = recipe(shapes_data, save_total_limit=1)
+
+    def launch(job_file, layout):
+        alone = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # sums are the same
+        done = subprocess.run([sys.executable, "-c", KILLED, str(job_file)], env=alone, check=False)
+        assert done.returncode == -signal.SIGKILL
+        raise ModelError("killed")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError):
+        patch.setattr("coordexp.swift.train.launch", launch)
+        patch.setattr("coordexp.swift.train.drop_broken", lambda folder: None)
+        train(kept, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
+    assert len(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) == 2
+    (whole,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")
+    assert whole.read_text() == "4\n"
+    goes_on(tmp_path, 4, kept, tiny_model, uninterrupted, capfd)
+    assert [p.name for p in tmp_path.glob("checkpoints/*/checkpoint-*")] == [f"checkpoint-{STEPS}"]
 
 
 def test_every_epoch_is_drawn_anew(shapes_data, tiny_model, tmp_path, monkeypatch):

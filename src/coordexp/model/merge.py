@@ -96,7 +96,7 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
     named = io.read_json(state).get("best_model_checkpoint") if state.exists() else None
     chosen = [c for c in candidates if named and c.name == Path(named).name]
     if not chosen:
-        fix = "train with evaluation and load_best_model_at_end or metric_for_best_model, or merge the newest"
+        fix = "train with custom.detection_eval, or evaluation and metric_for_best_model; or merge the newest"
         raise ModelError(
             located("the trainer named no best checkpoint that is still here", file=state, found=named, fix=fix)
         )

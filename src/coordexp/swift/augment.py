@@ -49,11 +49,39 @@ def augment(
     """The sample under changes drawn from `seed` (seed, epoch, index).
 
     The picture stays on the grid of `factor` pixels and within its budget of tiles. keep_order: leave the objects
-    in their order; else they are put in reading order again. A question about categories that the crop leaves none
-    of keeps its picture: the open question would deny objects that it had not asked for and that are in view.
+    in their order; else they are put in reading order again.
     """
+    record, rng = sample.record, np.random.default_rng([*seed, STREAM])
+    plan = draw_plan(record, options, rng, factor, may_flip(sample, options))
+    objects = _moved(record, plan, options)
+    if sample.categories and not _still_named(sample, objects):
+        # The open question would have a wrong answer: the sample's objects may not be all that the picture shows.
+        plan = Plan((0, 0, record.width, record.height), (record.width, record.height), flip=False)
+        objects = _moved(record, plan, options)
+    picture = _picture(sample, plan)
+    if not keep_order:
+        objects = [objects[i] for i in reading_order(np.array([obj.norm_box for obj in objects])).tolist()]
+    width, height = plan.size
+    objects = [_in_pixels(obj, width, height) for obj in objects]
+    changed = msgspec.structs.replace(record, width=width, height=height, coord_space="pixel", objects=objects)
+    asked = _still_named(sample, objects) if sample.categories else None
+    return Augmented(sample._replace(record=changed, categories=asked), picture, len(record.objects) - len(objects))
+
+
+def _moved(record: Record, plan: Plan, options: Augmentation) -> list[Object]:
+    moved = [move(obj, (record.width, record.height), plan, options.min_visible) for obj in record.objects]
+    return [obj for obj in moved if obj is not None]
+
+
+def _still_named(sample: Sample, objects: list[Object]) -> list[str]:
+    """The categories of a prompt without those whose objects are all cut away."""
+    gone = {obj.desc for obj in sample.record.objects} - {obj.desc for obj in objects}
+    return [name for name in sample.categories or [] if name not in gone]
+
+
+def _picture(sample: Sample, plan: Plan) -> Image.Image:
+    """The picture of a sample after the plan; DataError when it is not of the size that its record says."""
     record = sample.record
-    plan = draw_plan(record, options, np.random.default_rng([*seed, STREAM]), factor, may_flip(sample, options))
     with Image.open(sample.path.parent / record.images[0]) as opened:
         if opened.size != (record.width, record.height):
             found = "x".join(map(str, opened.size))
@@ -61,21 +89,7 @@ def augment(
             raise DataError(
                 f"{sample.place}: picture is {found}, but the record says {record.width}x{record.height}\n  -> {fix}"
             )
-        picture = opened.convert("RGB")
-    moved = [move(obj, (record.width, record.height), plan, options.min_visible) for obj in record.objects]
-    objects = [obj for obj in moved if obj is not None]
-    if not keep_order:
-        objects = [objects[i] for i in reading_order(np.array([obj.norm_box for obj in objects])).tolist()]
-    width, height = plan.size
-    objects = [_in_pixels(obj, width, height) for obj in objects]
-    changed = msgspec.structs.replace(record, width=width, height=height, coord_space="pixel", objects=objects)
-    left = {obj.desc for obj in objects}
-    gone = {obj.desc for obj in record.objects} - left
-    asked = None if sample.categories is None else [name for name in sample.categories if name not in gone]
-    if asked == []:  # nothing is left to ask for
-        return Augmented(sample, picture, 0)
-    sample = sample._replace(record=changed, categories=asked)
-    return Augmented(sample, change_picture(picture, plan), len(record.objects) - len(objects))
+        return change_picture(opened.convert("RGB"), plan)
 
 
 def may_flip(sample: Sample, options: Augmentation) -> bool:

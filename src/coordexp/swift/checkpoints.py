@@ -13,7 +13,7 @@ from swift.callbacks.base import TrainerCallback
 
 from coordexp.io import write_text
 from coordexp.swift.dataset import set_epoch
-from coordexp.swift.marks import MARK
+from coordexp.swift.marks import MARK, rotate
 
 NAME = "coordexp_checkpoints"
 
@@ -27,13 +27,17 @@ class CheckpointCallback(TrainerCallback):
     """Marks whole checkpoints; on SIGTERM saves one at the end of the step and stops."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take SIGTERM (preemption, `scancel`) as a request to save and stop."""
+        """Take SIGTERM (preemption, `scancel`) as a request to save and stop; take over what is kept.
+
+        transformers deletes old checkpoints before the new one is marked.
+        """
         self.terminated = False
+        self.limit, args.save_total_limit = args.save_total_limit, None
         signal.signal(signal.SIGTERM, self._terminate)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw this epoch's samples."""
-        set_epoch(int((state.epoch or 0) + 1e-6))
+        """Draw this epoch's samples; with packing the first one's, whose lengths the packs were planned by."""
+        set_epoch(0 if self.trainer.template.packing else int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop, all processes at the same step, when one was asked to end."""
@@ -42,11 +46,12 @@ class CheckpointCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that all processes have written their part of."""
+        """Mark the checkpoint that all processes have written their part of; then delete old ones."""
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, f"{state.global_step}\n")
+            rotate(args.output_dir, self.limit, state.best_global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """An interrupted run must not look finished."""

@@ -6,9 +6,6 @@ Memory stays flat in the size of the files, and what a sample asks and shows may
 from __future__ import annotations
 
 import functools
-import os
-import signal
-import threading
 from typing import Any
 
 import msgspec
@@ -16,7 +13,6 @@ import torch
 from datasets import Dataset
 from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
-from torch.utils.data import get_worker_info
 
 from coordexp.data import fusion
 from coordexp.data.samples import Sample, Samples, one_file, read_table
@@ -46,25 +42,7 @@ def current_epoch() -> int:
 
 def sample_of(row: dict[str, Any]) -> Sample:
     """The sample that a row of the data set stands for, in the current epoch (validation: always the first)."""
-    _outlive_sigterm(os.getpid())
     return samples(row["split"]).get(row["index"], current_epoch() if row["split"] == TRAIN else 0)
-
-
-@functools.cache
-def _outlive_sigterm(process: int) -> None:
-    """In a loader process: obey SIGTERM from the training alone, which still needs samples when a whole job gets it.
-
-    Called once for each `process`, as a cache is inherited over a fork.
-    """
-    if get_worker_info() is not None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_training_says, daemon=True).start()
-
-
-def _end_when_the_training_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 @functools.cache

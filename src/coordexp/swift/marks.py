@@ -21,6 +21,21 @@ def drop_broken(folder: str | Path) -> None:
             shutil.rmtree(checkpoint)
 
 
+def rotate(folder: str | Path, limit: int | None, best: int | None) -> None:
+    """Delete the oldest whole checkpoints over `limit`, never the newest nor the one of step `best`.
+
+    A mark goes before the rest, so that a kill on the way leaves nothing that is torn and yet counts.
+    """
+    whole = whole_checkpoints(folder)
+    if not limit or limit < 0 or not whole:
+        return
+    kept = {whole[-1], *(p for p in whole if step(p) == best)}
+    old = [p for p in whole if p not in kept]
+    for checkpoint in old[: max(len(whole) - max(limit, len(kept)), 0)]:
+        (checkpoint / MARK).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def step(checkpoint: Path) -> int:
     """The optimisation step in a checkpoint's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])

@@ -17,7 +17,7 @@ class AnswerTargets(NamedTuple):
     """Of one answer: its record as file:line, coordinates in [0, 1] in slot order, the slots of each box and its
     description, how many labels are supervised, and the branch positions (None when every target is hard).
 
-    left_out: samples that were too long and in whose place it stands. cropped: objects that augmentation cut away.
+    left_out: 1 when it stands in for a sample that was too long. cropped: objects that augmentation cut away.
     """
 
     place: str

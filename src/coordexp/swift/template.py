@@ -121,7 +121,7 @@ class DeletingTemplate(CoordTemplate):
     """Leaves out samples over `template.max_length`; the next sample of the epoch stands in, counted and named."""
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The first sample from this row on that is short enough, and whether this row's own is left out."""
+        """The first sample from this row on that is short enough, and whether that is another than the row's own."""
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
         count = inputs["count"]
@@ -132,7 +132,7 @@ class DeletingTemplate(CoordTemplate):
             except LongSample as error:
                 logger.warning_once(f"left out: {str(error).splitlines()[0]}")
                 continue
-            encoded[TARGETS] = encoded[TARGETS]._replace(left_out=int(further > 0))
+            encoded[TARGETS] = encoded[TARGETS]._replace(left_out=int(further > 0))  # the others are rows of their own
             return encoded
         raise DataError(f"every sample is over template.max_length {self.max_length}\n  -> {LONG_FIX}")
 

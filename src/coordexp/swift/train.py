@@ -162,7 +162,11 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     """ms-swift's arguments: the recipe's, under those that the workflow owns."""
     watched = bool(recipe.custom.detection_eval.every)
     plugins = [Path(__file__).with_name("plugin.py"), *([WATCH_PLUGIN] if watched else [])]
-    callbacks = [*(["coordexp_best"] if watched else []), "coordexp_checkpoints", "coordexp_forecast"]
+    callbacks = [
+        *(["coordexp_best"] if watched else []),
+        "coordexp_forecast",
+        "coordexp_checkpoints",
+    ]  # the last takes the limit
     owned = {
         "model": str(model_dir.resolve()),
         "model_type": recipe.model.get("model_type", "coordexp_qwen3_vl"),

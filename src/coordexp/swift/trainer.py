@@ -16,6 +16,9 @@ from coordexp.model.adapter import OFFSET_MODULE
 from coordexp.recipe import Custom
 from coordexp.swift.settings import custom_section
 from coordexp.swift.template import TARGETS
+from coordexp.swift.workers import spared
+
+MOST_LEFT_OUT = 32  # a scale of 65,536 halved so often is far below 1: the numbers themselves are none
 
 logger = get_logger()
 
@@ -28,10 +31,12 @@ def register() -> None:
 class CoordTrainer(Seq2SeqTrainer):
     """`num_items_in_batch` becomes the counts of text, slots and boxes of the global batch, [3] int64.
 
-    places: the records, as file:line, of this process in the current step.
+    places: the records, as file:line, of this process in the current step. left_out: steps in a row whose gradients
+    were no numbers.
     """
 
     places: list[str] = []  # noqa: RUF012 -- replaced, never changed
+    left_out = 0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Check one batch against the recipe, and that the processes know of each other, then train."""
@@ -49,6 +54,13 @@ class CoordTrainer(Seq2SeqTrainer):
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
 
+    def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """ms-swift's, whose processes outlive SIGTERM."""
+        return spared(super().get_train_dataloader(*args, **kwargs))
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:  # of evaluation
+        return spared(super()._get_dataloader(*args, **kwargs))
+
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Where detection chooses the checkpoint, an evaluation loss does not."""
         return not custom_section().detection_eval.every and super()._determine_best_metric(*args, **kwargs)
@@ -58,20 +70,30 @@ class CoordTrainer(Seq2SeqTrainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         self.places = [place for batch in batch_samples for place in batch[TARGETS]["places"]]
         total = torch.stack([batch[TARGETS]["counts"].to(device) for batch in batch_samples]).sum(dim=0)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+        if self.args.world_size > 1:
             total = self.accelerator.gather(total[None]).sum(dim=0)
         return total
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is None or math.isfinite(norm):
+            self.left_out = 0
             return norm
-        if self.args.fp16:  # the scaler leaves out this step, lowers its scale and goes on
+        self.left_out += 1
+        if self._scales_gradients() and self.left_out < MOST_LEFT_OUT:  # leaves out this step and lowers its scale
             return None  # not logged: JSON has no infinity
+        in_a_row = f", {self.left_out} in a row" if self.left_out > 1 else ""
         raise DataError(
-            f"gradient norm is {float(norm)} at step {self.state.global_step}\n  in {'; '.join(self.places)}\n"
+            f"gradient norm is {float(norm)} at step {self.state.global_step}{in_a_row}\n"
+            f"  in {'; '.join(self.places)}\n"
             "  -> look at these records with `coordexp doctor`; lower the learning rate if they are sound"
         )
+
+    def _scales_gradients(self) -> bool:
+        """Whether a scaler looks for gradients that overflowed; `args.fp16` is also set for float32 without one."""
+        if self.is_deepspeed_enabled:
+            return bool(self.accelerator.state.deepspeed_plugin.deepspeed_config.get("fp16", {}).get("enabled"))
+        return self.accelerator.scaler is not None
 
 
 def check_start(counts: Counts, trainable: dict[str, int], custom: Custom) -> None:
