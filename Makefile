@@ -36,7 +36,7 @@ workflow: install  ## real Snakemake runs, end to end
 test-slurm: install  ## the demo on a real SLURM of two nodes on this machine; needs root and Debian's slurm-wlm, munge
 	pytest tests/slurm
 
-soak: install  ## every rule under every fault: an hour of two idle cores at most; writes the table of docs/faults.md
+soak: install  ## every rule under every fault: 25 minutes on two cores; writes the table of docs/faults.md
 	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json
 	python docs/make_faults.py
 
