@@ -81,17 +81,6 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
         ("custom: {loss: {sigma: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.sigma`"),
         ("custom: {loss: {temperature: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.temperature`"),
         ("custom: {orders_per_sample: 3}", "orders_per_sample: has no effect"),
-        (
-            "custom: {coord_tokens: {enabled: false}, coord_offset: {enabled: true}}\n"
-            "training: {optimizer: multimodal_coord_offset}",
-            "coord_offset: has no effect",
-        ),
-        ("custom: {loss: {sigma: 0}}", r"Expected `float` > 0(.|\n)*sigma"),
-        ("custom: {loss: {temperature: 0}}", r"Expected `float` > 0(.|\n)*temperature"),
-        ("custom: {loss: {ramp: {start: 0.5, end: 0.2}}}", "ramp: expected start before end"),
-        ("data: {split_dataset_ratio: 0.1}", "split_dataset_ratio: has no effect"),
-        ("data: {columns: {a: b}}", "columns: has no effect"),
-        ("training: {router_aux_loss_coef: 0.1}", "router_aux_loss_coef: would not reach the loss"),
         ("custom: {category_prompt: Find the listed things.}", "category_prompt: has no effect"),
         ("- a list", "not a map of settings"),
         ("a: [", "not YAML"),
