@@ -37,10 +37,17 @@ def page() -> str:
 
 def _section(summary: dict[str, Any]) -> str:
     starts = dict.fromkeys(row["start"] for row in summary["rows"])
+    title = "\n## `{run}`, {start}, {steps} steps{arms}\n".format
     return "".join(
-        f"\n## `{summary['run']}`, {STARTS[start]}, {_steps(summary, start)} steps\n{_tables(summary, start)}"
+        title(run=summary["run"], start=STARTS[start], steps=_steps(summary, start), arms=_only(summary))
+        + _tables(summary, start)
         for start in starts
     )
+
+
+def _only(summary: dict[str, Any]) -> str:
+    """The arms by name, where those that all others are held against are in another section."""
+    return "" if "tokens" in summary["arms"] else ": " + " and ".join(f"`{arm}`" for arm in summary["arms"])
 
 
 def _steps(summary: dict[str, Any], start: str) -> str:
