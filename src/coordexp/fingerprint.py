@@ -30,6 +30,11 @@ def code_fingerprint(entry: str, roots: tuple[Path, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
+def own_code(entry: str) -> str:
+    """`code_fingerprint` of a module of this package, as it runs."""
+    return code_fingerprint(entry, (Path(__file__).resolve().parents[1],))
+
+
 @functools.cache
 def closure(entry: str, roots: tuple[Path, ...]) -> frozenset[str]:
     """Every module of this project that `entry` imports, directly or not, and `entry` itself."""

@@ -25,7 +25,7 @@ import numpy as np
 from coordexp import __version__
 from coordexp.contract import Metadata, Record, Source
 from coordexp.data import annotations as annotation_files
-from coordexp.data import categories, objects, order, parts, pictures, scan, statistics
+from coordexp.data import categories, made_by, objects, order, parts, pictures, scan, statistics
 from coordexp.data.annotations import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.data.categories import descriptions, load
 from coordexp.data.forecast import forecast
@@ -37,7 +37,6 @@ from coordexp.geometry.resize import grid_size
 from coordexp.io import canonical_json, read_json, sha256_file, write_json
 from coordexp.locks import end_with_parent
 
-MARKER = ".pictures.json"  # among the pictures of a split: from and by what they were made
 CHUNK = 1024  # most pictures a part; small data sets have smaller parts, so that all workers get some
 _CODE = (annotation_files, categories, objects, order, parts, pictures, polygons, resize, scan, statistics)
 
@@ -132,17 +131,8 @@ def convert(
         raise DataError(located("no picture could be used", file=base / source.annotations, found=found, fix=fix))
     write_json(stats_path, summary)
     if made_by_path is not None:
-        write_json(made_by_path, {**_made_by(images_dir / MARKER), "image_dirs": source.image_dirs})
+        write_json(made_by_path, {**made_by.read(images_dir), "image_dirs": source.image_dirs})
     shutil.rmtree(job.parts.parent)
-
-
-def pictures_made_by(records_jsonl: str | Path) -> list[dict]:
-    """By what the pictures beside converted records were made, split by split, wherever they came from."""
-    return [_made_by(marker) for marker in sorted(Path(records_jsonl).parent.glob(f"images/*/{MARKER}"))]
-
-
-def _made_by(marker: Path) -> dict:
-    return {key: value for key, value in read_json(marker).items() if key != "image_dirs"}
 
 
 def load_source(manifest: str | Path) -> Source:
@@ -362,25 +352,14 @@ def _labels(image_dirs: list[Path]) -> list[str]:
 def _own_images(folder: Path, source: Source, image_dirs: list[Path], options: ConvertOptions, max_blocks: int) -> Path:
     """The folder of this split's pictures, emptied if an earlier conversion made them from or by something else."""
     own = {"dataset": source.dataset, "split": source.split}
-    made_by = own | {
+    how = {
         "image_dirs": [str(d.resolve()) for d in image_dirs],
         "max_blocks": max_blocks,
         **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality")},
         "resampler": pictures.resampler(),
         "code": _digest(pictures),
     }
-    marker = folder / MARKER
-    earlier = read_json(marker) if marker.exists() else None
-    if earlier is None and folder.exists() and any(folder.iterdir()):
-        fix = "give a folder that is empty, or that an earlier conversion of this split filled"
-        raise DataError(located("this folder holds something else", file=folder, fix=fix))
-    if earlier is not None and {k: earlier.get(k) for k in own} != own:
-        fix = "give every split its own folder"
-        raise DataError(located("this folder is another split's", file=folder, expected=own, found=earlier, fix=fix))
-    if earlier is not None and earlier != made_by:
-        shutil.rmtree(folder)
-    write_json(marker, made_by)
-    return folder
+    return made_by.claim(folder, own, how)
 
 
 def _parts_folder(

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from coordexp.contract import Detection, Prediction, Record
-from coordexp.data.convert import pictures_made_by
+from coordexp.data import made_by
 from coordexp.errors import ConfigError, DataError, located
-from coordexp.fingerprint import code_fingerprint
+from coordexp.fingerprint import own_code
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.infer.answer import Answer
 from coordexp.infer.checkpoint import Answerer, Checkpoint
@@ -68,13 +68,13 @@ def predict(
     identity = {
         "model": _files(Path(model_dir)),
         "records": sha256_file(records_jsonl),
-        "pictures": pictures_made_by(records_jsonl),
+        "pictures": made_by.beside(records_jsonl),
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},
         "style": msgspec.to_builtins(style),
         "categories": list(categories or ()),
         "emit_norm": emit_norm,
         "shard": [shard, shards],
-        "code": code_fingerprint("coordexp.infer.predict", (Path(__file__).resolve().parents[2],)),
+        "code": own_code("coordexp.infer.predict"),
     }
     store = RowStore(out, identity)
     jobs = _jobs(records, options, categories, store)

@@ -17,7 +17,7 @@ from typing import Any
 import coordexp
 from coordexp import io
 from coordexp.errors import CoordExpError, ModelError, located
-from coordexp.fingerprint import code_fingerprint
+from coordexp.fingerprint import own_code
 from coordexp.model import adapter as peft_adapter
 from coordexp.model import shards, update, vocab
 from coordexp.model.forecast import forecast
@@ -223,7 +223,7 @@ def _check_not_merged(base: Path, manifest: dict) -> None:
 def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan: update.Plan) -> dict:
     return {
         "coordexp": coordexp.__version__,
-        "code": code_fingerprint("coordexp.model.merge", (Path(__file__).resolve().parents[2],)),
+        "code": own_code("coordexp.model.merge"),
         "base": {
             "path": str(base),
             "config": io.sha256_file(base / "config.json"),

@@ -13,7 +13,7 @@ import msgspec
 from coordexp import io
 from coordexp.contract import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.errors import ModelError, located
-from coordexp.fingerprint import code_fingerprint
+from coordexp.fingerprint import own_code
 from coordexp.model import rows, shards
 from coordexp.model.forecast import forecast
 from coordexp.model.output import Output
@@ -207,8 +207,7 @@ def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
 
 def _origin(base: Path) -> dict:
     """What the weights come from, base and code: who reads this file alone sees that they have changed."""
-    code = code_fingerprint("coordexp.model.vocab", (Path(__file__).resolve().parents[2],))
-    return {"base": shards.fingerprints(base), "code": code}
+    return {"base": shards.fingerprints(base), "code": own_code("coordexp.model.vocab")}
 
 
 def _pass_on(base: Path, out: Path) -> dict:

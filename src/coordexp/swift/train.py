@@ -16,10 +16,9 @@ from typing import Any
 
 import msgspec
 
-from coordexp.data import fusion
-from coordexp.data.convert import pictures_made_by
+from coordexp.data import fusion, made_by
 from coordexp.errors import ConfigError, CoordExpError, ModelError, located
-from coordexp.fingerprint import code_fingerprint
+from coordexp.fingerprint import own_code
 from coordexp.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
 from coordexp.locks import disk_is_full, end_with_parent, full_disk
 from coordexp.model import shards
@@ -117,7 +116,7 @@ def fingerprint(recipe: Recipe, model_dir: Path, world: int = 1) -> str:
     """Key of a run: the recipe without its paths, the data's bytes, the base's tokenizer, samples of its weights, the
     code, and how many processes share a step, since that many batches make one."""
     facts = {**msgspec.to_builtins(recipe), "world": world}
-    facts["code"] = code_fingerprint("coordexp.swift.plugin", (Path(__file__).resolve().parents[2],))
+    facts["code"] = own_code("coordexp.swift.plugin")
     facts |= {name: _content(facts["custom"].pop(name)) for name in ("train_jsonl", "val_jsonl", "categories")}
     facts["mixture"] = _mixture(facts["custom"].pop("fusion_config"))
     for file in sorted(model_dir.glob("*.json")):
@@ -130,7 +129,7 @@ def _content(path: str | None) -> Any:
     """The bytes of a file of the data, and by what the pictures beside it were made; wherever they lie."""
     if not path:
         return None
-    return [sha256_file(path), pictures_made_by(path)]
+    return [sha256_file(path), made_by.beside(path)]
 
 
 def _mixture(path: str | None) -> Any:
@@ -162,11 +161,8 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     """ms-swift's arguments: the recipe's, under those that the workflow owns."""
     watched = bool(recipe.custom.detection_eval.every)
     plugins = [Path(__file__).with_name("plugin.py"), *([WATCH_PLUGIN] if watched else [])]
-    callbacks = [
-        *(["coordexp_best"] if watched else []),
-        "coordexp_forecast",
-        "coordexp_checkpoints",
-    ]  # the last takes the limit
+    # coordexp_checkpoints takes save_total_limit away, which coordexp_forecast reads.
+    callbacks = [*(["coordexp_best"] if watched else []), "coordexp_forecast", "coordexp_checkpoints"]
     owned = {
         "model": str(model_dir.resolve()),
         "model_type": recipe.model.get("model_type", "coordexp_qwen3_vl"),
