@@ -1,7 +1,7 @@
 # CoordExp: from a detection data set to a vision-language model that detects, and its honest numbers.
 #
 #   snakemake results/shapes_9/eval.json --cores all      generated shapes and a tiny model, on a laptop
-#   snakemake results/lvis_768/eval.json --cores all      LVIS at a budget of 768 tiles a picture
+#   snakemake results/lvis_768/eval.json --cores all      LVIS at a budget of 768 tiles a image
 
 from snakemake.utils import min_version
 

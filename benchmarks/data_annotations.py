@@ -1,9 +1,9 @@
 """Annotation side of the conversion (no pixels): speed against a plain json loop, memory, and growth.
 
-    python benchmarks/data_annotations.py [--pictures 100000] [--compare 20000] [--workers 2]
+    python benchmarks/data_annotations.py [--images 100000] [--compare 20000] [--workers 2]
 
 Both sides get the same file and write the same records and counts, which is checked; each runs in a
-process of its own, timed from its start, imports included. Pictures are neither looked up nor opened.
+process of its own, timed from its start, imports included. Images are neither looked up nor opened.
 Writes benchmarks/results/data_annotations.json.
 """
 
@@ -28,11 +28,11 @@ def plain_loop(manifest: Path, out: Path) -> None:
 
 
 def without_pixels(manifest: Path, out: Path, workers: int) -> None:
-    """The stage as it is, with the pictures left out."""
-    from coordexp.data import convert as stage
+    """The stage as it is, with the images left out."""
+    from coordexp.datasets import convert as stage
 
-    stage.pictures.find = lambda name, dirs, from_url=False: (0, name.rsplit("/", 1)[-1])
-    stage.pictures.prepare = lambda *a: "left out"
+    stage.images.find = lambda name, dirs, from_url=False: (0, name.rsplit("/", 1)[-1])
+    stage.images.prepare = lambda *a: "left out"
     options = stage.ConvertOptions(num_workers=workers)
     stage.convert(manifest, out / "train.jsonl", out / "images", options, BLOCKS, out / "stats.json")
 
@@ -46,7 +46,7 @@ def check_equal(ours: Path, plain: Path) -> None:
     stats = json.loads((ours / "stats.json").read_text())
     round_trip = stats["round_trip"]
     found = {
-        "pictures": stats["pictures"]["written"],
+        "images": stats["images"]["written"],
         "objects": stats["objects"]["written"],
         "clipped": stats["objects"]["clipped"],
         **{
@@ -69,13 +69,13 @@ def compare(manifest: Path, out: Path, row: dict, work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--compare", type=int, default=20_000, help="size at which the plain loop runs too")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     from data_generated import write_lvis
 
-    from coordexp.io import write_json
+    from coordexp.runtime.io import write_json
 
     work = Path(tempfile.mkdtemp(prefix="coordexp-bench-"))
     result: dict = {
@@ -85,11 +85,11 @@ def main() -> None:
         "runs": {},
     }
     try:
-        for count in sorted({1000, args.compare, args.pictures // 2, args.pictures}):
+        for count in sorted({1000, args.compare, args.images // 2, args.images}):
             manifest, out = write_lvis(work / str(count), count), work / f"out{count}"
             row = measured(without_pixels, manifest, out, args.workers)
             row["annotation_file_mb"] = round((manifest.parent / "annotations.json").stat().st_size / 1e6)
-            row["cpu_ms_per_picture"] = round(row["cpu_seconds"] / count * 1000, 4)
+            row["cpu_ms_per_image"] = round(row["cpu_seconds"] / count * 1000, 4)
             if count == args.compare:
                 compare(manifest, out, row, work)
             result["runs"][count] = row

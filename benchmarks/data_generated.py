@@ -1,4 +1,4 @@
-"""Generated sources of any size for the data benchmarks: LVIS annotations, and pictures like photographs."""
+"""Generated sources of any size for the data benchmarks: LVIS annotations, and photos like photographs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from coordexp.contract import Source
-from coordexp.io import sha256_file, write_json
+from coordexp.records import Source
+from coordexp.runtime.io import sha256_file, write_json
 
 CATEGORIES = 1203
-PER_PICTURE = 12.7  # annotations a picture in LVIS v1 train: 1.27 M in 100 k
+PER_PICTURE = 12.7  # annotations a image in LVIS v1 train: 1.27 M in 100 k
 POINTS = (8, 110)  # points of an outline: about 900 bytes an annotation, a gigabyte in all
 
 
-def write_lvis(folder: Path, pictures: int, *, seed: int = 0) -> Path:
-    """A manifest and an LVIS v1 annotation file of `pictures` pictures under `folder`, written as a stream."""
+def write_lvis(folder: Path, photos: int, *, seed: int = 0) -> Path:
+    """A manifest and an LVIS v1 annotation file of `photos` photos under `folder`, written as a stream."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     outlines = [_outline(rng, int(n)) for n in np.linspace(*POINTS, 500)]
     sizes = [(640, 480), (480, 640), (640, 427), (500, 375), (612, 612)]
     path = folder / "annotations.json"
-    counts = rng.poisson(PER_PICTURE, pictures)
+    counts = rng.poisson(PER_PICTURE, photos)
     with path.open("w") as out:
         out.write('{"info": {"description": "generated"}, "annotations": [')
-        owners = rng.permutation(np.repeat(np.arange(pictures), counts))  # scattered, as in the real files
+        owners = rng.permutation(np.repeat(np.arange(photos), counts))  # scattered, as in the real files
         for k, owner in enumerate(owners.tolist()):
             width, height = sizes[owner % len(sizes)]
             x, y = rng.uniform(0, 0.9, 2) * (width, height)
@@ -39,7 +39,7 @@ def write_lvis(folder: Path, pictures: int, *, seed: int = 0) -> Path:
                 f'"bbox": [{x:.2f}, {y:.2f}, {w:.2f}, {h:.2f}], "category_id": {k * 7 % CATEGORIES + 1}}}'
             )
         out.write('], "images": [')
-        for i in range(pictures):
+        for i in range(photos):
             width, height = sizes[i % len(sizes)]
             image = {
                 "id": i + 1,
@@ -65,13 +65,13 @@ def write_photographs(
     With `originals` these files are repeated instead.
     """
     different = len(originals) if originals else different
-    pictures = folder / "train2017"
-    pictures.mkdir(parents=True, exist_ok=True)
+    photos = folder / "train2017"
+    photos.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     images = []
     for i in range(count):
         width, height = ((640, 480), (480, 640), (640, 427))[i % different % 3]
-        target = pictures / f"{i:012d}.jpg"
+        target = photos / f"{i:012d}.jpg"
         if i < different and originals:
             shutil.copyfile(originals[i], target)
         elif i < different:
@@ -80,7 +80,7 @@ def write_photographs(
             grain = Image.fromarray(rng.normal(128, 24, (height, width, 3)).clip(0, 255).astype(np.uint8))
             Image.blend(smooth, grain.filter(ImageFilter.GaussianBlur(1)), 0.4).save(target, quality=92)
         else:
-            os.link(pictures / f"{i % different:012d}.jpg", target)
+            os.link(photos / f"{i % different:012d}.jpg", target)
         if originals:
             with Image.open(target) as image:
                 width, height = image.size

@@ -1,10 +1,10 @@
-"""Pixel side of the conversion: pictures a second against a plain Pillow loop, quality, and where the time goes.
+"""Pixel side of the conversion: images a second against a plain Pillow loop, quality, and where the time goes.
 
-    python benchmarks/data_pixels.py [--pictures 1500] [--workers 2] [--folder DIR_OF_JPEGS]
+    python benchmarks/data_pixels.py [--images 1500] [--workers 2] [--folder DIR_OF_JPEGS]
 
-Same pictures, size rule, JPEG quality and chroma subsampling on both sides, bicubic interpolation on
+Same images, size rule, JPEG quality and chroma subsampling on both sides, bicubic interpolation on
 both; each runs in a process of its own, timed from its start. Quality is PSNR in dB: of the stage's
-pictures against those of the plain loop, and of either kernel against the truth, where a picture is
+images against those of the plain loop, and of either kernel against the truth, where a image is
 shrunk and enlarged again by it. Writes benchmarks/results/data_pixels.json.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 from coordexp.geometry.resize import grid_size
 
 BLOCKS, QUALITY, CHROMA_420 = 768, 95, 2
-SAMPLE = 40  # pictures whose quality and steps are looked at
+SAMPLE = 40  # images whose quality and steps are looked at
 
 
 def target_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -40,17 +40,17 @@ def plain_loop(sources: list[Path], out: Path) -> None:
 
 
 def stage(manifest: Path, out: Path, workers: int) -> None:
-    from coordexp.data.convert import ConvertOptions, convert
+    from coordexp.datasets.convert import ConvertOptions, convert
 
     options = ConvertOptions(num_workers=workers, jpeg_quality=QUALITY)
     convert(manifest, out / "train.jsonl", out / "images", options, BLOCKS, out / "stats.json")
 
 
 def quality(sources: list[Path], ours: Path, plain: Path) -> dict[str, float]:
-    """Mean PSNR in dB; the source and either result of the same picture, and what a kernel gives back of a picture."""
+    """Mean PSNR in dB; the source and either result of the same image, and what a kernel gives back of a image."""
     import numpy as np
 
-    from coordexp.data.pictures import resample
+    from coordexp.datasets.images import resample
 
     def psnr(a: Image.Image, b: Image.Image) -> float:
         return 10 * np.log10(255**2 / np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2))
@@ -68,7 +68,7 @@ def quality(sources: list[Path], ours: Path, plain: Path) -> dict[str, float]:
 
 
 def steps(sources: list[Path], out: Path) -> dict[str, float]:
-    """CPU milliseconds a picture of each step of the stage's usual case, on one core."""
+    """CPU milliseconds a image of each step of the stage's usual case, on one core."""
     import cv2
     import numpy as np
 
@@ -100,20 +100,20 @@ def steps(sources: list[Path], out: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="real JPEGs to use instead of generated ones")
     args = parser.parse_args()
     from data_generated import write_photographs
 
-    from coordexp.data.pictures import resampler
-    from coordexp.io import write_json
+    from coordexp.datasets.images import resampler
+    from coordexp.runtime.io import write_json
 
     load = round(os.getloadavg()[0], 2)
     work = Path(tempfile.mkdtemp(prefix="coordexp-bench-"))
     try:
         originals = sorted(args.folder.rglob("*.jpg")) if args.folder else None
-        manifest = write_photographs(work, args.pictures, originals=originals)
+        manifest = write_photographs(work, args.images, originals=originals)
         sources = sorted((work / "train2017").iterdir())
         plain = measured(plain_loop, sources, work / "plain")
         ours = measured(stage, manifest, work / "out", args.workers)
@@ -122,7 +122,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "workers": args.workers,
             "load_average_at_start": load,
-            "pictures": len(sources),
+            "images": len(sources),
             "source": "photographs" if originals else "generated",
             "resampler": resampler(),
             "plain_loop": plain,
@@ -131,7 +131,7 @@ def main() -> None:
             "times_faster": round(plain["seconds"] / ours["seconds"], 2),
             "times_less_cpu": round(plain["cpu_seconds"] / ours["cpu_seconds"], 2),
             "psnr_db": quality(sources[:SAMPLE], written, work / "plain"),
-            "cpu_ms_a_picture": steps(sources[:SAMPLE], work / "steps"),
+            "cpu_ms_a_image": steps(sources[:SAMPLE], work / "steps"),
         }
     finally:
         shutil.rmtree(work)

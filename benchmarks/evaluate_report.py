@@ -1,8 +1,8 @@
-"""The report of many pictures: seconds and megabytes.
+"""The report of many images: seconds and megabytes.
 
-python benchmarks/evaluate_report.py [--pictures 5000] [--detections 150000] [--gallery 24] [--out FILE]
+python benchmarks/evaluate_report.py [--images 5000] [--detections 150000] [--gallery 24] [--out FILE]
 
-Pictures are 640 x 480 JPEG files with noise on a gradient (heavier than photographs); evaluation is not timed.
+Images are 640 x 480 JPEG files with noise on a gradient (heavier than photographs); evaluation is not timed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from evaluate_scoring import HEIGHT, WIDTH, make
 from PIL import Image
 
-from coordexp.evaluate import EvaluateOptions, evaluate
-from coordexp.report import write
+from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.reporting import write
 
 DISTINCT = 16
 
 
 def records(folder: Path) -> None:
-    """val.jsonl in pixel space and its pictures, which share 16 files."""
+    """val.jsonl in pixel space and its images, which share 16 files."""
     content = json.loads((folder / "annotations.json").read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
     objects: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
@@ -56,14 +56,14 @@ def records(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=150_000)
     parser.add_argument("--gallery", type=int, default=24)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make(folder, args.pictures, args.detections, 1203, seed=1)
+        make(folder, args.images, args.detections, 1203, seed=1)
         records(folder)
         files = {"predictions": folder / "predictions.jsonl", "annotations": folder / "annotations.json"}
         evaluate(**files, options=EvaluateOptions(bootstrap=2), dataset="made", split="val", out=folder / "eval.json")
@@ -78,7 +78,7 @@ def main() -> None:
             gallery=args.gallery,
         )
         figures = {
-            "pictures": args.pictures,
+            "images": args.images,
             "gallery": args.gallery,
             "seconds": round(time.perf_counter() - start, 2),
             "megabytes": round((folder / "report.html").stat().st_size / 1e6, 2),

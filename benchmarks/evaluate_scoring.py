@@ -1,6 +1,6 @@
 """Scoring against pycocotools and lvis-api: seconds from files to numbers, and whether the numbers are equal.
 
-python benchmarks/evaluate_scoring.py [--pictures 5000] [--detections 150000] [--out FILE]
+python benchmarks/evaluate_scoring.py [--count 5000] [--detections 150000] [--out FILE]
 
 Both read the same annotation file and the same detections (predictions.jsonl here, COCO results there; both in
 the tie rule's order) and give the twelve COCO numbers or the thirteen LVIS numbers. The references run once.
@@ -24,22 +24,24 @@ from pathlib import Path
 
 import numpy as np
 
-from coordexp.evaluate import EvaluateOptions, detections, engine, evaluate, foreign, truth
-from coordexp.evaluate.labels import LabelMap
+from coordexp.evaluation import EvaluateOptions, detections, evaluate, ground_truth
+from coordexp.evaluation import coco_lvis_ap as engine
+from coordexp.evaluation import external_predictions as foreign
+from coordexp.evaluation.label_mapping import LabelMap
 
 COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 WIDTH, HEIGHT = 640, 480
 
 
-def make(folder: Path, pictures: int, count: int, kinds: int, seed: int) -> None:
+def make(folder: Path, num_images: int, count: int, kinds: int, seed: int) -> None:
     """annotations.json (LVIS layout), predictions.jsonl and results.json; half of the detections lie on objects."""
     rng = np.random.default_rng(seed)
     categories = [
         {"id": k + 1, "name": f"thing{k:04d}", "frequency": "rcf"[k % 3], "synonyms": []} for k in range(kinds)
     ]
     images, annotations, lines, results = [], [], [], []
-    each = count // pictures
-    for i in range(1, pictures + 1):
+    each = count // num_images
+    for i in range(1, num_images + 1):
         objects = int(rng.integers(3, 12))
         pool = rng.permutation(kinds)[:12]
         present = rng.choice(pool[:4], objects)
@@ -81,7 +83,7 @@ def boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def ours(folder: Path, protocol: str) -> dict:
-    gt = truth.load(folder / "annotations.json")
+    gt = ground_truth.load(folder / "annotations.json")
     found, _ = detections.collect(foreign.read(folder / "predictions.jsonl", gt), gt, LabelMap(gt.categories))
     return (engine.coco(gt, found, 100) if protocol == "coco" else engine.lvis(gt, found, 300)).metrics
 
@@ -121,7 +123,7 @@ def seconds(work: Callable[[], dict], repeat: int) -> tuple[float, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=150_000)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
@@ -129,7 +131,7 @@ def main() -> None:
     for protocol, kinds, reference in (("coco", 80, pycocotools), ("lvis", 1203, lvis_api)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            make(folder, args.pictures, args.detections, kinds, seed=1)
+            make(folder, args.count, args.detections, kinds, seed=1)
             own, numbers = seconds(lambda: ours(folder, protocol), 3)  # noqa: B023
             whole, _ = seconds(lambda: everything(folder, protocol), 1)  # noqa: B023
             theirs, expected = seconds(lambda: reference(folder), 1)  # noqa: B023

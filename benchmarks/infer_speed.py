@@ -1,9 +1,9 @@
 """Constrained decoding against plain `generate`: same checkpoint, same batch, same answers.
 
-    python benchmarks/infer_speed.py [--pictures 16] [--objects 8] [--threads 2]
+    python benchmarks/infer_speed.py [--images 16] [--objects 8] [--threads 2]
 
 Builds a tiny Qwen3-VL with the published vocabulary (152,670 entries), teaches it one answer to each
-picture, and lets both ways write these answers down again. Prints seconds, objects and tokens a second.
+image, and lets both ways write these answers down again. Prints seconds, objects and tokens a second.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from coordexp.contract import Object, coord_token
-from coordexp.infer.checkpoint import Checkpoint
-from coordexp.infer.options import PredictOptions
-from coordexp.infer.protocol import Question
-from coordexp.model import tiny, vocab
-from coordexp.parse import parse_answer
-from coordexp.prompt import PromptStyle, render_answer
+from coordexp.answers.parse import parse_answer
+from coordexp.answers.render import PromptStyle, render_answer
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.predictor import Checkpoint
+from coordexp.inference.prompts import Question
+from coordexp.modeling import tiny, vocab
+from coordexp.records import Object, coord_token
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 from model_helpers import qwen3_tokenizer
@@ -38,7 +38,7 @@ SIDE = 128
 SAMPLED = 2048
 
 
-def pictures(count: int) -> list[Image.Image]:
+def images(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(3)
     small = rng.integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
     return [Image.fromarray(array).resize((SIDE, SIDE), Image.Resampling.NEAREST) for array in small]
@@ -121,7 +121,7 @@ def measure(checkpoint: Checkpoint, shown: list[Image.Image], tokens: int) -> di
     same = sum(a.split("<|im_end|>")[0] == b for a, b in zip(plain_texts, texts, strict=True))
     written = sum(len(checkpoint.processor.tokenizer(text).input_ids) for text in texts)
     return {
-        "pictures": len(shown),
+        "images": len(shown),
         "objects_plain": objects[0],
         "objects_constrained": objects[1],
         "same_answers": same,
@@ -137,7 +137,7 @@ def measure(checkpoint: Checkpoint, shown: list[Image.Image], tokens: int) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--objects", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=400)
@@ -147,10 +147,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tiny.build(Path(folder) / "base", 7, tokenizer=qwen3_tokenizer())
         vocab.expand(Path(folder) / "base", Path(folder) / "expanded")
-        options = PredictOptions(batch_size=chosen.pictures, max_new_tokens=64 * chosen.objects)
+        options = PredictOptions(batch_size=chosen.images, max_new_tokens=64 * chosen.objects)
         checkpoint = Checkpoint(Path(folder) / "expanded", options, STYLE)
-    shown = pictures(chosen.pictures)
-    steps = teach(checkpoint, shown, answers(chosen.pictures, chosen.objects), chosen.steps)
+    shown = images(chosen.images)
+    steps = teach(checkpoint, shown, answers(chosen.images, chosen.objects), chosen.steps)
     print(json.dumps({"steps": steps, **measure(checkpoint, shown, 64 * chosen.objects)}, indent=2))
 
 

@@ -19,31 +19,31 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from coordexp.contract import Object, coord_tokens
-from coordexp.data import shapes
+from coordexp.answers.render import PromptStyle, hf_chat, render_answer
+from coordexp.datasets import shapes
 from coordexp.geometry.boxes import iou
-from coordexp.model import tiny, vocab
-from coordexp.prompt import PromptStyle, hf_chat, render_answer
+from coordexp.modeling import tiny, vocab
+from coordexp.records import Object, coord_tokens
 
 
 def samples(processor, count: int, seed: int, root: Path) -> list[dict]:
-    """Encoded pictures: pixel values [36, 1536], ids [L], first answer position."""
+    """Encoded images: pixel values [36, 1536], ids [L], first answer position."""
     source = shapes.generate(shapes.ShapesOptions(count=count, seed=seed), "train", root)
-    truth = json.loads((root / source.annotations).read_text())
-    names = {c["id"]: c["name"] for c in truth["categories"]}
+    ground_truth = json.loads((root / source.annotations).read_text())
+    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
     boxes: dict[int, list] = {}
-    for annotation in truth["annotations"]:
+    for annotation in ground_truth["annotations"]:
         boxes.setdefault(annotation["image_id"], []).append(annotation)
     prompt = processor.apply_chat_template(hf_chat(PromptStyle()), add_generation_prompt=True)
     prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * 9)
     files = {f.name: f for f in root.rglob("*") if f.suffix in {".jpg", ".png"}}
     made, prompt_ids = [], processor.tokenizer(prompt).input_ids
     tokens = coord_tokens()
-    for picture in truth["images"]:
-        name = Path(picture.get("file_name") or picture["coco_url"]).name
+    for image in ground_truth["images"]:
+        name = Path(image.get("file_name") or image["coco_url"]).name
         pixels = processor.image_processor(images=[Image.open(files[name]).convert("RGB")], return_tensors="pt")
         objects = []
-        for a in sorted(boxes.get(picture["id"], []), key=lambda a: (a["bbox"][1], a["bbox"][0])):
+        for a in sorted(boxes.get(image["id"], []), key=lambda a: (a["bbox"][1], a["bbox"][0])):
             x, y, w, h = (v / 96 for v in a["bbox"])
             bins = [min(999, max(0, round(v * 999))) for v in (x, y, x + w, y + h)]
             desc = names[a["category_id"]].replace("_", " ")
@@ -85,10 +85,10 @@ def evaluate(model, batches: list[dict], ids: vocab.CoordIds) -> tuple[float, fl
         slots = (target >= ids.start) & (target <= ids.end)
         losses.append(torch.nn.functional.cross_entropy(logits[slots], target[slots], reduction="sum").item())
         found = logits[slots][:, ids.start : ids.end + 1].argmax(-1).view(-1, 4).numpy() / 999
-        truth = (target[slots] - ids.start).view(-1, 4).numpy() / 999
+        ground_truth = (target[slots] - ids.start).view(-1, 4).numpy() / 999
         found = np.concatenate([np.minimum(found[:, :2], found[:, 2:]), np.maximum(found[:, :2], found[:, 2:])], 1)
-        overlap = np.array([iou(a[None], b[None]).item() for a, b in zip(found, truth, strict=True)])
-        hits, total = hits + int((overlap >= 0.5).sum()), total + len(truth)
+        overlap = np.array([iou(a[None], b[None]).item() for a, b in zip(found, ground_truth, strict=True)])
+        hits, total = hits + int((overlap >= 0.5).sum()), total + len(ground_truth)
     model.train()
     return sum(losses) / (4 * total), hits / total
 
@@ -100,9 +100,9 @@ def run(init: str, knobs: dict, args: argparse.Namespace, root: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(root / "model").train()
     ids, tokenizer = vocab.coord_ids(root / "model"), processor.tokenizer
     pad, image = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    train = samples(processor, args.pictures, 1, root / "train")
+    train = samples(processor, args.images, 1, root / "train")
     val = samples(processor, 128, 2, root / "val")
-    held_out = [collate(val[i : i + 32], pad, image) for i in range(0, len(val), 32)]
+    calibration = [collate(val[i : i + 32], pad, image) for i in range(0, len(val), 32)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.95))
     warmup = max(1, args.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -120,14 +120,14 @@ def run(init: str, knobs: dict, args: argparse.Namespace, root: Path) -> None:
         optimizer.zero_grad()
         spent += time.perf_counter() - began
         if step % (args.steps // 4) == 0:
-            curve.append("step {}: loss {:.3f} iou50 {:.3f}".format(step, *evaluate(model, held_out, ids)))
+            curve.append("step {}: loss {:.3f} iou50 {:.3f}".format(step, *evaluate(model, calibration, ids)))
     print(f"{init} {knobs}: {1000 * spent / args.steps:.0f} ms a step; " + "; ".join(curve), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--init", nargs="+", default=["mean", "numeric"])

@@ -30,7 +30,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from coordexp.model import rows, shards, tiny, vocab
+from coordexp.modeling import embedding_init as rows
+from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling import tiny, vocab
 
 HIDDEN, MLP, HEADS, KV_HEADS = 2560, 9728, 32, 8
 

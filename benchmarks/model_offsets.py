@@ -23,7 +23,7 @@ METHODS = ("lora", "offsets", "trainable_token_indices")
 
 
 def prepare(folder: Path, hidden: int) -> None:
-    from coordexp.model import tiny, vocab
+    from coordexp.modeling import tiny, vocab
 
     knobs = {"hidden": hidden, "layers": 2, "heads": hidden // 64, "kv_heads": 2, "head_dim": 64, "mlp": 2 * hidden}
     tiny.build(folder / "base", 1, pad_rows=151_669 - 1_050, embed_std=0.02, **knobs)
@@ -35,7 +35,8 @@ def one(folder: Path, method: str, steps: int, length: int) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
 
-    from coordexp.model import offsets, vocab
+    from coordexp.modeling import coord_offset as offsets
+    from coordexp.modeling import vocab
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

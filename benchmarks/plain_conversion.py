@@ -22,12 +22,12 @@ def convert(manifest: Path, out: Path, blocks: int) -> None:
     grouped = defaultdict(list)
     for annotation in data["annotations"]:
         grouped[annotation["image_id"]].append(annotation)
-    counts = {"pictures": 0, "objects": 0, "clipped": 0, **{f"{size}:good": 0 for size in SIZES}}
+    counts = {"images": 0, "objects": 0, "clipped": 0, **{f"{size}:good": 0 for size in SIZES}}
     with (out / "train.jsonl").open("w") as lines:
         for image in data["images"]:
             lines.write(json.dumps(record(source["dataset"], image, grouped[image["id"]], names, blocks, counts)))
             lines.write("\n")
-            counts["pictures"] += 1
+            counts["images"] += 1
     (out / "stats.json").write_text(json.dumps(counts))
 
 

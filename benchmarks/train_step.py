@@ -8,7 +8,7 @@ recipe's loss alone. A step is what the trainer's loop does: counts of the batch
 optimizer. Arms alternate step by step in one process. Peak memory is the resident set's high-water mark during a
 step, measured in a process of its own for each arm; the part that stays (weights, optimizer) is given beside it.
 
-Cases: the compact vocabulary, the published one (152,670 rows), 300 objects a picture (compact; the shorter the rest
+Cases: the compact vocabulary, the published one (152,670 rows), 300 objects a image (compact; the shorter the rest
 of a step, the more the matching weighs), and the loader of the demo's recipe.
 """
 
@@ -27,11 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/train_step.json"
-TERMS = {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "gate": 2, "l1": 1, "giou": 1, "ciou": 1, "temperature": 0.9}
+TERMS = {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "coord_mass": 2, "l1": 1, "giou": 1, "ciou": 1, "temperature": 0.9}
 FULL = {**TERMS, "sigma": 1.5, "truncate": 8}
 ARMS = {"plain": None, "full": FULL, "hungarian": {**FULL, "matching": "hungarian"}}
 ARMS["remaining"] = {**ARMS["hungarian"], "set_targets": "remaining"}
-# vocabulary, objects a picture, pictures a batch, steps timed of each arm, arms
+# vocabulary, objects a image, images a batch, steps timed of each arm, arms
 CASES = {
     "compact": ("compact", 12, 16, 30, ("plain", "full", "remaining")),
     "published": ("published", 20, 2, 8, ("plain", "full", "remaining")),
@@ -42,7 +42,7 @@ NAMES = ["person", "traffic light", "cat", "potted plant", "baseball bat", "cup"
 
 
 def prepare(folder: Path) -> None:
-    from coordexp.model import tiny, vocab
+    from coordexp.modeling import tiny, vocab
 
     sys.path.insert(0, str(ROOT / "tests" / "unit"))
     from model_helpers import qwen3_tokenizer
@@ -55,19 +55,19 @@ def prepare(folder: Path) -> None:
     write_records(folder / "loader.jsonl", 2, 640)
 
 
-def write_records(path: Path, objects: int, pictures: int) -> None:
-    """Noise pictures with random boxes, in token space."""
+def write_records(path: Path, objects: int, images: int) -> None:
+    """Noise images with random boxes, in token space."""
     import numpy as np
     from PIL import Image
 
-    from coordexp.contract import Metadata, Object, Record, coord_token
-    from coordexp.io import write_jsonl
+    from coordexp.records import Metadata, Object, Record, coord_token
+    from coordexp.runtime.io import write_jsonl
 
     rng, random_names = np.random.default_rng(5), random.Random(5)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for n in range(pictures):
+    for n in range(images):
         pixels = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{n}.png")
         found = []
@@ -83,8 +83,8 @@ def write_records(path: Path, objects: int, pictures: int) -> None:
 def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: dict | None, **training):
     """A trainer of ms-swift as `swift sft` would run it, not started. `loss` None: ms-swift's own cross-entropy."""
     from coordexp.recipe import load_recipe
-    from coordexp.swift import settings
-    from coordexp.swift.train import swift_arguments
+    from coordexp.training.ms_swift import custom_section as settings
+    from coordexp.training.train import swift_arguments
 
     overrides = {
         "template": {"max_length": 32768},
@@ -110,7 +110,7 @@ def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: 
         def train(self, trainer):
             return trainer
 
-    from coordexp.swift import dataset, trainer
+    from coordexp.training.ms_swift import dataset, trainer
 
     dataset.samples.cache_clear()
     pipeline = Unstarted(SftArguments(**arguments))
@@ -161,8 +161,8 @@ def time_case(folder: Path, name: str) -> dict:
     labels = inputs["plain"][0]["labels"]
     reference = seconds["plain"]
     return {
-        "objects_per_picture": objects,
-        "pictures_per_batch": batch,
+        "objects_per_image": objects,
+        "images_per_batch": batch,
         "rows_of_vocabulary": trainers["plain"].model.config.text_config.vocab_size,
         "supervised_tokens": int((labels != -100).sum()),
         "batch_by_length": list(labels.shape),
@@ -227,7 +227,7 @@ def time_loader(folder: Path, steps: int = 34) -> dict:
         ready.append(time.perf_counter() - began)
     return {
         "workers": trainer.args.dataloader_num_workers,
-        "pictures_per_batch": 16,
+        "images_per_batch": 16,
         "loader_seconds_per_batch_in_process": alone,
         "median_step_seconds": statistics.median(computing),
         "median_wait_seconds": statistics.median(waits),

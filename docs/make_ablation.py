@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coordexp.report.ablation import METRICS
+from coordexp.reporting.sweep_page import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "ablation.md"

@@ -78,7 +78,7 @@ def stage(rule: str) -> str:
 
 
 def svg(edges: Edges) -> str:
-    """The picture; the same graph gives the same bytes."""
+    """The image; the same graph gives the same bytes."""
     at = places(edges)
     width = max(x for x, _ in at.values()) + STEP // 2
     boxes = [

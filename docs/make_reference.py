@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
-from coordexp.data.samples import SampleOptions
-from coordexp.data.shapes import ShapesOptions
-from coordexp.infer.options import PredictOptions
-from coordexp.prompt import PromptStyle
+from coordexp.answers.render import PromptStyle
+from coordexp.datasets.samples import SampleOptions
+from coordexp.datasets.shapes import ShapesOptions
+from coordexp.inference.options import PredictOptions
 from coordexp.recipe import Custom
 
 REPOSITORY = Path(__file__).resolve().parents[1]

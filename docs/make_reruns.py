@@ -22,15 +22,15 @@ import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
-from coordexp.fingerprint import closure
+from coordexp.config.settings import SCHEMA
 from coordexp.recipe import SWIFT_SECTIONS, Custom
-from coordexp.settings_file import merge, read_extended
-from coordexp.workflow import SCHEMA
+from coordexp.runtime.code_identity import closure
+from coordexp.runtime.config_io import merge, read_extended
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "reruns.md"
 EXPECTED = REPOSITORY / "docs" / "reruns.yaml"
-PLUGIN = "coordexp.swift.plugin"  # loaded by its path
+PLUGIN = "coordexp.training.ms_swift.plugin"  # loaded by its path
 CODE_ROOTS = (REPOSITORY, REPOSITORY / "src")
 TARGETS = tuple(f"{run}/{f}" for run in ("shapes_9", "lvis_768") for f in ("eval.json", "report.html", "data/complete"))
 ABLATION = ("ablation/shapes_9/summary.json",)  # reads keys of its own
@@ -67,7 +67,7 @@ COUNTED = {
 }
 UNCOUNTED = """
 Annotations are read whole when something has touched them since their manifest was written (1.6 s a GB), small files of
-a base at every start. A folder that is gone reruns nothing. Not seen are other pictures under the same names, which may
+a base at every start. A folder that is gone reruns nothing. Not seen are other images under the same names, which may
 be millions, and weights that differ between the samples alone: a whole read of 9 GB takes 14 s at every start. Give
 such a data set another name; such a base too, and delete `results/{run}/train/checkpoints`.
 

@@ -1,4 +1,4 @@
-"""Draw docs/results.png from a finished demo: the first pictures with two shapes of its validation split, truth
+"""Draw docs/results.png from a finished demo: the first images with two shapes of its validation split, truth
 above predictions.
 
     python docs/make_results.py results/shapes_9
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from coordexp.contract import Detection
-from coordexp.infer.draw import draw
-from coordexp.io import read_jsonl, read_records
+from coordexp.inference.draw import draw
+from coordexp.records import Detection, read_records
+from coordexp.runtime.io import read_jsonl
 
 PICTURE = Path(__file__).with_name("results.png")
-COUNT, SIDE, GAP = 6, 192, 6  # pictures in a row; pixels
+COUNT, SIDE, GAP = 6, 192, 6  # images in a row; pixels
 
 
 def sheet(run: Path) -> Image.Image:
-    """Truth in the upper row, what was predicted in the lower one; the first such pictures, not the best."""
+    """Truth in the upper row, what was predicted in the lower one; the first such images, not the best."""
     several = (r for r in read_records(run / "data/val.jsonl", "pixel") if len(r.objects) > 1)
     records = list(islice(several, COUNT))
     rows = {row["image_id"]: row for row in read_jsonl(run / "eval/predictions.jsonl")}
@@ -31,8 +31,8 @@ def sheet(run: Path) -> Image.Image:
             Image.open(run / "data" / record.images[0]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         )
         found = [Detection(**d) for d in rows[record.metadata.image_id]["detections"]]
-        truth = [Detection(desc=o.desc, norm=o.norm, score=1.0) for o in record.objects]
-        for row, detections in enumerate((truth, found)):
+        ground_truth = [Detection(desc=o.desc, norm=o.norm, score=1.0) for o in record.objects]
+        for row, detections in enumerate((ground_truth, found)):
             canvas.paste(draw(image, detections), (column * (SIDE + GAP), row * (SIDE + GAP)))
     return canvas
 

@@ -47,7 +47,7 @@ use rule train as ablation_base with:
     input:
         train=lambda w: settings.trained_on(BASE_RUN, "train", ablation.recipe(BASE_ARM)),
         val=lambda w: settings.trained_on(BASE_RUN, "val", ablation.recipe(BASE_ARM)),
-        pictures=lambda w: settings.pictures(settings.records(BASE_RUN, "train"), settings.records(BASE_RUN, "val")),
+        images=lambda w: settings.images(settings.records(BASE_RUN, "train"), settings.records(BASE_RUN, "val")),
         source=f"{RAW}/{settings.run(BASE_RUN).dataset}/train.source.json",
         base=f"{RESULTS}/ablation/models/random-{{seed}}/config.json",
     output:
@@ -87,7 +87,7 @@ use rule train as ablation_train with:
     input:
         train=lambda w: settings.trained_on(w.run, "train", ablation.recipe(w.arm, w.start)),
         val=lambda w: settings.trained_on(w.run, "val", ablation.recipe(w.arm, w.start)),
-        pictures=lambda w: settings.pictures(settings.records(w.run, "train"), settings.records(w.run, "val")),
+        images=lambda w: settings.images(settings.records(w.run, "train"), settings.records(w.run, "val")),
         source=lambda w: source_of(w, "train"),
         base=f"{STARTS}-coordexp/config.json",
         tokens=f"{STARTS}-coordexp/coord_tokens.json",
@@ -129,7 +129,7 @@ use rule merge as ablation_merge with:
 use rule predict as ablation_predict with:
     input:
         records=lambda w: settings.records(w.run, "val"),
-        pictures=lambda w: settings.pictures(settings.records(w.run, "val")),
+        images=lambda w: settings.images(settings.records(w.run, "val")),
         source=lambda w: source_of(w, "val"),
         model=f"{ARM}/merged/merge_manifest.json",
     output:

@@ -9,11 +9,11 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
 sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
-from coordexp import runs
-from coordexp.ablation import BASE_ARM, Ablation
-from coordexp.fingerprint import code_fingerprint
-from coordexp.io import canonical_json
-from coordexp.workflow import Settings, over_defaults
+from coordexp.config import runs
+from coordexp.config.sweeps import Ablation, BASE_ARM
+from coordexp.runtime.code_identity import code_fingerprint
+from coordexp.runtime.io import canonical_json
+from coordexp.config.settings import Settings, over_defaults
 
 settings = Settings.load(over_defaults(config, ROOT), ROOT)
 RESULTS = settings.data["output_base"]
@@ -37,7 +37,7 @@ wildcard_constraints:
     split=r"train|val",
     tiny=r"(_tiny)?",
     model=r"[A-Za-z0-9._-]+",
-    part=r"eval|held_out",
+    part=r"eval|calibration",
 
 
 def keys(**values):
@@ -47,7 +47,7 @@ def keys(**values):
 
 def code(rule_name):
     """Hash of the script of a rule, and of the plug-in that ms-swift loads for it by path."""
-    modules = [f"workflow_scripts.{rule_name}", *(["coordexp.swift.plugin"] if rule_name == "train" else [])]
+    modules = [f"workflow_scripts.{rule_name}", *(["coordexp.training.ms_swift.plugin"] if rule_name == "train" else [])]
     return "+".join(code_fingerprint(module, CODE_ROOTS) for module in modules)
 
 

@@ -1,4 +1,4 @@
-# Source pictures and annotations -> records on the model's grid -> coordinate tokens -> tiny and held-out splits.
+# Source images and annotations -> records on the model's grid -> coordinate tokens -> tiny and calibration splits.
 
 
 rule download:
@@ -27,13 +27,13 @@ rule download:
 
 
 rule convert_resize:
-    """Source pictures and annotations as pixel-space records and pictures on the grid, at most MAX_BLOCKS tiles."""
+    """Source images and annotations as pixel-space records and images on the grid, at most MAX_BLOCKS tiles."""
     input:
         source=source_of,
     output:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         stats=f"{RESULTS}/{{run}}/data/{{split}}.stats.json",
-        pictures=f"{RESULTS}/{{run}}/data/{{split}}.pictures.json",
+        provenance=f"{RESULTS}/{{run}}/data/{{split}}.images.json",
     log:
         f"{RESULTS}/{{run}}/logs/convert_resize.{{split}}.log",
     benchmark:
@@ -71,7 +71,7 @@ rule convert_resize:
         code=code("convert_resize"),
     shell:
         "python -m workflow_scripts.convert_resize --config {params.config:q} --source {input.source:q}"
-        " --records {output.records:q} --stats {output.stats:q} --pictures {output.pictures:q}"
+        " --records {output.records:q} --stats {output.stats:q} --provenance {output.provenance:q}"
         " --images {params.images:q} --workers {threads} > {log:q} 2>&1"
 
 
@@ -102,7 +102,7 @@ rule coord_tokenize:
 
 
 rule tiny_split:
-    """A random subset of TINY pictures, the same ones in pixel and in token space."""
+    """A random subset of TINY images, the same ones in pixel and in token space."""
     input:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         tokens=f"{RESULTS}/{{run}}/data/{{split}}.coord.jsonl",
@@ -129,19 +129,19 @@ rule tiny_split:
         " --tokens {input.tokens:q} --tiny-records {output.records:q} --tiny-tokens {output.tokens:q} > {log:q} 2>&1"
 
 
-rule hold_out:
-    """Pictures of the training split that training never sees, and the others in pixel and in token space."""
+rule calibration_split:
+    """Images of the training split that training never sees, and the others in pixel and in token space."""
     input:
         records=f"{RESULTS}/{{run}}/data/train.jsonl",
         tokens=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
     output:
-        held_out=f"{RESULTS}/{{run}}/data/held_out.jsonl",
+        calibration=f"{RESULTS}/{{run}}/data/calibration.jsonl",
         rest=f"{RESULTS}/{{run}}/data/train_rest.jsonl",
         rest_tokens=f"{RESULTS}/{{run}}/data/train_rest.coord.jsonl",
     log:
-        f"{RESULTS}/{{run}}/logs/hold_out.log",
+        f"{RESULTS}/{{run}}/logs/calibration_split.log",
     benchmark:
-        f"{RESULTS}/{{run}}/benchmarks/hold_out.tsv"
+        f"{RESULTS}/{{run}}/benchmarks/calibration_split.tsv"
     wildcard_constraints:
         run=PREPARED,
     conda:
@@ -151,11 +151,11 @@ rule hold_out:
         mem_mb=memory(1000),
         runtime=30,
     params:
-        config=keys(held_out=settings.config["calibrate"]["held_out"], seed=settings.data["seed"]),
-        code=code("hold_out"),
+        config=keys(calibration=settings.config["calibrate"]["calibration"], seed=settings.data["seed"]),
+        code=code("calibration_split"),
     shell:
-        "python -m workflow_scripts.hold_out --config {params.config:q} --records {input.records:q}"
-        " --tokens {input.tokens:q} --held-out {output.held_out:q} --rest {output.rest:q}"
+        "python -m workflow_scripts.calibration_split --config {params.config:q} --records {input.records:q}"
+        " --tokens {input.tokens:q} --calibration {output.calibration:q} --rest {output.rest:q}"
         " --rest-tokens {output.rest_tokens:q} > {log:q} 2>&1"
 
 

@@ -1,9 +1,9 @@
 # Answers with scores, gathered from their shards, scores as probabilities where asked for, and the numbers.
 
 SHARDS = settings.config["predict"]["shards"]
-PICTURES = settings.config["predict"]["pictures"]
+PICTURES = settings.config["predict"]["images"]
 CALIBRATED = settings.config["calibrate"]["method"] != "none"
-PREDICTED = {"eval": PICTURES, "held_out": "held_out"}
+PREDICTED = {"eval": PICTURES, "calibration": "calibration"}
 
 
 localrules:
@@ -11,10 +11,10 @@ localrules:
 
 
 rule predict:
-    """One shard of the pictures: answers decoded under the grammar, boxes with scores."""
+    """One shard of the images: answers decoded under the grammar, boxes with scores."""
     input:
         records=lambda w: settings.records(w.run, PREDICTED[w.part]),
-        pictures=lambda w: settings.pictures(settings.records(w.run, PREDICTED[w.part])),
+        images=lambda w: settings.images(settings.records(w.run, PREDICTED[w.part])),
         source=lambda w: source_of(w, "val"),
         model=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
     output:
@@ -70,10 +70,10 @@ rule gather:
 
 
 rule calibrate:
-    """From raw scores to the probability of being right, learnt on pictures that neither training nor evaluation uses."""
+    """From raw scores to the probability of being right, learnt on images that neither training nor evaluation uses."""
     input:
-        predictions=f"{RESULTS}/{{run}}/held_out/predictions.jsonl",
-        records=lambda w: settings.records(w.run, "held_out"),
+        predictions=f"{RESULTS}/{{run}}/calibration/predictions.jsonl",
+        records=lambda w: settings.records(w.run, "calibration"),
         source=lambda w: source_of(w, "train"),
         trained_on=lambda w: settings.mixture(w.run, tables=False)[1:] or settings.trained_on(w.run, "train"),
     output:

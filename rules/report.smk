@@ -32,12 +32,12 @@ rule curves:
 
 
 rule report:
-    """One self-contained page: numbers, curves, pictures, provenance."""
+    """One self-contained page: numbers, curves, images, provenance."""
     input:
         numbers=f"{RESULTS}/{{run}}/eval.json",
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         records=lambda w: settings.records(w.run, PICTURES),
-        pictures=lambda w: settings.pictures(settings.records(w.run, PICTURES)),
+        images=lambda w: settings.images(settings.records(w.run, PICTURES)),
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
         curves=f"{RESULTS}/{{run}}/train/loss.png",
         trained=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
@@ -68,7 +68,7 @@ rule report:
 
 
 rule compare:
-    """Runs on the same pictures, `run+run...`: differences from the first one with paired intervals, and their page."""
+    """Runs on the same images, `run+run...`: differences from the first one with paired intervals, and their page."""
     input:
         evaluated=lambda w: expand(f"{RESULTS}/{{run}}/eval.json", run=w.runs.split("+")),
         predictions=lambda w: expand(f"{RESULTS}/{{run}}/eval/predictions.jsonl", run=w.runs.split("+")),

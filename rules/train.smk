@@ -6,7 +6,7 @@ rule train:
     input:
         train=lambda w: settings.trained_on(w.run, "train"),
         val=lambda w: settings.trained_on(w.run, "val"),
-        pictures=lambda w: settings.pictures(
+        images=lambda w: settings.images(
             settings.trained_on(w.run, "train"), settings.trained_on(w.run, "val"), *settings.mixture(w.run)
         ),
         source=lambda w: source_of(w, "train"),
@@ -28,7 +28,7 @@ rule train:
         mem_mb=memory(small=4000, large=64000),
         runtime=lambda w: settings.size(w.run, small=60, large=2880),
         # What the profile grants of these is what trains: a process a GPU, over so many machines.
-        gpu=lambda w: settings.size(w.run, small=0, large=settings.run(w.run).world),
+        gpu=lambda w: settings.size(w.run, small=0, large=settings.run(w.run).world_size),
         nodes=lambda w: settings.run(w.run).nodes,
     params:
         config=lambda w: keys(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from coordexp import io
-from coordexp.data import convert, shapes, tokenize
-from coordexp.model import tiny, vocab
+from coordexp.datasets import convert, shapes, tokenize
+from coordexp.modeling import tiny, vocab
+from coordexp.runtime import io
 
 # A suite that was started in the background inherits an ignored Ctrl-C, and so would every process that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def shapes_data(tmp_path_factory) -> Path:
-    """Folder with `{train,val}.jsonl`, `{train,val}.coord.jsonl` and their pictures: 24 and 8 of 96x96."""
+    """Folder with `{train,val}.jsonl`, `{train,val}.coord.jsonl` and their images: 24 and 8 of 96x96."""
     folder = tmp_path_factory.mktemp("shapes")
     for split, count, seed in (("train", 24, 1), ("val", 8, 2)):
         source = shapes.generate(shapes.ShapesOptions(count=count, seed=seed), split, folder / "raw")

@@ -1,7 +1,7 @@
 """Rule ablation_summary: the arms of the method beside each other."""
 
-from coordexp.ablation import Ablation
-from coordexp.report.ablation import write
+from coordexp.config.sweeps import Ablation
+from coordexp.reporting.sweep_page import write
 from workflow_scripts.arguments import ROOT, arguments, config, job, path
 
 args = arguments(__doc__, config=config, summary=path, page=path)

@@ -38,8 +38,8 @@ def limit_threads(threads: int) -> None:
 @contextmanager
 def job(output: Path):
     """Alone at work on `output`; a mistake of the user's or a full disk ends in plain words and exit code 1."""
-    from coordexp.errors import CoordExpError
-    from coordexp.locks import disk_is_full, full_disk, sole_writer
+    from coordexp.runtime.errors import CoordExpError
+    from coordexp.runtime.locks import disk_is_full, full_disk, sole_writer
 
     try:
         with sole_writer(output):

@@ -1,8 +1,8 @@
-"""Rule calibrate: how often a detection is right by its raw terms, learnt on held-out pictures."""
+"""Rule calibrate: how often a detection is right by its raw terms, learnt on calibration images."""
 
-from coordexp.data.categories import load
-from coordexp.data.convert import load_source
-from coordexp.infer.calibrate import fit
+from coordexp.datasets.categories import load
+from coordexp.datasets.convert import load_source
+from coordexp.inference.calibrate import fit
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(
@@ -16,6 +16,6 @@ with job(args.calibration):
         load(args.source.parent / source.annotations),
         args.calibration,
         args.config["method"],
-        federated=source.layout == "lvis",
+        federated=source.format == "lvis",
         trained_on=args.trained_on,
     )

@@ -1,9 +1,11 @@
-"""Rule convert_resize: source pictures and annotations -> pictures on the grid and pixel-space records."""
+"""Rule convert_resize: source images and annotations -> images on the grid and pixel-space records."""
 
-from coordexp.data.convert import ConvertOptions, convert
+from coordexp.datasets.convert import ConvertOptions, convert
 from workflow_scripts.arguments import arguments, config, job, path
 
-args = arguments(__doc__, config=config, source=path, records=path, stats=path, pictures=path, images=path, workers=int)
+args = arguments(
+    __doc__, config=config, source=path, records=path, stats=path, provenance=path, images=path, workers=int
+)
 with job(args.records):
     options = ConvertOptions(**args.config["options"], num_workers=args.workers)
-    convert(args.source, args.records, args.images, options, args.config["max_blocks"], args.stats, args.pictures)
+    convert(args.source, args.records, args.images, options, args.config["max_blocks"], args.stats, args.provenance)

@@ -1,6 +1,6 @@
 """Rule coord_tokenize: pixel-space records -> records in coordinate tokens."""
 
-from coordexp.data.tokenize import tokenize
+from coordexp.datasets.tokenize import tokenize
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, records=path, tokens=path)

@@ -1,8 +1,8 @@
-"""Rule curves: the loss of a training as a picture."""
+"""Rule curves: the loss of a training as a image."""
 
-from coordexp.report.curves import loss_picture
+from coordexp.reporting.curves import loss_image
 from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, train_log=path, curves=path)
 with job(args.curves):
-    loss_picture(args.train_log, args.curves)
+    loss_image(args.train_log, args.curves)

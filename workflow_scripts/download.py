@@ -1,6 +1,6 @@
 """Rule download: one split of a data set on disk, and its manifest."""
 
-from coordexp.data.download import provide
+from coordexp.datasets.download import provide
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, split=str, raw=path, source=path)

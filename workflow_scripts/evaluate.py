@@ -1,7 +1,7 @@
 """Rule evaluate: the numbers of a run against the benchmark's own annotation file."""
 
-from coordexp.data.convert import load_source
-from coordexp.evaluate import evaluate, options_from
+from coordexp.datasets.convert import load_source
+from coordexp.evaluation import evaluate, options_from
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, predictions=path, source=path, records=path, numbers=path)

@@ -1,6 +1,6 @@
 """Rule expand_vocab: the base with coordinate tokens, as a new checkpoint."""
 
-from coordexp.model.vocab import expand
+from coordexp.modeling.vocab import expand
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, base=path, expanded=path)

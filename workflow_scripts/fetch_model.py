@@ -1,6 +1,6 @@
 """Rule fetch_model: the base checkpoint as a local folder."""
 
-from coordexp.model.fetch import fetch
+from coordexp.modeling.base_model import fetch
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, fetched=path)

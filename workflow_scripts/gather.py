@@ -1,6 +1,6 @@
 """Rule gather: the shards' predictions as one file in the order of the records, scores calibrated if asked."""
 
-from coordexp.infer.gather import gather
+from coordexp.inference.gather import gather
 from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, shards=[path], records=path, calibration=[path], predictions=path)

@@ -1,6 +1,6 @@
 """Rule merge: what training produced, as a plain Hugging Face checkpoint."""
 
-from coordexp.model.merge import merge
+from coordexp.modeling.merge import merge
 from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, base=path, trained=path, merged=path)

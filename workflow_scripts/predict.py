@@ -1,4 +1,4 @@
-"""Rule predict: answers with scores for one shard of the pictures."""
+"""Rule predict: answers with scores for one shard of the images."""
 
 from workflow_scripts.arguments import arguments, config, job, limit_threads, path
 
@@ -6,18 +6,18 @@ numbers = dict.fromkeys(("shard", "shards", "threads", "gpus"), int)
 args = arguments(__doc__, config=config, records=path, source=path, model=path, predictions=path, **numbers)
 limit_threads(args.threads)
 with job(args.predictions):
-    from coordexp.devices import take_gpus
+    from coordexp.runtime.gpus import take_gpus
 
     take_gpus(args.gpus)
 
     import msgspec
 
-    from coordexp.data.categories import descriptions, load
-    from coordexp.data.convert import load_source
-    from coordexp.infer.options import PredictOptions
-    from coordexp.infer.predict import predict
-    from coordexp.io import read_json
-    from coordexp.prompt import PromptStyle
+    from coordexp.answers.render import PromptStyle
+    from coordexp.datasets.categories import descriptions, load
+    from coordexp.datasets.convert import load_source
+    from coordexp.inference.options import PredictOptions
+    from coordexp.inference.predict import predict
+    from coordexp.runtime.io import read_json
 
     read_json(args.model)  # a manifest that is damaged speaks of a checkpoint that may be
     categories = load(args.source.parent / load_source(args.source).annotations)

@@ -1,7 +1,7 @@
 """Rule report: one self-contained page about a run."""
 
-from coordexp.report import write
-from coordexp.report.provenance import provenance
+from coordexp.reporting import write
+from coordexp.reporting.provenance import provenance
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(

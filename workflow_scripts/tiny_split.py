@@ -1,6 +1,6 @@
-"""Rule tiny_split: the same random pictures out of the pixel-space and the token-space file."""
+"""Rule tiny_split: the same random images out of the pixel-space and the token-space file."""
 
-from coordexp.data.split import tiny
+from coordexp.datasets.splits import tiny
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, records=path, tokens=path, tiny_records=path, tiny_tokens=path)

@@ -20,16 +20,16 @@ args = arguments(
 limit_threads(args.threads)
 rank = os.environ.get("NODE_RANK", "0")  # of several machines that were started by hand
 with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}")):
-    from coordexp.data.samples import write_table
-    from coordexp.devices import take_gpus
+    from coordexp.datasets.samples import write_table
     from coordexp.recipe import typed
-    from coordexp.settings_file import merge
-    from coordexp.swift.launch import Layout
-    from coordexp.swift.train import train
+    from coordexp.runtime.config_io import merge
+    from coordexp.runtime.gpus import take_gpus
+    from coordexp.training.launch import DistributedConfig
+    from coordexp.training.train import train
 
-    layout = Layout.of(args.gpus, args.nodes, args.config["processes"], args.threads)
-    if layout.nodes == 1:
-        take_gpus(layout.gpus)
+    distributed = DistributedConfig.of(args.gpus, args.nodes, args.config["processes"], args.threads)
+    if distributed.nodes == 1:
+        take_gpus(distributed.gpus)
     own = args.config["recipe"]["custom"]["categories"]
     table = path(own) if own else write_table(args.source, args.log.parent / "categories.json", args.config["desc"])
     paths = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": table}
@@ -37,4 +37,4 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     recipe = typed(merge(args.config["recipe"], {"custom": paths}), "recipe")
     if recipe.custom.fusion_config:
         recipe.custom.fusion_config = str(ROOT / recipe.custom.fusion_config)
-    train(recipe, args.base.parent, args.trained.parent, args.log, layout)
+    train(recipe, args.base.parent, args.trained.parent, args.log, distributed)

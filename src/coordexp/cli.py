@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from coordexp.errors import ConfigError, CoordExpError
+from coordexp.runtime.errors import ConfigError, CoordExpError
 
 # Options of `train` that stand for a key of the recipe's `custom` section.
 DATA_OPTIONS = ("train_jsonl", "val_jsonl", "fusion_config", "categories")
@@ -56,7 +56,7 @@ def _expand(commands) -> None:
 
 
 def _run_expand(args: argparse.Namespace) -> int:
-    from coordexp.model.vocab import check, expand
+    from coordexp.modeling.vocab import check, expand
 
     if args.out and args.out.exists():
         raise ConfigError(f"{args.out}: output folder exists\n  -> choose another --out")
@@ -92,21 +92,21 @@ def _train(commands) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> None:
-    from coordexp.locks import sole_writer
     from coordexp.recipe import typed
-    from coordexp.settings_file import merge, read_extended
-    from coordexp.swift.launch import Layout
-    from coordexp.swift.train import train
+    from coordexp.runtime.config_io import merge, read_extended
+    from coordexp.runtime.locks import sole_writer
+    from coordexp.training.launch import DistributedConfig
+    from coordexp.training.train import train
 
     below = read_extended(args.base_config) if args.base_config else {}
     given = {name: str(getattr(args, name).resolve()) for name in DATA_OPTIONS if getattr(args, name)}
     recipe = typed(merge(merge(below, read_extended(args.config)), {"custom": given}), args.config)
     if not (recipe.custom.train_jsonl or recipe.custom.fusion_config):
         raise ConfigError("no data to train on\n  -> give --train-jsonl or --fusion-config, or name it in the recipe")
-    layout = Layout(args.processes, args.nodes, args.threads * args.processes)
+    distributed = DistributedConfig(args.processes, args.nodes, args.threads * args.processes)
     rank = os.environ.get("NODE_RANK", "0")  # machines of one run share the folder
     with sole_writer(args.out.with_name("checkpoints" if rank == "0" else f"checkpoints-{rank}")):
-        manifest = train(recipe, args.model, args.out, args.out.parent / "log.jsonl", layout)
+        manifest = train(recipe, args.model, args.out, args.out.parent / "log.jsonl", distributed)
     if manifest is not None:
         print(f"{args.out}: {manifest['kind']} of step {manifest['step']}")
 
@@ -126,7 +126,7 @@ def _merge(commands) -> None:
 
 
 def _run_merge(args: argparse.Namespace) -> int:
-    from coordexp.model.merge import merge_from_env
+    from coordexp.modeling.merge import merge_from_env
 
     return merge_from_env({**os.environ, "BEST": "1"} if args.best else None)
 
@@ -135,12 +135,12 @@ def _validate(commands) -> None:
     example = "coordexp validate results/lvis_768/data/train.jsonl --open-images"
     sub = _command(commands, "validate", "Check every rule of the record on every line of a file.", example)
     sub.add_argument("file", type=Path, help="JSONL of records")
-    sub.add_argument("--open-images", action="store_true", help="also decode every picture")
+    sub.add_argument("--open-images", action="store_true", help="also decode every image")
     sub.set_defaults(run=_run_validate)
 
 
 def _run_validate(args: argparse.Namespace) -> int:
-    from coordexp.data.validate import validate
+    from coordexp.datasets.validate import validate
 
     problems = validate(args.file, open_images=args.open_images)
     for problem in problems:
@@ -156,7 +156,7 @@ def _doctor(commands) -> None:
     sub.add_argument("--index", type=int, default=0, help="which record, from 0")
     sub.add_argument("--model", type=Path, required=True, help="folder of the expanded base")
     sub.add_argument("--config", type=Path, help="recipe, for its prompt and answer style")
-    sub.add_argument("--out", type=Path, help="picture with the boxes read back from the tokens")
+    sub.add_argument("--out", type=Path, help="image with the boxes read back from the tokens")
     sub.add_argument("--epoch", type=int, help="show the record as the recipe's augmentation changes it in this epoch")
     sub.set_defaults(run=_run_doctor)
 
@@ -176,19 +176,19 @@ def _run_doctor(args: argparse.Namespace) -> None:
     for box in found["boxes"]:
         print(f"  {box['desc']}: {box['pixel']}  IoU {box['iou']}")
     if args.out:
-        print(f"picture: {args.out}")
+        print(f"image: {args.out}")
 
 
 def _evaluate(commands) -> None:
     example = "coordexp evaluate --gt instances_val2017.json --pred predictions.jsonl --out eval.json"
     sub = _command(commands, "evaluate", "Score predictions against COCO or LVIS annotations.", example)
-    sub.add_argument("--gt", type=Path, required=True, help="annotation file in COCO or LVIS layout")
+    sub.add_argument("--gt", type=Path, required=True, help="annotation file in COCO or LVIS format")
     sub.add_argument("--pred", type=Path, required=True, help="predictions.jsonl, or results in COCO's JSON")
     sub.add_argument("--out", type=Path, required=True, help="where the numbers go")
-    layout = "format of the predictions (docs/evaluation.md); default: coco for a JSON list, else coordexp"
-    sub.add_argument("--layout", help=layout)
-    sub.add_argument("--subset", action="store_true", help="score only the pictures that were predicted")
-    records = "pixel-space records of the pictures that were asked about: annotated pictures without one are not judged"
+    format = "format of the predictions (docs/evaluation.md); default: coco for a JSON list, else coordexp"
+    sub.add_argument("--format", help=format)
+    sub.add_argument("--subset", action="store_true", help="score only the images that were predicted")
+    records = "pixel-space records of the images that were asked about: annotated images without one are not judged"
     sub.add_argument("--records", type=Path, help=records)
     on_bad = "faulty annotations stop, or are left out and counted, as data.on_bad does; default: error"
     sub.add_argument("--on-bad", choices=["error", "skip"], default="error", help=on_bad)
@@ -196,27 +196,27 @@ def _evaluate(commands) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> None:
-    from coordexp.evaluate import EvaluateOptions, evaluate
-    from coordexp.evaluate.foreign import usual_layout
+    from coordexp.evaluation import EvaluateOptions, evaluate
+    from coordexp.evaluation.external_predictions import default_format
 
     options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
-    layout = args.layout or usual_layout(args.pred)
-    names = {"dataset": args.gt.stem, "split": "val", "layout": layout}
+    format = args.format or default_format(args.pred)
+    names = {"dataset": args.gt.stem, "split": "val", "format": format}
     evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
     print(f"{args.out}: written")
 
 
 def _compare(commands) -> None:
     example = "coordexp compare results/lvis_768/eval.json results/lvis_1024/eval.json --out compare.json"
-    sub = _command(commands, "compare", "Compare runs on the same pictures, with paired intervals.", example)
+    sub = _command(commands, "compare", "Compare runs on the same images, with paired intervals.", example)
     sub.add_argument("runs", nargs="+", type=Path, metavar="EVAL_JSON", help="two or more; the first is the base")
     sub.add_argument("--out", type=Path, required=True, help="where the numbers go; a page of the same name beside it")
     sub.set_defaults(run=_run_compare)
 
 
 def _run_compare(args: argparse.Namespace) -> None:
-    from coordexp.evaluate.compare import compare_evaluated
-    from coordexp.report import write_comparison
+    from coordexp.evaluation.compare import compare_evaluated
+    from coordexp.reporting import write_comparison
 
     compare_evaluated(args.runs, out=args.out)
     write_comparison(args.out.with_suffix(".html"), compare_json=args.out)
@@ -225,26 +225,26 @@ def _run_compare(args: argparse.Namespace) -> None:
 
 def _detect(commands) -> None:
     example = "coordexp detect street.jpg --model results/lvis_768/merged --categories car,person --out boxes.png"
-    sub = _command(commands, "detect", "Detect objects in pictures with a merged checkpoint.", example)
+    sub = _command(commands, "detect", "Detect objects in images with a merged checkpoint.", example)
     sub.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     sub.add_argument("--model", type=Path, required=True, help="folder of the merged checkpoint")
     sub.add_argument("--categories", help="comma-separated names; default: every object")
     sub.add_argument("--max-blocks", type=int, default=768, help="budget in 32x32 tiles")
     sub.add_argument("--polygons", action="store_true", help="answers may hold polygons (data.geometry: poly)")
     sub.add_argument("--calibration", type=Path, help="calibration.json of the run: scores become probabilities")
-    sub.add_argument("--out", type=Path, help="picture with what was found drawn, for one image")
+    sub.add_argument("--out", type=Path, help="image with what was found drawn, for one image")
     sub.set_defaults(run=_run_detect)
 
 
 def _run_detect(args: argparse.Namespace) -> None:
     import msgspec
 
-    from coordexp.data import pictures
-    from coordexp.infer.detect import detect
-    from coordexp.infer.draw import draw
+    from coordexp.datasets import images
+    from coordexp.inference.detect import detect
+    from coordexp.inference.draw import draw
 
     if args.out and len(args.images) > 1:
-        raise ConfigError(f"--out is for one picture, found {len(args.images)}\n  -> call it once a picture")
+        raise ConfigError(f"--out is for one image, found {len(args.images)}\n  -> call it once a image")
     categories = args.categories.split(",") if args.categories else None
     options = {"max_blocks": args.max_blocks, "calibration": args.calibration, "polygons": args.polygons}
     for found in detect(args.model, args.images, categories, **options):
@@ -256,13 +256,13 @@ def _run_detect(args: argparse.Namespace) -> None:
         print(msgspec.json.encode({"image": found.path, "detections": rows}).decode())
         if args.out:
             size = found.width, found.height
-            draw(pictures.load(found.path, size, size), found.detections).save(args.out)
+            draw(images.load(found.path, size, size), found.detections).save(args.out)
 
 
 def _parse(commands) -> None:
     example = "coordexp parse responses.jsonl --records results/lvis_768/data/val.jsonl --out predictions.jsonl"
     sub = _command(commands, "parse", "Read answers of a vLLM, SGLang or transformers server.", example)
-    sub.add_argument("responses", type=Path, help="one response a line; see docs/serving.md for the layouts")
+    sub.add_argument("responses", type=Path, help="one response a line; see docs/serving.md for the formats")
     sub.add_argument("--records", type=Path, required=True, help="pixel-space records that were asked about")
     sub.add_argument("--out", type=Path, required=True, help="predictions.jsonl")
     sub.add_argument("--emit-norm", default="norm1000", choices=["norm1000", "norm1000_legacy"])
@@ -270,7 +270,7 @@ def _parse(commands) -> None:
 
 
 def _run_parse(args: argparse.Namespace) -> None:
-    from coordexp.infer.served import parse_served
+    from coordexp.inference.import_responses import parse_served
 
     for reason, count in parse_served(args.responses, args.records, args.out, args.emit_norm).items():
         print(f"{reason}: {count}")
@@ -283,7 +283,7 @@ def _summary(commands) -> None:
 
 
 def _run_summary(args: argparse.Namespace) -> None:
-    from coordexp.report import headline
+    from coordexp.reporting import headline
 
     print(headline(args.run_dir / "eval.json"))
     print(f"report: {(args.run_dir / 'report.html').resolve()}")

@@ -12,22 +12,22 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from coordexp.contract import Detection, Record, coord_bin
-from coordexp.errors import DataError
 from coordexp.geometry import boxes, norm1000
-from coordexp.infer.draw import draw
-from coordexp.io import decode_record, enumerate_lines
+from coordexp.inference.draw import draw
 from coordexp.recipe import Custom
-from coordexp.swift.settings import VARIABLE
+from coordexp.records import Detection, Record, coord_bin, decode_record
+from coordexp.runtime.errors import DataError
+from coordexp.runtime.io import enumerate_lines
+from coordexp.training.ms_swift.custom_section import VARIABLE
 
 
 def examine(
-    file: Path, index: int, model_dir: Path, custom: Custom, picture: Path | None = None, epoch: int | None = None
+    file: Path, index: int, model_dir: Path, custom: Custom, out: Path | None = None, epoch: int | None = None
 ) -> dict[str, Any]:
     """What record `index` (from 0) of `file` becomes under a recipe's `custom` section and a model's tokenizer.
 
     Returns prompt, answer, tokens as [id, text, supervised], boxes read back from the coordinate tokens (pixels of
-    the picture shown) and their IoU with the unrounded ones. `picture`: where to draw those boxes. `epoch`: show the
+    the image shown) and their IoU with the unrounded ones. `image`: where to draw those boxes. `epoch`: show the
     record as augmented for that epoch.
     """
     record = nth_record(file, index)
@@ -40,9 +40,9 @@ def examine(
         Detection(obj.desc, _bounds(coords), 1.0, poly=coords.tolist() if obj.poly is not None else None)
         for obj, coords in zip(shown.objects, back, strict=True)
     ]
-    if picture is not None:
+    if out is not None:
         with Image.open(file.parent / record.images[0]) as image:
-            draw(changed or image, detections).save(picture)
+            draw(changed or image, detections).save(out)
     size = np.array([shown.width, shown.height] * 2)
     return {
         "prompt": re.sub(
@@ -77,21 +77,22 @@ def _encode(
     from swift.model import get_processor
     from swift.template import get_template
 
-    from coordexp.data.samples import Sample
-    from coordexp.swift import loader, template
-    from coordexp.swift.augment import augment
+    from coordexp.datasets.samples import Sample
+    from coordexp.training.augmentation import augment
+    from coordexp.training.ms_swift import model_loader as loader
+    from coordexp.training.ms_swift import template
 
     template.register()
     loader.register()
     processor = get_processor(str(model_dir), model_type=loader.DENSE)
     encoder = get_template(processor, template_type=template.NAME, truncation_strategy="raise")
     encoder.set_mode("train")
-    sample, picture = Sample(record, file, f"{file}:{record.metadata.image_id}", {}, None), None
+    sample, image = Sample(record, file, f"{file}:{record.metadata.image_id}", {}, None), None
     if epoch is not None:
         seed = (custom.sample_seed, epoch, index)
-        sample, picture, _ = augment(sample, custom.augmentation, seed, encoder.tile, keep_order=True)
+        sample, image, _ = augment(sample, custom.augmentation, seed, encoder.tile, keep_order=True)
     sample = sample._replace(record=template.as_tokens(sample.record))
-    return encoder.encode_sample(sample, picture), encoder.tokenizer, sample.record, picture
+    return encoder.encode_sample(sample, image), encoder.tokenizer, sample.record, image
 
 
 def _bounds(coords: np.ndarray) -> list[float]:

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from coordexp.data.samples import SampleOptions
-from coordexp.errors import ConfigError, located, nearest
+from coordexp.answers.render import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
+from coordexp.datasets.samples import SampleOptions
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.io import read_json
-from coordexp.prompt import CATEGORY_PROMPT, OPEN_PROMPT, PromptStyle
-from coordexp.settings_file import convert, merge, read_extended
+from coordexp.losses.options import LossOptions
+from coordexp.runtime.config_io import convert, merge, read_extended
+from coordexp.runtime.errors import ConfigError, located, nearest
+from coordexp.runtime.io import read_json
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # a sample over template.max_length is an error, or left out and counted
@@ -96,54 +97,13 @@ class CoordOffset(msgspec.Struct, forbid_unknown_fields=True):
     tie_head: bool = True
 
 
-class Ramp(msgspec.Struct, forbid_unknown_fields=True):
-    """Geometry terms rise linearly from nothing to their weight.
-
-    start: fraction of training until which geometry has weight 0. end: fraction from which it has its own.
-    """
-
-    start: Fraction = 0.0
-    end: Fraction = 0.0
-
-    def __post_init__(self) -> None:
-        if self.start > self.end:
-            raise ValueError(f"expected start at or before end, found {self.start} and {self.end}")
-
-
-class Loss(msgspec.Struct, forbid_unknown_fields=True):
-    """Weights of the terms (zero switches one off) and their shape parameters; docs/method.md has the formulas.
-
-    text: weight of cross-entropy at text positions. ce, soft_ce, w1, gate: weight of this term at coordinate
-    slots. l1, giou, ciou: weight of this term of boxes from expected coordinates. sigma: width of the soft
-    targets, in bins. truncate: bins either side that they reach. temperature: of the coordinate softmax.
-    matching: which target a box's geometry is held to; semantic: cost of another description in that matching.
-    set_targets: `remaining` spreads the target at branch positions over all objects that may come next.
-    """
-
-    text: float = 1.0
-    ce: float = 1.0
-    soft_ce: float = 0.0
-    w1: float = 0.0
-    gate: float = 1.0
-    l1: float = 0.0
-    giou: float = 0.0
-    ciou: float = 0.0
-    temperature: Factor = 1.0
-    sigma: Factor = 1.0
-    truncate: Annotated[int, msgspec.Meta(ge=0)] = 8
-    matching: Literal["none", "hungarian", "sinkhorn"] = "none"
-    semantic: float = 1.0
-    set_targets: Literal["none", "remaining"] = "none"
-    ramp: Ramp = msgspec.field(default_factory=Ramp)
-
-
 class Augmentation(msgspec.Struct, forbid_unknown_fields=True):
-    """Changes of the training pictures, drawn anew every epoch; off by default.
+    """Changes of the training images, drawn anew every epoch; off by default.
 
     flip: probability of a horizontal flip. flip_words: no flip where a description or a category holds a word that
     begins so. scale: smallest and largest factor that a side is multiplied by. crop: probability of a crop.
-    crop_area: smallest and largest share of the picture's area that a crop keeps. min_visible: an object with less
-    of its area left is cut away, and counted. max_blocks: budget in tiles of a changed picture; as many as it had
+    crop_area: smallest and largest share of the image's area that a crop keeps. min_visible: an object with less
+    of its area left is cut away, and counted. max_blocks: budget in tiles of a changed image; as many as it had
     when absent.
     """
 
@@ -163,21 +123,21 @@ class Augmentation(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def active(self) -> bool:
-        """Whether any picture is changed."""
+        """Whether any image is changed."""
         return bool(self.flip or self.crop or self.scale != (1.0, 1.0))
 
 
 class DetectionEval(msgspec.Struct, forbid_unknown_fields=True):
-    """Detection on the first pictures of `val_jsonl` during training, to choose the checkpoint by it.
+    """Detection on the first images of `val_jsonl` during training, to choose the checkpoint by it.
 
-    every: steps between two evaluations; 0: none, and the last checkpoint is the result. pictures: how many are
+    every: steps between two evaluations; 0: none, and the last checkpoint is the result. images: how many are
     asked. metric: which number is to be highest: AP, AP50, or F1 (micro, mean over IoU .5:.95). patience:
-    evaluations without a new best after which training stops; 0: never. batch_size: pictures decoded together.
+    evaluations without a new best after which training stops; 0: never. batch_size: images decoded together.
     max_new_tokens: of one answer.
     """
 
     every: Annotated[int, msgspec.Meta(ge=0)] = 0
-    pictures: Annotated[int, msgspec.Meta(ge=1)] = 64
+    images: Annotated[int, msgspec.Meta(ge=1)] = 64
     metric: Literal["AP", "AP50", "F1"] = "AP"
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = 16
@@ -218,7 +178,7 @@ class Custom(msgspec.Struct, forbid_unknown_fields=True):
     json_format: Literal["standard", "compact"] = "standard"
     coord_tokens: CoordTokens = msgspec.field(default_factory=CoordTokens)
     coord_offset: CoordOffset = msgspec.field(default_factory=CoordOffset)
-    loss: Loss = msgspec.field(default_factory=Loss)
+    loss: LossOptions = msgspec.field(default_factory=LossOptions)
     augmentation: Augmentation = msgspec.field(default_factory=Augmentation)
     detection_eval: DetectionEval = msgspec.field(default_factory=DetectionEval)
 

@@ -76,7 +76,7 @@ class Run:
                 command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
             except OSError:
                 continue
-            if b"coordexp.swift.train" in command and f"SLURM_JOB_ID={job}\0".encode() in environment:
+            if b"coordexp.training.ms_swift.worker" in command and f"SLURM_JOB_ID={job}\0".encode() in environment:
                 lines = environment.decode(errors="replace").split("\0")
                 found.append(dict(line.split("=", 1) for line in lines if "=" in line))
         return found

@@ -7,7 +7,7 @@ import re
 import pytest
 from submitting import Run
 
-from coordexp.io import read_json
+from coordexp.runtime.io import read_json
 
 RUN = "results/shapes_9"
 CHANGES = {
@@ -96,7 +96,7 @@ def demo(cluster, tmp_path_factory):
 
 def test_the_run_ends_with_its_numbers(demo):
     run, _ = demo
-    assert read_json(run.path(f"{RUN}/eval.json"))["counts"]["pictures"] == 6
+    assert read_json(run.path(f"{RUN}/eval.json"))["counts"]["images"] == 6
     assert run.path(f"{RUN}/report.html").stat().st_size > 10_000
     predictions = [json.loads(line) for line in run.path(f"{RUN}/eval/predictions.jsonl").read_text().splitlines()]
     assert len({row["image_id"] for row in predictions}) == 6

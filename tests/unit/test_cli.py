@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
-from evaluate_cases import generated
+from evaluation_cases import generated
 
 from coordexp.cli import main
-from coordexp.io import read_json
+from coordexp.runtime.io import read_json
 
 COMMANDS = ("expand", "train", "merge", "doctor", "validate", "evaluate", "compare", "detect", "parse", "summary")
 
@@ -33,11 +33,11 @@ def test_validate_counts_the_problems_of_a_file(shapes_data, tmp_path, capsys):
 
 
 def test_doctor_reads_the_boxes_back_from_the_tokens(shapes_data, tiny_model, tmp_path, capsys):
-    picture = tmp_path / "boxes.png"
+    image = tmp_path / "boxes.png"
     file = str(shapes_data / "train.jsonl")
-    assert main(["doctor", file, "--index", "1", "--model", str(tiny_model), "--out", str(picture)]) == 0
+    assert main(["doctor", file, "--index", "1", "--model", str(tiny_model), "--out", str(image)]) == 0
     printed = capsys.readouterr().out
-    assert "<|image_pad|> x9" in printed and picture.stat().st_size > 0
+    assert "<|image_pad|> x9" in printed and image.stat().st_size > 0
     overlaps = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines() if " IoU " in line and "  " in line[:2]]
     assert overlaps and min(overlaps) > 0.95
 
@@ -65,7 +65,7 @@ def test_evaluate_compare_and_summary(tmp_path, capsys):
         written.append(found.parent / "eval.json")
         command = ["evaluate", "--gt", str(annotations), "--pred", str(found), "--out", str(written[-1])]
         assert main([*command, "--subset"] if found is results else command) == 0
-    layouts = [read_json(path)["inputs"]["predictions"]["layout"] for path in written]
+    layouts = [read_json(path)["inputs"]["predictions"]["format"] for path in written]
     assert layouts == ["coordexp", "coco"]
     assert main(["compare", *map(str, written), "--out", str(tmp_path / "compare.json")]) == 0
     assert (tmp_path / "compare.html").stat().st_size > 0

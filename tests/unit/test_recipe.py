@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coordexp.errors import ConfigError
 from coordexp.recipe import load_recipe
-from coordexp.settings_file import merge
+from coordexp.runtime.config_io import merge
+from coordexp.runtime.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
             "training: {optimizer: multimodal_coord_offset}",
             r"coord_offset\.enabled: has no effect(.|\n)*coord_tokens\.enabled: true",
         ),
-        ("custom: {loss: {ramp: {start: 0.5, end: 0.2}}}", r"start at or before end, found 0\.5 and 0\.2"),
+        ("custom: {loss: {geometry_warmup: {start: 0.5, end: 0.2}}}", r"start at or before end, found 0\.5 and 0\.2"),
         ("custom: {loss: {sigma: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.sigma`"),
         ("custom: {loss: {temperature: 0}}", r"Expected `float` > 0.0 - at `custom\.loss\.temperature`"),
         ("custom: {orders_per_sample: 3}", "orders_per_sample: has no effect"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from coordexp.contract import Detection, Prediction
-from coordexp.io import read_records, write_jsonl
+from coordexp.records import Detection, Prediction, read_records
+from coordexp.runtime.io import write_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ SMALL = {
     "data": {
         "tiny": 4,
         "shapes": {
-            "layout": "shapes",
+            "format": "shapes",
             "image_size": 96,
             "objects": [1, 2],
             "train": {"count": 24, "seed": 1},
@@ -29,7 +29,7 @@ SMALL = {
     "runs": {
         "shapes": {
             "training": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
-            "custom": {"loss": {"l1": 1.0, "giou": 1.0, "ramp": {"start": 0.0, "end": 0.0}}},
+            "custom": {"loss": {"l1": 1.0, "giou": 1.0, "geometry_warmup": {"start": 0.0, "end": 0.0}}},
         }
     },
     "predict": {"max_new_tokens": 96},

@@ -3,8 +3,8 @@
 import pytest
 from running import SMALL, Workflow
 
-from coordexp.io import read_json, read_jsonl
-from coordexp.settings_file import merge
+from coordexp.runtime.config_io import merge
+from coordexp.runtime.io import read_json, read_jsonl
 
 STEPS = {"training": {"max_steps": 2, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1}}
 CHANGES = {

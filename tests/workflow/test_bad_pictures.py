@@ -1,13 +1,13 @@
-"""A picture of val that cannot be read, and one without objects: what is evaluated, by real Snakemake."""
+"""A image of val that cannot be read, and one without objects: what is evaluated, by real Snakemake."""
 
 import json
 
 import pytest
 from running import SMALL, Workflow, answer
 
-from coordexp.data import shapes
-from coordexp.io import read_json
-from coordexp.settings_file import merge
+from coordexp.datasets import shapes
+from coordexp.runtime.config_io import merge
+from coordexp.runtime.io import read_json
 
 RUN = "results/own_9"
 RULES = ("download", "convert_resize", "gather", "evaluate")
@@ -15,15 +15,15 @@ RULES = ("download", "convert_resize", "gather", "evaluate")
 
 @pytest.fixture
 def workflow(tmp_path):
-    """A folder of the user's own: of its six pictures of val the first is damaged, the second holds nothing."""
+    """A folder of the user's own: of its six images of val the first is damaged, the second holds nothing."""
     root = tmp_path / "own"
     source = shapes.generate(shapes.options_for(SMALL["data"]["shapes"], "val"), "val", root)
     content = read_json(root / source.annotations)
     first, second = (image["id"] for image in content["images"][:2])
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] != second]
     (root / source.annotations).write_text(json.dumps(content))
-    next((root / source.image_dirs[0]).rglob(content["images"][0]["file_name"])).write_bytes(b"no picture")
-    entry = {"layout": "lvis", "root": str(root), "annotations": {"val": source.annotations}}
+    next((root / source.image_dirs[0]).rglob(content["images"][0]["file_name"])).write_bytes(b"no image")
+    entry = {"format": "lvis", "root": str(root), "annotations": {"val": source.annotations}}
     changes = {
         "data": {"on_bad": "skip", "keep_empty": False, "own": {**entry, "image_dirs": {"val": source.image_dirs}}},
         "runs": {"own": {"model": "tiny", "recipe": "config/train/full_tiny.yaml"}},
@@ -35,12 +35,12 @@ def workflow(tmp_path):
     return made, len(content["images"]), len(objects)
 
 
-def test_pictures_that_cannot_be_used_are_not_judged_and_empty_ones_are(workflow):
+def test_images_that_cannot_be_used_are_not_judged_and_empty_ones_are(workflow):
     made, listed, objects = workflow
     answer(made.folder, f"{RUN}/data/val.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl", 1)
     made.run("--allowed-rules", *RULES, "--", f"{RUN}/eval.json")
     counts = read_json(made.path(f"{RUN}/eval.json"))["counts"]
-    assert (counts["pictures"], counts["pictures_annotated"]) == (listed - 1, listed)
-    assert (counts["pictures_without_record"], counts["objects_without_record"]) == (1, objects)
-    assert counts["pictures_without_objects"] == 1
-    assert counts["subset_note"] == f"1 of {listed} annotated pictures have no record and are not judged"
+    assert (counts["images"], counts["images_annotated"]) == (listed - 1, listed)
+    assert (counts["images_without_record"], counts["objects_without_record"]) == (1, objects)
+    assert counts["images_without_objects"] == 1
+    assert counts["subset_note"] == f"1 of {listed} annotated images have no record and are not judged"

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from test_resume import REPOSITORY, start_and_kill
 
-from coordexp.model.merge import resolve_checkpoint
+from coordexp.modeling.merge import resolve_checkpoint
 from coordexp.recipe import load_recipe
-from coordexp.swift.launch import Layout
-from coordexp.swift.train import train
+from coordexp.training.launch import DistributedConfig
+from coordexp.training.train import train
 
-EVALUATION = {"every": 2, "metric": "AP", "pictures": 4, "max_new_tokens": 48}
+EVALUATION = {"every": 2, "metric": "AP", "images": 4, "max_new_tokens": 48}
 
 
 def recipe(data, **detection_eval):
@@ -93,11 +93,11 @@ def test_a_killed_run_goes_on_with_the_best_so_far(watched, shapes_data, tiny_mo
     assert numbers[0] == numbers[1]
 
 
-def test_patience_ends_the_training_and_processes_share_the_pictures(watched, shapes_data, tiny_model, tmp_path):
+def test_patience_ends_the_training_and_processes_share_the_images(watched, shapes_data, tiny_model, tmp_path):
     """An untrained model finds nothing at any step, so the first evaluation stays the best."""
     stopping = recipe(shapes_data, **EVALUATION, patience=1)
     assert watched[2][2]["eval_AP"] == watched[2][4]["eval_AP"] == 0
     for _ in ("trained", "published anew"):
-        manifest, _, rows = run(tmp_path, stopping, tiny_model, layout=Layout(processes=2, threads=2))
+        manifest, _, rows = run(tmp_path, stopping, tiny_model, format=DistributedConfig(processes=2, threads=2))
         assert list(rows) == [2, 4]
         assert manifest["step"] == 2 and manifest["best"]["last_step"] == 4

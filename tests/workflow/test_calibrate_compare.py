@@ -1,12 +1,13 @@
-"""Calibration on held-out pictures and the comparison of runs, by real Snakemake on answers made from the truth."""
+"""Calibration on calibration images and the comparison of runs, by real Snakemake on answers made from the truth."""
 
 import shutil
 
 import pytest
 from running import answer
 
-from coordexp.io import read_json, read_jsonl, read_records
 from coordexp.recipe import merge
+from coordexp.records import read_records
+from coordexp.runtime.io import read_json, read_jsonl
 
 RUN = "results/shapes_9"
 TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html")
@@ -14,7 +15,7 @@ AFTER_PREDICT = ("gather", "calibrate", "evaluate", "report", "compare")
 
 
 def changed(base: dict, **calibrate: object) -> dict:
-    return merge(base, {"calibrate": {"held_out": 12, "method": "logistic", **calibrate}})
+    return merge(base, {"calibrate": {"calibration": 12, "method": "logistic", **calibrate}})
 
 
 @pytest.fixture(scope="module")
@@ -23,32 +24,32 @@ def calibrated(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
     workflow = type(finished)(folder, changed(finished.changes))
-    workflow.run(f"{RUN}/data/held_out.jsonl")
-    answer(folder, f"{RUN}/data/held_out.jsonl", f"{RUN}/held_out/shards/1-of-1.jsonl", 1)
+    workflow.run(f"{RUN}/data/calibration.jsonl")
+    answer(folder, f"{RUN}/data/calibration.jsonl", f"{RUN}/calibration/shards/1-of-1.jsonl", 1)
     answer(folder, f"{RUN}/data/val.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl", 2)
     workflow.run("--allowed-rules", *AFTER_PREDICT, "--", *TARGETS)
     return workflow
 
 
-def test_calibration_trains_on_the_rest_and_predicts_the_held_out_pictures(finished):
+def test_calibration_trains_on_the_rest_and_predicts_the_held_out_images(finished):
     before = finished.changes
     finished.change(changed(before))
     try:
         planned = finished.planned(*TARGETS)
     finally:
         finished.change(before)
-    again = {"hold_out", "train", "curves", "merge", "calibrate", "evaluate", "report"}
+    again = {"calibration_split", "train", "curves", "merge", "calibrate", "evaluate", "report"}
     assert planned == {**dict.fromkeys(again, 1), "predict": 2, "gather": 2}
 
 
-def test_scores_are_learnt_from_pictures_that_training_does_not_see(calibrated):
+def test_scores_are_learnt_from_images_that_training_does_not_see(calibrated):
     held, rest = (
         {record.metadata.image_id for record in read_records(calibrated.path(f"{RUN}/data/{name}"), space)}
-        for name, space in (("held_out.jsonl", "pixel"), ("train_rest.coord.jsonl", "token"))
+        for name, space in (("calibration.jsonl", "pixel"), ("train_rest.coord.jsonl", "token"))
     )
     assert len(held) == 12 and len(rest) == 12 and not held & rest
     fitted = read_json(calibrated.path(f"{RUN}/calibration.json"))
-    assert fitted["method"] == "logistic" and fitted["fitted"]["pictures"] == 12
+    assert fitted["method"] == "logistic" and fitted["fitted"]["images"] == 12
     shard, rows = (
         list(read_jsonl(calibrated.path(f"{RUN}/eval/{name}"))) for name in ("shards/1-of-1.jsonl", "predictions.jsonl")
     )

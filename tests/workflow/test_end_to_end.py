@@ -4,8 +4,8 @@ import json
 import re
 import zipfile
 
-from coordexp.contract import Prediction
-from coordexp.io import read_json, read_jsonl, read_records
+from coordexp.records import Prediction, read_records
+from coordexp.runtime.io import read_json, read_jsonl
 
 RUN = "results/shapes_9"
 TARGETS = (f"{RUN}/eval.json", f"{RUN}/report.html")
@@ -37,7 +37,7 @@ def test_pixel_and_token_files_are_the_same_objects(finished):
     assert all(finished.path(f"{RUN}/data/{r.images[0]}").is_file() for r in pixel)
 
 
-def test_the_tiny_files_hold_the_same_pictures(finished):
+def test_the_tiny_files_hold_the_same_images(finished):
     ids = [
         [r.metadata.image_id for r in read_records(finished.path(f"{RUN}/data/val_tiny{end}"), space)]
         for end, space in ((".jsonl", "pixel"), (".coord.jsonl", "token"))
@@ -48,7 +48,7 @@ def test_the_tiny_files_hold_the_same_pictures(finished):
 def test_every_term_of_the_loss_was_logged(finished):
     rows = [row for row in read_jsonl(finished.path(f"{RUN}/train/log.jsonl")) if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert {"text", "ce", "gate", "l1", "giou", "coord_accuracy", "bin_error_median"} <= set(rows[0])
+    assert {"text", "ce", "coord_mass", "l1", "giou", "coord_accuracy", "bin_error_median"} <= set(rows[0])
 
 
 def test_the_merged_checkpoint_loads_without_any_plug_in(finished):
@@ -60,13 +60,13 @@ def test_the_merged_checkpoint_loads_without_any_plug_in(finished):
     assert not torch.equal(merged.get_input_embeddings().weight, base.get_input_embeddings().weight)
 
 
-def test_every_picture_is_predicted_and_evaluated(finished):
+def test_every_image_is_predicted_and_evaluated(finished):
     predictions = [json.loads(line) for line in finished.path(f"{RUN}/eval/predictions.jsonl").read_text().splitlines()]
     records = list(read_records(finished.path(f"{RUN}/data/val.jsonl"), "pixel"))
     assert [p["image_id"] for p in predictions] == [r.metadata.image_id for r in records]
     assert all(set(p) <= set(Prediction.__struct_fields__) for p in predictions)
     numbers = read_json(finished.path(f"{RUN}/eval.json"))
-    assert numbers["counts"]["pictures"] == 6
+    assert numbers["counts"]["images"] == 6
     assert {"AP", "AP50"} <= set(numbers["coco"]["metrics"]) and {"AP", "APr"} <= set(numbers["lvis"]["metrics"])
 
 
@@ -105,8 +105,8 @@ def test_a_merged_folder_says_how_to_ask_it(finished, capsys):
     from coordexp.recipe import trained_by
 
     assert trained_by(finished.path(f"{RUN}/merged")).json_format == "compact"
-    picture = next(finished.path("resources/shapes/raw/images/val").iterdir())
+    image = next(finished.path("resources/shapes/raw/images/val").iterdir())
     boxes = finished.path("boxes.png")
-    assert main(["detect", str(picture), "--model", str(finished.path(f"{RUN}/merged")), "--out", str(boxes)]) == 0
-    assert json.loads(capsys.readouterr().out)["image"] == str(picture)
+    assert main(["detect", str(image), "--model", str(finished.path(f"{RUN}/merged")), "--out", str(boxes)]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == str(image)
     assert boxes.stat().st_size > 0

@@ -98,7 +98,7 @@ include: "{REPOSITORY / "rules" / "common.smk"}"
 rule threads:
     output: "threads.txt"
     threads: 3
-    shell: "python -c 'from coordexp.model.shards import workers; import os; \\n"
+    shell: "python -c 'from coordexp.modeling.safetensors_io import workers; import os; \\n"
         "with workers() as pool: print(pool.pieces._max_workers, os.environ[\\"RAYON_NUM_THREADS\\"])' > {{output}}"
 """
     (tmp_path / "Snakefile").write_text(snakefile)

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from running import SMALL, Workflow
 
-from coordexp.data import shapes
-from coordexp.model import tiny
-from coordexp.settings_file import merge
+from coordexp.datasets import shapes
+from coordexp.modeling import tiny
+from coordexp.runtime.config_io import merge
 
 TARGETS = ("results/own_9/data/train_tiny.jsonl", "results/models/ours-coordexp/config.json")
 DATA = dict.fromkeys(("download", "convert_resize", "coord_tokenize", "tiny_split"), 1)
@@ -22,7 +22,7 @@ def made(tmp_path_factory):
     top = tmp_path_factory.mktemp("own")
     source = shapes.generate(shapes.options_for(SMALL["data"]["shapes"], "train"), "train", top / "parts")
     tiny.build(top / "base", seed=7)
-    entry = {"layout": "lvis", "root": str(top / "parts"), "annotations": {"train": source.annotations}}
+    entry = {"format": "lvis", "root": str(top / "parts"), "annotations": {"train": source.annotations}}
     changes = {
         "data": {"own": {**entry, "image_dirs": {"train": source.image_dirs}}},
         "models": {"ours": {"source": "path", "path": str(top / "base")}},

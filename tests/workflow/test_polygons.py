@@ -3,8 +3,9 @@
 import pytest
 from running import SMALL, Workflow
 
-from coordexp.io import read_json, read_jsonl, read_records
-from coordexp.settings_file import merge
+from coordexp.records import read_records
+from coordexp.runtime.config_io import merge
+from coordexp.runtime.io import read_json, read_jsonl
 
 RUN = "results/shapes_9"
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from running import REPOSITORY, Workflow
 
-from coordexp.model import tiny
-from coordexp.settings_file import merge
+from coordexp.modeling import tiny
+from coordexp.runtime.config_io import merge
 
 spec = importlib.util.spec_from_file_location("make_reruns", REPOSITORY / "docs" / "make_reruns.py")
 reruns = importlib.util.module_from_spec(spec)
@@ -169,7 +169,7 @@ def test_an_edited_module_reruns_its_users_in_a_real_dry_run(clone, base, module
     ],
 )
 def test_a_change_outlasts_a_stage_that_ran_alone(clone, change, module, target, follow):
-    """Pictures and weights are no declared outputs, and the declared ones may have stayed the same."""
+    """Images and weights are no declared outputs, and the declared ones may have stayed the same."""
     clone.change(merge(clone.changes, change))
     if module:
         source = clone.repository / "src/coordexp" / module

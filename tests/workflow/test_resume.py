@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coordexp.errors import ModelError
 from coordexp.recipe import load_recipe
-from coordexp.swift.train import train
+from coordexp.runtime.errors import ModelError
+from coordexp.training.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -24,8 +24,8 @@ BATCH = 12  # so that a killed run goes on in another epoch than it began in
 WATCHED = """
 import json, os, sys
 from pathlib import Path
-from coordexp.data.samples import Samples
-from coordexp.swift.train import run
+from coordexp.datasets.samples import Samples
+from coordexp.training.ms_swift.worker import run
 
 drawn, draw = os.open(sys.argv[2], os.O_APPEND | os.O_WRONLY | os.O_CREAT), Samples.get
 
@@ -46,7 +46,7 @@ run(Path(sys.argv[1]))
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from coordexp.swift.train import run
+from coordexp.training.ms_swift.worker import run
 
 def rmtree(path, *_, **__):
     Path(path, "optimizer.pt").unlink()
@@ -77,7 +77,7 @@ def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe
     """Train in a process group of its own; `sign` all of it once there is `once`; name the steps that stand then."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[4:]; "
-        f"from {module} import recipe; from coordexp.swift.train import train; "
+        f"from {module} import recipe; from coordexp.training.train import train; "
         "data, model, folder = map(Path, sys.argv[1:4]); "
         f"train({made}, model, folder / 'adapter', folder / 'log.jsonl')"
     )
@@ -136,8 +136,8 @@ def test_a_kill_while_an_old_checkpoint_is_deleted(uninterrupted, shapes_data, t
         raise ModelError("killed")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError):
-        patch.setattr("coordexp.swift.train.launch", launch)
-        patch.setattr("coordexp.swift.train.drop_broken", lambda folder: None)
+        patch.setattr("coordexp.training.train.launch", launch)
+        patch.setattr("coordexp.training.train.drop_broken", lambda folder: None)
         train(kept, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     assert len(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) == 2
     (whole,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")
@@ -147,14 +147,14 @@ def test_a_kill_while_an_old_checkpoint_is_deleted(uninterrupted, shapes_data, t
 
 
 def test_every_epoch_is_drawn_anew(shapes_data, tiny_model, tmp_path, monkeypatch):
-    """Three epochs: each shows every picture once, and orders of objects change from one to the next."""
+    """Three epochs: each shows every image once, and orders of objects change from one to the next."""
     file = tmp_path / "drawn.jsonl"
 
     def launch(job_file, layout):
         subprocess.run([sys.executable, "-c", WATCHED, str(job_file), str(file)], check=True)
         return True
 
-    monkeypatch.setattr("coordexp.swift.train.launch", launch)
+    monkeypatch.setattr("coordexp.training.train.launch", launch)
     train(recipe(shapes_data), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     drawn = [json.loads(line) for line in file.read_text().splitlines()]
     assert sorted((epoch, index) for index, epoch, _ in drawn) == [(e, i) for e in range(3) for i in range(PICTURES)]

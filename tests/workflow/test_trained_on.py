@@ -5,11 +5,11 @@ import shutil
 import pytest
 from running import answer
 
-from coordexp.io import read_json
-from coordexp.settings_file import merge
+from coordexp.runtime.config_io import merge
+from coordexp.runtime.io import read_json
 
 RUN = "results/shapes_9"
-CALIBRATED = {"calibrate": {"held_out": 12, "method": "isotonic"}}
+CALIBRATED = {"calibrate": {"calibration": 12, "method": "isotonic"}}
 
 
 @pytest.fixture
@@ -26,19 +26,19 @@ def changed(finished, tmp_path):
 
 def test_a_recipe_that_wants_records_in_pixel_space_is_given_them(changed):
     workflow = changed({"coord_tokens": {"skip_bbox_norm": False}})
-    workflow.run(f"{RUN}/held_out/predictions.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl")
+    workflow.run(f"{RUN}/calibration/predictions.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl")
     trained = read_json(workflow.path(f"{RUN}/train/adapter/train_manifest.json"))
     files = [trained["recipe"]["custom"][name] for name in ("train_jsonl", "val_jsonl")]
     assert files == [str(workflow.path(f"{RUN}/data/{name}.jsonl")) for name in ("train_rest", "val_tiny")]
-    answer(workflow.folder, f"{RUN}/data/held_out.jsonl", f"{RUN}/held_out/shards/1-of-1.jsonl", 1)
+    answer(workflow.folder, f"{RUN}/data/calibration.jsonl", f"{RUN}/calibration/shards/1-of-1.jsonl", 1)
     workflow.run("--allowed-rules", "gather", "calibrate", "evaluate", "--", f"{RUN}/eval.json")
-    assert read_json(workflow.path(f"{RUN}/eval.json"))["counts"]["pictures"] == 6
+    assert read_json(workflow.path(f"{RUN}/eval.json"))["counts"]["images"] == 6
 
 
-def test_a_held_out_picture_in_a_training_file_of_one_s_own_is_found(changed):
+def test_a_held_out_image_in_a_training_file_of_one_s_own_is_found(changed):
     workflow = changed({"train_jsonl": f"{RUN}/data/train.coord.jsonl"})
-    workflow.run(f"{RUN}/data/held_out.jsonl")
-    answer(workflow.folder, f"{RUN}/data/held_out.jsonl", f"{RUN}/held_out/shards/1-of-1.jsonl", 1)
+    workflow.run(f"{RUN}/data/calibration.jsonl")
+    answer(workflow.folder, f"{RUN}/data/calibration.jsonl", f"{RUN}/calibration/shards/1-of-1.jsonl", 1)
     target = f"{RUN}/calibration.json"
     done = workflow.run("--allowed-rules", "gather", "calibrate", "--", target, check=False)
     assert done.returncode != 0 and not workflow.path(target).exists()

@@ -18,7 +18,7 @@ def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def clip(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Boxes cut to the picture [0, width] x [0, height]."""
+    """Boxes cut to the image [0, width] x [0, height]."""
     return np.clip(boxes, 0, [width, height, width, height])
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from coordexp.contract import COORD_BINS
+from coordexp.records import COORD_BINS
 
 LAST_BIN = COORD_BINS - 1
 EmitNorm = Literal["norm1000", "norm1000_legacy"]
@@ -66,7 +66,7 @@ def legacy_targets(norm: Sequence[float], size: tuple[int, int]) -> list[float]:
 
 def _legacy_scale(norm: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     if min(size) < 2:
-        raise ValueError(f"norm1000_legacy needs the picture's size of at least 2x2 pixels, found {size}")
+        raise ValueError(f"norm1000_legacy needs the image's size of at least 2x2 pixels, found {size}")
     points = np.asarray(norm, dtype=np.float64).reshape(-1, 2) * size
     return (points / (np.asarray(size) - 1) * LAST_BIN).ravel()
 

@@ -42,7 +42,7 @@ def from_mask(mask: np.ndarray) -> shapely.Geometry:
 
 
 def crop(geometry: shapely.Geometry, width: float, height: float) -> shapely.Geometry:
-    """The part of a geometry inside the picture [0, width] x [0, height]; empty when it lies outside."""
+    """The part of a geometry inside the image [0, width] x [0, height]; empty when it lies outside."""
     return _only_areas(shapely.intersection(geometry, shapely.box(0, 0, width, height)))
 
 

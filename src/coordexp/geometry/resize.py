@@ -1,7 +1,7 @@
-"""Picture sizes on the model's grid: multiples of `factor`, at most `max_blocks` tiles of factor x factor.
+"""Image sizes on the model's grid: multiples of `factor`, at most `max_blocks` tiles of factor x factor.
 
 Two rules. `shrink` is Qwen's own smart resize: round to the grid, shrink what is over the budget,
-enlarge only what is under the minimum. `fill` also enlarges up to the budget: small pictures give
+enlarge only what is under the minimum. `fill` also enlarges up to the budget: small images give
 the model more tokens to look with.
 """
 
@@ -15,13 +15,13 @@ Rule = Literal["fill", "shrink"]
 
 
 def grid_size(width: int, height: int, rule: Rule, *, factor: int, max_blocks: int, min_blocks: int) -> tuple[int, int]:
-    """(width, height) in pixels that a picture of `width` x `height` pixels is resized to.
+    """(width, height) in pixels that a image of `width` x `height` pixels is resized to.
 
-    Raises ValueError for an empty picture or one whose aspect is over 200.
+    Raises ValueError for an empty image or one whose aspect is over 200.
     """
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
-            f"expected a picture with sides of at least 1 and aspect at most {MAX_ASPECT}, found {width}x{height}"
+            f"expected a image with sides of at least 1 and aspect at most {MAX_ASPECT}, found {width}x{height}"
         )
     if not 1 <= min_blocks <= max_blocks:
         raise ValueError(f"expected 1 <= min_blocks <= max_blocks, found {min_blocks} and {max_blocks}")
@@ -32,7 +32,7 @@ def grid_size(width: int, height: int, rule: Rule, *, factor: int, max_blocks: i
 
 
 def _fill(width: int, height: int, max_blocks: int) -> tuple[int, int]:
-    """Largest grid of the picture's shape within the budget, in exact integers: isqrt of blocks * aspect."""
+    """Largest grid of the image's shape within the budget, in exact integers: isqrt of blocks * aspect."""
     columns = isqrt(width * max_blocks // height)
     rows = isqrt(height * max_blocks // width)
     return min(max(1, columns), max_blocks), min(max(1, rows), max_blocks)
@@ -41,7 +41,7 @@ def _fill(width: int, height: int, max_blocks: int) -> tuple[int, int]:
 def _shrink(width: int, height: int, factor: int, max_blocks: int, min_blocks: int) -> tuple[int, int]:
     """Qwen's smart resize in tiles, with its own float arithmetic and half-to-even rounding.
 
-    Where that rule leaves its own budget (very thin pictures) the budget wins.
+    Where that rule leaves its own budget (very thin images) the budget wins.
     """
     columns, rows = round(width / factor), round(height / factor)
     if columns * rows > max_blocks:

@@ -24,7 +24,7 @@ class Case:
         usual: float,
         last: int = -1,
     ):
-        self.outputs, self.names, self.entry, self.usual, self.last = outputs, names, entry, usual, last
+        self.outputs, self.names, self.entry, self.prompted_only, self.last = outputs, names, entry, usual, last
         _fill(whole.folder, folder)
         for name in names:
             path = folder / name
@@ -92,7 +92,7 @@ class Case:
 
     def lost(self):
         """CPU seconds beyond those of the undisturbed job."""
-        return max(0.0, sum(self.scene.spent(trace) for trace in self.traces) - self.usual)
+        return max(0.0, sum(self.scene.spent(trace) for trace in self.traces) - self.prompted_only)
 
 
 def _fill(source, target):

@@ -36,11 +36,11 @@ CHANGES = {
         "shapes": {
             "processes": 1,
             "training": {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1},
-            "custom": {"loss": {"ramp": {"start": 0.0, "end": 0.0}}},
+            "custom": {"loss": {"geometry_warmup": {"start": 0.0, "end": 0.0}}},
         }
     },
     "predict": {"max_new_tokens": 48},
-    "calibrate": {"held_out": 12, "method": "logistic"},
+    "calibrate": {"calibration": 12, "method": "logistic"},
     "evaluate": {"bootstrap": 10},
     "report": {"gallery": 4},
     "ablation": {
@@ -61,7 +61,9 @@ BESIDE = {
     "train": (f"{RUN}/train/adapter", f"{RUN}/train/checkpoints"),
     "merge": (f"{RUN}/merged",),
 }
-CHILD = {"train": "coordexp.swift.train"}  # the process that does the work, where the script starts another
+CHILD = {
+    "train": "coordexp.training.ms_swift.worker"
+}  # the process that does the work, where the script starts another
 VARYING = re.compile(r"seconds|runtime|per_second|elapsed|remaining|speed|memory|time|path|created|flos")
 
 spec = importlib.util.spec_from_file_location("make_reruns", REPOSITORY / "docs" / "make_reruns.py")

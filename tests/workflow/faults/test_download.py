@@ -16,15 +16,15 @@ from scene import REPOSITORY, Scene, interrupt, stop
 
 ROW = "download over HTTP"
 SENT = 2_500_000  # bytes of each archive that have been sent when a fault happens
-FOLDERS = ("first", "second")  # of pictures, an archive each
+FOLDERS = ("first", "second")  # of images, an archive each
 OUTPUTS = ("resources/web/val.source.json",)
 NAMES = (*OUTPUTS, "resources/web/raw")
 ENTRY = "workflow_scripts.download"
 pytestmark = pytest.mark.soak
 
-spec = importlib.util.spec_from_file_location("data_cases", REPOSITORY / "tests/unit/data_cases.py")
-data_cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(data_cases)
+spec = importlib.util.spec_from_file_location("dataset_cases", REPOSITORY / "tests/unit/dataset_cases.py")
+dataset_cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(dataset_cases)
 
 
 def zipped(files):
@@ -52,7 +52,7 @@ class Web:
         downloads = {name: {"url": f"{server.url}/{name}.zip"} for name in FOLDERS}
         downloads["val.json"] = {"url": f"{server.url}/val.json"}
         entry = {"annotations": {"val": "val.json"}, "image_dirs": {"val": list(FOLDERS)}}
-        self.changes = {"data": {"web": {"layout": "coco", **entry, "downloads": downloads}}}
+        self.changes = {"data": {"web": {"format": "coco", **entry, "downloads": downloads}}}
 
     def hold(self):
         """Transfers of the archives stop after `SENT` bytes, those of another try too, until `release` is set."""
@@ -81,7 +81,7 @@ class Web:
 
 def cut(sent):
     """An answer that ends after `sent` bytes."""
-    return lambda handler, body: data_cases.answer(handler, body, send=sent, etag='"one"')
+    return lambda handler, body: dataset_cases.answer(handler, body, send=sent, etag='"one"')
 
 
 def start_of(asked):
@@ -90,7 +90,7 @@ def start_of(asked):
 
 @pytest.fixture(scope="module")
 def web():
-    with data_cases.serving() as server:
+    with dataset_cases.serving() as server:
         yield Web(server)
 
 

@@ -12,7 +12,16 @@ from scene import BESIDE, CHILD, OTHER, PLAN, REPOSITORY, RUN, Scene, interrupt,
 
 OUTPUTS = jobs()
 QUICK = ("convert_resize",)  # its faults run in CI, those of the others by `make soak`
-LIGHT = {"download", "convert_resize", "coord_tokenize", "tiny_split", "hold_out", "gather", "calibrate", "curves"}
+LIGHT = {
+    "download",
+    "convert_resize",
+    "coord_tokenize",
+    "tiny_split",
+    "calibration_split",
+    "gather",
+    "calibrate",
+    "curves",
+}
 LIGHT |= {"compare", "ablation_summary"}
 CALIBRATED = ("gather", "calibrate", "evaluate", "report", "compare")
 # Where more is known than the number of a write: training stops while it writes its second checkpoint.
@@ -39,7 +48,7 @@ def case(whole, tmp_path):
             own = [fact for fact in facts if fact["entry"] == entry]
             last = max(fact["count"] for fact in own if fact.get("event") == "os.rename")
             usual = whole.spent(whole.trace, own[-1]["pid"], f"workflow_scripts.{rule}")
-            _undisturbed[rule] = {"usual": usual, "last": last}
+            _undisturbed[rule] = {"prompted_only": usual, "last": last}
         names = (*OUTPUTS[rule], *BESIDE.get(rule, ()))
         return Case(whole, tmp_path / "case", OUTPUTS[rule], names, entry, **_undisturbed[rule])
 
@@ -51,11 +60,11 @@ def case(whole, tmp_path):
 def answer_held_out(whole, runs):
     """Answers made from the truth: those of a model of four steps are never right, so nothing can be learnt of them."""
     for seed, run in enumerate(runs):
-        shard = f"{run}/held_out/shards/1-of-1.jsonl"
+        shard = f"{run}/calibration/shards/1-of-1.jsonl"
         if not (whole.folder / shard).exists():
             code, text = whole.run(shard)
             assert code == 0, text
-            answer(whole.folder, f"{run}/data/held_out.jsonl", shard, seed)
+            answer(whole.folder, f"{run}/data/calibration.jsonl", shard, seed)
 
 
 def publishing(rule, one):
@@ -135,14 +144,14 @@ def test_input_cut_off(rule, case, cell):
     one.check_the_same_command_ends_well()
 
 
-def test_broken_picture_of_a_source(case):
+def test_broken_image_of_a_source(case):
     one = case("convert_resize")
-    picture = next((one.scene.folder / "resources/shapes/raw/images/val").glob("*.png"))
-    picture.write_bytes(picture.read_bytes()[:40])
+    image = next((one.scene.folder / "resources/shapes/raw/images/val").glob("*.png"))
+    image.write_bytes(image.read_bytes()[:40])
     code, text = one.run()
-    assert code != 0 and str(picture.relative_to(one.scene.folder)) in text
+    assert code != 0 and str(image.relative_to(one.scene.folder)) in text
     assert not any((one.scene.folder / output).exists() for output in one.outputs)
-    picture.unlink()
+    image.unlink()
     (one.scene.folder / "resources/shapes/val.source.json").unlink()
     one.check_the_same_command_ends_well()
 

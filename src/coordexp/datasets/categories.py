@@ -1,0 +1,92 @@
+"""Category tables: ids, names, synonyms, LVIS frequency, and the text that the model reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from coordexp.datasets.annotation_index import Broken, decode_elements
+from coordexp.datasets.json_spans import element_spans, read_spans
+from coordexp.runtime.errors import DataError, located
+
+
+class Category(msgspec.Struct, frozen=True):
+    """One category. `synonyms` holds the name itself in LVIS; `frequency` is r, c or f in LVIS, else None."""
+
+    id: int
+    name: str = ""
+    synonyms: list[str] = []
+    frequency: str | None = None
+
+
+_decode = msgspec.json.Decoder(list[Category]).decode
+
+
+def load(
+    annotation_path: str | Path, on_bad: Literal["error", "skip"] = "error", spans: np.ndarray | None = None
+) -> list[Category]:
+    """Categories of a COCO or LVIS file, in file order; the rest of the file is not read into memory.
+
+    `spans` [N, 2] are the bytes of each one, if they are known already. A category without a name or
+    with a repeated id raises DataError naming file and id; with `on_bad="skip"` it is left out.
+    """
+    if spans is None:
+        spans = element_spans(annotation_path, ("categories",)).get("categories", ())
+    if not len(spans):
+        fix = "give the path of a COCO or LVIS annotation file"
+        raise DataError(located("the list is missing or empty", file=annotation_path, field="categories", fix=fix))
+    fd = os.open(annotation_path, os.O_RDONLY)
+    try:
+        found = decode_elements(read_spans(fd, spans), _decode)
+    finally:
+        os.close(fd)
+    problems = list(_problems(found))
+    if problems and on_bad == "error":
+        index, problem = problems[0]
+        fix = f"correct the file, or set data.on_bad: skip ({len(problems)} such categories)"
+        raise DataError(located(problem, file=annotation_path, field=f"categories[{index}]", fix=fix))
+    bad = {index for index, _ in problems}
+    return [category for index, category in enumerate(found) if index not in bad]
+
+
+def pretty(name: str) -> str:
+    """A category's name as plain words: `baseball_bat` -> `baseball bat`."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def descriptions(categories: Iterable[Category], style: Literal["pretty", "raw"]) -> dict[int, str]:
+    """The text of each category id. It is reversible: DataError when two categories read the same."""
+    texts: dict[int, str] = {}
+    owners: dict[str, Category] = {}
+    for category in categories:
+        text = pretty(category.name) if style == "pretty" else category.name
+        other = owners.setdefault(text, category)
+        if other is not category:
+            fix = "rename one of them" if category.name == other.name else "set data.desc: raw"
+            problem = f"categories {other.id} ({other.name!r}) and {category.id} ({category.name!r}) both read {text!r}"
+            raise DataError(located(problem, field="categories", fix=fix))
+        texts[category.id] = text
+    return texts
+
+
+def category_ids(categories: Iterable[Category], style: Literal["pretty", "raw"]) -> dict[str, int]:
+    """The way back: category id of each description."""
+    return {text: category_id for category_id, text in descriptions(categories, style).items()}
+
+
+def _problems(found: list[Category | Broken]) -> Iterable[tuple[int, str]]:
+    seen: set[int] = set()
+    for index, category in enumerate(found):
+        if isinstance(category, Broken):
+            yield index, f"category {category.id}: {category.problem}"
+        elif not category.name.strip():
+            yield index, f"category {category.id} has no name"
+        elif category.id in seen:
+            yield index, f"category id {category.id} is repeated"
+        else:
+            seen.add(category.id)

@@ -1,0 +1,286 @@
+"""Pixels: open whatever a data set holds, put it upright, bring it to its size, write it once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import __version__ as pillow_version
+
+from coordexp.runtime.errors import DataError, located
+
+EXIF_ORIENTATION = 0x0112
+SIDEWAYS = 5  # orientations from here on change width and height
+UNDO = {6: 8, 8: 6}  # the orientation that takes another back; those that are not here take back themselves
+DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
+CHROMA = {0: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 2: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
+SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+Image.MAX_IMAGE_PIXELS = 400_000_000
+cv2.setNumThreads(1)  # processes are the stage's own
+
+
+class ImageError(Exception):
+    """A image that cannot be used; `reason` is a short name for statistics, the text says what is wrong."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(text)
+        self.reason = reason
+
+
+def reuse_memory() -> None:
+    """Let Pillow keep up to 8 freed blocks (16 MB at most each): fresh pages cost as much as decoding a JPEG."""
+    Image.core.set_blocks_max(8)
+
+
+def find(name: str, image_dirs: Sequence[str], from_url: bool = False) -> tuple[int, str]:
+    """(index of the folder, path inside it) of a image called `name`.
+
+    A name like `train2017/1.jpg` is looked up first in a folder called train2017, as `1.jpg`; the
+    folder in a name that comes from a URL says no more than that. ImageError when the image is
+    missing, DataError when the name leads out of the folders.
+    """
+    parts = name.split("/")
+    if not parts[0] or ".." in parts:
+        fix = "names must be relative and stay inside the image folder"
+        raise DataError(located("a file name that leads nowhere", field="images.file_name", found=name, fix=fix))
+    own = parts[-2] if len(parts) > 1 else None
+    same_name = [own == folder.rstrip("/").rpartition("/")[2] for folder in image_dirs]
+    for i in sorted(range(len(image_dirs)), key=lambda i: not same_name[i]):
+        for inner in dict.fromkeys((name, parts[-1]) if same_name[i] or from_url else (name,)):
+            if os.path.isfile(f"{image_dirs[i]}/{inner}"):
+                return i, inner
+    raise ImageError("missing image", f"{name} is in none of: {', '.join(image_dirs)}")
+
+
+def output_name(inner: str, resized: bool) -> str:
+    """File name of the written image: JPEGs keep theirs, PNGs that need no resampling too, others get `.jpg`."""
+    suffix = f".{inner.rpartition('.')[2].lower()}"
+    kept = suffix in SUFFIXES["JPEG"] or (suffix in SUFFIXES["PNG"] and not resized)
+    return inner if kept else f"{inner}.jpg"
+
+
+def prepare(
+    source: str | Path, target: str | Path, annotated: tuple[int, int], size: tuple[int, int], quality: int
+) -> str:
+    """Write `source` to `target` as an upright RGB image of `size` (width, height) in pixels; says how.
+
+    `annotated` is the size that the boxes refer to. A JPEG or PNG that is already right is linked
+    (copied across file systems), everything else is resampled once and encoded once. A target that
+    is there and not older than its source is whole, and kept. Returns `linked`, `encoded` or `kept`.
+    ImageError for a image that cannot be read or has another size than annotated.
+    """
+    source, target = Path(source), Path(target)
+    if _is_whole(target, source):
+        return "kept"
+    with _opened(source) as image:
+        write = _encoder(image, source, target.suffix, annotated, size, quality)
+    if write is None:
+        _link(source, target)
+        return "linked"
+    _write(target, write)
+    return "encoded"
+
+
+def upright_size(source: str | Path) -> tuple[int, int]:
+    """(width, height) in pixels of a image turned upright by its EXIF tag; ImageError if it cannot be read."""
+    with _opened(Path(source)) as image:
+        return _upright_size(image)
+
+
+def load(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """The upright RGB pixels that `prepare` would encode, with the same arguments and errors."""
+    with _opened(Path(source)) as image:
+        return _resized(image, _orientation(image, annotated), size)
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[Image.Image]:
+    """The image in a file, not decoded yet; whatever is wrong with it is a ImageError."""
+    try:
+        # not by its path: Pillow would map some TIFFs into memory, and mixes up the sides of those it turns
+        with source.open("rb") as handle, Image.open(handle) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise ImageError("unreadable image", f"{source}: not a image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError("unreadable image", f"{source}: {error}") from error
+
+
+def _encoder(
+    image: Image.Image, source: Path, suffix: str, annotated: tuple[int, int], size: tuple[int, int], quality: int
+) -> Callable[[IO[bytes]], object] | None:
+    """What writes the prepared image to a file; None for a image that is already right."""
+    orientation = _orientation(image, annotated)
+    if _is_final(image, orientation, size):
+        image.draft(image.mode, (image.width // 8, image.height // 8))
+        image.load()  # a truncated file must not pass because its header is right
+        return None
+    if (encoded := _enlarged(image, source, orientation, size, quality)) is not None:
+        return lambda handle: handle.write(encoded)
+    pixels = _resized(image, orientation, size)
+    return lambda handle: _save(pixels, handle, suffix, quality)
+
+
+def _is_whole(target: Path, source: Path) -> bool:
+    try:
+        made = target.stat()
+    except FileNotFoundError:
+        return False
+    return made.st_size > 0 and made.st_mtime_ns >= source.stat().st_mtime_ns
+
+
+def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
+    """EXIF orientation 1..8 to apply to the loaded pixels; annotations made on the unrotated ones win over the tag.
+
+    Pillow turns a TIFF upright as it loads it, and says its upright size before: what is left to apply is
+    nothing, or the way back.
+    """
+    tag, upright = _tag(image), _upright_size(image)
+    loaded_upright = image.format == "TIFF"
+    if upright == annotated:
+        return 1 if loaded_upright else tag
+    if tag >= SIDEWAYS and upright[::-1] == annotated:
+        return UNDO.get(tag, tag) if loaded_upright else 1
+    found = f"the file has {upright[0]}x{upright[1]} pixels, its annotation says {annotated[0]}x{annotated[1]}"
+    raise ImageError("image size differs", found)
+
+
+def _tag(image: Image.Image) -> int:
+    """The EXIF orientation 1..8 in the file; 1 without any. To be asked before the pixels are loaded."""
+    tag = image.getexif().get(EXIF_ORIENTATION, 1)
+    return tag if tag in range(1, 9) else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size[::-1] if _tag(image) >= SIDEWAYS and image.format != "TIFF" else image.size
+
+
+def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bool:
+    plain = image.format in SUFFIXES and image.mode == "RGB" and "transparency" not in image.info
+    tagged = image.getexif().get(EXIF_ORIENTATION, 1) != 1  # a viewer would turn it, whatever we decided
+    single = getattr(image, "n_frames", 1) == 1
+    return plain and single and orientation == 1 and not tagged and image.size == size
+
+
+def _enlarged(
+    image: Image.Image, source: Path, orientation: int, size: tuple[int, int], quality: int
+) -> np.ndarray | None:
+    """The usual case without a copy between libraries: a plain JPEG that grows, encoded anew; None for any other.
+
+    OpenCV's pixels and bytes are those of `_resized` and `_save`. None too for a file that it cannot
+    decode: Pillow then says why.
+    """
+    grows = size != image.size and size[0] >= image.width and size[1] >= image.height
+    if not (image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and grows):
+        return None
+    data = np.fromfile(source, dtype=np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # [H, W, 3], blue first
+    if pixels is None:
+        return None
+    large = cv2.resize(pixels, size, dst=_canvas(size), interpolation=cv2.INTER_CUBIC)
+    chroma = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, CHROMA[subsampling(quality)])
+    return cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, quality, *chroma])[1]
+
+
+def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
+    raw_size = (size[1], size[0]) if orientation >= SIDEWAYS else size
+    wanted = (int(raw_size[0] * DRAFT_SCALE), int(raw_size[1] * DRAFT_SCALE))
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        image.draft(image.mode, wanted)
+    pixels = _rgb(image)
+    if pixels.size != raw_size:
+        pixels = resample(pixels, raw_size)
+    if orientation != 1:
+        pixels.getexif()[EXIF_ORIENTATION] = orientation
+        pixels = ImageOps.exif_transpose(pixels)
+    return pixels
+
+
+def resample(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`pixels` (RGB) at `size` (width, height) by bicubic interpolation; OpenCV's where it enlarges, being faster.
+
+    OpenCV does not smooth before it shrinks, so shrinking is Pillow's.
+    """
+    if size[0] < pixels.width or size[1] < pixels.height:
+        return pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    out = _canvas(size)
+    cv2.resize(np.asarray(pixels), size, dst=out, interpolation=cv2.INTER_CUBIC)
+    return Image.fromarray(out)  # copies
+
+
+@functools.lru_cache(maxsize=8)
+def _canvas(size: tuple[int, int]) -> np.ndarray:
+    """Memory to enlarge into, [H, W, 3]: most images of a data set have one of a few sizes."""
+    return np.empty((size[1], size[0], 3), dtype=np.uint8)
+
+
+def resampler() -> str:
+    """What resamples images here, with versions: another one may differ by a grey level."""
+    return f"opencv {cv2.__version__}, pillow {pillow_version}"
+
+
+def subsampling(quality: int) -> int:
+    """Pillow's code of the chroma subsampling: 4:2:0 as in nearly all sources, 4:4:4 for a quality of 96 and more."""
+    return 2 if quality < 96 else 0
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """First frame as RGB: 16-bit scaled down, transparency on white."""
+    image.seek(0)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        high = image.getextrema()[1]
+        scale = 255 / 65535 if image.mode.startswith("I") and high > 255 else 255 / high if 0 < high <= 1 else 1.0
+        return image.convert("F").point(lambda v: v * scale).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        canvas = Image.new("RGBA", layered.size, "white")
+        canvas.alpha_composite(layered)
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _save(pixels: Image.Image, handle: IO[bytes], suffix: str, quality: int) -> None:
+    if suffix.lower() == ".png":
+        pixels.save(handle, "PNG", compress_level=1)
+    else:
+        pixels.save(handle, "JPEG", quality=quality, subsampling=subsampling(quality))
+
+
+def _write(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write beside the target, then rename: no fsync, as a lost image is simply made again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fd, scratch = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(fd, "wb") as handle:
+            write(handle)
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(target)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, a copy elsewhere; atomic either way."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    scratch.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), scratch)
+    except OSError:
+        shutil.copyfile(source, scratch)
+        shutil.copystat(source, scratch)
+    scratch.replace(target)
+    scratch.unlink(missing_ok=True)  # renaming one hard link onto another of the same file leaves both

@@ -1,0 +1,194 @@
+"""Where the elements of a large JSON file lie, without loading it.
+
+COCO and LVIS files are one object with long arrays of objects. `find_elements` finds the bytes of
+every element in one pass of numpy over chunks; memory is a few integers an element, whatever
+the elements hold. A gigabyte takes a few seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from coordexp.runtime.errors import DataError, located
+
+Mapper = Callable[..., Iterable[Any]]
+BULK = 256  # bytes from which a value inside an element is bulk
+CHUNK = 1 << 20
+RANGE = 1 << 26  # bytes that one process scans
+_BETWEEN_ELEMENTS, _FINISHED = (2, 0), (0, 0)  # (bracket depth, inside a string)
+_NEXT_ELEMENT = re.compile(rb"\}\s*,\s*(?=\{)")
+_QUOTE, _BACKSLASH = 0x22, 0x5C
+_STEP = np.zeros(256, dtype=np.int8)
+_STEP[[ord("{"), ord("[")]] = 1
+_STEP[[ord("}"), ord("]")]] = -1
+_KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*$', re.DOTALL)
+_KEY_BYTES = 256
+
+
+class Elements(msgspec.Struct, frozen=True):
+    """The objects of an array: byte spans int64 [N, 2] (start, end) of each, in file order.
+
+    bulk: spans [K, 2] of the insides of their own arrays and objects that are long, outlines mostly:
+    who needs other fields may leave these bytes out.
+    """
+
+    spans: np.ndarray
+    bulk: np.ndarray
+
+
+def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, Elements]:
+    """The objects in each top-level array of `names`; an array that the file does not have is absent.
+
+    `mapper` may be a process pool's `imap`: a large file is then scanned in parallel. DataError when
+    the file is not one JSON object or ends early.
+    """
+    with Path(path).open("rb") as handle:
+        head = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not head.startswith(b"{"):
+            fix = "expected one object with the lists images, annotations and categories"
+            raise DataError(located("not an annotation file", file=path, found=head[:20].decode("latin1"), fix=fix))
+        found = _scan(path, _cuts(handle), mapper) or _scan(path, [0], mapper)
+        if found is None:
+            fix = "the file is cut off or broken: fetch it again"
+            raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
+        opens, closes, starts, ends, bulk_opens, bulk_closes = found
+        elements = {}
+        for low, high in zip(opens.tolist(), closes.tolist(), strict=True):
+            name = _key_before(handle, low)
+            if name in names:
+                a, b = np.searchsorted(starts, [low, high])
+                i, j = np.searchsorted(bulk_opens, [low, high])
+                spans = np.stack([starts[a:b], ends[a:b] + 1], axis=1)
+                elements[name] = Elements(spans, np.stack([bulk_opens[i:j] + 1, bulk_closes[i:j]], axis=1))
+        return elements
+
+
+def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, np.ndarray]:
+    """The spans of `find_elements` alone."""
+    return {name: found.spans for name, found in find_elements(path, names, mapper).items()}
+
+
+def _cuts(handle) -> list[int]:
+    """Places to start scanning at: 0, and what looks like the start of an element about every RANGE bytes."""
+    size = os.fstat(handle.fileno()).st_size
+    cuts = [0]
+    for target in range(RANGE, size - RANGE // 2, RANGE):
+        match = _NEXT_ELEMENT.search(os.pread(handle.fileno(), CHUNK, target))
+        if match:
+            cuts.append(target + match.end())
+    return cuts
+
+
+def _scan(path: str | Path, cuts: list[int], mapper: Mapper) -> tuple[np.ndarray, ...] | None:
+    """(top-level values' first and last bytes, elements' first and last bytes); None if the cuts do not hold.
+
+    A cut is assumed to lie between two elements of a top-level array, outside any string. That is
+    proven when the range before it ends in just this state.
+    """
+    ranges = [(str(path), low, high) for low, high in zip(cuts, [*cuts[1:], None], strict=True)]
+    events, states = zip(*mapper(_range_events, ranges), strict=True)
+    if states != (*[_BETWEEN_ELEMENTS] * (len(cuts) - 1), _FINISHED):
+        return None
+    return tuple(np.concatenate(kind) for kind in zip(*events, strict=True))
+
+
+def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Events of bytes low..high (None: to the end), and (depth, inside a string) behind them.
+
+    The events are the first and last bytes of top-level values, of elements, and of bulk.
+    """
+    path, low, high = span
+    events: list[list[np.ndarray]] = [[] for _ in range(6)]
+    depth, in_string = (0, 0) if low == 0 else _BETWEEN_ELEMENTS
+    with Path(path).open("rb") as handle:
+        handle.seek(low)
+        for base, data in _chunks(handle, low, high):
+            position, step, in_string = _brackets(data, in_string)
+            level = depth + np.cumsum(step, dtype=np.int64)
+            depth = int(level[-1]) if len(level) else depth
+            position = position + base
+            rising = step > 0
+            for k, (above, opening) in enumerate(((2, True), (1, False), (3, True), (2, False), (4, True), (3, False))):
+                events[k].append(position[(level == above) & (rising == opening)])
+    *outer, opens, closes = (np.concatenate(kind) for kind in events)
+    pairs = min(len(opens), len(closes))
+    long = closes[:pairs] - opens[:pairs] > BULK
+    return [*outer, opens[:pairs][long], closes[:pairs][long]], (depth, in_string)
+
+
+def _chunks(handle: IO[bytes], base: int, end: int | None) -> Iterator[tuple[int, bytes | bytearray]]:
+    """(offset, bytes) up to `end`, none of them ending in a backslash; a chunk is valid until the next one."""
+    buffer = bytearray(CHUNK)
+    while size := handle.readinto(memoryview(buffer)[: None if end is None else end - base]):
+        data = buffer if size == len(buffer) else buffer[:size]
+        while data.endswith(b"\\") and (more := handle.read(1)):
+            data = data + more
+        yield base, data
+        base += len(data)
+
+
+def _brackets(data: bytes | bytearray, in_string: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(positions, +1 or -1) of the brackets outside strings, and whether the chunk ends inside one.
+
+    `c & 0xD9 == 0x59` holds for the four brackets and for `Y`, `_`, `y`, DEL, which have step 0.
+    """
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    low, found, quotes = _scratch(len(buffer))
+    np.equal(np.bitwise_and(buffer, 0xD9, out=low), 0x59, out=found)
+    np.logical_or(found, np.equal(buffer, _QUOTE, out=quotes), out=found)
+    position = np.flatnonzero(found)
+    char = buffer[position]
+    quote = char == _QUOTE
+    if b"\\" in data:
+        quote &= ~_escaped(buffer, position)
+    inside = np.cumsum(quote.view(np.uint8), dtype=np.uint8) + np.uint8(in_string) & 1  # wraps, but stays odd or even
+    step = np.where(inside, 0, _STEP[char])
+    kept = np.flatnonzero(step)
+    return position[kept], step[kept], int(inside[-1]) if len(inside) else in_string
+
+
+@functools.lru_cache(maxsize=2)
+def _scratch(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Memory of three bytes a byte: fresh pages would cost more than the arithmetic."""
+    return np.empty(size, np.uint8), np.empty(size, bool), np.empty(size, bool)
+
+
+def _escaped(buffer: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Bool [N]: characters behind an odd run of backslashes."""
+    escaped = (buffer[position - 1] == _BACKSLASH) & (position > 0)
+    for i in np.flatnonzero(escaped):
+        run, at = 0, int(position[i]) - 1
+        while at >= 0 and buffer[at] == _BACKSLASH:
+            run, at = run + 1, at - 1
+        escaped[i] = run % 2 == 1
+    return escaped
+
+
+def _key_before(handle, position: int) -> str | None:
+    low = max(0, position - _KEY_BYTES)
+    match = _KEY.search(os.pread(handle.fileno(), position - low, low))
+    return match.group(1).decode("utf-8", "replace") if match else None
+
+
+def read_spans(fd: int, spans: np.ndarray, gap: int = 1 << 12) -> list[bytes]:
+    """The bytes of each span [N, 2], in the order given; neighbours are read together."""
+    if not len(spans):
+        return []
+    order = np.argsort(spans[:, 0], kind="stable")
+    low, high = spans[order, 0], spans[order, 1]
+    breaks = np.flatnonzero(low[1:] - high[:-1] > gap) + 1
+    out: list[bytes] = [b""] * len(spans)
+    for run in np.split(order, breaks):
+        base, end = int(spans[run[0], 0]), int(spans[run[-1], 1])
+        block = os.pread(fd, end - base, base)
+        for i, (a, b) in zip(run.tolist(), (spans[run] - base).tolist(), strict=True):
+            out[i] = block[a:b]
+    return out

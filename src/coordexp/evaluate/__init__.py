@@ -1,5 +1,0 @@
-"""Scoring: COCO and LVIS numbers, F1, calibration, intervals, comparison. Needs neither torch nor transformers."""
-
-from coordexp.evaluate.run import EvaluateOptions, evaluate, options_from
-
-__all__ = ["EvaluateOptions", "evaluate", "options_from"]

@@ -1,0 +1,236 @@
+"""Other models' answers as predictions, so that every model is scored by the same code.
+
+| format     | file                      | box                              | unit                        |
+|------------|---------------------------|----------------------------------|-----------------------------|
+| coordexp   | predictions.jsonl         | norm                             | [0, 1]                      |
+| coco       | COCO results, a JSON list | bbox, x y w h                    | pixel of the source image |
+| json-pixel | answers, JSON lines       | bbox_2d or bbox or box, x1 y1 x2 y2 | pixel of the source image |
+| json-1000  | answers, JSON lines       | the same                         | 0..1000                     |
+| qwen2.5-vl | answers, JSON lines       | bbox_2d, x1 y1 x2 y2             | pixel of the model's input  |
+| qwen3-vl   | answers, JSON lines       | bbox_2d, x1 y1 x2 y2             | 0..1000                     |
+| gemini     | answers, JSON lines       | box_2d, y1 x1 y2 x2              | 0..1000                     |
+| internvl   | answers, JSON lines       | ref and box tags, x1 y1 x2 y2    | 0..1000                     |
+
+A line of an answers file is `{"image_id": ..., "answer": "text"}`, with `"finish": "length"` for an answer
+that was cut off. `qwen2.5-vl` also needs `input_width` and `input_height` in pixels.
+The user names the format; units are never guessed from the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from coordexp.evaluation import detections
+from coordexp.evaluation.ground_truth import GroundTruth
+from coordexp.records import Detection, Prediction
+from coordexp.runtime.errors import DataError, located, nearest
+from coordexp.runtime.io import enumerate_lines, read_json
+
+OWN = "coordexp"
+_LABELS = ("label", "desc", "category", "name", "class")
+_SCORES = ("score", "confidence")
+
+
+class _Style(msgspec.Struct, frozen=True):
+    boxes: tuple[str, ...]
+    unit: Literal["source", "input", "thousand"]
+    y_first: bool = False
+    tagged: bool = False
+
+
+_STYLES = {
+    "json-pixel": _Style(("bbox_2d", "bbox", "box"), "source"),
+    "json-1000": _Style(("bbox_2d", "bbox", "box"), "thousand"),
+    "qwen2.5-vl": _Style(("bbox_2d",), "input"),
+    "qwen3-vl": _Style(("bbox_2d",), "thousand"),
+    "gemini": _Style(("box_2d",), "thousand", y_first=True),
+    "internvl": _Style((), "thousand", tagged=True),
+}
+FORMATS = (OWN, "coco", *_STYLES)
+
+
+class _Result(msgspec.Struct):
+    image_id: int | str
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+class _Answer(msgspec.Struct):
+    image_id: int | str
+    answer: str
+    finish: Literal["stop", "length"] = "stop"
+    input_width: int | None = None
+    input_height: int | None = None
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
+_TAGGED = re.compile(r"<ref>(.*?)</ref>\s*<box>\s*(\[.*?\])\s*</box>", re.DOTALL)
+_json = json.JSONDecoder()
+
+
+def read(
+    path: str | Path, ground_truth: GroundTruth, format: str = OWN, *, named_only: bool = False
+) -> Iterator[tuple[str, Prediction]]:
+    """(place, prediction) rows of a file in `format`; DataError for another format or a broken file.
+
+    COCO results have no line for a image in which nothing was found: with `named_only` a image that they do
+    not name has no row, else an empty one, as in pycocotools.
+    """
+    if format not in FORMATS:
+        problem = f"unknown format {format!r}{nearest(format, FORMATS)}"
+        raise DataError(located(problem, file=path, fix=f"use one of {', '.join(FORMATS)}"))
+    if not Path(path).is_file():
+        raise DataError(located("file not found", file=path))
+    if format == OWN:
+        return detections.read(path)
+    if format == "coco":
+        return _coco_results(path, ground_truth, named_only)
+    return _answers(path, ground_truth, _STYLES[format])
+
+
+def default_format(path: str | Path) -> str:
+    """Layout of a file whose user named none: a JSON list is COCO results, anything else our own lines."""
+    try:
+        with Path(path).open("rb") as handle:
+            return "coco" if handle.read(64).lstrip().startswith(b"[") else OWN
+    except OSError as error:
+        raise DataError(located(f"cannot be read: {error.strerror}", file=path)) from error
+
+
+def parse_answer(text: str, format: str, size: tuple[float, float]) -> tuple[list[Detection], dict[str, int]]:
+    """Detections of one answer and problems by reason; never raises on text.
+
+    `size` is (width, height) of the image that pixel formats count in. A cut-off answer keeps its
+    complete objects. Answers carry no score as a rule: it is then 1.
+    """
+    style = _STYLES[format]
+    scale = (1000.0, 1000.0) if style.unit == "thousand" else size
+    items = _tagged_items(text) if style.tagged else _json_items(text, style.boxes)
+    found, problems = [], Counter()
+    for label, box, score in items:
+        problem = _item_problem(label, box, score)
+        if problem:
+            problems[problem] += 1
+            continue
+        x1, y1, x2, y2 = (box[1], box[0], box[3], box[2]) if style.y_first else box
+        norm = [x1 / scale[0], y1 / scale[1], x2 / scale[0], y2 / scale[1]]
+        found.append(Detection(desc=label, norm=norm, score=float(score)))
+    if not found and not problems and not _says_nothing(text):
+        problems["no_object_in_text"] += 1
+    return found, dict(problems)
+
+
+def _coco_results(path: str | Path, ground_truth: GroundTruth, named_only: bool) -> Iterator[tuple[str, Prediction]]:
+    content = read_json(path)
+    try:
+        results = msgspec.convert(content, list[_Result])
+    except msgspec.ValidationError as error:
+        raise DataError(located(f"not a COCO results file: {error}", file=path)) from error
+    names = {c.id: c.name for c in ground_truth.categories}
+    grouped: dict[int | str, list[Detection]] = {image_id: [] for image_id in ground_truth.image_ids}
+    for i, result in enumerate(results):
+        if result.image_id not in grouped:
+            problem = f"image {result.image_id!r} is not in the annotations"
+            raise DataError(located(problem, file=path, field=f"[{i}].image_id"))
+        width, height = ground_truth.sizes[ground_truth.index_of[result.image_id]]
+        x, y, w, h = result.bbox
+        norm = [x / width, y / height, (x + w) / width, (y + h) / height]
+        desc = names.get(result.category_id, f"category id {result.category_id}")
+        grouped[result.image_id].append(Detection(desc=desc, norm=norm, score=result.score))
+    for image_id, found in grouped.items():
+        if found or not named_only:
+            yield (
+                f"{path}: image {image_id}",
+                _prediction(image_id, ground_truth, "coco results", "", "stop", found, {}),
+            )
+
+
+def _answers(path: str | Path, ground_truth: GroundTruth, style: _Style) -> Iterator[tuple[str, Prediction]]:
+    format = next(name for name, known in _STYLES.items() if known is style)
+    for number, line in enumerate_lines(path):
+        try:
+            row = _answer_decoder.decode(line)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise DataError(located(f"not an answer: {error}", file=path, line=number)) from error
+        index = ground_truth.index_of.get(row.image_id)
+        if index is None:
+            raise DataError(located(f"image {row.image_id!r} is not in the annotations", file=path, line=number))
+        size = tuple(ground_truth.sizes[index])
+        if style.unit == "input":
+            if not row.input_width or not row.input_height:
+                problem = "the size of the model's input image is missing"
+                fix = "add input_width and input_height, the pixels that the coordinates count"
+                raise DataError(located(problem, file=path, line=number, field="input_width", fix=fix))
+            size = (row.input_width, row.input_height)
+        found, problems = parse_answer(row.answer, format, size)
+        yield (
+            f"{path}:{number}",
+            _prediction(row.image_id, ground_truth, format, row.answer, row.finish, found, problems),
+        )
+
+
+def _prediction(image_id, ground_truth, protocol, text, finish, found, problems) -> Prediction:  # type: ignore[no-untyped-def]
+    width, height = (int(v) for v in ground_truth.sizes[ground_truth.index_of[image_id]])
+    return Prediction(image_id, width, height, protocol, finish, text, found, problems)
+
+
+def _json_items(text: str, keys: tuple[str, ...]) -> Iterator[tuple[Any, Any, Any]]:
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = _json.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            value, end = None, at + 1
+        if isinstance(value, dict):
+            boxed = [value] if any(k in value for k in keys) else _nested(value, keys)
+            for item in boxed:
+                box = next(item[k] for k in keys if k in item)
+                label = next((item[k] for k in _LABELS if k in item), None)
+                yield label, box, next((item[k] for k in _SCORES if k in item), 1.0)
+        at = text.find("{", end)
+
+
+def _nested(value: dict, keys: tuple[str, ...]) -> list[dict]:
+    """Objects with a box inside the lists of a wrapping object."""
+    lists = [v for v in value.values() if isinstance(v, list)]
+    return [item for items in lists for item in items if isinstance(item, dict) and any(k in item for k in keys)]
+
+
+def _tagged_items(text: str) -> Iterator[tuple[Any, Any, Any]]:
+    for match in _TAGGED.finditer(text):
+        try:
+            boxes = json.loads(match.group(2))
+        except (ValueError, RecursionError):
+            boxes = [None]
+        if boxes and not isinstance(boxes[0], list):
+            boxes = [boxes]
+        for box in boxes:
+            yield match.group(1).strip(), box, 1.0
+
+
+def _item_problem(label: Any, box: Any, score: Any) -> str | None:
+    if not isinstance(label, str) or not label.strip():
+        return "no_label"
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+        return "bad_box"
+    return None if _is_number(score) else "bad_score"
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < 1e12 and (isinstance(value, int) or math.isfinite(value))
+
+
+def _says_nothing(text: str) -> bool:
+    """An answer that says in so many words that there is no object."""
+    return bool(re.fullmatch(r'\s*(```json)?\s*(\[\s*\]|\{\s*"\w+"\s*:\s*\[\s*\]\s*\})\s*(```)?\s*', text))

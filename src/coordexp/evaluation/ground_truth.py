@@ -1,0 +1,338 @@
+"""The benchmark's own annotation file (COCO or LVIS format) as columns, in pixels of the source image."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from coordexp.datasets.annotation_index import Broken, decode_elements
+from coordexp.datasets.categories import Category
+from coordexp.datasets.json_spans import element_spans, read_spans
+from coordexp.records import Record
+from coordexp.runtime.errors import DataError, located
+
+OnBad = Literal["error", "skip"]
+
+
+class ImageRow(msgspec.Struct):
+    """One entry of `images`; the lists are LVIS's, None in COCO format."""
+
+    id: int | str
+    width: int
+    height: int
+    neg_category_ids: list[int] | None = None
+    not_exhaustive_category_ids: list[int] | None = None
+
+
+class AnnotationRow(msgspec.Struct):
+    """One entry of `annotations`; `bbox` is x, y, w, h in pixels."""
+
+    id: int | str
+    image_id: int | str
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: int = 0
+    segmentation: msgspec.Raw = msgspec.Raw()
+
+
+class _File(msgspec.Struct):
+    images: list[ImageRow]
+    annotations: list[AnnotationRow]
+    categories: list[Category]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Ground truth of I images, M objects and K categories.
+
+    Images are sorted by id, objects by image, category and annotation id, so the order of the file
+    is without effect. `image` and `category` are indices into `image_ids` and `categories`.
+    `negative` and `not_exhaustive` hold sorted codes image * K + category of the federated lists.
+    `left_out` counts entries of the file that are no truth, by reason; the conversion names them likewise.
+    """
+
+    image_ids: list[int | str]
+    sizes: np.ndarray  # float64 [I, 2], (width, height) in pixels
+    categories: list[Category]
+    image: np.ndarray  # int64 [M]
+    category: np.ndarray  # int64 [M]
+    box: np.ndarray  # float64 [M, 4], x, y, w, h in pixels
+    area: np.ndarray  # float64 [M], the annotation's own area in square pixels
+    crowd: np.ndarray  # bool [M]
+    annotation_id: np.ndarray  # int64 or text [M]
+    negative: np.ndarray  # int64
+    not_exhaustive: np.ndarray  # int64
+    federated: bool
+    segmentation: list[msgspec.Raw]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def index_of(self) -> dict[int | str, int]:
+        """Image id -> index."""
+        return {image_id: i for i, image_id in enumerate(self.image_ids)}
+
+    @property
+    def images(self) -> int:
+        """Number of images I."""
+        return len(self.image_ids)
+
+    @cached_property
+    def objects_per_image(self) -> np.ndarray:
+        """Objects that are not crowds in each image, int64 [I]."""
+        return np.bincount(self.image[~self.crowd], minlength=self.images)
+
+    @cached_property
+    def judged(self) -> np.ndarray:
+        """Sorted codes image * K + category of every pair that has been annotated: present or negative."""
+        return np.union1d(self.image * len(self.categories) + self.category, self.negative)
+
+    def restricted(self, keep: np.ndarray) -> GroundTruth:
+        """The same truth with only the images `keep` (bool [I])."""
+        position = np.cumsum(keep) - 1
+        objects = keep[self.image]
+        count = len(self.categories)
+
+        def codes(pairs: np.ndarray) -> np.ndarray:
+            image, category = np.divmod(pairs, count)
+            return (position[image] * count + category)[keep[image]]
+
+        return replace(
+            self,
+            image_ids=[i for i, kept in zip(self.image_ids, keep, strict=True) if kept],
+            sizes=self.sizes[keep],
+            image=position[self.image[objects]],
+            category=self.category[objects],
+            box=self.box[objects],
+            area=self.area[objects],
+            crowd=self.crowd[objects],
+            annotation_id=self.annotation_id[objects],
+            negative=codes(self.negative),
+            not_exhaustive=codes(self.not_exhaustive),
+            segmentation=[s for s, kept in zip(self.segmentation, objects, strict=True) if kept],
+        )
+
+
+class _Faults:
+    """What is wrong with a file: the first fault is an error, or (`on_bad: skip`) all are left out and counted."""
+
+    def __init__(self, path: Path, on_bad: OnBad) -> None:
+        self.path, self.skip = path, on_bad == "skip"
+        self.counts: Counter[str] = Counter()
+
+    def found(self, reason: str, problem: str, **place: Any) -> None:
+        """One fault; `problem` and `place` are for the error text."""
+        if not self.skip:
+            raise DataError(located(problem, file=self.path, **place))
+        self.counts[reason] += 1
+
+
+def load(path: str | Path, on_bad: OnBad = "error") -> GroundTruth:
+    """Read an annotation file; DataError naming file and id for anything that cannot be scored.
+
+    Refused, as by the conversion: doubled image, category or annotation ids, annotations of unknown images or
+    categories, boxes or areas that are not finite, images without a size, categories without a name. With
+    `on_bad="skip"` these are left out and counted, and so are boxes that lie outside their image. Boxes of
+    negative size, and unknown categories in federated lists, are always left out and counted.
+    """
+    path, faults = Path(path), _Faults(Path(path), on_bad)
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=_File)
+    except FileNotFoundError as error:
+        raise DataError(located("file not found", file=path)) from error
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        if on_bad == "error":
+            raise DataError(located(f"not a COCO or LVIS annotation file: {error}", file=path)) from error
+        content = _readable(path, faults)
+    return build(content.images, content.annotations, content.categories, faults)
+
+
+def _readable(path: Path, faults: _Faults) -> _File:
+    """The entries of a file that can be read on their own."""
+    spans = element_spans(path, tuple(_KINDS))
+    lists, fd = [], os.open(path, os.O_RDONLY)
+    try:
+        for name, kind in _KINDS.items():
+            if name not in spans:
+                raise DataError(located("this list is missing", file=path, field=name))
+            rows = decode_elements(read_spans(fd, spans[name]), msgspec.json.Decoder(list[kind]).decode)
+            lists.append([row for row in rows if not isinstance(row, Broken)])
+            for row in (row for row in rows if isinstance(row, Broken)):
+                faults.found(f"unreadable entry of {name}", f"{name}: id {row.id!r}: {row.problem}")
+    finally:
+        os.close(fd)
+    return _File(*lists)
+
+
+_KINDS = {"images": ImageRow, "annotations": AnnotationRow, "categories": Category}
+
+
+def build(
+    images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], faults: _Faults
+) -> GroundTruth:
+    """Columns of decoded annotations; `faults` takes what cannot be used."""
+    categories = _named(_first_of_each(categories, "categories", "repeated category id", faults), faults)
+    categories.sort(key=lambda category: category.id)
+    images = _sized(_first_of_each(images, "images", "duplicate image id", faults), faults)
+    images.sort(key=lambda image: image_key(image.id))
+    category_index = {category.id: i for i, category in enumerate(categories)}
+    key = _key_of([image.id for image in images], [annotation.image_id for annotation in annotations])
+    image_index = {key(image.id): i for i, image in enumerate(images)}
+    annotations = _first_of_each(annotations, "annotations", "duplicate annotation id", faults)
+    places = [image_index.get(key(annotation.image_id)) for annotation in annotations]
+    pairs = zip(annotations, places, strict=True)
+    annotations = [row for row, at in pairs if _usable(row, images, at, category_index, faults)]
+    image = np.array([image_index[key(a.image_id)] for a in annotations], dtype=np.int64)
+    category = np.array([category_index[a.category_id] for a in annotations], dtype=np.int64)
+    box = np.array([a.bbox for a in annotations], dtype=np.float64).reshape(-1, 4)
+    area = np.array([a.bbox[2] * a.bbox[3] if a.area is None else a.area for a in annotations], dtype=np.float64)
+    texts = any(isinstance(a.id, str) for a in annotations)
+    ids = np.array([str(a.id) if texts else a.id for a in annotations], dtype=str if texts else np.int64)
+    order = np.lexsort((ids, category, image))
+    return GroundTruth(
+        image_ids=[i.id for i in images],
+        sizes=np.array([(i.width, i.height) for i in images], dtype=np.float64).reshape(-1, 2),
+        categories=categories,
+        image=image[order],
+        category=category[order],
+        box=box[order],
+        area=area[order],
+        crowd=np.array([a.iscrowd for a in annotations], dtype=bool)[order],
+        annotation_id=ids[order],
+        negative=_pairs(images, "neg_category_ids", category_index, faults),
+        not_exhaustive=_pairs(images, "not_exhaustive_category_ids", category_index, faults),
+        federated=any(i.neg_category_ids is not None for i in images),
+        segmentation=[annotations[i].segmentation for i in order],
+        left_out=dict(sorted(faults.counts.items())),
+    )
+
+
+def with_records(ground_truth: GroundTruth, image_ids: Iterable[int | str], path: Path) -> GroundTruth:
+    """`truth` of the images that have a record; DataError for a record of another image.
+
+    `path` is for error texts.
+    """
+    keep = np.zeros(ground_truth.images, dtype=bool)
+    for image_id in image_ids:
+        index = ground_truth.index_of.get(image_id)
+        if index is None:
+            fix = "give the records of the annotated split"
+            raise DataError(located(f"image {image_id!r} is not in the annotations", file=path, fix=fix))
+        keep[index] = True
+    return ground_truth.restricted(keep)
+
+
+def of_records(
+    records: Sequence[Record], categories: list[Category], *, federated: bool, path: Path = Path("records")
+) -> GroundTruth:
+    """The truth that records carry: boxes and outlines in source pixels, and the federated lists if they count.
+
+    Categories that the conversion left an annotation out of (a crowd) are in `not_exhaustive` in any case.
+    `path` is for error texts.
+    """
+    known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
+    images, annotations = [], []
+    for record in records:
+        meta = record.metadata
+        width, height = meta.source_width, meta.source_height
+        both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
+        negative, not_exhaustive = ([i for i in ids if i in known] for ids in both)
+        images.append(ImageRow(meta.image_id, width, height, negative if federated else None, not_exhaustive))
+        for obj in record.objects:
+            x1, y1, x2, y2 = obj.norm_box
+            corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
+            outline = [value * (height if n % 2 else width) for n, value in enumerate(corners)]
+            annotations.append(
+                AnnotationRow(
+                    id=len(annotations),
+                    image_id=meta.image_id,
+                    category_id=obj.category_id,
+                    bbox=(x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height),
+                    iscrowd=int(obj.iscrowd),
+                    segmentation=msgspec.Raw(msgspec.json.encode([outline])),
+                )
+            )
+    return build(images, annotations, categories, _Faults(path, "error"))
+
+
+def image_key(image_id: int | str) -> tuple[int, int, str]:
+    """Sorting key of image ids: numbers by value, then texts."""
+    return (0, image_id, "") if isinstance(image_id, int) else (1, 0, image_id)
+
+
+def _key_of(images: list[int | str], owners: list[int | str]) -> Callable[[int | str], int | str]:
+    """How image ids are compared: as texts when some are texts, as the conversion does."""
+    return str if any(isinstance(i, str) for ids in (images, owners) for i in ids) else lambda value: value
+
+
+def _first_of_each(rows: list[Any], name: str, reason: str, faults: _Faults) -> list[Any]:
+    """Rows whose id has not come before; 1 and "1" are one id."""
+    key = _key_of([row.id for row in rows], [])
+    seen: set[int | str] = set()
+    kept = []
+    for row in rows:
+        if key(row.id) in seen:
+            fix = "give every entry an id of its own; scores of doubled ids would be wrong silently"
+            faults.found(reason, f"{name}: id {row.id!r} occurs more than once", fix=fix)
+        else:
+            seen.add(key(row.id))
+            kept.append(row)
+    return kept
+
+
+def _named(categories: list[Category], faults: _Faults) -> list[Category]:
+    for category in categories:
+        if not category.name.strip():
+            faults.found("category without a name", f"categories: id {category.id} has no name")
+    return [category for category in categories if category.name.strip()]
+
+
+def _sized(images: list[ImageRow], faults: _Faults) -> list[ImageRow]:
+    for image in images:
+        if min(image.width, image.height) < 1:
+            faults.found("impossible size", f"images: id {image.id!r}: has no size", expected="positive sizes")
+    return [image for image in images if min(image.width, image.height) >= 1]
+
+
+def _usable(
+    row: AnnotationRow, images: list[ImageRow], at: int | None, category_index: dict[int, int], faults: _Faults
+) -> bool:
+    """Whether an annotation is truth; `at` is the place of its image among `images`, None without one."""
+    x, y, w, h = row.bbox
+    name = f"annotation {row.id}"
+    if at is None:
+        problem = f"{name}: image_id {row.image_id!r} is not in the file's list"
+        faults.found("annotation of no image", problem)
+    elif row.category_id not in category_index:
+        problem = f"{name}: category_id {row.category_id!r} is not in the file's list"
+        faults.found("unknown category", problem)
+    elif not all(map(math.isfinite, (*row.bbox, row.area or 0.0))):
+        problem = f"annotations: id {row.id}: box or area cannot be used"
+        faults.found("box not finite", problem, field="bbox", expected="finite x, y, w, h", found=list(row.bbox))
+    elif min(w, h) < 0:
+        faults.counts["empty box"] += 1
+    elif faults.skip and not (x < images[at].width and y < images[at].height and x + w > 0 and y + h > 0):
+        faults.counts["outside the image"] += 1
+    else:
+        return True
+    return False
+
+
+def _pairs(images: list[ImageRow], name: str, category_index: dict[int, int], faults: _Faults) -> np.ndarray:
+    codes = []
+    for i, image in enumerate(images):
+        for category_id in getattr(image, name) or ():
+            if category_id in category_index:
+                codes.append(i * len(category_index) + category_index[category_id])
+            else:  # nothing can be of a category without a name
+                faults.counts[f"unknown category in {name}"] += 1
+    return np.unique(np.array(codes, dtype=np.int64))

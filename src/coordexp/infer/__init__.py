@@ -1,1 +1,0 @@
-"""Reading pictures with a trained checkpoint: grammar, batched decoding, scores, overlays."""

@@ -1,0 +1,1 @@
+"""Reading images with a trained checkpoint: grammar, batched decoding, scores, overlays."""

@@ -1,0 +1,58 @@
+"""Boxes and polygons drawn over a image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from coordexp.records import Detection
+
+# Okabe and Ito's palette (2008), told apart by people with any form of colour vision.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+DARK = {"#009E73", "#0072B2", "#D55E00"}
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def draw(image: Image.Image, detections: Sequence[Detection], min_score: float = 0.0) -> Image.Image:
+    """A copy of `image` (RGB) with the outline, description and score of each detection of at least `min_score`.
+
+    Less certain ones are drawn first. One description has one colour, in every image.
+    """
+    canvas = image.convert("RGB")
+    pen = ImageDraw.Draw(canvas)
+    width = max(2, round(min(canvas.size) / 250))
+    font = ImageFont.load_default(size=max(10, round(min(canvas.size) / 40)))
+    shown = sorted((d for d in detections if d.score >= min_score), key=lambda d: d.score)
+    for detection in shown:
+        colour = colour_of(detection.desc)
+        x1, y1, x2, y2 = _pixels(detection.norm, canvas.size)
+        if detection.poly:
+            points = _pixels(detection.poly, canvas.size)
+            pen.line([*points, *points[:2]], fill=colour, width=width, joint="curve")
+        else:
+            pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
+        _label(pen, f"{detection.desc} {detection.score:.2f}", [x1, y1], colour, font, canvas.size)
+    return canvas
+
+
+def colour_of(desc: str) -> str:
+    """The palette's colour of a description, the same in every run."""
+    return PALETTE[hashlib.sha256(desc.encode()).digest()[0] % len(PALETTE)]
+
+
+def _pixels(norm: Sequence[float], size: tuple[int, int]) -> list[float]:
+    return [v * (size[n % 2] - 1) for n, v in enumerate(norm)]
+
+
+def _label(
+    pen: ImageDraw.ImageDraw, text: str, corner: list[float], colour: str, font: Font, size: tuple[int, int]
+) -> None:
+    """Text on a filled box above `corner`, moved inside the image where it would stick out."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0.0, min(corner[0], size[0] - width))
+    y = corner[1] - height if corner[1] >= height else corner[1]
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + 2 - left, y + 2 - top), text, fill="white" if colour in DARK else "black", font=font)

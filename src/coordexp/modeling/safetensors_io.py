@@ -1,0 +1,303 @@
+"""Safetensors as a stream: read headers and byte ranges, write a file tensor by tensor, never hold a whole shard."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from coordexp.modeling.parallel_writer import Output, room
+from coordexp.runtime.errors import ModelError, located
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+COPY_BYTES = 2 << 20
+MOST_WORKERS = 8
+
+_MAX_HEADER = 100 << 20
+_SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
+_REFETCH = "the file is damaged or incomplete: fetch or write it again"
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One tensor of a file: safetensors dtype name, shape, and its bytes [begin, end) counted from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.end - self.begin
+
+
+class ShardFile(msgspec.Struct, frozen=True):
+    """Header of one safetensors file; `tensors` in the order of their bytes."""
+
+    path: Path
+    tensors: dict[str, TensorSpec]
+    metadata: dict[str, str]
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A checkpoint folder's weights: its files in order and which file holds which tensor."""
+
+    folder: Path
+    shards: dict[str, ShardFile]
+    index_metadata: dict | None
+
+    @property
+    def sharded(self) -> bool:
+        """True when an index file names the shards."""
+        return self.index_metadata is not None
+
+    def find(self, name: str) -> tuple[ShardFile, TensorSpec] | None:
+        """The file and place of tensor `name`, or None."""
+        for shard in self.shards.values():
+            if name in shard.tensors:
+                return shard, shard.tensors[name]
+        return None
+
+    def names(self) -> Iterator[str]:
+        """Every tensor name."""
+        for shard in self.shards.values():
+            yield from shard.tensors
+
+
+def read_header(path: str | Path) -> ShardFile:
+    """Header of a safetensors file, checked against the file's size; ModelError when damaged or truncated."""
+    path = Path(path)
+    try:
+        with path.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+                raise ModelError(located("not a safetensors file", file=path, found=f"{size} bytes", fix=_REFETCH))
+            header = json.loads(handle.read(length))
+    except FileNotFoundError as error:
+        raise ModelError(located("weights file is missing", file=path, fix="fetch the checkpoint again")) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(located("damaged safetensors header", file=path, fix=_REFETCH)) from error
+    metadata = header.pop("__metadata__", None) or {}
+    specs = [_spec(path, name, entry, 8 + length) for name, entry in header.items()]
+    specs.sort(key=lambda spec: (spec.begin, spec.end))
+    end = max((spec.end for spec in specs), default=8 + length)
+    if end != size:
+        raise ModelError(
+            located("file is cut off or has extra bytes", file=path, expected=end, found=size, fix=_REFETCH)
+        )
+    return ShardFile(path=path, tensors={spec.name: spec for spec in specs}, metadata=metadata)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Headers of every weights file of a folder (single file or sharded with an index)."""
+    folder = Path(folder)
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if not index.exists():
+        if not single.exists():
+            fix = f"expected {SINGLE_NAME} or {INDEX_NAME}; only safetensors checkpoints are read"
+            raise ModelError(located("no weights in this folder", file=folder, fix=fix))
+        return Checkpoint(folder=folder, shards={SINGLE_NAME: read_header(single)}, index_metadata=None)
+    try:
+        content = json.loads(index.read_text("utf-8"))
+        weight_map = content["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ModelError(located("damaged index of shards", file=index, fix=_REFETCH)) from error
+    outside = [name for name in weight_map.values() if Path(name).name != name]
+    if outside:
+        raise ModelError(located("a shard must lie in the checkpoint's own folder", file=index, found=outside[0]))
+    shards = {name: read_header(folder / name) for name in dict.fromkeys(weight_map.values())}
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name].tensors:
+            raise ModelError(located(f"{name} lacks a tensor that the index promises", file=index, field=tensor))
+    return Checkpoint(folder=folder, shards=shards, index_metadata=content.get("metadata") or {})
+
+
+def read_bytes(shard: ShardFile, spec: TensorSpec, begin: int = 0, end: int | None = None) -> bytearray:
+    """Bytes [begin, end) of one tensor (relative to it), read without mapping the file."""
+    buffer = bytearray((spec.nbytes if end is None else end) - begin)
+    read_into(shard, spec, begin, memoryview(buffer))
+    return buffer
+
+
+def read_into(shard: ShardFile, spec: TensorSpec, begin: int, view: memoryview) -> None:
+    """Fill `view` with the bytes of a tensor from `begin` on."""
+    with shard.path.open("rb", buffering=0) as handle:
+        handle.seek(spec.begin + begin)
+        while view:
+            count = handle.readinto(view)
+            if not count:
+                raise ModelError(located("file ended inside a tensor", file=shard.path, field=spec.name, fix=_REFETCH))
+            view = view[count:]
+
+
+def fingerprint(shard: ShardFile) -> str:
+    """Hash of a file's header, size and evenly spread samples: tells files apart without reading gigabytes."""
+    size = shard.path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with shard.path.open("rb", buffering=0) as handle:
+        digest.update(handle.read(int.from_bytes(handle.read(8), "little")))
+        for i in range(_SAMPLES):
+            handle.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(handle.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def fingerprints(folder: str | Path) -> dict[str, str]:
+    """`fingerprint` of every weights file of a checkpoint folder, by name."""
+    return {name: fingerprint(shard) for name, shard in open_checkpoint(folder).shards.items()}
+
+
+class Job(NamedTuple):
+    """A piece of a tensor: `run(out, position)` writes exactly `nbytes` bytes of the file there."""
+
+    nbytes: int
+    run: Callable[[Output, int], None]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One tensor to write: its header facts and the pieces that make it up, in order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    jobs: Callable[[], Iterable[Job]]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes that the pieces must add up to."""
+        return nbytes(self.dtype, self.shape)
+
+
+def nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor of a safetensors dtype and shape."""
+    count = ITEM_BYTES[dtype]
+    for side in shape:
+        count *= side
+    return count
+
+
+class Workers(NamedTuple):
+    """Threads for the pieces of files, one that only waits for the disk, and what it has been given to wait for."""
+
+    pieces: Executor
+    disk: Executor
+    closing: list[Future]
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[Workers]:
+    """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock.
+
+    As many as OMP_NUM_THREADS says (Snakemake sets it to the rule's threads), else one more than there are cores.
+    At the end every file is on the disk; OSError where that failed.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    count = min(MOST_WORKERS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
+    with ThreadPoolExecutor(max(1, count)) as pieces, ThreadPoolExecutor(1) as disk:
+        pool = Workers(pieces, disk, [])
+        yield pool
+        for future in pool.closing:
+            future.result()
+
+
+def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Workers) -> None:
+    """Write a safetensors file, its pieces in parallel; memory stays at what the pieces at work need."""
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for entry in entries:
+        offsets = [offset, offset + entry.nbytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+        offset += entry.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = len(text).to_bytes(8, "little") + text
+    out, position = Output(path, len(start) + offset), len(start)
+    written = False
+    try:
+        out.write(0, start)
+        _write_pieces(path, entries, out, position, pool.pieces)
+        written = True
+    finally:
+        pool.closing.append(pool.disk.submit(out.close, flush=written))  # while the next file is made
+
+
+def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, pool: Executor) -> None:
+    running: list[Future] = []
+    try:
+        for entry in entries:
+            end = position + entry.nbytes
+            for job in entry.jobs():
+                running.append(pool.submit(job.run, out, position))
+                position += job.nbytes
+            if position != end:
+                found = entry.nbytes + position - end
+                problem = "pieces do not make up the tensor"
+                raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
+        for future in running:
+            future.result()
+    finally:
+        for future in running:
+            future.cancel()
+        wait(running)
+
+
+def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
+    """An entry that copies a tensor's bytes as they are."""
+    return Entry(spec.name, spec.dtype, spec.shape, lambda: copy_jobs(shard, spec, 0, spec.nbytes))
+
+
+def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Iterator[Job]:
+    """Pieces that copy bytes [begin, end) of a tensor."""
+    for low in range(begin, end, COPY_BYTES):
+        high = min(low + COPY_BYTES, end)
+        yield Job(high - low, partial(_copy_range, shard, spec, low, high))
+
+
+def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: Output, position: int) -> None:
+    view = room("copied", end - begin, position)
+    read_into(shard, spec, begin, view)
+    out.write(position, view)
+
+
+def link_or_copy(source: Path, target: Path) -> str:
+    """`target` with the content of `source`: a hard link where possible, else a copy; says which."""
+    real = source.resolve(strict=True)
+    try:
+        os.link(real, target)
+        return "link"
+    except OSError:
+        shutil.copyfile(real, target)
+        return "copy"
+
+
+def write_index(folder: Path, weight_map: dict[str, str], total_size: int, metadata: dict) -> None:
+    """The index file of a sharded checkpoint; keeps other metadata of the original index."""
+    content = {"metadata": {**metadata, "total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _spec(path: Path, name: str, entry: dict, data_start: int) -> TensorSpec:
+    try:
+        dtype, shape = entry["dtype"], tuple(int(side) for side in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        sound = dtype in ITEM_BYTES and 0 <= begin <= end and end - begin == nbytes(dtype, shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(located("damaged safetensors header", file=path, field=name, fix=_REFETCH)) from error
+    if not sound:
+        raise ModelError(located("impossible entry", file=path, field=name, found=entry, fix=_REFETCH))
+    return TensorSpec(name=name, dtype=dtype, shape=shape, begin=data_start + begin, end=data_start + end)

@@ -1,0 +1,366 @@
+"""The coordinate tokens in a checkpoint: adding them once, and the only way to learn their ids."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+
+from coordexp.modeling import embedding_init as rows
+from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.checkpoint_estimate import forecast
+from coordexp.modeling.parallel_writer import Output
+from coordexp.records import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
+from coordexp.runtime import io
+from coordexp.runtime.code_identity import own_code
+from coordexp.runtime.errors import ModelError, located
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+COORD_FILE = "coord_tokens.json"
+EMBED_SUFFIX = "embed_tokens.weight"
+HEAD_NAME = "lm_head.weight"
+
+_REWRITTEN = {"config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", COORD_FILE}
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
+_PROBE = 'Detect every object: {"objects": [{"desc": "Café 42", "bbox_2d": [<|coord_0|>, <|coord_999|>]}]}<|im_end|>\n'
+
+
+class CoordIds(msgspec.Struct, frozen=True):
+    """Token ids: bins 0..999 are `start`..`end` (inclusive, contiguous), `wildcard` is `<|coord_*|>`."""
+
+    start: int
+    end: int
+    wildcard: int
+
+    def id_of(self, k: int) -> int:
+        """Id of bin `k`."""
+        return self.start + k
+
+
+def coord_ids(tokenizer_or_dir: Any) -> CoordIds:
+    """Ids of the coordinate tokens in a checkpoint folder, tokenizer or processor; ModelError unless contiguous.
+
+    Accepts a folder with `tokenizer.json`, a `tokenizers.Tokenizer`, a Hugging Face tokenizer, or a processor.
+    """
+    if isinstance(tokenizer_or_dir, str | Path):
+        vocab, where = _entries(io.read_json(_tokenizer_file(tokenizer_or_dir))), tokenizer_or_dir
+    else:
+        tokenizer = getattr(tokenizer_or_dir, "tokenizer", tokenizer_or_dir)
+        vocab, where = tokenizer.get_vocab(), type(tokenizer).__name__
+    return _contiguous(vocab, where)
+
+
+def tokenizer_sha256(folder: str | Path) -> str:
+    """Hash of what a tokenizer does: entries, merges, added tokens with ids, and the ids of a probe text.
+
+    Saving the same tokenizer again, with other white space or another library version, does not change it.
+    """
+    from tokenizers import Tokenizer
+
+    path = _tokenizer_file(folder)
+    return _sha256(io.read_json(path), Tokenizer.from_file(str(path)))
+
+
+def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds:
+    """The coordinate ids of `folder` if its tokenizer is the expected one; ModelError when ids drifted.
+
+    `expected` is the content of a `coord_tokens.json`, that file, or a checkpoint folder that holds one.
+    """
+    if not isinstance(expected, dict):
+        path = Path(expected)
+        expected = io.read_json(path / COORD_FILE if path.is_dir() else path)
+    ids = coord_ids(folder)
+    for field in ("start", "end", "wildcard"):
+        if getattr(ids, field) != expected[field]:
+            fix = "train, merge and predict must use the checkpoint that expand_vocab wrote"
+            found = getattr(ids, field)
+            raise ModelError(
+                located(
+                    "coordinate ids drifted", file=folder, field=field, expected=expected[field], found=found, fix=fix
+                )
+            )
+    found = tokenizer_sha256(folder)
+    if found != expected["tokenizer_sha256"]:
+        fix = "train, merge and predict must use the tokenizer of the checkpoint that expand_vocab wrote"
+        want = expected["tokenizer_sha256"]
+        raise ModelError(located("another tokenizer", file=folder, field="sha256", expected=want, found=found, fix=fix))
+    return ids
+
+
+def verified_ids(folder: str | Path) -> CoordIds:
+    """`coord_ids` of a checkpoint folder whose tokenizer is still the one that its coord_tokens.json records."""
+    if (Path(folder) / COORD_FILE).exists():
+        return check_tokenizer(folder, folder)
+    return coord_ids(folder)
+
+
+def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric") -> dict:
+    """Write `base_dir` with the 1,001 coordinate tokens added to `out_dir`; returns the content of coord_tokens.json.
+
+    Only the shards that hold the embedding table (and an untied head) are rewritten, in blocks; everything else is
+    hard-linked, or copied where links are impossible. Weights keep dtype, tying and shard layout. A checkpoint that
+    is already expanded is passed on as it is with `already_expanded: true`.
+    """
+    base, out = Path(base_dir), Path(out_dir)
+    if init not in get_args(rows.Init):
+        raise ModelError(
+            located("unknown rule for new rows", field="vocab.init", expected=get_args(rows.Init), found=init)
+        )
+    checkpoint = shards.open_checkpoint(base)
+    tokenizer = io.read_json(_tokenizer_file(base))
+    known = _next_id(tokenizer)
+    present = {t["content"] for t in tokenizer["added_tokens"]} & {WILDCARD_TOKEN, *coord_tokens()}
+    if len(present) == 1 + COORD_BINS:
+        return _pass_on(base, out)
+    if present:
+        fix = "start from the original checkpoint"
+        raise ModelError(located(f"only {len(present)} coordinate tokens are present", file=base, fix=fix))
+    tables = _tables(checkpoint)
+    old_rows = next(iter(tables.values()))[1].shape[0]
+    new_rows = max(old_rows, known + 1 + COORD_BINS)
+    _forecast(base, out, checkpoint, tables, new_rows)
+    with io.atomic_dir(out) as folder:
+        for file in _other_files(base):
+            shards.link_or_copy(file, folder / file.name)
+        _write_tokenizer_files(base, folder, tokenizer, known)
+        config = _resized(io.read_json(base / "config.json"), old_rows, new_rows)
+        io.write_json(folder / "config.json", config)
+        with rows.one_thread_each(), shards.workers() as pool:
+            _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
+        facts = _facts(folder, new_rows, init) | _origin(base)
+        io.write_json(folder / COORD_FILE, facts)
+    return facts
+
+
+def check(folder: str | Path) -> dict:
+    """What coord_tokens.json says of an expanded checkpoint, found anew; ModelError when a check fails.
+
+    Checked are: every token is there, ids are contiguous and inside the table and `vocab_size` fits it; each token is
+    one id in an answer, and an answer survives encoding and decoding; ids and tokenizer are those on record.
+    """
+    folder = Path(folder)
+    table_rows = next(iter(_tables(shards.open_checkpoint(folder)).values()))[1].shape[0]
+    facts = _facts(folder, table_rows, None)
+    if facts["end"] >= table_rows:
+        fix = "the tokens are in the tokenizer alone: expand the original checkpoint"
+        problem = "coordinate ids lie outside the embedding table"
+        raise ModelError(located(problem, file=folder, expected=f"< {table_rows}", found=facts["end"], fix=fix))
+    _resized(io.read_json(folder / "config.json"), table_rows, table_rows)
+    recorded = folder / COORD_FILE
+    if recorded.exists():
+        check_tokenizer(folder, recorded)
+        facts["init"] = io.read_json(recorded).get("init")
+    return facts
+
+
+def _contiguous(vocab: dict[str, int], where: str | Path) -> CoordIds:
+    missing = [token for token in (WILDCARD_TOKEN, *coord_tokens()) if token not in vocab]
+    if missing:
+        fix = "expand the vocabulary first (rule expand_vocab)"
+        problem = f"{len(missing)} of {COORD_BINS + 1} coordinate tokens are missing, the first is {missing[0]}"
+        raise ModelError(located(problem, file=where, fix=fix))
+    start = vocab[coord_token(0)]
+    for k in range(COORD_BINS):
+        if vocab[coord_token(k)] != start + k:
+            fix = "this tokenizer was not made by expand_vocab: expand the original checkpoint again"
+            problem = "coordinate ids are not contiguous"
+            found = vocab[coord_token(k)]
+            raise ModelError(
+                located(problem, file=where, field=coord_token(k), expected=start + k, found=found, fix=fix)
+            )
+    return CoordIds(start=start, end=start + COORD_BINS - 1, wildcard=vocab[WILDCARD_TOKEN])
+
+
+def _sha256(content: dict, tokenizer: Tokenizer) -> str:
+    merges = [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]]
+    added = sorted((token["id"], token["content"]) for token in content["added_tokens"])
+    added_ids = {i for i, _ in added}
+    entries = {text: i for text, i in content["model"]["vocab"].items() if i not in added_ids}
+    probe = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    facts = {"entries": entries, "merges": merges, "added": added, "probe": probe}
+    return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
+
+
+def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
+    from tokenizers import Tokenizer
+
+    content = io.read_json(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = _contiguous(_entries(content), folder)
+    _check_encoding(tokenizer, folder, ids)
+    return {
+        "wildcard": ids.wildcard,
+        "start": ids.start,
+        "end": ids.end,
+        "tokenizer_length": _next_id(content),
+        "vocab_size": table_rows,
+        "tokenizer_sha256": _sha256(content, tokenizer),
+        "init": init,
+        "already_expanded": init is None,
+    }
+
+
+def _origin(base: Path) -> dict:
+    """What the weights come from, base and code: who reads this file alone sees that they have changed."""
+    return {"base": shards.fingerprints(base), "code": own_code("coordexp.modeling.vocab")}
+
+
+def _pass_on(base: Path, out: Path) -> dict:
+    facts = check(base) | _origin(base)
+    ids = f"{facts['start']}..{facts['end']}"
+    print(f"expand: {base} has the coordinate tokens already ({ids}); nothing is added", file=sys.stderr, flush=True)
+    if out.resolve() != base.resolve():
+        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name != COORD_FILE]
+        forecast("expand", out, {}, files)
+        with io.atomic_dir(out) as folder:
+            for file in files:
+                shards.link_or_copy(file, folder / file.name)
+            io.write_json(folder / COORD_FILE, facts)
+    return facts
+
+
+def _forecast(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict, new_rows: int) -> None:
+    written, linked = {}, list(_other_files(base))
+    for name, shard in checkpoint.shards.items():
+        specs = [spec for spec in shard.tensors.values() if spec.name in tables]
+        if specs:
+            growth = sum((new_rows - spec.shape[0]) * (spec.nbytes // spec.shape[0]) for spec in specs)
+            written[name] = shard.path.stat().st_size + growth
+        else:
+            linked.append(shard.path)
+    beside = sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
+    forecast("expand", out, written, linked, beside)
+
+
+def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
+    """Each coordinate token is one id inside an answer, and decoding gives the text back."""
+    text = '{"objects": [{"desc": "cat", "poly": [' + ", ".join(coord_tokens()) + "]}]}"
+    encoded = tokenizer.encode(text, add_special_tokens=False).ids
+    found = [i for i in encoded if ids.start <= i <= ids.end]
+    if found != list(range(ids.start, ids.end + 1)):
+        raise ModelError(located("coordinate tokens do not encode as one id each inside an answer", file=folder))
+    if tokenizer.decode(encoded, skip_special_tokens=True) != text:
+        raise ModelError(located("an answer does not survive encoding and decoding", file=folder))
+    if tokenizer.encode(WILDCARD_TOKEN, add_special_tokens=False).ids != [ids.wildcard]:
+        raise ModelError(located(f"{WILDCARD_TOKEN} does not encode as one id", file=folder))
+
+
+def _tables(checkpoint: shards.Checkpoint) -> dict[str, tuple[shards.ShardFile, shards.TensorSpec]]:
+    embeds = [name for name in checkpoint.names() if name.endswith(EMBED_SUFFIX)]
+    if len(embeds) != 1:
+        problem = f"expected one tensor named *{EMBED_SUFFIX}"
+        raise ModelError(located(problem, file=checkpoint.folder, found=embeds, fix="is this a Qwen3-VL checkpoint?"))
+    tables = {name: checkpoint.find(name) for name in (embeds[0], HEAD_NAME)}
+    found = {name: place for name, place in tables.items() if place is not None}
+    if len({place[1].shape[0] for place in found.values()}) != 1:
+        raise ModelError(located("embedding and head have different numbers of rows", file=checkpoint.folder))
+    return found
+
+
+def _write_weights(
+    checkpoint: shards.Checkpoint,
+    folder: Path,
+    tables: dict[str, tuple[shards.ShardFile, shards.TensorSpec]],
+    new_rows: int,
+    known: int,
+    tokenizer: dict,
+    init: rows.Init,
+    pool: shards.Workers,
+) -> None:
+    digits = [tokenizer["model"]["vocab"][str(d)] for d in range(10)]
+    weight_map, total = {}, 0
+    for name, shard in checkpoint.shards.items():
+        entries = [
+            _grown(shard, spec, new_rows, known, digits, init) if spec.name in tables else shards.copied(shard, spec)
+            for spec in shard.tensors.values()
+        ]
+        if tables.keys() & shard.tensors.keys():
+            shards.write_file(folder / name, entries, shard.metadata, pool)
+        else:
+            shards.link_or_copy(shard.path, folder / name)
+        weight_map |= dict.fromkeys(shard.tensors, name)
+        total += sum(entry.nbytes for entry in entries)
+    if checkpoint.sharded:
+        shards.write_index(folder, weight_map, total, checkpoint.index_metadata or {})
+
+
+def _grown(
+    shard: shards.ShardFile, spec: shards.TensorSpec, new_rows: int, known: int, digits: list[int], init: rows.Init
+) -> shards.Entry:
+    width = spec.nbytes // spec.shape[0]
+    if known > spec.shape[0]:
+        problem = "the table has fewer rows than the tokenizer has tokens"
+        raise ModelError(located(problem, file=shard.path, field=spec.name, expected=known, found=spec.shape[0]))
+
+    after = known + 1 + COORD_BINS
+
+    def fill(out: Output, position: int) -> None:
+        out.write(position, rows.to_bytes(rows.new_rows(shard, spec, known, digits, init), spec.dtype))
+
+    def jobs() -> Iterator[shards.Job]:
+        yield from shards.copy_jobs(shard, spec, 0, known * width)
+        yield shards.Job((1 + COORD_BINS) * width, fill)  # reads the whole table for its statistics
+        yield from shards.copy_jobs(shard, spec, after * width, spec.nbytes)
+
+    return shards.Entry(spec.name, spec.dtype, (new_rows, *spec.shape[1:]), jobs)
+
+
+def _resized(config: Any, old: int, new: int) -> Any:
+    """`config` with every `vocab_size`, however deep, set to the new number of rows."""
+    if isinstance(config, list):
+        return [_resized(value, old, new) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("vocab_size", old) != old:
+        problem = "vocab_size does not fit the embedding table"
+        raise ModelError(located(problem, file="config.json", expected=old, found=config["vocab_size"]))
+    return {key: new if key == "vocab_size" else _resized(value, old, new) for key, value in config.items()}
+
+
+def _write_tokenizer_files(base: Path, folder: Path, tokenizer: dict, first: int) -> None:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    names = [WILDCARD_TOKEN, *coord_tokens()]
+    tokenizer["added_tokens"] += [{"id": first + i, "content": name, **flags} for i, name in enumerate(names)]
+    text = msgspec.json.format(msgspec.json.encode(tokenizer), indent=2)
+    io.write_text(folder / "tokenizer.json", text.decode())
+    settings = base / "tokenizer_config.json"
+    if settings.exists():
+        content = io.read_json(settings)
+        if "added_tokens_decoder" in content:
+            new = {str(first + i): {"content": name, **flags} for i, name in enumerate(names)}
+            content["added_tokens_decoder"] |= new
+        io.write_json(folder / settings.name, content)
+    added = base / "added_tokens.json"
+    if added.exists():
+        io.write_json(folder / added.name, io.read_json(added) | {name: first + i for i, name in enumerate(names)})
+
+
+def _other_files(base: Path) -> Iterator[Path]:
+    for file in sorted(base.iterdir()):
+        skip = file.name in _REWRITTEN or file.suffix in _WEIGHT_SUFFIXES or file.name == shards.INDEX_NAME
+        if file.is_file() and not skip:
+            yield file
+
+
+def _tokenizer_file(folder: str | Path) -> Path:
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        raise ModelError(
+            located("file not found", file=path, fix="a checkpoint needs its fast tokenizer's tokenizer.json")
+        )
+    return path
+
+
+def _next_id(tokenizer: dict) -> int:
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    return max(ids) + 1
+
+
+def _entries(content: dict) -> dict[str, int]:
+    return content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}

@@ -1,0 +1,239 @@
+"""The record that travels through every stage, and the names of the tokens.
+
+One JSON line is one image. `coord_space` says the unit of `bbox_2d` and `poly`:
+
+| `coord_space` | numbers                                                    |
+|---------------|------------------------------------------------------------|
+| `pixel`       | pixels of the image that the record names, 0..width      |
+| `norm1000`    | integer bins 0..999 of the same image                    |
+| `token`       | the bins as text tokens, `<|coord_0|>`..`<|coord_999|>`    |
+
+`norm` is always the same geometry as unrounded floats in [0, 1]. A reader names the space
+that it expects and any other space is an error: nothing guesses units.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from coordexp.runtime.errors import DataError, located
+from coordexp.runtime.io import enumerate_lines
+
+COORD_BINS = 1000
+WILDCARD_TOKEN = "<|coord_*|>"
+RAW_SCORE = "raw_score"  # in a detection's score_parts: what the score was before calibration
+COORD_TOKEN = re.compile(r"<\|coord_(0|[1-9]\d{0,2})\|>")
+
+CoordSpace = Literal["pixel", "norm1000", "token"]
+Coordinate = int | float | str  # a number, or a token in token space
+
+
+def coord_token(k: int) -> str:
+    """Text of the coordinate token of bin `k` (norm1000, 0..999)."""
+    if not 0 <= k < COORD_BINS:
+        raise ValueError(f"coordinate bin must be in 0..{COORD_BINS - 1}, found {k}")
+    return f"<|coord_{k}|>"
+
+
+def coord_bin(token: str) -> int:
+    """Bin 0..999 of one coordinate token; ValueError for any other text."""
+    match = COORD_TOKEN.fullmatch(token)
+    if match is None:
+        raise ValueError(f"expected one coordinate token like <|coord_42|>, found {token!r}")
+    return int(match.group(1))
+
+
+def coord_tokens() -> list[str]:
+    """The 1,000 coordinate tokens in bin order."""
+    return [coord_token(k) for k in range(COORD_BINS)]
+
+
+class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One instance: a description and exactly one of `bbox_2d` [x1, y1, x2, y2] or flat `poly` [x, y, ...]."""
+
+    desc: str
+    category_id: int
+    norm: list[float]
+    bbox_2d: list[Coordinate] | None = None
+    poly: list[Coordinate] | None = None
+    iscrowd: bool = False
+
+    @property
+    def coords(self) -> list[Coordinate]:
+        """The geometry in the record's space, whichever kind it is."""
+        return self.bbox_2d if self.bbox_2d is not None else self.poly  # type: ignore[return-value]
+
+    @property
+    def norm_box(self) -> tuple[float, float, float, float]:
+        """[x1, y1, x2, y2] in [0, 1]: the box itself, or the bounds of the polygon."""
+        xs, ys = self.norm[0::2], self.norm[1::2]
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+class Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What evaluation needs and training must not lose. Sizes are pixels of the source image.
+
+    not_exhaustive_category_ids: LVIS's list, and the categories that the conversion left an annotation out of (a
+    crowd, an empty box), of any format: neither all objects nor the absence of these are known.
+    """
+
+    image_id: int | str
+    source_width: int
+    source_height: int
+    file_name: str | None = None
+    dataset: str | None = None
+    neg_category_ids: list[int] = []
+    not_exhaustive_category_ids: list[int] = []
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True):
+    """One image with its objects; `images` holds one path relative to the JSONL file."""
+
+    images: list[str]
+    width: int
+    height: int
+    coord_space: CoordSpace
+    objects: list[Object]
+    metadata: Metadata
+
+
+_record_decoder = msgspec.json.Decoder(Record)
+
+
+class Source(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Where one split of a data set lies: what rule `download` leaves behind and later stages read.
+
+    Paths are relative to the manifest file, or absolute for a folder of the user's own.
+    `format` names the annotation format; LVIS keeps its federated lists, COCO has none.
+    """
+
+    dataset: str
+    split: str
+    format: Literal["coco", "lvis"]
+    annotations: str
+    image_dirs: list[str]
+    annotations_sha256: str
+
+
+class Detection(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One predicted object. `norm` is [x1, y1, x2, y2] in [0, 1] of the image, decoded and continuous.
+
+    `bins` are the coordinate tokens as generated (norm1000 space), `spread` the standard deviation of
+    each slot's distribution in [0, 1] units, `score_parts` the raw terms that `score` was made from.
+    """
+
+    desc: str
+    norm: list[float]
+    score: float
+    bins: list[int] = []
+    spread: list[float] = []
+    score_parts: dict[str, float] = {}
+    poly: list[float] | None = None
+
+
+class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One image's answer: a line of `predictions.jsonl`. Sizes are pixels of the source image.
+
+    Every evaluated image has a line, also one without detections. `finish` is why generation ended;
+    `problems` counts what the parser could not use, by reason.
+    """
+
+    image_id: int | str
+    source_width: int
+    source_height: int
+    protocol: str
+    finish: Literal["stop", "length"]
+    text: str
+    detections: list[Detection]
+    problems: dict[str, int] = {}
+    token_ids: list[int] = []
+    token_logprobs: list[float] = []
+
+
+def read_records(path: str | Path, expect: CoordSpace) -> Iterator[Record]:
+    """Stream the records of a JSONL file, refusing any that is broken or not in space `expect`."""
+    for number, line in enumerate_lines(path):
+        yield check_record(decode_record(line, path, number), expect, f"{path}:{number}")
+
+
+def decode_record(line: bytes, path: str | Path, number: int) -> Record:
+    """One line as a Record; DataError with file, line and field otherwise."""
+    try:
+        return _record_decoder.decode(line)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        fix = "see docs/record.md for the layout of a record"
+        raise DataError(located(f"not a record: {error}", file=path, line=number, fix=fix)) from error
+
+
+def record_problems(record: Record) -> list[tuple[str, str]]:
+    """Every broken rule of the contract as (field, problem); empty for a sound record."""
+    problems: list[tuple[str, str]] = []
+    if len(record.images) != 1:
+        problems.append(("images", f"expected one path, found {len(record.images)}"))
+    if record.width <= 0 or record.height <= 0:
+        problems.append(("width/height", f"expected positive sizes, found {record.width}x{record.height}"))
+    for i, obj in enumerate(record.objects):
+        problems += [(f"objects[{i}].{f}", p) for f, p in _object_problems(obj, record)]
+    return problems
+
+
+def check_record(record: Record, expected_space: CoordSpace, where: str) -> Record:
+    """`record` if it is sound and in `expected_space`; DataError naming `where`, field and fix otherwise."""
+    if record.coord_space != expected_space:
+        raise DataError(
+            f"{where}: coord_space: expected {expected_space!r}, found {record.coord_space!r}\n"
+            f"  -> give this stage a file in {expected_space} space; nothing converts units silently"
+        )
+    problems = record_problems(record)
+    if problems:
+        listed = "\n".join(f"{where}: {field}: {problem}" for field, problem in problems)
+        raise DataError(f"{listed}\n  -> run `coordexp validate` on the file to list every broken record")
+    return record
+
+
+def _object_problems(obj: Object, record: Record) -> list[tuple[str, str]]:
+    if not obj.desc.strip():
+        return [("desc", "is empty")]
+    if "<|" in obj.desc:
+        return [("desc", f"{obj.desc!r} holds '<|', which begins a token of its own")]
+    if (obj.bbox_2d is None) == (obj.poly is None):
+        return [("bbox_2d/poly", "expected exactly one of them")]
+    name = "bbox_2d" if obj.bbox_2d is not None else "poly"
+    coords = obj.coords
+    if name == "bbox_2d" and len(coords) != 4:
+        return [(name, f"expected 4 numbers, found {len(coords)}")]
+    if name == "poly" and (len(coords) < 6 or len(coords) % 2):
+        return [(name, f"expected an even count of at least 6 numbers, found {len(coords)}")]
+    if len(obj.norm) != len(coords):
+        return [("norm", f"expected {len(coords)} numbers like {name}, found {len(obj.norm)}")]
+    if not all(math.isfinite(v) and 0.0 <= v <= 1.0 for v in obj.norm):
+        return [("norm", f"expected finite numbers in [0, 1], found {obj.norm}")]
+    return _range_problems(name, coords, record)
+
+
+def _range_problems(name: str, coords: list, record: Record) -> list[tuple[str, str]]:
+    if record.coord_space == "token":
+        bad = [v for v in coords if not (isinstance(v, str) and COORD_TOKEN.fullmatch(v))]
+        if bad:
+            return [(name, f"expected coordinate tokens, found {bad[0]!r}")]
+        values = [coord_bin(v) for v in coords]
+        limits = (COORD_BINS - 1, COORD_BINS - 1)
+    else:
+        if any(isinstance(v, str) or not math.isfinite(v) for v in coords):
+            return [(name, f"expected finite numbers in {record.coord_space} space, found {coords}")]
+        values = coords
+        pixel = record.coord_space == "pixel"
+        limits = (record.width, record.height) if pixel else (COORD_BINS - 1, COORD_BINS - 1)
+    for axis, limit in enumerate(limits):
+        outside = [v for v in values[axis::2] if not 0 <= v <= limit]
+        if outside:
+            return [(name, f"expected {'xy'[axis]} in 0..{limit} ({record.coord_space}), found {outside[0]}")]
+    if name == "bbox_2d" and (values[0] >= values[2] or values[1] >= values[3]):
+        return [(name, f"expected x1 < x2 and y1 < y2, found {values}")]
+    return []

@@ -1,0 +1,115 @@
+"""Training curves: read the log, draw them for the report and as a image file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from coordexp.reporting.svg import Series
+from coordexp.runtime.errors import DataError, located
+from coordexp.runtime.io import atomic_open, read_jsonl
+
+SCORE = re.compile(r"(eval_)?(AP|AR|F1|coco/|lvis/|token_acc|coord_accuracy|coord_mass)")
+BINS = re.compile(r"(eval_)?bin_error_.*")
+# bookkeeping that trainers log beside the loss
+OTHER = re.compile(
+    r"epoch|learning_rate|lr|grad_norm|total_flos|percentage"
+    r"|(global_step|max_steps|memory|train_|elapsed|remaining|num_).*|.*(per_second|runtime|speed).*"
+)
+
+
+def read_log(path: str | Path) -> dict[str, Series]:
+    """Series by name of a train log: JSON lines with an integer `step` and numbers by name, flat or one deep.
+
+    A line without `step` is no point of a curve and is passed over; a `step` that is no number, and a file
+    without any point, is a DataError.
+    """
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if not isinstance(row, dict) or "step" not in row:
+            continue
+        step = row["step"]
+        if not _is_number(step):
+            raise DataError(located("not a training step", file=path, line=number, field="step", found=step))
+        for name, value in _flat(row):
+            xs, ys = points.setdefault(name, ([], []))
+            xs.append(float(step))
+            ys.append(float(value))
+    if not points:
+        fix = 'a train log has lines like {"step": 10, "loss": 3.2}'
+        raise DataError(located("no line with a step and a number", file=path, fix=fix))
+    return {name: Series(name, xs, ys) for name, (xs, ys) in points.items()}
+
+
+def losses(log: dict[str, Series]) -> list[Series]:
+    """Everything that is neither a score nor an error in bins nor bookkeeping; the total first."""
+    apart = (OTHER, BINS)
+    kept = [
+        s for name, s in log.items() if not (_is_score(name) or any(p.fullmatch(name) for p in apart)) and _varies(s)
+    ]
+    return sorted(kept, key=lambda s: (s.name != "loss", s.name))
+
+
+def scores(log: dict[str, Series]) -> list[Series]:
+    """Evaluation numbers that were logged during training."""
+    return sorted((s for name, s in log.items() if _is_score(name)), key=lambda s: s.name)
+
+
+def bin_errors(log: dict[str, Series]) -> list[Series]:
+    """Errors of the expected coordinate, in bins."""
+    return sorted((s for name, s in log.items() if BINS.fullmatch(name)), key=lambda s: s.name)
+
+
+def smooth(series: Series, points: int = 400) -> Series:
+    """At most `points` points, each the mean of a run of consecutive ones: a light file, a readable line."""
+    size = max(1, math.ceil(len(series.x) / points))
+    chunks = [slice(i, i + size) for i in range(0, len(series.x), size)]
+    return Series(series.name, [_mean(series.x[c]) for c in chunks], [_mean(series.y[c]) for c in chunks])
+
+
+def loss_image(train_log: str | Path, out_png: str | Path) -> None:
+    """The loss and its terms over the training steps as a PNG, 1200 x 700 pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = losses(read_log(train_log))
+    figure = Figure(figsize=(8, 4.67), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for line in series:
+        drawn = smooth(line)
+        marker = "o" if len(drawn.x) == 1 else None
+        axes.plot(drawn.x, drawn.y, label=line.name, linewidth=2.4 if line.name == "loss" else 1.2, marker=marker)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    if series:
+        axes.legend()
+    with atomic_open(out_png) as handle:
+        FigureCanvasAgg(figure).print_png(handle)
+
+
+def _flat(row: dict) -> Iterable[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((inner, v) for inner, v in value.items() if _is_number(v))
+        elif name != "step" and _is_number(value):
+            yield name, value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_score(name: str) -> bool:
+    return SCORE.match(name) is not None
+
+
+def _varies(series: Series) -> bool:
+    return any(v != 0 for v in series.y)
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,0 +1,200 @@
+"""One file over HTTP(S): resumed by byte ranges, retried, checked, and whole under its final name or absent."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import os
+import random
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from coordexp import __version__
+from coordexp.runtime.errors import DownloadError, located
+from coordexp.runtime.estimates import need_space
+from coordexp.runtime.io import sha256_file, write_text
+from coordexp.runtime.locks import FULL
+from coordexp.runtime.progress import Progress
+
+BLOCK = 1 << 20
+_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How patient a download is. `attempts` counts failures in a row without a single new byte.
+
+    timeout: seconds without data before a connection counts as stalled. The wait doubles from
+    `first_wait` to `longest_wait` seconds, with jitter; a server's Retry-After is respected up to there.
+    """
+
+    attempts: int = 6
+    timeout: float = 60.0
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+
+
+class _Again(Exception):
+    """A failure worth another try; `after` is the server's wish in seconds."""
+
+    def __init__(self, text: str, after: float | None = None):
+        super().__init__(text)
+        self.after = after
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    policy: Policy = Policy(),  # noqa: B008 -- frozen
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Download `url` to `target` and return its SHA-256; a `.part` beside it survives a killed run.
+
+    A file that changes on the server under way is started over. DownloadError when the server says
+    no, when it stays unreachable, or when `size` (bytes) or `sha256` do not match what arrived.
+    """
+    part = target.with_name(target.name + ".part")
+    state = target.with_name(target.name + ".part.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress(f"download {target.name}", size, "MB", scale=1e6)
+    failures, wait = 0, policy.first_wait
+    while True:
+        before = _length(part)
+        try:
+            _transfer(url, part, state, policy, progress)
+            break
+        except (_Again, OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise
+            moved = _length(part) > before
+            failures, wait = (1, policy.first_wait) if moved else (failures + 1, wait)
+            if failures >= policy.attempts:
+                raise DownloadError(
+                    located(f"{url}: {_text(error)}", field=f"gave up after {failures} tries")
+                ) from error
+            asked = getattr(error, "after", None) or 0.0
+            pause = min(max(wait * random.uniform(0.75, 1.25), asked), policy.longest_wait)
+            progress.note(f"{_text(error)}; next try in {pause:.1f} s")
+            sleep(pause)
+            wait = min(wait * 2, policy.longest_wait)
+    progress.finish()
+    found = _verify(url, part, state, size, sha256)
+    part.replace(target)
+    state.unlink(missing_ok=True)
+    return found
+
+
+def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progress) -> None:
+    """One connection: continue `part` if the server's file is still the same, else start over."""
+    have = _length(part)
+    known = json.loads(state.read_text()) if have and state.exists() else {}
+    if not known or known.get("url") != url:
+        have = 0
+    headers = {"User-Agent": f"coordexp/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if known.get("validator"):
+            headers["If-Range"] = known["validator"]
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=policy.timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and have:
+                if known.get("total") == have:
+                    return
+                part.unlink(missing_ok=True)
+                raise _Again("the server's file is shorter than what was fetched; starting over") from error
+            if error.code in _RETRIED:
+                raise _Again(f"the server says {error.code} {error.reason}", _retry_after(error.headers)) from error
+            fix = "check the URL, or fetch the file by other means"
+            raise DownloadError(located(f"{url}: the server says {error.code} {error.reason}", fix=fix)) from error
+    with answer:
+        start, total = _extent(answer, have, known)
+        validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if validator and validator.startswith("W/"):
+            validator = answer.headers.get("Last-Modified")
+        if start == have and have and known.get("validator") != validator:
+            start = -1
+        if start not in (0, have):
+            part.unlink(missing_ok=True)
+            raise _Again("the file on the server has changed; starting over")
+        need_space(part.parent, (total or 0) - start, f"download {part.stem}")
+        write_text(state, json.dumps({"url": url, "total": total, "validator": validator}))
+        progress.total = total or progress.total
+        progress.resume_at(start)
+        _copy(answer, part, start, progress)
+    if total is not None and _length(part) != total:
+        raise _Again(f"the connection ended at byte {_length(part):,} of {total:,}")
+
+
+def _extent(answer, have: int, known: dict) -> tuple[int, int | None]:
+    """(first byte that comes, size of the whole file or None); -1 when the ranges do not fit together."""
+    if answer.status == 206:
+        match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if match is None:
+            return -1, None
+        start, _, total = (int(g) for g in match.groups())
+        same = start == have and known.get("total") in (None, total)
+        return (start if same else -1), total
+    length = answer.headers.get("Content-Length")
+    return 0, int(length) if length is not None and length.isdigit() else None
+
+
+def _copy(answer, part: Path, start: int, progress: Progress) -> None:
+    with part.open("r+b" if start else "wb") as out:
+        out.seek(start)
+        out.truncate()
+        while block := answer.read1(BLOCK):
+            out.write(block)
+            progress.add(len(block))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _verify(url: str, part: Path, state: Path, size: int | None, sha256: str | None) -> str:
+    found, length = sha256_file(part), _length(part)
+    wrong = None
+    if size is not None and length != size:
+        wrong = {"field": "size", "expected": size, "found": length}
+    elif sha256 is not None and found != sha256.lower():
+        wrong = {"field": "sha256", "expected": sha256, "found": found}
+    if wrong:
+        part.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
+        fix = "check the URL; if the file was replaced: correct size/sha256, or remove its line in downloads.lock.json"
+        raise DownloadError(located("wrong content", file=url, fix=fix, **wrong))
+    return found
+
+
+def _retry_after(headers) -> float | None:
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _text(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(reason) or type(reason).__name__
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,80 @@
+"""Samples as an ms-swift data set: a row is a number; the record is read when it is encoded.
+
+Memory stays flat in the size of the files, and what a sample asks and shows may change every epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import msgspec
+import torch
+from datasets import Dataset
+from swift.dataset import DatasetMeta, register_dataset
+from swift.dataset.dataset_meta import BaseDatasetLoader
+
+from coordexp.datasets import mixture as fusion
+from coordexp.datasets.samples import Sample, Samples, one_file, read_table
+from coordexp.runtime.errors import ConfigError
+from coordexp.training.ms_swift.custom_section import custom_section
+
+TRAIN, VAL = "coordexp_train", "coordexp_val"
+_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that outlive an epoch see it change
+
+
+def register() -> None:
+    """Make `--dataset coordexp_train --val_dataset coordexp_val` read the recipe's JSONL files."""
+    for name in (TRAIN, VAL):
+        meta = DatasetMeta(dataset_name=name, ms_dataset_id=name, hf_dataset_id=name, loader=_Loader)
+        register_dataset(meta, exist_ok=True)
+
+
+def set_epoch(epoch: int) -> None:
+    """Choose the epoch whose samples are drawn, here and in loader workers, which are idle between epochs."""
+    _epoch.fill_(epoch)
+
+
+def current_epoch() -> int:
+    """The epoch whose samples are drawn."""
+    return int(_epoch)
+
+
+def sample_of(row: dict[str, Any]) -> Sample:
+    """The sample that a row of the data set stands for, in the current epoch (validation: always the first)."""
+    return samples(row["split"]).get(row["index"], current_epoch() if row["split"] == TRAIN else 0)
+
+
+@functools.cache
+def samples(split: str) -> Samples:
+    """The recipe's samples of a split."""
+    section = custom_section()
+    expect = "token" if section.coord_tokens.skip_bbox_norm else "pixel"
+    options, table = section.samples, None
+    if section.categories:
+        table = read_table(section.categories)
+    if split == TRAIN and section.fusion_config:
+        return Samples(fusion.load(section.fusion_config), expect, options, table)
+    path = section.train_jsonl if split == TRAIN else section.val_jsonl
+    if not path:
+        wanted = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"
+        raise ConfigError(f"custom.{wanted} is not set\n  -> name the JSONL file to read")
+    if split == VAL:
+        options = msgspec.structs.replace(options, object_ordering="sorted", orders_per_sample=1, category_ratio=0.0)
+    return Samples(one_file(path), expect, options, table)
+
+
+class _Loader(BaseDatasetLoader):
+    """Called by ms-swift with its loading options; the recipe says which files."""
+
+    def __init__(self, **options: Any):
+        self.options = options
+
+    def load(self, dataset_syntax: Any = None, dataset_meta: Any = None, *, use_hf: bool | None = None) -> Dataset:
+        split = dataset_meta.dataset_name
+        count = len(samples(split))
+        return Dataset.from_dict({"index": list(range(count)), "split": [split] * count, "count": [count] * count})
+
+    def post_process(self, dataset: Dataset, **options: Any) -> tuple[Dataset, None]:
+        """All rows in their own order; the trainer's sampler shuffles."""
+        return dataset, None

@@ -1,1 +1,0 @@
-"""Detection quality during training: where the decoder, the evaluation and ms-swift meet."""

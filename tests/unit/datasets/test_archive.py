@@ -1,0 +1,48 @@
+"""Zip archives that are unsafe, broken, or hold something else."""
+
+import os
+import stat
+import zipfile
+
+import pytest
+from dataset_cases import zipped
+
+from coordexp.datasets.archive import extract
+from coordexp.runtime.errors import DownloadError
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:/evil", "a\\..\\evil", link("a/evil")])
+def test_an_unsafe_archive_is_refused_whole(tmp_path, name):
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/good", b"x")
+        archive.writestr(name, b"/etc/passwd")
+    with pytest.raises(DownloadError, match="unsafe archive"):
+        extract(path, tmp_path / "out", ["a"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_archive_is_a_clear_error(tmp_path):
+    path = tmp_path / "bad.zip"
+    path.write_bytes(b"not a zip")
+    with pytest.raises(DownloadError, match="not a sound zip"):
+        extract(path, tmp_path, ["a"])
+    damaged = bytearray(zipped({"a/data": os.urandom(5000)}))
+    damaged[200] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(DownloadError, match="CRC"):
+        extract(path, tmp_path / "out", ["a"])
+    assert not list((tmp_path / "out" / "a").iterdir())
+
+
+def test_an_archive_without_what_is_wanted_says_what_it_has(tmp_path):
+    path = tmp_path / "other.zip"
+    path.write_bytes(zipped({"other/1.jpg": b"x"}))
+    with pytest.raises(DownloadError, match=r"nothing wanted.*train2017.*other"):
+        extract(path, tmp_path / "out", ["train2017"])

@@ -1,0 +1,336 @@
+"""Stage `convert_resize`: records, images and statistics; bad input; killed runs."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from dataset_cases import annotation, balanced, convert_to, image, pixel_records, rectangle, write_dataset
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import coordexp.datasets.convert as module
+from coordexp.datasets.ordering import reading_order
+from coordexp.datasets.tokenize import tokenize
+from coordexp.datasets.validate import validate
+from coordexp.records import Source, read_records
+from coordexp.runtime.errors import DataError
+from coordexp.runtime.io import write_json
+
+PHOTOS = Path(__file__).parents[3].parent / "shared" / "photos"
+MASK = np.zeros((120, 160), dtype=np.uint8, order="F")
+MASK[30:90, 40:100] = 1
+
+
+def test_a_record_holds_what_the_source_says(tmp_path):
+    images = [image(1, neg_category_ids=[3], not_exhaustive_category_ids=[7])]
+    boxes = [annotation(1, 1, [100.5, 60, 40, 30]), annotation(2, 1, [10, 60, 40.25, 30], category_id=3)]
+    manifest = write_dataset(tmp_path, images, boxes)
+    stats = convert_to(manifest, tmp_path / "out", 48)
+    (record,) = pixel_records(tmp_path / "out")
+    assert (record.width, record.height) == (256, 192)  # 8 x 6 tiles
+    assert record.images == ["images/images/0001.jpg"]
+    assert [(o.desc, o.category_id) for o in record.objects] == [("baseball bat", 3), ("cat", 7)]
+    assert record.objects[0].bbox_2d == [16, 96, 80, 144]
+    assert record.objects[0].norm == pytest.approx([10 / 160, 0.5, 50.25 / 160, 0.75])
+    assert all(type(v) is int for o in record.objects for v in o.bbox_2d)
+    metadata = record.metadata
+    assert (metadata.image_id, metadata.source_width, metadata.source_height) == (1, 160, 120)
+    assert (metadata.neg_category_ids, metadata.not_exhaustive_category_ids) == ([3], [7])
+    assert (metadata.dataset, metadata.file_name) == ("test", "0001.jpg")
+    with Image.open(tmp_path / "out" / record.images[0]) as written:
+        assert written.size == (256, 192)
+    assert balanced(stats)
+    assert stats["blocks"] == {"mean": 48.0, "max": 48}
+    assert validate(tmp_path / "out" / "train.jsonl", open_images=True) == []
+
+
+def test_shrink_keeps_a_fitting_image_as_it_is(tmp_path):
+    manifest = write_dataset(tmp_path, [{"id": 1, "file_name": "1.jpg", "width": 160, "height": 128}], [])
+    convert_to(manifest, tmp_path / "out", resize="shrink")
+    (record,) = pixel_records(tmp_path / "out")
+    assert (tmp_path / "out" / record.images[0]).samefile(tmp_path / "images" / "1.jpg")
+
+
+def test_unrounded_geometry_keeps_the_source_exactly(tmp_path):
+    manifest = write_dataset(tmp_path, [image(1)], [annotation(1, 1, [10.37, 20.11, 33.3, 7.77])])
+    convert_to(manifest, tmp_path / "out", 48, round_geometry=False)
+    (record,) = pixel_records(tmp_path / "out")
+    back = np.array(record.objects[0].bbox_2d) / [256, 192, 256, 192] * [160, 120, 160, 120]
+    assert back == pytest.approx([10.37, 20.11, 43.67, 27.88], abs=1e-9)
+
+
+def test_the_norm_does_not_depend_on_rounding_or_budget(tmp_path):
+    manifest = write_dataset(tmp_path)
+    for i, options in enumerate(({}, {"round_geometry": False}, {"resize": "shrink"})):
+        convert_to(manifest, tmp_path / str(i), 16 + 9 * i, **options)
+    norms = [[o.norm for r in pixel_records(tmp_path / str(i)) for o in r.objects] for i in range(3)]
+    assert norms[0] == norms[1] == norms[2]
+
+
+def test_tiny_boxes_keep_a_pixel_and_stay_inside(tmp_path):
+    boxes = [annotation(1, 1, [159.9, 119.9, 0.1, 0.1]), annotation(2, 1, [0, 0, 0.01, 0.01])]
+    convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    (record,) = pixel_records(tmp_path / "out")
+    width, height = record.width, record.height
+    assert [o.bbox_2d for o in record.objects] == [[0, 0, 1, 1], [width - 1, height - 1, width, height]]
+
+
+def test_boxes_are_clipped_and_counted(tmp_path):
+    boxes = [annotation(1, 1, [-10, -5, 50, 50]), annotation(2, 1, [150, 100, 30, 40]), annotation(3, 1, [5, 5, 9, 9])]
+    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    (record,) = pixel_records(tmp_path / "out")
+    assert [o.norm for o in record.objects] == [
+        [0, 0, 40 / 160, 45 / 120],
+        pytest.approx([5 / 160, 5 / 120, 14 / 160, 14 / 120]),
+        [150 / 160, 100 / 120, 1, 1],
+    ]
+    assert stats["objects"]["clipped"] == 2
+
+
+def test_objects_come_top_to_bottom_then_left_to_right(tmp_path):
+    rng = np.random.default_rng(0)
+    boxes = [annotation(k, 1 + k % 3, [*rng.integers(0, 8, 2) * 10.0, 20, 20]) for k in range(60)]
+    convert_to(write_dataset(tmp_path, [image(1), image(2), image(3)], boxes), tmp_path / "out")
+    for record in pixel_records(tmp_path / "out"):
+        keys = [(o.norm[1], o.norm[0], o.norm[3], o.norm[2]) for o in record.objects]
+        assert keys == sorted(keys)
+        own = np.array([o.norm for o in record.objects])
+        assert reading_order(own).tolist() == list(range(len(own)))
+
+
+def test_random_order_is_seeded_and_differs_between_images(tmp_path):
+    boxes = [annotation(k, 1 + k % 2, [float(k), 10, 20, 20]) for k in range(40)]
+    manifest = write_dataset(tmp_path, [image(1), image(2)], boxes)
+    orders = []
+    for i, seed in enumerate((1, 1, 2)):
+        convert_to(manifest, tmp_path / str(i), ordering="random", seed=seed)
+        orders.append([[o.norm[0] for o in r.objects] for r in pixel_records(tmp_path / str(i))])
+    assert orders[0] == orders[1] != orders[2]
+    ranks = [np.argsort(np.argsort(own)).tolist() for own in orders[0]]
+    assert ranks[0] != ranks[1]
+    assert ranks[0] != sorted(ranks[0])
+
+
+@pytest.mark.parametrize("crowd", ["skip", "keep"])
+def test_crowds_are_counted_or_marked(tmp_path, crowd):
+    packed = coco_mask.encode(MASK)
+    rle = {"size": packed["size"], "counts": packed["counts"].decode()}
+    boxes = [annotation(1, 1, [40, 30, 60, 60], iscrowd=1), annotation(2, 1, [5, 5, 9, 9], iscrowd=0)]
+    boxes[0]["segmentation"] = rle
+    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes, format="coco"), tmp_path / "out", crowd=crowd)
+    (record,) = pixel_records(tmp_path / "out")
+    assert [o.iscrowd for o in record.objects] == ([False] if crowd == "skip" else [False, True])
+    assert stats["objects"]["dropped"] == ({"crowd": 1} if crowd == "skip" else {})
+    assert record.metadata.not_exhaustive_category_ids == ([7] if crowd == "skip" else [])  # not known to be absent
+    assert balanced(stats)
+
+
+@pytest.mark.parametrize("keep_empty", [True, False])
+def test_images_without_objects(tmp_path, keep_empty):
+    manifest = write_dataset(tmp_path, [image(1), image(2)], [annotation(1, 2, [5, 5, 9, 9])])
+    stats = convert_to(manifest, tmp_path / "out", keep_empty=keep_empty)
+    assert [r.metadata.image_id for r in pixel_records(tmp_path / "out")] == ([1, 2] if keep_empty else [2])
+    assert stats["images"]["without_objects"] == 1
+    assert stats["images"]["dropped"] == ({} if keep_empty else {"no objects": 1})
+
+
+def test_raw_descriptions(tmp_path):
+    convert_to(
+        write_dataset(tmp_path, [image(1)], [annotation(1, 1, [5, 5, 9, 9], category_id=3)]), tmp_path / "o", desc="raw"
+    )
+    assert pixel_records(tmp_path / "o")[0].objects[0].desc == "baseball_bat"
+
+
+def polygon_cases() -> list[dict]:
+    packed = coco_mask.encode(MASK)
+    wave = [(40 + 30 * np.cos(a) * (1 + 0.3 * np.cos(9 * a)), 60 + 30 * np.sin(a)) for a in np.linspace(0, 6.2, 90)]
+    parts = [*rectangle(10, 10, 30, 30), *rectangle(60, 10, 30, 30)]
+    return [
+        annotation(1, 1, [40, 30, 60, 60], segmentation={"size": packed["size"], "counts": packed["counts"].decode()}),
+        annotation(2, 1, [1, 30, 78, 60], segmentation=[np.ravel(wave).tolist()]),
+        annotation(3, 1, [10, 10, 80, 30], segmentation=parts),
+        annotation(4, 1, [5, 5, 9, 9], segmentation=[]),
+        annotation(5, 1, [100, 100, 0.2, 0.2]),
+    ]
+
+
+def test_polygons_of_masks_parts_and_curves(tmp_path):
+    stats = convert_to(write_dataset(tmp_path, [image(1)], polygon_cases()), tmp_path / "out", geometry="poly")
+    (record,) = pixel_records(tmp_path / "out")
+    assert len(record.objects) == 5  # an instance of two parts is one object
+    shapes = [o for o in record.objects if o.poly is not None]
+    assert len(shapes) == 3
+    assert all(6 <= len(o.poly) <= 40 and len(o.poly) == len(o.norm) for o in shapes)
+    for o in shapes:
+        points = np.reshape(o.norm, (-1, 2))
+        assert tuple(points[0]) == min(map(tuple, points), key=lambda p: (p[1], p[0]))
+    square = next(o for o in shapes if len(o.poly) == 8)
+    assert square.norm == pytest.approx(
+        [40 / 160, 30 / 120, 100 / 160, 30 / 120, 100 / 160, 90 / 120, 40 / 160, 90 / 120]
+    )
+    assert stats["polygons"]["written"] == 3
+    assert stats["polygons"]["of_several_parts"] == 1
+    assert stats["polygons"]["mean_iou_with_mask"] > 0.9
+    assert stats["polygons"]["boxes_instead"] == {"no outline": 1, "thinner than a pixel or bin": 1}
+    assert validate(tmp_path / "out" / "train.jsonl") == []
+
+
+def test_a_poor_polygon_gives_way_to_its_box(tmp_path):
+    manifest = write_dataset(tmp_path, [image(1)], polygon_cases()[1:2])
+    stats = convert_to(manifest, tmp_path / "out", geometry="poly", poly_max_points=4, poly_min_iou=0.99)
+    assert pixel_records(tmp_path / "out")[0].objects[0].bbox_2d is not None
+    assert stats["polygons"]["boxes_instead"] == {"box fits better": 1}
+
+
+def test_the_round_trip_is_that_of_the_emitted_tokens(tmp_path):
+    rng = np.random.default_rng(3)
+    boxes = [annotation(k, 1, [*rng.uniform(0, 100, 2), *rng.uniform(0.5, 20, 2)]) for k in range(200)]
+    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    tokenize(tmp_path / "out" / "train.jsonl", tmp_path / "out" / "train.coord.jsonl")
+    (record,) = read_records(tmp_path / "out" / "train.coord.jsonl", "token")
+    from coordexp.geometry.boxes import iou
+    from coordexp.records import coord_bin
+
+    overlaps = [
+        iou(np.array([o.norm]), np.array([[coord_bin(t) / 999 for t in o.bbox_2d]]))[0, 0] for o in record.objects
+    ]
+    row = stats["round_trip"]["all"]
+    assert row["objects"] == 200
+    assert row["share_iou_0.95"] == pytest.approx(np.mean(np.array(overlaps) >= 0.95))
+    assert row["mean_iou"] == pytest.approx(np.mean(overlaps))
+    assert sum(stats["round_trip"][s]["objects"] for s in ("small", "medium", "large")) == 200
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    manifest = write_dataset(tmp_path)
+    for workers in (1, 3):
+        convert_to(manifest, tmp_path / str(workers), num_workers=workers)
+    for name in ("train.jsonl", "stats.json", "images/images/0003.jpg"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "3").iterdir()) == ["images", "stats.json", "train.jsonl"]
+
+
+def convert_slowly(manifest, out):
+    """In a process of its own: image by image, a while for each."""
+    module.CHUNK = 2
+    prepare = module.images.prepare
+
+    def slow(*args):
+        time.sleep(0.15)
+        return prepare(*args)
+
+    module.images.prepare = slow
+    convert_to(manifest, out)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    manifest = write_dataset(tmp_path)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    monkeypatch.setattr(module, "CHUNK", 2)
+    convert_to(manifest, whole)
+    process = multiprocessing.get_context("fork").Process(target=convert_slowly, args=(manifest, out))
+    process.start()
+    deadline = time.monotonic() + 20
+    while not (out / "images" / "images" / "0003.jpg").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (out / "train.jsonl").exists()
+    made = {p.name: p.stat().st_mtime_ns for p in (out / "images" / "images").glob("0*.jpg")}
+    assert 3 <= len(made) < 6
+    opened = []
+    read_images = module.read_images
+    monkeypatch.setattr(module, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b))
+    convert_to(manifest, out)
+    assert opened == [2, 4]  # the first chunk was whole
+    for name, before in made.items():
+        assert (out / "images" / "images" / name).stat().st_mtime_ns == before
+    assert (out / "train.jsonl").read_bytes() == (whole / "train.jsonl").read_bytes()
+    assert (out / "stats.json").read_bytes() == (whole / "stats.json").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
+    """Chunks do not wait for the disk: a machine that loses power may leave any of these."""
+    manifest, out = write_dataset(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(module, "CHUNK", 2)
+    convert_to(manifest, tmp_path / "whole")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert_to(manifest, out)
+    (part,) = out.rglob("000001.part")
+    data = part.read_bytes()
+    spoiled = {"cut": data[:-20], "empty": b"", "changed": data.replace(b'"cat"', b'"cow"')}[damage]
+    assert spoiled != data
+    part.write_bytes(spoiled)
+    opened = []
+    read_images = module.read_images
+    monkeypatch.setattr(module, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b))
+    convert_to(manifest, out)
+    assert opened == [2]
+    for name in ("train.jsonl", "stats.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
+    manifest = write_dataset(tmp_path)
+    monkeypatch.setattr(module, "CHUNK", 2)
+    prepare = module.images.prepare
+
+    def killed(source, *rest):
+        if source.endswith("0003.jpg"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(source, *rest)
+
+    monkeypatch.setattr(module.images, "prepare", killed)
+    with pytest.raises(DataError, match=r"process was killed") as error:
+        convert_to(manifest, tmp_path / "out", num_workers=2)
+    assert "annotations.json" in str(error.value)
+    assert "more memory or fewer workers" in str(error.value)
+    monkeypatch.setattr(module.images, "prepare", prepare)
+    assert convert_to(manifest, tmp_path / "out", num_workers=2)["images"]["written"] == 6
+
+
+def test_an_error_in_a_worker_keeps_its_words(tmp_path):
+    manifest = write_dataset(tmp_path)
+    (tmp_path / "images" / "0005.jpg").unlink()
+    with pytest.raises(DataError, match=r"0005\.jpg.*missing image"):
+        convert_to(manifest, tmp_path / "out", num_workers=2)
+
+
+def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    manifest = write_dataset(tmp_path)
+    monkeypatch.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        convert_to(manifest, tmp_path / "out")
+    monkeypatch.undo()
+    convert_to(manifest, tmp_path / "out", 16, desc="raw")
+    convert_to(manifest, tmp_path / "fresh", 16, desc="raw")
+    for name in ("train.jsonl", "images/images/0001.jpg"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_a_folder_that_is_not_ours_is_never_emptied(tmp_path):
+    manifest = write_dataset(tmp_path)
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "holiday.jpg").touch()
+    with pytest.raises(DataError, match="holds something else"):
+        convert_to(manifest, tmp_path / "out")
+    assert (tmp_path / "out" / "images" / "holiday.jpg").exists()
+
+
+def test_two_splits_cannot_share_a_folder(tmp_path):
+    manifest = write_dataset(tmp_path)
+    convert_to(manifest, tmp_path / "out")
+    source = msgspec.json.decode(manifest.read_bytes(), type=Source)
+    write_json(manifest, msgspec.structs.replace(source, split="val"))
+    with pytest.raises(DataError, match="another split's"):
+        convert_to(manifest, tmp_path / "out")

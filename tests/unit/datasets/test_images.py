@@ -1,0 +1,311 @@
+"""Images of every kind become upright RGB of the right size, whole or not at all."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_cases import image
+from PIL import Image
+
+from coordexp.datasets import images as images
+from coordexp.datasets.images import ImageError, find, output_name, prepare
+from coordexp.runtime.errors import DataError
+
+SIZE = (64, 32)
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def read(path):
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image).astype(int)
+
+
+def difference(path, expected: Image.Image) -> float:
+    return float(np.abs(read(path) - np.asarray(expected.convert("RGB")).astype(int)).mean())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_image_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
+    source = save(tmp_path / "in" / f"a.{suffix}", image(*SIZE))
+    target = tmp_path / "out" / f"a.{suffix}"
+    assert prepare(source, target, SIZE, SIZE, 95) == "linked"
+    assert target.samefile(source)
+    assert prepare(source, target, SIZE, SIZE, 95) == "kept"
+
+
+def test_a_image_is_copied_where_links_are_impossible(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError("cross-device")))
+    source = save(tmp_path / "a.jpg", image(*SIZE))
+    target = tmp_path / "out" / "a.jpg"
+    assert prepare(source, target, SIZE, SIZE, 95) == "linked"
+    assert not target.samefile(source)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_resized_image_is_close_to_a_plain_high_quality_resize(tmp_path):
+    big = image(1024, 768)
+    source = save(tmp_path / "a.jpg", big, quality=98)
+    target = tmp_path / "out" / "a.jpg"
+    assert prepare(source, target, big.size, (256, 192), 95) == "encoded"
+    assert difference(target, big.resize((256, 192), Image.Resampling.BICUBIC)) < 3
+    assert prepare(source, tmp_path / "large.jpg", big.size, (1280, 960), 95) == "encoded"
+    assert difference(tmp_path / "large.jpg", big.resize((1280, 960), Image.Resampling.BICUBIC)) < 2
+
+
+ODD = {
+    "gray.jpg": lambda i: i.convert("L"),
+    "cmyk.jpg": lambda i: i.convert("CMYK"),
+    "palette.png": lambda i: i.quantize(200),
+    "gray.png": lambda i: i.convert("L"),
+    "rgba.png": lambda i: i.convert("RGBA"),
+    "bilevel.png": lambda i: i.convert("1"),
+    "la.png": lambda i: i.convert("LA"),
+    "a.webp": lambda i: i,
+    "a.bmp": lambda i: i,
+    "a.tif": lambda i: i,
+    "a.gif": lambda i: i,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("resized", [True, False])
+def test_every_mode_and_format_becomes_rgb(tmp_path, name, resized):
+    original = ODD[name](image(*SIZE))
+    source = save(tmp_path / name, original)
+    size = (96, 48) if resized else SIZE
+    target = tmp_path / "out" / output_name(name, resized)
+    prepare(source, target, SIZE, size, 95)
+    expected = Image.open(source).convert("RGBA").convert("RGB")
+    limit = 30 if name in ("bilevel.png", "palette.png", "a.gif") and resized else 6
+    assert read(target).shape == (size[1], size[0], 3)
+    assert difference(target, expected.resize(size, Image.Resampling.BICUBIC)) < limit
+
+
+def test_enlarging_is_bicubic_to_the_eye():
+    """OpenCV's cubic kernel is a little sharper than Pillow's."""
+    small = image(120, 90)
+    fast = np.asarray(images.resample(small, (192, 160))).astype(int)
+    plain = np.asarray(small.resize((192, 160), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(fast - plain).mean() < 1
+    assert np.abs(fast - plain).max() < 12
+
+
+@pytest.mark.parametrize("quality", [90, 95, 97])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}], ids=str)
+def test_the_short_way_of_plain_jpegs_gives_the_bytes_of_the_general_one(tmp_path, monkeypatch, quality, options):
+    source = save(tmp_path / "a.jpg", image(150, 113), **options)
+    short, general = tmp_path / "short.jpg", tmp_path / "general.jpg"
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "_resized", None)  # must not be needed
+        prepare(source, short, (150, 113), (192, 128), quality)
+    monkeypatch.setattr(images, "_enlarged", lambda *a: None)
+    prepare(source, general, (150, 113), (192, 128), quality)
+    assert short.read_bytes() == general.read_bytes()
+
+
+@pytest.mark.parametrize("save_as", [{"mode": "L"}, {"mode": "CMYK"}, {"orientation": 6}], ids=str)
+def test_other_jpegs_take_the_general_way(tmp_path, monkeypatch, save_as):
+    exif = Image.Exif()
+    exif[0x0112] = save_as.get("orientation", 1)
+    source = save(tmp_path / "a.jpg", image(64, 40).convert(save_as.get("mode", "RGB")), exif=exif)
+    annotated, size = ((40, 64), (64, 96)) if "orientation" in save_as else ((64, 40), (96, 64))
+    monkeypatch.setattr(images.cv2, "imdecode", None)  # must not be needed
+    assert prepare(source, tmp_path / "out.jpg", annotated, size, 95) == "encoded"
+
+
+def test_shrinking_smooths_first():
+    """Alternating columns become grey, not stripes."""
+    stripes = np.zeros((64, 640, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    small = np.asarray(images.resample(Image.fromarray(stripes), (96, 32))).astype(int)
+    assert np.abs(small[:, 4:-4] - 128).max() < 24
+
+
+def test_sixteen_bits_keep_their_range(tmp_path):
+    values = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.uint16)
+    source = save(tmp_path / "deep.png", Image.fromarray(values))
+    target = tmp_path / "out.png"
+    prepare(source, target, SIZE, SIZE, 95)
+    assert np.abs(read(target)[..., 0] - values / 65535 * 255).max() <= 1.5
+
+
+def test_transparency_falls_on_white(tmp_path):
+    clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
+    target = tmp_path / "out.png"
+    prepare(save(tmp_path / "clear.png", clear), target, SIZE, SIZE, 95)
+    assert (read(target) == 255).all()
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", SIZE, color) for color in ("red", "blue")]
+    source = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    prepare(source, tmp_path / "out.jpg", SIZE, (96, 48), 95)
+    assert read(tmp_path / "out.jpg")[..., 0].min() > 240
+
+
+STORED_AS = [None, None, 0, 3, 1, 5, 2, 6, 4]  # by EXIF orientation: the transpose that stores an upright image
+
+
+def save_turned(path: Path, upright: Image.Image, orientation: int) -> tuple[Path, Image.Image]:
+    """Store a image turned and tagged so that it reads upright; (its path, the stored pixels)."""
+    undo = STORED_AS[orientation]
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
+    return save(path, stored, exif=exif, **options), stored
+
+
+def two_corners(width: int, height: int) -> Image.Image:
+    """White with a red quarter at the top left and a blue one at the bottom right: no two turns look alike."""
+    upright = Image.new("RGB", (width, height), "white")
+    upright.paste("red", (0, 0, width // 2, height // 2))
+    upright.paste("blue", (width // 2, height * 3 // 4, width, height))
+    return upright
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [SIZE, (64, 64)], ids=str)
+@pytest.mark.parametrize("resized", [True, False])
+def test_exif_orientation_is_honoured(tmp_path, suffix, orientation, shape, resized):
+    """Stored turned, tagged so that it reads upright: the result is upright and carries no tag."""
+    upright = two_corners(*shape)
+    source, _ = save_turned(tmp_path / f"a.{suffix}", upright, orientation)
+    size = (shape[0] * 2, shape[1] * 2) if resized else shape
+    prepare(source, tmp_path / "out.jpg", shape, size, 95)
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.getexif().get(0x0112, 1) == 1
+    assert difference(tmp_path / "out.jpg", upright.resize(size)) < 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_turned_tiffs_of_every_mode_come_out_upright(tmp_path, mode, compression, orientation):
+    """Pillow maps uncompressed ones into memory when it is given a path, and then mixes up their sides."""
+    upright = two_corners(*SIZE).convert("L" if mode == "I;16" else mode)
+    stored = upright.transpose(Image.Transpose(STORED_AS[orientation]))
+    if mode == "I;16":
+        stored = Image.fromarray(np.asarray(stored).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    source = save(tmp_path / "a.tif", stored, exif=exif, compression=compression)
+    prepare(source, tmp_path / "out.png", SIZE, SIZE, 95)
+    assert difference(tmp_path / "out.png", upright) < 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(5, 9))
+@pytest.mark.parametrize("resized", [True, False])
+def test_annotations_made_on_the_unrotated_pixels_win_over_the_tag(tmp_path, suffix, orientation, resized):
+    source, stored = save_turned(tmp_path / f"a.{suffix}", two_corners(*SIZE), orientation)
+    size = (64, 96) if resized else stored.size
+    prepare(source, tmp_path / "out.jpg", stored.size, size, 95)
+    assert difference(tmp_path / "out.jpg", stored.resize(size)) < 6
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert 0x0112 not in image.getexif()
+
+
+def test_a_image_of_another_size_than_annotated_is_refused(tmp_path):
+    source = save(tmp_path / "a.jpg", image(50, 40))
+    with pytest.raises(ImageError, match="50x40 pixels, its annotation says 64x32"):
+        prepare(source, tmp_path / "out.jpg", SIZE, SIZE, 95)
+
+
+@pytest.mark.parametrize("resized", [True, False])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_image_is_refused(tmp_path, resized, suffix):
+    source = save(tmp_path / f"a.{suffix}", image(640, 480))
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
+    size = (320, 224) if resized else (640, 480)
+    with pytest.raises(ImageError, match="truncated") as error:
+        prepare(source, tmp_path / "out" / f"a.{suffix}", (640, 480), size, 95)
+    assert error.value.reason == "unreadable image"
+    assert not list((tmp_path).glob("out/*"))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>"])
+def test_something_that_is_no_image_is_refused(tmp_path, data):
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(ImageError, match=r"a\.jpg: not a image"):
+        prepare(tmp_path / "a.jpg", tmp_path / "out.jpg", SIZE, SIZE, 95)
+
+
+def test_an_empty_or_older_target_is_made_again(tmp_path):
+    source = save(tmp_path / "a.jpg", image(*SIZE))
+    target = tmp_path / "out.jpg"
+    target.touch()
+    assert prepare(source, target, SIZE, (96, 64), 95) == "encoded"
+    assert prepare(source, target, SIZE, (96, 64), 95) == "kept"
+    later = target.stat().st_mtime_ns + 10**9
+    os.utime(source, ns=(later, later))
+    assert prepare(source, target, SIZE, (96, 64), 95) == "encoded"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    source = save(tmp_path / "a.png", image(*SIZE))
+
+    def full(self, handle, *args, **options):
+        handle.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        prepare(source, tmp_path / "out" / "a.jpg", SIZE, (96, 64), 95)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("size", [SIZE, (96, 64), (32, 16)])
+def test_a_full_disk_is_no_fault_of_the_image(tmp_path, monkeypatch, size):
+    """It must stop the run: a ImageError would only leave the image out."""
+
+    def full(*args, **options):
+        raise OSError("no space left on device")
+
+    for place, name in ((os, "link"), (images.shutil, "copyfile"), (images.tempfile, "mkstemp")):
+        monkeypatch.setattr(place, name, full)
+    with pytest.raises(OSError, match="no space"):
+        prepare(save(tmp_path / "a.jpg", image(*SIZE)), tmp_path / "out" / "a.jpg", SIZE, size, 95)
+
+
+def test_the_same_image_gives_the_same_bytes(tmp_path):
+    source = save(tmp_path / "a.jpg", image(300, 200))
+    for name in ("one.jpg", "two.jpg"):
+        prepare(source, tmp_path / name, (300, 200), (192, 128), 95)
+    assert (tmp_path / "one.jpg").read_bytes() == (tmp_path / "two.jpg").read_bytes()
+
+
+def test_names_are_looked_up_in_their_own_folder_first(tmp_path):
+    folders = [str(tmp_path / "val2017"), str(tmp_path / "train2017")]
+    for folder in folders:
+        save(Path(folder) / "1.jpg", image(8, 8))
+    save(tmp_path / "train2017" / "deep" / "2.jpg", image(8, 8))
+    assert find("1.jpg", folders) == (0, "1.jpg")
+    assert find("train2017/1.jpg", folders) == (1, "1.jpg")
+    assert find("other/1.jpg", folders, from_url=True) == (0, "1.jpg")
+    assert find("deep/2.jpg", folders) == (1, "deep/2.jpg")
+    with pytest.raises(ImageError, match=r"other/1.jpg is in none of: .*val2017, .*train2017") as error:
+        find("other/1.jpg", folders)
+    assert error.value.reason == "missing image"
+
+
+@pytest.mark.parametrize("name", ["../1.jpg", "a/../../1.jpg", "/etc/passwd", ""])
+def test_names_cannot_leave_the_folder(tmp_path, name):
+    with pytest.raises(DataError, match="leads nowhere"):
+        find(name, [str(tmp_path)])
+
+
+def test_output_names_tell_formats_and_sources_apart():
+    assert output_name("a.jpg", True) == "a.jpg"
+    assert output_name("a.JPEG", True) == "a.JPEG"
+    assert output_name("a.png", False) == "a.png"
+    assert output_name("a.png", True) == "a.png.jpg"
+    assert output_name("d/a.webp", False) == "d/a.webp.jpg"

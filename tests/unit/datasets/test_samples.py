@@ -1,0 +1,94 @@
+"""Samples: functions of seed, epoch and index; negatives are only what is known to be absent."""
+
+import pytest
+
+from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples, one_file
+from coordexp.records import Metadata, Object, Record
+from coordexp.runtime import io
+from coordexp.runtime.errors import DataError
+
+NAMES = {1: "cat", 2: "dog", 3: "cow", 4: "car", 5: "bus"}
+
+
+def record(number, categories, neg=(), open_ended=()):
+    objects = [
+        Object(desc=NAMES[c], category_id=c, norm=[0.1 * i, 0.8 - 0.1 * i, 0.1 * i + 0.2, 0.9], bbox_2d=box(i))
+        for i, c in enumerate(categories)
+    ]
+    meta = Metadata(number, 96, 96, neg_category_ids=list(neg), not_exhaustive_category_ids=list(open_ended))
+    return Record(["x.png"], 96, 96, "token", objects, meta)
+
+
+def box(i):
+    return [f"<|coord_{k}|>" for k in (100 * i, 800 - 100 * i, 100 * i + 200, 899)]
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    rows = [
+        record(1, [1, 2, 1], neg=[3, 4]),
+        record(2, [], neg=[1, 5]),
+        record(3, [2, 3, 4], neg=[1], open_ended=[2]),
+        record(4, [5]),
+    ]
+    io.write_jsonl(tmp_path / "t.jsonl", rows)
+    return tmp_path / "t.jsonl"
+
+
+def samples(path, exhaustive=False, **options):
+    return Samples(one_file(path), "token", SampleOptions(**options), CategoryTable(NAMES, exhaustive))
+
+
+def drawn(some, epoch=0):
+    return {s.record.metadata.image_id: s for s in (some.get(i, epoch) for i in range(len(some)))}
+
+
+def test_an_epoch_shows_every_image_once(jsonl):
+    for epoch in range(3):
+        assert sorted(drawn(samples(jsonl), epoch)) == [1, 2, 3, 4]
+
+
+def test_sorted_is_top_to_bottom_then_left_to_right(jsonl):
+    shown = drawn(samples(jsonl))[3].record.objects
+    assert [obj.norm[1] for obj in shown] == sorted(obj.norm[1] for obj in shown)
+
+
+def test_random_orders_differ_between_epochs_and_copies_but_repeat_exactly(jsonl):
+    some = samples(jsonl, object_ordering="random", orders_per_sample=2)
+    again = samples(jsonl, object_ordering="random", orders_per_sample=2)
+    assert len(some) == 8
+
+    def orders(source):
+        return [tuple(o.norm[0] for o in source.get(i, epoch).record.objects) for epoch in range(12) for i in range(8)]
+
+    assert orders(some) == orders(again)
+    assert len({o for o in orders(some) if len(o) == 3}) == 6
+
+
+def test_federated_prompts_name_what_is_present_or_known_absent(jsonl):
+    some = samples(jsonl, category_ratio=1.0, negatives=10)
+    shown = drawn(some)
+    assert set(shown[1].categories) == {"cat", "dog", "cow", "car"}
+    assert set(shown[2].categories) == {"cat", "bus"} and shown[2].record.objects == []
+    assert set(shown[3].categories) == {"cow", "car", "cat"}
+    assert [o.desc for o in shown[3].record.objects if o.desc == "dog"] == []
+    assert set(shown[4].categories) == {"bus"}
+
+
+def test_exhaustive_annotations_make_every_other_category_absent(jsonl):
+    shown = drawn(samples(jsonl, exhaustive=True, category_ratio=1.0, negatives=10))
+    assert set(shown[4].categories) == set(NAMES.values())
+    assert "dog" not in shown[3].categories
+
+
+def test_negatives_are_limited_and_the_ratio_is_kept(jsonl):
+    some = samples(jsonl, exhaustive=True, category_ratio=0.5, negatives=1)
+    seen = [some.get(i, epoch) for epoch in range(100) for i in range(4)]
+    named = [s for s in seen if s.categories]
+    assert 0.4 < len(named) / len(seen) < 0.6
+    assert all(len(s.categories) == len({o.desc for o in s.record.objects}) + 1 for s in named)
+
+
+def test_category_prompts_need_the_table(jsonl):
+    with pytest.raises(DataError, match="table of categories"):
+        Samples(one_file(jsonl), "token", SampleOptions(category_ratio=0.5), None)

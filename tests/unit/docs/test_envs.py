@@ -1,0 +1,137 @@
+"""Environments agree with the constraints and with the code; rules keep the form that the workflow relies on."""
+
+import ast
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coordexp.runtime.code_identity import closure
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CODE_ROOTS = (REPOSITORY, REPOSITORY / "src")
+RULES = {
+    name: body
+    for file in sorted((REPOSITORY / "rules").glob("*.smk"))
+    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", file.read_text(), flags=re.MULTILINE)
+    if "shell:" in body  # a rule that only names files runs nowhere
+}
+ENVS = {file.stem: file for file in (REPOSITORY / "envs").glob("*.yaml")}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = dict(re.split(r"\s*==\s*", line.split("#")[0].strip()) for line in lines if "==" in line)
+    return {canonical(name): version for name, version in found.items()}
+
+
+def env_pins(name: str) -> dict[str, str]:
+    [listed] = [
+        entry["pip"] for entry in yaml.safe_load(ENVS[name].read_text())["dependencies"] if isinstance(entry, dict)
+    ]
+    assert all("==" in line for line in listed), f"envs/{name}.yaml: not pinned"
+    return pins(listed)
+
+
+def installed_with(packages: set[str]) -> set[str]:
+    """The packages and everything that they require, as far as it is installed here."""
+    seen: set[str] = set()
+    waiting = list(packages)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            required = [line for line in requires(name) or [] if "extra ==" not in line]
+        except PackageNotFoundError:
+            continue
+        waiting += [canonical(re.match(r"[\w.-]+", line)[0]) for line in required]
+    return seen
+
+
+def directive(rule: str, name: str) -> str:
+    """Text of a directive of a rule: what stands on its line and indented below it."""
+    found = re.search(rf"^    {name}:(.*\n(?:        .*\n|\n)*)", RULES[rule], flags=re.MULTILINE)
+    assert found, f"rule {rule} has no {name}"
+    return found[1].strip()
+
+
+def test_packages_in_a_home_folder_do_not_reach_a_rule():
+    """Apptainer mounts $HOME, and ~/.local comes before the packages of an environment or image."""
+    [prefix] = re.findall(r"^shell\.prefix\((.*?)^\)", (REPOSITORY / "rules/common.smk").read_text(), flags=re.M | re.S)
+    assert " PYTHONNOUSERSITE=1" in prefix
+
+
+def test_all_rules_are_seen():
+    assert {"download", "train", "evaluate"} < set(RULES) and len(RULES) >= 12
+
+
+@pytest.mark.parametrize("name", sorted(ENVS))
+def test_an_environment_holds_the_versions_of_the_constraints(name):
+    constraints = pins((REPOSITORY / "constraints.txt").read_text().splitlines())
+    assert {package: constraints.get(package) for package in env_pins(name)} == env_pins(name)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_s_environment_has_what_its_script_imports(rule):
+    env = installed_with(set(env_pins(Path(directive(rule, "conda").strip('"')).stem)))
+    distributions = packages_distributions()
+    missing = set()
+    for module in closure(f"workflow_scripts.{rule}", CODE_ROOTS):
+        for package in third_party(module):
+            names = {canonical(name) for name in distributions.get(package, [package])}
+            if not names & env:
+                missing.add(f"{module} imports {package}")
+    assert missing == set()
+
+
+def third_party(module: str) -> set[str]:
+    for root in CODE_ROOTS:
+        for path in (
+            root.joinpath(*module.split(".")).with_suffix(".py"),
+            root.joinpath(*module.split("."), "__init__.py"),
+        ):
+            if path.is_file():
+                nodes = list(ast.walk(ast.parse(path.read_text())))
+                names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+                names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+                tops = {name.split(".")[0] for name in names}
+                return tops - set(sys.stdlib_module_names) - {"coordexp", "workflow_scripts"}
+    return set()
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_is_whole(rule):
+    for name in ("output", "log", "benchmark", "threads", "params", "shell"):
+        assert directive(rule, name)
+    assert RULES[rule].startswith('    """'), "no docstring"
+    assert re.fullmatch(r'"\.\./envs/\w+\.yaml"', directive(rule, "conda"))
+    resources = directive(rule, "resources")
+    assert "mem_mb=" in resources and "runtime=" in resources
+    assert f'code=code("{rule}")' in directive(rule, "params"), "would not rerun when its code changes"
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_calls_the_script_of_its_name(rule):
+    script = REPOSITORY / "workflow_scripts" / f"{rule}.py"
+    assert len(script.read_text().splitlines()) <= 40
+    assert f"python -m workflow_scripts.{rule} " in directive(rule, "shell")
+    assert "{log:q} 2>&1" in directive(rule, "shell"), "its messages would not be in the log"
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_params_are_text_of_just_the_keys_that_are_read(rule):
+    entries = re.findall(r"^(?:        |)(\w+)=(.*)", directive(rule, "params"), flags=re.MULTILINE)
+    assert entries
+    for name, value in entries:
+        assert re.match(r'(lambda \w+: )?keys\(|code\("|f?"', value), f"{name}: Snakemake compares it as an object"
+        assert not re.search(r"\bconfig\b(?!\[)", value.replace("settings.config", "")), (
+            f"{name}: the whole configuration"
+        )

@@ -1,0 +1,157 @@
+"""Results of other models: formats, units, what cannot be read, and no exception on any text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from evaluation_cases import generated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation import external_predictions as foreign
+from coordexp.runtime.errors import DataError
+
+BOX = [0.1, 0.2, 0.5, 0.9]
+SIZE = (640, 480)
+ITEM = '{"bbox_2d": [100, 200, 500, 900], "label": "cat"}'
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("json-1000", f"[{ITEM}]"),
+        ("qwen3-vl", f"```json\n[\n\t{ITEM}\n]\n```"),
+        ("qwen3-vl", f'Here it is: [{ITEM}, {{"bbox_2d": [1, 2,'),
+        ("json-1000", f'{{"objects": [{ITEM}]}}'),
+        ("json-1000", ITEM),
+        ("json-pixel", '[{"box": [64, 96, 320, 432], "category": "cat"}]'),
+        ("qwen2.5-vl", '[{"bbox_2d": [64, 96, 320, 432], "label": "cat"}]'),
+        ("gemini", '[{"box_2d": [200, 100, 900, 500], "label": "cat"}]'),
+        ("internvl", "<ref>cat</ref><box>[[100, 200, 500, 900]]</box>"),
+        ("internvl", "a <ref> cat </ref> <box>[100, 200, 500, 900]</box>."),
+    ],
+)
+def test_one_cat_in_every_layout(layout, text):
+    found, problems = foreign.parse_answer(text, layout, SIZE)
+    assert [(d.desc, d.norm, d.score) for d in found] == [("cat", pytest.approx(BOX), 1.0)]
+    assert problems == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[{"bbox_2d": [1, 2, 3], "label": "cat"}]', "bad_box"),
+        ('[{"bbox_2d": [1, 2, 3, "x"], "label": "cat"}]', "bad_box"),
+        ('[{"bbox_2d": [1, 2, 3, NaN], "label": "cat"}]', "bad_box"),
+        ('[{"bbox_2d": [1, 2, 3, true], "label": "cat"}]', "bad_box"),
+        ('[{"bbox_2d": [1, 2, 3, 4]}]', "no_label"),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": " "}]', "no_label"),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "cat", "score": "high"}]', "bad_score"),
+        ("I see a cat.", "no_object_in_text"),
+        ("", "no_object_in_text"),
+    ],
+)
+def test_what_cannot_be_read_is_counted(text, problem):
+    assert foreign.parse_answer(text, "json-1000", SIZE) == ([], {problem: 1})
+
+
+@pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"objects": []}', " [ ] "])
+def test_an_empty_answer_is_no_problem(text):
+    assert foreign.parse_answer(text, "json-1000", SIZE) == ([], {})
+
+
+def test_score_is_taken_when_given():
+    text = '[{"bbox_2d": [1, 2, 3, 4], "label": "cat", "score": 0.25}]'
+    assert foreign.parse_answer(text, "json-1000", SIZE)[0][0].score == 0.25
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(alphabet='{}[]":,0123456789.eE+-<>/refboxlabel_d2 NaInfity\\', max_size=80),
+    format=st.sampled_from(foreign.FORMATS[2:]),
+)
+def test_no_text_raises(text, layout):
+    found, _ = foreign.parse_answer(ITEM[: len(text)] + text, layout, SIZE)
+    assert all(len(d.norm) == 4 and d.desc.strip() for d in found)
+
+
+def test_deep_nesting_ends_soon():
+    found, problems = foreign.parse_answer('{"a":' * 3000, "json-1000", SIZE)
+    assert (found, problems) == ([], {"no_object_in_text": 1})
+
+
+def test_coco_results_score_like_predictions(tmp_path):
+    case = generated(0, lvis=True)
+    predictions, annotations = case.write(tmp_path)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(case.coco_results()[::-1]))
+    options = EvaluateOptions(bootstrap=5)
+    own = evaluate(predictions, annotations, options, dataset="made", split="val")
+    other = evaluate(results, annotations, options, dataset="made", split="val", format="coco")
+    assert other["lvis"] == own["lvis"] and other["coco"] == own["coco"]
+    assert other["inputs"]["predictions"]["format"] == "coco"
+
+
+def test_coco_results_of_a_part_are_judged_on_it_with_subset(tmp_path):
+    """Else the other images are judged as empty, as in pycocotools, and eval.json says how many they are."""
+    case = generated(0, lvis=True)
+    named = sorted(image_id for image_id, found in case.detections.items() if found)[:10]
+    case.detections = {image_id: case.detections[image_id] for image_id in named}
+    _, annotations = case.write(tmp_path)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(case.coco_results()))
+
+    def scored(**options) -> dict:
+        options = EvaluateOptions(bootstrap=0, **options)
+        return evaluate(results, annotations, options, dataset="made", split="val", format="coco")
+
+    whole, part = scored(), scored(subset=True)
+    assert whole["counts"]["images_not_named"] == part["counts"]["images_not_named"] == 20
+    assert (whole["counts"]["images"], part["counts"]["images"]) == (30, 10)
+    assert part["counts"]["subset"] and not whole["counts"]["subset"]
+    case.images = [image for image in case.images if image["id"] in named]
+    case.annotations = [row for row in case.annotations if row["image_id"] in named]
+    predictions, annotations = case.write(tmp_path / "small")
+    small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val")
+    assert small["counts"]["images_not_named"] is None
+    assert part["coco"] == small["coco"] and part["coco"]["metrics"]["AP"] > whole["coco"]["metrics"]["AP"]
+
+
+def test_coco_results_with_unknown_ids(tmp_path):
+    case = generated(1, lvis=True, images=3)
+    _, annotations = case.write(tmp_path)
+    results = tmp_path / "results.json"
+    row = {"image_id": 2, "category_id": 999, "bbox": [1, 2, 3, 4], "score": 0.5}
+    results.write_text(json.dumps([row]))
+    scored = evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val", format="coco")
+    assert scored["mapping"]["unmapped"][0]["desc"] == "category id 999"
+    results.write_text(json.dumps([row | {"image_id": 77}]))
+    with pytest.raises(DataError, match=r"\[0\]\.image_id: image 77 is not in the annotations"):
+        evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val", format="coco")
+
+
+def test_answers_file(tmp_path):
+    case = generated(2, lvis=True, images=3)
+    _, annotations = case.write(tmp_path)
+    answers = tmp_path / "answers.jsonl"
+    rows = [{"image_id": i["id"], "answer": "[]", "input_width": 1280, "input_height": 960} for i in case.images]
+    first = next(a for a in case.annotations if a["image_id"] == case.images[1]["id"])
+    x, y, w, h = first["bbox"]
+    name = next(c["name"] for c in case.categories if c["id"] == first["category_id"])
+    rows[1]["answer"] = json.dumps([{"bbox_2d": [2 * x, 2 * y, 2 * (x + w), 2 * (y + h)], "label": name}])
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = EvaluateOptions(bootstrap=0)
+    scored = evaluate(answers, annotations, options, dataset="made", split="val", format="qwen2.5-vl")
+    assert scored["coco"]["f1"]["all_predictions"]["true_positives_at_0.50"] == 1
+    del rows[1]["input_width"]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"answers\.jsonl:2: input_width"):
+        evaluate(answers, annotations, options, dataset="made", split="val", format="qwen2.5-vl")
+
+
+def test_unknown_layout_names_the_nearest(tmp_path):
+    predictions, annotations = generated(3, lvis=True, images=2).write(tmp_path)
+    with pytest.raises(DataError, match="did you mean 'gemini'"):
+        evaluate(predictions, annotations, dataset="made", split="val", format="gemni")

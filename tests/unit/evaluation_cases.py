@@ -1,0 +1,112 @@
+"""Generated truth and predictions, written to files, for the tests of scoring and of the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+WIDTH, HEIGHT = 640, 480
+
+
+@dataclass
+class Case:
+    """One data set with one run's detections, in source pixels."""
+
+    images: list[dict]
+    annotations: list[dict]
+    categories: list[dict]
+    # image id -> [(desc, [x1, y1, x2, y2] px, score)]
+    detections: dict[int | str, list[tuple[str, list[float], float]]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """(predictions.jsonl, annotations.json) in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+        (folder / "annotations.json").write_text(json.dumps(content))
+        with (folder / "predictions.jsonl").open("w") as handle:
+            for image in self.images:
+                handle.write(json.dumps(self.line(image)) + "\n")
+        return folder / "predictions.jsonl", folder / "annotations.json"
+
+    def line(self, image: dict) -> dict:
+        w, h = image["width"], image["height"]
+        found = [
+            {"desc": desc, "norm": [x1 / w, y1 / h, x2 / w, y2 / h], "score": score}
+            for desc, (x1, y1, x2, y2), score in self.detections.get(image["id"], [])
+        ]
+        size = {"source_width": w, "source_height": h}
+        return {"image_id": image["id"], **size, "protocol": "open", "finish": "stop", "text": "", "detections": found}
+
+    def coco_results(self) -> list[dict]:
+        """The detections with a known category as COCO results, best first as the tie rule says."""
+        ids = {c["name"]: c["id"] for c in self.categories}
+        rows = []
+        for image in sorted(self.images, key=lambda i: i["id"]):
+            boxes = [
+                (d, [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)], s)
+                for d, (x1, y1, x2, y2), s in self.detections.get(image["id"], [])
+            ]
+            for desc, box, score in sorted(boxes, key=lambda row: (-row[2], row[0], row[1])):
+                if desc in ids:
+                    rows.append({"image_id": image["id"], "category_id": ids[desc], "bbox": box, "score": score})
+        return rows
+
+
+def categories(count: int) -> list[dict]:
+    return [
+        {"id": 2 * k + 1, "name": f"thing{k}", "synonyms": [f"thing{k}", f"stuff{k}"], "frequency": "rcf"[k % 3]}
+        for k in range(count)
+    ]
+
+
+def generated(seed: int, *, images: int = 30, kinds: int = 6, lvis: bool, crowds: float = 0.0, noise: int = 6) -> Case:
+    """Random truth, detections near it and beside it, many equal scores, images without objects."""
+    rng = np.random.default_rng(seed)
+    case = Case([], [], categories(kinds))
+    for i in range(images):
+        image = {"id": 3 * i + 2, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"}
+        case.images.append(image)
+        found = case.detections.setdefault(image["id"], [])
+        present = set()
+        for _ in range(int(rng.poisson(4)) if i % 6 else 0):
+            k, box = int(rng.integers(kinds)), _box(rng)
+            present.add(k)
+            x, y, w, h = box
+            case.annotations.append(
+                {
+                    "id": len(case.annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": case.categories[k]["id"],
+                    "bbox": box,
+                    "area": round(w * h * 0.8, 2),
+                    "iscrowd": int(rng.random() < crowds),
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+            for _ in range(int(rng.integers(0, 4))):
+                jitter = np.round(rng.normal(0, 5, 4), 2)
+                shown = k if rng.random() < 0.9 else int(rng.integers(kinds))
+                left, top = x + jitter[0], y + jitter[1]
+                corners = [left, top, max(left + 1, x + w + jitter[2]), max(top + 1, y + h + jitter[3])]
+                found.append((f"thing{shown}", [round(float(v), 2) for v in corners], _score(rng)))
+        for _ in range(int(rng.poisson(noise))):
+            x, y, w, h = _box(rng)
+            found.append((f"thing{rng.integers(kinds)}", [x, y, round(x + w, 2), round(y + h, 2)], _score(rng)))
+        if lvis:
+            absent = [k for k in range(kinds) if k not in present]
+            image["neg_category_ids"] = [case.categories[k]["id"] for k in absent[: len(absent) // 2]]
+            image["not_exhaustive_category_ids"] = [case.categories[k]["id"] for k in sorted(present)[:1]]
+    return case
+
+
+def _box(rng: np.random.Generator) -> list[float]:
+    w, h = float(np.exp(rng.uniform(1.5, 5.5))), float(np.exp(rng.uniform(1.5, 5.5)))
+    x, y = rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h)
+    return [round(float(v), 2) for v in (x, y, w, h)]
+
+
+def _score(rng: np.random.Generator) -> float:
+    return round(float(rng.uniform()), 1)

@@ -1,0 +1,172 @@
+"""Scores as probabilities: what is learnt, from what, and that it is never learnt from images of training."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from inference_helpers import images, read
+
+from coordexp.datasets.categories import Category
+from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.inference import calibrate
+from coordexp.inference.detect import detect
+from coordexp.inference.gather import gather
+from coordexp.records import Detection, Metadata, Object, Prediction, Record, coord_token
+from coordexp.runtime.errors import DataError
+from coordexp.runtime.io import write_json, write_jsonl
+
+CATEGORIES = [Category(id=1, name="cat"), Category(id=7, name="dog"), Category(id=9, name="cow")]
+BOX, ELSEWHERE = [0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
+
+
+def synthetic(count: int, seed: int) -> tuple[list[Detection], np.ndarray]:
+    """Detections whose chance of being right is a known function of their terms."""
+    rng = np.random.default_rng(seed)
+    terms = -rng.exponential(1.0, (count, 4))
+    spread = rng.uniform(0.001, 0.2, count)
+    chance = 1 / (1 + np.exp(-(2 + terms[:, 1] + 1.5 * terms[:, 2] - 8 * spread)))
+    names = calibrate.FEATURES[:4]
+    rows = []
+    for term, width in zip(terms, spread, strict=True):
+        parts = dict(zip(names, map(float, term), strict=True)) | {"spread": float(width)}
+        rows.append(Detection("cat", BOX, math.exp(term[1] + term[2]), score_parts=parts))
+    return rows, rng.random(count) < chance
+
+
+def files(folder, count: int, seed: int):
+    """(predictions, records, annotations): a cat a image, found where `synthetic` is right, missed elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, records, annotations = [], [], []
+    for n, (detection, right) in enumerate(zip(*synthetic(count, seed), strict=True)):
+        found = msgspec.structs.replace(detection, norm=BOX if right else ELSEWHERE)
+        rows.append(Prediction(n, 100, 100, "open", "stop", "", [found]))
+        cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
+        records.append(Record(["x.png"], 100, 100, "pixel", [cat], Metadata(n, 100, 100, file_name=f"{n}.jpg")))
+        annotations.append({"id": n + 1, "image_id": n, "category_id": 1, "bbox": [10, 10, 40, 40], "area": 1600})
+    write_jsonl(folder / "p.jsonl", rows)
+    write_jsonl(folder / "r.jsonl", records)
+    images = [{"id": n, "width": 100, "height": 100} for n in range(count)]
+    write_json(folder / "a.json", {"images": images, "annotations": annotations, "categories": CATEGORIES})
+    return folder / "p.jsonl", folder / "r.jsonl", folder / "a.json"
+
+
+@pytest.mark.parametrize("method", ["logistic", "isotonic"])
+def test_calibrated_scores_are_frequencies(method):
+    fitted = calibrate.fit_detections(*synthetic(4000, 1), method, {})
+    held, right = synthetic(4000, 2)
+    probability = fitted.probability(held)
+    raw = np.array([d.score for d in held])
+
+    def error(scores: np.ndarray) -> float:
+        bins = np.minimum((scores * 10).astype(int), 9)
+        return sum(abs(scores[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+
+    assert error(probability) < 0.03 and error(raw) > 2 * error(probability)
+    if method == "isotonic":
+        assert (np.diff(probability[np.argsort(raw)]) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("method", ["logistic", "isotonic"])
+def test_from_held_out_files_to_evaluated_probabilities(tmp_path, method):
+    predictions, records, _ = files(tmp_path / "calibration", 800, 1)
+    fitted = calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", method, federated=False)
+    assert calibrate.load(tmp_path / "c.json") == fitted
+    assert fitted.fitted["detections"] == fitted.fitted["images"] == 800
+    assert fitted.fitted["right"] == synthetic(800, 1)[1].sum()
+    shard, _, annotations = files(tmp_path / "eval", 800, 2)
+    gather([shard], tmp_path / "calibrated.jsonl", tmp_path / "c.json")
+    options, names = EvaluateOptions(bootstrap=0), {"dataset": "made", "split": "val"}
+    raw = evaluate(shard, annotations, options, **names)
+    done = evaluate(tmp_path / "calibrated.jsonl", annotations, options, **names)
+    assert (raw["counts"]["calibrated_detections"], done["counts"]["calibrated_detections"]) == (0, 800)
+    assert done["coco"]["calibration"]["ece"] < 0.05 < raw["coco"]["calibration"]["ece"]
+    assert done["coco"]["calibration"]["brier"] < raw["coco"]["calibration"]["brier"]
+
+
+def test_calibrating_twice_is_calibrating_once_and_the_raw_score_stays(tmp_path):
+    predictions, records, _ = files(tmp_path, 200, 1)
+    fitted = calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", federated=False)
+    calibrate.apply(predictions, fitted, tmp_path / "once.jsonl")
+    calibrate.apply(tmp_path / "once.jsonl", fitted, tmp_path / "twice.jsonl")
+    raw, once = read(predictions), read(tmp_path / "once.jsonl")
+    assert once == read(tmp_path / "twice.jsonl") != raw
+    for before, after in zip(raw, once, strict=True):
+        assert after.detections[0].score_parts["raw_score"] == before.detections[0].score
+
+
+def judged(tmp_path, detections: list[Detection], *, federated: bool) -> tuple[int, int]:
+    """(judged, right) among `detections`, ten images of each; a cat is there, cows are known to be absent."""
+    cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
+    parts = dict.fromkeys((*calibrate.FEATURES[:4], "spread"), 0.0)
+    found = [msgspec.structs.replace(d, score_parts=parts) for d in detections]
+    metadata = [Metadata(n, 100, 100, neg_category_ids=[9]) for n in range(10)]
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x.png"], 100, 100, "pixel", [cat], m) for m in metadata])
+    write_jsonl(tmp_path / "p.jsonl", [Prediction(n, 100, 100, "open", "stop", "", found) for n in range(10)])
+    args = (tmp_path / "p.jsonl", tmp_path / "r.jsonl", CATEGORIES, tmp_path / "c.json")
+    fitted = calibrate.fit(*args, federated=federated).fitted
+    return fitted["detections"] / 10, fitted["right"] / 10
+
+
+def test_what_is_right_is_what_the_evaluation_says(tmp_path):
+    twice = [Detection("cat", BOX, 0.2), Detection("The Cat", BOX, 0.9), Detection("cat", ELSEWHERE, 1.0)]
+    assert judged(tmp_path, twice, federated=False) == (3, 1)
+    unmapped, unknown, absent = (Detection(desc, ELSEWHERE, 0.5) for desc in ("unicorn", "dog", "cow"))
+    assert judged(tmp_path, [twice[0], unmapped, unknown, absent], federated=False) == (4, 1)
+    assert judged(tmp_path, [twice[0], unmapped, unknown, absent], federated=True) == (2, 1)
+
+
+def test_what_lies_on_a_left_out_crowd_is_not_wrong(tmp_path):
+    """Records of COCO's layout name the categories of left-out annotations; an unmapped box stays wrong."""
+    cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
+    parts = dict.fromkeys((*calibrate.FEATURES[:4], "spread"), 0.0)
+    named = [("cat", BOX), ("cow", ELSEWHERE), ("dog", ELSEWHERE), ("unicorn", ELSEWHERE)]
+    found = [Detection(desc, box, 0.5, score_parts=parts) for desc, box in named]
+    metadata = [Metadata(n, 100, 100, not_exhaustive_category_ids=[1, 9]) for n in range(10)]
+    write_jsonl(tmp_path / "r.jsonl", [Record(["x.png"], 100, 100, "pixel", [cat], m) for m in metadata])
+    write_jsonl(tmp_path / "p.jsonl", [Prediction(n, 100, 100, "open", "stop", "", found) for n in range(10)])
+    args = (tmp_path / "p.jsonl", tmp_path / "r.jsonl", CATEGORIES, tmp_path / "c.json")
+    fitted = calibrate.fit(*args, federated=False).fitted
+    assert (fitted["detections"], fitted["right"]) == (30, 10)
+
+
+def test_images_of_training_are_refused(tmp_path):
+    predictions, records, _ = files(tmp_path, 50, 1)
+    token = Object("cat", 1, BOX, bbox_2d=[coord_token(k) for k in (100, 100, 500, 500)])
+    others = [Record(["x"], 9, 9, "token", [token], Metadata(n, 9, 9, file_name=f"{n}.jpg")) for n in (50, 51)]
+    write_jsonl(tmp_path / "rest.jsonl", others)
+    fit = (predictions, records, CATEGORIES, tmp_path / "c.json")
+    calibrate.fit(*fit, federated=False, trained_on=[tmp_path / "rest.jsonl"])
+    seen = Record(["x"], 9, 9, "token", [token], Metadata(7, 9, 9, file_name="train2017/7.jpg"))
+    write_jsonl(tmp_path / "mixed.jsonl", [*others, seen])
+    with pytest.raises(DataError, match=r"mixed\.jsonl:3: calibration image 7 was trained on"):
+        calibrate.fit(*fit, federated=False, trained_on=[tmp_path / "rest.jsonl", tmp_path / "mixed.jsonl"])
+    cut_off = tmp_path / "mixed.jsonl"
+    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"mixed\.jsonl:\d+: not a record"):
+        calibrate.fit(*fit, federated=False, trained_on=[cut_off])
+
+
+def test_too_little_to_calibrate_on():
+    found, _ = synthetic(50, 3)
+    with pytest.raises(DataError, match="too little"):
+        calibrate.fit_detections(found, np.ones(50, dtype=bool), "logistic", {})
+
+
+def test_answers_of_other_servers_have_no_terms(tmp_path):
+    found, right = synthetic(50, 3)
+    bare = [msgspec.structs.replace(d, score_parts={}) for d in found]
+    with pytest.raises(DataError, match="method isotonic"):
+        calibrate.fit_detections(bare, right, "logistic", {})
+    assert calibrate.fit_detections(bare, right, "isotonic", {}).probability(bare).min() >= 0
+
+
+def test_detect_takes_a_calibration(taught, tmp_path):
+    write_json(tmp_path / "c.json", calibrate.fit_detections(*synthetic(400, 1), "logistic", {}))
+    images()[0].save(tmp_path / "a.png")
+    (raw,) = detect(taught, [tmp_path / "a.png"], max_blocks=9)
+    (done,) = detect(taught, [tmp_path / "a.png"], max_blocks=9, calibration=tmp_path / "c.json")
+    assert [d.score_parts["raw_score"] for d in done.detections] == pytest.approx([d.score for d in raw.detections])
+    assert done.boxes() == raw.boxes() and done.detections[0].score != raw.detections[0].score

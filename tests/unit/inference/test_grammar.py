@@ -1,0 +1,195 @@
+"""The grammar against the tokenizer: whatever training can show is a path, and nothing else is."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from coordexp.answers.parse import parse_answer
+from coordexp.answers.render import PromptStyle, render_answer
+from coordexp.inference.grammar import automaton
+from coordexp.inference.grammar.token_bytes import Vocabulary
+from coordexp.inference.grammar.token_grammar import compile_grammar
+from coordexp.modeling.vocab import coord_ids
+from coordexp.records import WILDCARD_TOKEN, Object, coord_token, coord_tokens
+from coordexp.runtime.errors import ConfigError, DataError
+
+STYLES = [
+    PromptStyle(object_field_order=order, json_format=spacing)
+    for order in ("desc_first", "geometry_first")
+    for spacing in ("standard", "compact")
+]
+WORDS = ["cat", "black cat", "bun (food)", "St. Bernard dog", "café 3.5%", "漢字", "🐈 x", "it's", "é", "2%milk"]
+SIGNS = [
+    'a "q" \\ b',
+    "(odd) start",
+    "ends!",
+    "x,y",
+    "tab\tx",
+    " lead",
+    "trail ",
+    "#1",
+    "...",
+    '"',
+    "\x7f",
+    "a\x01b",
+    "'s",
+    "\u3000wide",
+    "\u00a0 \u2003x\u3000",
+    "\u3001\u2010\u00a1",
+]
+SPACES = [chr(n) for n in range(0x80, 0x10000) if chr(n).isspace()]
+BLANKS = [*SPACES, "".join(SPACES), "\u3000 \t\u00a0"]
+LABELS = [*WORDS, *SIGNS, 'a]}, {"desc": "b']
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_model):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    vocabulary = Vocabulary(tokenizer)
+    vocabulary.coords = range(coord_ids(tokenizer).start, coord_ids(tokenizer).end + 1)
+    return vocabulary
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The published Qwen3 vocabulary with the coordinate tokens behind it."""
+    from modeling_helpers import qwen3_tokenizer
+    from tokenizers import AddedToken
+
+    tokenizer = qwen3_tokenizer()
+    added = [WILDCARD_TOKEN, *coord_tokens()]
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    vocabulary = Vocabulary(tokenizer)
+    vocabulary.coords = range(151670, 152670)
+    return vocabulary
+
+
+def thing(desc: str, poly: int = 0) -> Object:
+    """A box, or a polygon of `poly` points."""
+    tokens = [coord_token(k) for k in range(2 * poly or 4)]
+    return Object(desc, 1, [0.0] * len(tokens), **({"poly": tokens} if poly else {"bbox_2d": tokens}))
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
+@pytest.mark.parametrize("style", STYLES)
+def test_every_rendered_answer_is_a_path(vocabulary, style, labels):
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels)
+    assert grammar.admits(vocabulary.cut(render_answer([], style)), vocabulary.coords)
+    for label in LABELS:
+        for objects in (
+            [thing(label)],
+            [thing("cat"), thing(label, 3)],
+            [thing(label, 20), thing(label), thing("dog" if labels is None else "cat")],
+        ):
+            assert grammar.admits(vocabulary.cut(render_answer(objects, style)), vocabulary.coords), label
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
+@pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
+def test_every_rendered_answer_is_a_path_in_the_published_vocabulary(published, style, labels):
+    grammar = compile_grammar(published, style, kinds=("bbox_2d", "poly"), labels=labels)
+    assert grammar.admits(published.cut(render_answer([], style)), published.coords)
+    for label in LABELS:
+        objects = [thing("cat"), thing(label, 3), thing(label)]
+        assert grammar.admits(published.cut(render_answer(objects, style)), published.coords), label
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_the_parser_would_refuse_is_no_path(vocabulary, style):
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), poly_max_points=5)
+    good = render_answer([thing("cat"), thing("dog", 3)], style)
+    assert grammar.admits(vocabulary.cut(good), vocabulary.coords)
+    bad = [
+        good[:-1],
+        good + "}",
+        good + " ",
+        render_answer([thing(" ")], style),
+        *(render_answer([thing(blank)], style) for blank in BLANKS),
+        render_answer([thing("cat", 2)], style),
+        render_answer([thing("cat", 6)], style),
+        good.replace("<|coord_3|>", "3"),
+        good.replace("<|coord_3|>", "<|coord_*|>"),
+        good.replace("cat", "c<|coord_3|>t"),
+        good.replace("cat", "c<|im_end|>t"),
+        good.replace("cat", "c\nt"),
+        good.replace("cat", "c\\ud800t"),
+        good.replace('"desc"', '"name"', 1),
+        "{}",
+        "",
+    ]
+    for text in bad:
+        assert not grammar.admits(vocabulary.cut(text), vocabulary.coords), text
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
+@pytest.mark.parametrize("style", STYLES)
+def test_random_walks_parse(vocabulary, style, labels):
+    """Any path to the end, however unlikely, is an answer that the parser reads without complaint."""
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels, poly_max_points=4)
+    rng = random.Random(1)
+    tokenizer = vocabulary._backend
+    objects = 0
+    for _ in range(60):
+        number, tokens, box = grammar.start, [], []
+        while (node := grammar.node(number)).kind != "end":
+            if node.kind == "slot":
+                box = [] if node.role in automaton.FIRST_ROLES else box
+                low = box[-2] + 1 if node.role in ("x2", "y2") else 0
+                box.append(rng.randint(low, 998 if node.role in ("x1", "y1") else 999))
+                token = vocabulary.coords[box[-1]]
+            elif node.kind == "choice":
+                token = rng.choice(sorted(node.follow))
+            elif rng.random() < 0.4 and node.finish:
+                token = rng.choice(sorted(node.finish))
+            else:
+                token = int(rng.choice(node.allowed.nonzero()[0]))
+            tokens.append(token)
+            number = node.after(token)
+        text = tokenizer.decode(tokens, skip_special_tokens=False)
+        parsed = parse_answer(text)
+        assert parsed.complete and parsed.problems == {}, text
+        assert "\ufffd" not in text
+        objects += len(parsed.objects)
+    assert objects > 20
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "published"])
+def test_the_skeleton_costs_nothing(name, request):
+    """Of an answer's tokens only the description's, the coordinates and the end are open choices."""
+    vocabulary = request.getfixturevalue(name)
+    grammar = compile_grammar(vocabulary, STYLES[0])
+    tokens = vocabulary.cut(render_answer([thing("cat")] * 3, STYLES[0]))
+    number, free = grammar.start, 0
+    for token in tokens:
+        node = grammar.node(number)
+        free += node.forced is None and node.guess != token
+        number = node.after(token)
+    descriptions = len(vocabulary.cut("cat")) + 1
+    assert free == 3 * (descriptions + 4) + 1
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "published"])
+@pytest.mark.parametrize("style", STYLES)
+def test_integers_instead_of_coordinate_tokens(name, style, request):
+    vocabulary = request.getfixturevalue(name)
+    style = msgspec.structs.replace(style, coordinates="integer")
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"))
+    tokens = [coord_token(k) for k in (0, 7, 42, 999)]
+    objects = [Object("a cat", 1, [0.0] * 4, bbox_2d=tokens), Object("dog (big)", 1, [0.0] * 8, poly=tokens * 2)]
+    for count in range(3):
+        text = render_answer(objects[:count], style)
+        assert grammar.admits(vocabulary.cut(text), range(0)), text
+    for number in ("1000", "042", "-1", "<|coord_42|>", ""):
+        assert not grammar.admits(vocabulary.cut(text.replace("42", number)), range(0))
+    with pytest.raises(ConfigError, match="restrict_labels"):
+        compile_grammar(vocabulary, style, labels=["cat"])
+
+
+def test_labels_are_needed(vocabulary):
+    with pytest.raises(DataError, match="labels"):
+        compile_grammar(vocabulary, STYLES[0], labels=[])

@@ -1,0 +1,90 @@
+"""A tiny checkpoint that was taught a few answers, so that its choices are clear and its answers vary."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from coordexp.answers.render import PromptStyle, hf_chat, render_answer
+from coordexp.modeling import tiny, vocab
+from coordexp.records import Object, Prediction, coord_token
+
+SIZES = [(96, 96), (128, 64), (64, 64), (160, 96), (32, 64)]
+NAMES = ["cat", "black cat", 'a "dog"', "traffic light", "bun (food)"]
+
+
+def images(count: int = len(SIZES)) -> list[Image.Image]:
+    """Noise in different colours and sizes, all on the grid."""
+    rng = np.random.default_rng(0)
+    shades = [rng.integers(0, 255, 3) for _ in SIZES]
+    noise = [rng.integers(-20, 20, (h, w, 3)) for w, h in SIZES]
+    arrays = [np.clip(n + s, 0, 255).astype(np.uint8) for n, s in zip(noise, shades, strict=True)]
+    return [Image.fromarray(array) for array in arrays[:count]]
+
+
+def read(path: Path) -> list[Prediction]:
+    """The lines of a predictions.jsonl."""
+    return [msgspec.json.decode(line, type=Prediction) for line in path.read_bytes().splitlines()]
+
+
+def objects(seed: int, poly: bool = False) -> list[Object]:
+    """One to four objects in token space."""
+    rng = random.Random(seed)
+    found = []
+    for n in range(1 + seed % 4):
+        (x1, x2), (y1, y2) = (sorted(rng.sample(range(1000), 2)) for _ in range(2))
+        if poly and n % 2:
+            geometry = {"poly": [coord_token(k) for k in (x1, y1, x2, y1, x2, y2, x1, y2)]}
+        else:
+            geometry = {"bbox_2d": [coord_token(k) for k in (x1, y1, x2, y2)]}
+        found.append(Object(desc=rng.choice(NAMES), category_id=1, norm=[0.0, 0.0, 1.0, 1.0], **geometry))
+    return found
+
+
+@functools.cache
+def taught_checkpoint(style: PromptStyle, *, poly: bool = False, steps: int = 100) -> Path:
+    """An expanded tiny checkpoint that has seen one answer to each of `images`, `steps` times; once a session."""
+    folder = Path(tempfile.mkdtemp(prefix="coordexp-taught-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    knobs = {"hidden": 64, "heads": 2, "kv_heads": 1, "layers": 2, "mlp": 128, "vocab_size": 600}
+    tiny.build(folder / "plain", 7, **knobs, vision_hidden=48, vision_layers=1, vision_mlp=96, deepstack=(0,))
+    vocab.expand(folder / "plain", folder / "expanded")
+    torch.set_num_threads(1)
+    processor = AutoProcessor.from_pretrained(folder / "expanded")
+    model = AutoModelForImageTextToText.from_pretrained(folder / "expanded", dtype=torch.float32)
+    question = processor.apply_chat_template(hf_chat(style), add_generation_prompt=True, tokenize=False)
+    answers = [render_answer(objects(n, poly), style) + "<|im_end|>" for n in range(len(SIZES))]
+    inputs = processor(
+        text=[question + answer for answer in answers],
+        images=[[image] for image in images()],
+        padding=True,
+        do_resize=False,
+        return_tensors="pt",
+    )
+    prompt_lengths = [
+        processor(text=[question], images=[[p]], do_resize=False, return_tensors="pt")["input_ids"].shape[1]
+        for p in images()
+    ]
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    for row, length in enumerate(prompt_lengths):
+        first = int(inputs["attention_mask"][row].argmax())
+        labels[row, : first + length] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        loss = model(**inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder / "taught")
+    processor.save_pretrained(folder / "taught")
+    return folder / "taught"

@@ -1,0 +1,143 @@
+"""The page in a real browser: no errors, no requests, switches and sorting work, a phone's width is enough."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from evaluation_cases import generated
+from PIL import Image
+from test_report_page import inputs
+
+from coordexp.evaluation.compare import Run, compare
+from coordexp.evaluation.evaluate import EvaluateOptions
+from coordexp.reporting import write, write_comparison
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium here")]
+
+# Runs at the end of the page; what it finds goes into the document's title.
+PROBE = """
+<script>
+const found = {};
+const seen = (shape) => getComputedStyle(shape).display !== 'none';
+const drawn = (kind) => [...document.querySelectorAll('.shape.' + kind)].filter(seen).length;
+for (const kind of ['truth', 'missed', 'right', 'wrong']) {
+  const box = document.querySelector(`[data-kind=${kind}]`);
+  if (!box) continue;
+  const before = drawn(kind);
+  box.click(); const off = drawn(kind);
+  box.click(); found[kind] = [before, off, drawn(kind)];
+}
+const slider = document.querySelector('#least-score');
+if (slider) {
+  const count = () => drawn('right') + drawn('wrong');
+  const before = count();
+  slider.value = 0.5; slider.dispatchEvent(new Event('input'));
+  found.slider = [before, count()];
+}
+const table = document.querySelector('table.sortable');
+table.closest('details').open = true;
+const heads = [...table.querySelectorAll('thead button')];
+const column = heads.findIndex((b) => ['AP', 'change'].includes(b.textContent));
+const values = () => [...table.tBodies[0].rows].map((r) => Number(r.cells[column].dataset.value));
+table.querySelectorAll('thead button')[column].click(); found.down = values();
+table.querySelectorAll('thead button')[column].click(); found.up = values();
+found.width = [document.documentElement.scrollWidth, innerWidth];
+found.tallest = Math.max(...[...document.querySelectorAll('tr')].map((r) => r.offsetHeight));
+found.requests = performance.getEntriesByType('resource').filter((e) => !e.name.startsWith('data:')).length;
+found.images = [...document.images].filter((i) => i.complete && i.naturalWidth > 0).length;
+document.title = 'PROBE' + JSON.stringify(found);
+parent.postMessage(document.title, '*');
+</script></body>"""
+
+# A window cannot be as narrow as a phone, a frame can; the frame's findings become the title of the whole.
+PHONE = """<body><script>addEventListener('message', (event) => { document.title = event.data; });</script>
+<iframe src="probed.html" style="width:375px;height:800px;border:0"></iframe></body>"""
+
+
+def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess:
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={profile}",
+    ]
+    command = [BROWSER, *flags, "--enable-logging=stderr", "--virtual-time-budget=3000", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def probe(page: Path, profile: Path, *, phone: bool = False) -> dict:
+    probed, framed = page.with_name("probed.html"), page.with_name("phone.html")
+    probed.write_text(page.read_text().replace("</body>", PROBE))
+    framed.write_text(PHONE)
+    done = browse(framed if phone else probed, profile, "--dump-dom")
+    assert not console(done)
+    return json.loads(html.unescape(re.search(r"<title>PROBE(.*?)</title>", done.stdout).group(1)))
+
+
+def console(done: subprocess.CompletedProcess) -> list[str]:
+    return re.findall(r"CONSOLE.*", done.stderr)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    write(folder / "report.html", **inputs(generated(0, lvis=True), folder))
+    return folder / "report.html"
+
+
+def test_switches_sorting_and_images(page, tmp_path):
+    found = probe(page, tmp_path / "profile")
+    for kind in ("truth", "missed", "right", "wrong"):
+        before, off, again = found[kind]
+        assert before == again > 0 and off == 0
+    before, after = found["slider"]
+    assert 0 < after < before
+    assert found["down"] == sorted(found["down"], reverse=True) and found["up"] == sorted(found["up"])
+    assert len(set(found["up"])) > 2
+    assert found["requests"] == 0 and found["images"] == 6
+
+
+def test_errors_would_be_seen(page, tmp_path):
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("</body>", "<script>nothing.like.this()</script></body>"))
+    assert "nothing is not defined" in "".join(console(browse(broken, tmp_path / "profile", "--dump-dom")))
+
+
+def test_a_phones_width_is_enough(page, tmp_path):
+    found = probe(page, tmp_path / "profile", phone=True)
+    needed, there = found["width"]
+    assert needed <= there == 375
+    assert found["tallest"] < 150
+
+
+def test_screenshot_is_not_blank_and_it_prints(page, tmp_path):
+    browse(page, tmp_path / "a", "--window-size=900,1200", f"--screenshot={tmp_path / 'page.png'}")
+    with Image.open(tmp_path / "page.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+    browse(page, tmp_path / "b", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    printed = (tmp_path / "page.pdf").read_bytes()
+    assert printed.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 30
+
+
+def test_comparison_page(page, tmp_path):
+    folder = page.parent
+    other = tmp_path / "other.jsonl"
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["detections"] = line["detections"][::2]
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = [Run("first", folder / "predictions.jsonl"), Run("second", other)]
+    out = tmp_path / "compare.json"
+    compare(runs, folder / "annotations.json", EvaluateOptions(bootstrap=20), dataset="made", split="val", out=out)
+    write_comparison(tmp_path / "compare.html", compare_json=out)
+    found = probe(tmp_path / "compare.html", tmp_path / "profile", phone=True)
+    assert found["down"] == sorted(found["down"], reverse=True)
+    assert found["width"][0] <= found["width"][1] and found["requests"] == 0

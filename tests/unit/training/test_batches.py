@@ -1,0 +1,194 @@
+"""However samples come together (padded, padding-free, packed, answers' logits alone), the loss is the same."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_swift_template import encoder_of
+
+from coordexp.losses.criterion import objective
+from coordexp.losses.options import LossOptions
+from coordexp.recipe import load_recipe
+from coordexp.runtime import io
+from coordexp.runtime.errors import ConfigError, DataError
+from coordexp.training.collate import as_targets
+from coordexp.training.ms_swift.metrics import Quantiles, Ratio, Total
+
+EVERY_TERM = LossOptions(soft_ce=1, w1=1, l1=1, giou=1, ciou=1, matching="hungarian", set_targets="remaining")
+
+
+@pytest.fixture(scope="module")
+def encoder(shapes_data, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), loss=EVERY_TERM) as pair:
+        yield pair
+
+
+def measured(encode, rows, *, padding_free=False, packs=None, keep=False):
+    """Loss and gradient of one batch, through ms-swift's collator, post-encode hook and trainer's slicing."""
+    from swift.trainers import Seq2SeqTrainer
+
+    encode.padding_free, encode.packing = padding_free or packs is not None, packs is not None
+    samples = [encode.encode(dict(row), return_length=True) for row in rows]
+    batch = encode.data_collator([[samples[i] for i in pack] for pack in packs] if packs else samples)
+    encode.padding_free = encode.packing = False
+    if keep:
+        trainer = SimpleNamespace(template=encode, args=SimpleNamespace(tuner_backend="peft"))
+        Seq2SeqTrainer.prepare_logits_to_keep(trainer, batch)
+    model = encode.model
+    model.zero_grad()
+    labels, targets = batch.pop("labels"), batch.pop("coord_targets")
+    batch = {name: batch[name] for name in batch if not name.startswith(("cu_seq", "max_length"))}
+    text_positions = batch.pop("text_position_ids")
+    if len(labels) == 1:  # flash attention reads cu_seq_lens; on a CPU transformers masks by the positions of the text
+        batch["position_ids"] = torch.cat([text_positions[None], batch["position_ids"]])
+    outputs = model(**batch, use_cache=False)
+    loss, found = objective(outputs.logits, labels, as_targets(targets), EVERY_TERM, encode.coord_start)
+    loss.backward()
+    assert targets["counts"].tolist() == [found.means[name][1] for name in ("text", "ce", "l1")]
+    return loss.item(), model.lm_head.weight.grad.clone(), outputs.logits.shape
+
+
+def test_padding_packing_and_kept_logits_change_nothing(encoder):
+    encode, rows = encoder
+    rows = rows.select(range(4))
+    loss, grad, shape = measured(encode, rows)
+    for options in (
+        {"keep": True},
+        {"padding_free": True},
+        {"padding_free": True, "keep": True},
+        {"packs": [[2, 0], [3, 1]]},
+    ):
+        other, other_grad, other_shape = measured(encode, rows, **options)
+        assert other == pytest.approx(loss, rel=2e-6), options
+        assert torch.allclose(other_grad, grad, atol=1e-5 * grad.abs().max().item()), options
+        assert other_shape != shape
+    with pytest.raises(AssertionError):
+        alone, _, _ = measured(encode, rows.select(range(2)))
+        assert alone == pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {packing: true}", r"training\.packing: only flash attention keeps the packed samples apart"),
+        ("template: {padding_free: true}\nmodel: {attn_impl: sdpa}", r"template\.padding_free: only flash attention"),
+        ("template: {truncation_strategy: left}", "truncation_strategy: an answer is never cut"),
+        ("template: {truncation_strategy: split}", "choose one of raise, delete"),
+        ("training: {use_liger_kernel: true}", "its fused loss makes no logits"),
+        ("template: {sequence_parallel_size: 2}", "tears boxes apart"),
+        ("template: {loss_scale: last_round}", "would not reach the loss"),
+        ("training: {label_smoothing_factor: 0.1}", "would not reach the loss"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_at_once(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(tmp_path / "bad.yaml")
+
+
+def test_flash_attention_may_pack_and_then_lengths_are_known_beforehand(tmp_path, tiny_model):
+    from coordexp.training.train import swift_arguments
+
+    (tmp_path / "good.yaml").write_text("model: {attn_impl: flash_attention_2}\ntraining: {packing: true}")
+    recipe = load_recipe(tmp_path / "good.yaml", {"custom": {"train_jsonl": "a"}})
+    assert swift_arguments(recipe, tiny_model, tmp_path, tmp_path)["lazy_tokenize"] is False
+
+
+def test_packs_hold_in_every_epoch_what_they_were_planned_for(encoder):
+    """Lengths are measured once, and every epoch draws its images in another order."""
+    from swift.dataset import AddLengthPreprocessor, LazyLLMDataset, PackingDataset
+
+    from coordexp.training.ms_swift import dataset
+    from coordexp.training.ms_swift.checkpoint_callback import CheckpointCallback
+
+    encode, rows = encoder
+    model, encode.model = encode.model, None  # as ms-swift does
+    rows = AddLengthPreprocessor(template=encode)(rows, num_proc=1, load_from_cache_file=False, strict=True)
+    encode.model = model
+    limit = max(map(sum, rows["lengths"])) * 3 // 2
+    lazy = LazyLLMDataset(rows, encode.encode, strict=True, random_state=17)
+    packed = PackingDataset(encode, lazy, packing_length=limit, strict=True)
+    callback = CheckpointCallback(None, SimpleNamespace(template=encode))
+    try:
+        for epoch in (0, 1, 2):
+            callback.on_epoch_begin(None, SimpleNamespace(epoch=float(epoch)), None)
+            lengths = [sum(len(row["input_ids"]) for row in packed[i]) for i in range(len(packed))]
+            assert lengths == packed.packed_length and max(lengths) <= limit
+    finally:
+        dataset.set_epoch(0)
+        encode.packing = encode.padding_free = False
+
+
+@pytest.fixture
+def one_long(shapes_data, tmp_path):
+    """A file of four records, of which the third has a very long description."""
+    return with_long(shapes_data, tmp_path, [2])
+
+
+def with_long(shapes_data, tmp_path, places):
+    """A file of four records with very long descriptions at these places."""
+    records = list(io.read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
+    for record in records:
+        record.images = [str(shapes_data / record.images[0])]
+    for place in places:
+        records[place].objects[0].desc = "word " * 300
+    io.write_jsonl(tmp_path / "long.jsonl", records)
+    return tmp_path / "long.jsonl"
+
+
+def test_a_sample_that_is_too_long_is_an_error_with_its_line(one_long, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(one_long)) as (encode, rows):
+        encode.max_length = 250
+        encode.encode(dict(rows[1]))
+        with pytest.raises(
+            DataError, match=r"long\.jsonl:3: (.|\n)*max_length\(250\)(.|\n)*truncation_strategy: delete"
+        ):
+            encode.encode(dict(rows[2]))
+
+
+def deleting(plain):
+    """A template that leaves out long samples, for the model of `plain`."""
+    from swift.template import get_template
+
+    from coordexp.training.ms_swift import template
+
+    encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
+    encode.set_mode("train")
+    encode.model = plain.model
+    return encode
+
+
+def test_each_of_several_long_samples_in_a_row_is_counted_once(shapes_data, tmp_path, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(with_long(shapes_data, tmp_path, [0, 1, 2]))) as (plain, rows):
+        encode = deleting(plain)
+        assert [encode.encode(dict(row))["coord_targets"].left_out for row in rows] == [1, 1, 1, 0]
+
+
+def test_a_sample_that_is_too_long_is_left_out_and_counted(one_long, tiny_model):
+    with encoder_of(tiny_model, train_jsonl=str(one_long)) as (plain, rows):
+        encode = deleting(plain)
+        encoded = [encode.encode(dict(row)) for row in rows]
+        assert encoded[2]["input_ids"] == encoded[3]["input_ids"] == plain.encode(dict(rows[3]))["input_ids"]
+        assert [sample["coord_targets"].left_out for sample in encoded] == [0, 0, 1, 0]
+        assert encode.data_collator(encoded)["coord_targets"]["tally"] == {"samples_left_out": 1, "objects_cropped": 0}
+        encode.max_length = 10
+        with pytest.raises(DataError, match="every sample is over"):
+            encode.encode(dict(rows[0]))
+
+
+def test_what_is_logged_are_means_and_quantiles_over_everything():
+    mean, total, errors = Ratio(), Total(), Quantiles()
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.rand(n, generator=generator) for n in (3, 100, 1)]
+    for part in parts:
+        mean.update(part.sum(), len(part))
+        errors.update(part)
+        total.update(len(part))
+    whole = torch.cat(parts)
+    assert mean.compute()["mean"] == pytest.approx(whole.mean().item(), rel=1e-6)
+    assert total.compute() == {"total": 104}
+    assert errors.compute()["median"] == pytest.approx(whole.quantile(0.5).item(), rel=1e-6)
+    assert errors.compute()["p90"] == pytest.approx(whole.quantile(0.9).item(), rel=1e-6)
+    for metric in (mean, total, errors):
+        metric.reset()
+        assert not any(metric.compute().values())

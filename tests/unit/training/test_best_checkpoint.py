@@ -1,0 +1,141 @@
+"""Which step is best, when training stops, and what a model in training is worth by the evaluation's own measure."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from modeling_helpers import adapted, expanded
+from transformers import TrainerControl, TrainerState
+
+from coordexp.answers.render import PromptStyle
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.predictor import Checkpoint, Predictor
+from coordexp.inference.prompts import Question
+from coordexp.modeling.merge import merge
+from coordexp.recipe import Custom, DetectionEval
+from coordexp.records import Detection, Prediction, read_records
+from coordexp.runtime.errors import ConfigError
+
+
+def run_of(values, **settings):
+    """Steps 10, 20, ... with these numbers: (state, steps at which a checkpoint is saved, step of the end)."""
+    from coordexp.training.ms_swift.best_checkpoint import BestCallback
+
+    callback = BestCallback(SimpleNamespace(), SimpleNamespace())
+    callback.settings = DetectionEval(every=10, **settings)
+    state, saved, numbers = TrainerState(max_steps=10 * len(values)), [], iter(values)
+
+    def evaluate():
+        value = next(numbers)
+        state.log_history.append({"eval_AP": value, "step": state.global_step})
+        return value
+
+    callback._evaluate = evaluate
+    for step in range(1, 10 * len(values) + 1):
+        state.global_step, control = step, TrainerControl()
+        callback.on_step_end(None, state, control)
+        saved += [step] * control.should_save
+        if control.should_training_stop:
+            break
+    return state, saved, step
+
+
+def test_the_highest_is_best_and_the_first_of_equals():
+    state, saved, end = run_of([0.1, 0.3, 0.3, 0.2])
+    assert (state.best_global_step, state.best_metric, saved, end) == (20, 0.3, [10, 20], 40)
+
+
+def test_patience_counts_evaluations_since_the_best():
+    state, saved, end = run_of([0.1, 0.0, 0.2, 0.2, 0.1, 0.9], patience=2)
+    assert (state.best_global_step, end) == (30, 50)
+    assert saved == [10, 30, 50]
+
+
+def test_evaluation_leaves_modes_and_random_numbers_alone():
+    from coordexp.training.ms_swift.best_checkpoint import undisturbed
+
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2)).train()
+    model[1].eval()
+    state = torch.get_rng_state()
+    with undisturbed(model):
+        assert not model[0].training
+        assert not model[1](torch.rand(1, 2)).requires_grad
+    assert model[0].training and not model[1].training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def scorer_of(data, model, **settings):
+    from coordexp.training.eval_callback import DetectionScorer
+
+    custom = Custom(val_jsonl=str(data / "val.coord.jsonl"), detection_eval=DetectionEval(every=1, **settings))
+    return DetectionScorer(custom, model)
+
+
+def perfect(record, wrong=0.0):
+    facts = record.metadata
+    found = [Detection(o.desc, [v + wrong for v in o.norm], 0.9, bins=[0, 0, 1, 1]) for o in record.objects]
+    return Prediction(facts.image_id, facts.source_width, facts.source_height, "open", "stop", "", found)
+
+
+def test_the_records_themselves_score_one_and_shifted_ones_less(shapes_data, tiny_model):
+    scorer = scorer_of(shapes_data, tiny_model, images=6)
+    records = list(read_records(shapes_data / "val.coord.jsonl", "token"))[:6]
+    assert scorer.ground_truth.federated
+    assert scorer.score([perfect(r) for r in reversed(records)]) == pytest.approx({"AP": 1, "AP50": 1, "F1": 1})
+    shifted = scorer.score([perfect(r, 0.02) for r in records])
+    assert 0 < shifted["AP"] < 1 and 0 < shifted["F1"] < 1
+
+
+def test_polygons_are_scored_too(shapes_data, tiny_model):
+    scorer = scorer_of(shapes_data, tiny_model, images=6)
+    answers = [perfect(record) for record in scorer.records]
+    for answer in answers:
+        for found in answer.detections:
+            x1, y1, x2, y2 = found.norm
+            found.poly = [x1, y1, x2, y1, x2, y2, x1, y2]
+    assert scorer.score(answers)["AP"] == 1
+
+
+def test_a_model_is_asked_what_it_is_taught_to_answer(shapes_data, tiny_model):
+    from coordexp.training.eval_callback import DetectionScorer
+
+    for ratio, protocol in ((0.5, "open"), (1.0, "image_categories")):
+        watched = DetectionEval(every=1)
+        custom = Custom(val_jsonl=str(shapes_data / "val.coord.jsonl"), detection_eval=watched, category_ratio=ratio)
+        assert DetectionScorer(custom, tiny_model).options.protocol == protocol
+
+
+def test_shares_make_up_all_images(shapes_data, tiny_model):
+    scorer = scorer_of(shapes_data, tiny_model, images=5, max_new_tokens=24)
+    model = Checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
+    whole = scorer.answer(model, 0, 1)
+    halves = scorer.answer(model, 0, 2) + scorer.answer(model, 1, 2)
+    assert [row.image_id for row in whole] == [r.metadata.image_id for r in scorer.records]
+    assert sorted(halves, key=lambda row: row.image_id) == sorted(whole, key=lambda row: row.image_id)
+
+
+def test_images_without_objects_cannot_choose(shapes_data, tiny_model, tmp_path):
+    from coordexp.training.eval_callback import DetectionScorer
+
+    (tmp_path / "none.jsonl").write_text("")
+    custom = Custom(val_jsonl=str(tmp_path / "none.jsonl"), detection_eval=DetectionEval(every=1))
+    with pytest.raises(ConfigError, match="no object"):
+        DetectionScorer(custom, tiny_model)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_an_adapter_in_place_answers_as_its_merged_checkpoint(tmp_path, tie):
+    from PIL import Image
+
+    base = expanded(tmp_path, tie=tie)
+    adapter = adapted(base, dora=True)
+    adapter.save_pretrained(tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    options, style = PredictOptions(max_new_tokens=60), PromptStyle()
+    merged = Checkpoint(tmp_path / "merged", options, style)
+    live = Predictor(adapter.get_base_model(), merged.processor, merged.ids, options, style)
+    images = [Image.effect_noise((96, 64), 80).convert("RGB"), Image.new("RGB", (64, 64), (200, 30, 30))]
+    questions = [Question(None, None)] * 2
+    for ours, theirs in zip(live.answer(images, questions), merged.answer(images, questions), strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

@@ -1,0 +1,45 @@
+"""Which checkpoints stay: the newest ones and the best, by their marks."""
+
+import pytest
+
+from coordexp.training.checkpoints import MARK, rotate, whole_checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Whole checkpoints of steps 2 to 10, and one that is not."""
+    for step in range(2, 12, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / MARK).touch()
+    (tmp_path / "checkpoint-12").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, None, [2, 4, 6, 8, 10]),
+        (0, None, [2, 4, 6, 8, 10]),
+        (9, 2, [2, 4, 6, 8, 10]),
+        (2, None, [8, 10]),
+        (2, 4, [4, 10]),
+        (3, 4, [4, 8, 10]),
+        (1, 4, [4, 10]),
+        (1, 10, [10]),
+        (1, 3, [10]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(folder, limit, best, kept):
+    rotate(folder, limit, best)
+    assert whole_checkpoints(folder) == [folder / f"checkpoint-{step}" for step in kept]
+    assert (folder / "checkpoint-12").is_dir()
+
+
+def test_no_checkpoints_yet_is_nothing_to_rotate(tmp_path):
+    rotate(tmp_path, 1, None)
+
+
+def test_a_mark_goes_before_the_rest(folder, monkeypatch):
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: None if not (path / MARK).exists() else pytest.fail(path))
+    rotate(folder, 1, None)
+    assert whole_checkpoints(folder) == [folder / "checkpoint-10"]
