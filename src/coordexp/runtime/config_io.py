@@ -1,33 +1,52 @@
-"""Settings in YAML (or JSON) files that may extend each other, checked against a struct of the keys there are.
+"""Configuration files that may extend each other, checked against the structs that declare their options.
 
-`extends` names one file or a list, relative to the file that says so. Maps merge key by key and the
-later file wins; lists and single values are replaced.
+`extends` names one file or a list of files, relative to the file that contains it. Maps merge key by key, and the later
+file wins; lists and scalars are replaced.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import yaml
 
 from coordexp.runtime.errors import ConfigError, located, nearest
+from coordexp.runtime.registry import Registry
 
 Adjust = Callable[[dict[str, Any], Path], None]
+SCALARS = (str, bool, int, float)
+
+
+def choice(registry: Registry[Any], description: str | None = None) -> Any:
+    """Type of an option whose values are the names in `registry`, for the annotation of a struct field.
+
+    The names are looked up when a value is checked or a schema is generated, so plug-ins may add some.
+
+    >>> from coordexp.runtime.registry import Registry
+    >>> SHAPES = Registry("shape")
+    >>> class Drawing(msgspec.Struct):
+    ...     shape: choice(SHAPES, "what to draw") = "square"
+    """
+    meta = msgspec.Meta(
+        description=description, extra={"registry": registry}, extra_json_schema={"x-registry": registry.kind}
+    )
+    return Annotated[str, meta]
 
 
 def read_extended(path: str | Path, adjust: Adjust | None = None, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The map of a file over those that it extends; ConfigError when one is missing or no map, or goes in a circle.
+    """The map in a file, merged over those that it extends; ConfigError if a file is missing, invalid or circular.
 
-    `adjust` gets each file's own map and path before the maps are merged, to change the map in place:
-    relative paths are made absolute where they are written.
+    `adjust` is called with each file's own map and path before the maps are merged, and may change the map in place
+    (to make relative paths absolute, for example).
     """
     path = Path(path).resolve()
     if path in _chain:
-        circle = " -> ".join(p.name for p in (*_chain, path))
-        raise ConfigError(located(f"`extends` goes in a circle: {circle}", file=path))
+        cycle = " -> ".join(p.name for p in (*_chain, path))
+        raise ConfigError(located(f"circular `extends`: {cycle}", file=path))
     raw = _read_map(path)
     if adjust is not None:
         adjust(raw, path)
@@ -47,16 +66,53 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def convert(value: Mapping[str, Any], kind: type, path: str | Path, field: str = "") -> Any:
-    """`value` as the struct `kind`; an unknown key is a ConfigError with the nearest name, at any depth.
+def convert(value: Mapping[str, Any], kind: type, path: str | Path | None = None, field: str = "") -> Any:
+    """`value` as the struct `kind`; ConfigError that lists every problem with its full key.
 
-    `path` and `field` say where the map stands.
+    An unknown key or choice is reported with the nearest known name. Text is accepted where it reads as the expected
+    type ("64" for an integer), as values on a command line are text. `path` is the file that `value` came from and
+    `field` the key at which it is found there; both appear in messages only.
     """
-    _reject_unknown(value, kind, path, field)
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(located(str(error).replace("$", field) if field else str(error), file=path)) from error
+    problems: list[str] = []
+    checked = _check(
+        value,
+        kind,
+        field,
+        lambda where, problem, **facts: problems.append(located(problem, file=path, field=where or None, **facts)),
+    )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return msgspec.convert(checked, kind)
+
+
+def unwrap(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
+    """A type without its `Annotated` layers, and their metadata."""
+    metas: list[msgspec.Meta] = []
+    while get_origin(kind) is Annotated:
+        kind, *layers = get_args(kind)
+        metas += [meta for meta in layers if isinstance(meta, msgspec.Meta)]
+    return kind, metas
+
+
+def alternatives(kind: Any) -> Iterator[Any]:
+    """The members of a union, nested and annotated ones included, or the type itself."""
+    bare, _ = unwrap(kind)
+    if get_origin(bare) in (Union, types.UnionType):
+        for member in get_args(bare):
+            yield from alternatives(member)
+    else:
+        yield kind
+
+
+def registry_of(kind: Any) -> Registry[Any] | None:
+    """The registry that a type made by `choice` refers to."""
+    found = (meta.extra["registry"] for meta in unwrap(kind)[1] if meta.extra and "registry" in meta.extra)
+    return next(found, None)
+
+
+def is_struct(kind: Any) -> bool:
+    """Whether a type is a `msgspec.Struct`."""
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _read_map(path: Path) -> dict[str, Any]:
@@ -65,31 +121,124 @@ def _read_map(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(located("file not found", file=path)) from error
     except yaml.YAMLError as error:
-        raise ConfigError(located(f"not YAML: {error}", file=path)) from error
+        raise ConfigError(located(f"invalid YAML: {error}", file=path)) from error
     if not isinstance(raw, dict):
-        raise ConfigError(located("not a map of settings", file=path, found=type(raw).__name__))
+        raise ConfigError(located("expected a map of settings", file=path, found=type(raw).__name__))
     return raw
 
 
-def _reject_unknown(value: Any, kind: Any, path: str | Path, field: str) -> None:
-    if not isinstance(value, Mapping):
-        return
-    for option in _alternatives(kind):
-        if get_origin(option) is dict:
-            for key, inner in value.items():
-                _reject_unknown(inner, get_args(option)[1], path, _below(field, key))
-        elif isinstance(option, type) and issubclass(option, msgspec.Struct):
-            fields = {f.name: f.type for f in msgspec.structs.fields(option)}
-            for key, inner in value.items():
-                if key not in fields:
-                    problem = f"unknown key{nearest(key, fields)}"
-                    raise ConfigError(located(problem, file=path, field=_below(field, key)))
-                _reject_unknown(inner, fields[key], path, _below(field, key))
+Report = Callable[..., None]
 
 
-def _alternatives(kind: Any) -> Iterator[Any]:
-    """The members of a union, or the type itself."""
-    yield from (kind,) if isinstance(kind, type) or get_origin(kind) is dict else get_args(kind)
+def _check(value: Any, kind: Any, field: str, report: Report) -> Any:
+    """`value` with text converted to the expected types; every problem is reported, and the value kept."""
+    options = list(alternatives(kind))
+    if isinstance(value, Mapping):
+        for option in options:
+            bare, _ = unwrap(option)
+            if is_struct(bare):
+                return _check_struct(value, bare, field, report)
+            if get_origin(bare) is dict:
+                return _check_dict(value, bare, field, report)
+    if isinstance(value, list | tuple):
+        for option in options:
+            bare, _ = unwrap(option)
+            if get_origin(bare) in (list, tuple, set, frozenset):
+                return _check_items(value, bare, option, field, report)
+    for option in options:
+        registry, (bare, _) = registry_of(option), unwrap(option)
+        if registry is not None and isinstance(value, str) and value not in registry:
+            return _unknown(value, registry.names(), registry.kind, field, report)
+        names = get_args(bare) if get_origin(bare) is Literal else ()
+        if len(options) == 1 and names and isinstance(value, str) and value not in names:
+            return _unknown(value, names, "value", field, report)
+    return _check_leaf(value, kind, field, report)
+
+
+def _check_struct(value: Mapping[str, Any], struct: type, field: str, report: Report) -> dict[str, Any]:
+    fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
+    sound = True
+
+    def note(*args: Any, **facts: Any) -> None:
+        nonlocal sound
+        sound = False
+        report(*args, **facts)
+
+    checked = {}
+    for key, inner in value.items():
+        if key in fields:
+            checked[key] = _check(inner, fields[key].type, _below(field, key), note)
+        else:
+            note(_below(field, key), f"unknown key{nearest(str(key), fields)}")
+    for key, declared in fields.items():
+        if declared.required and key not in value:
+            note(_below(field, key), "required key is missing")
+    if sound:  # only now can the struct's own check of its values run
+        _try(checked, struct, field, report)
+    return checked
+
+
+def _check_dict(value: Mapping[Any, Any], kind: Any, field: str, report: Report) -> dict[Any, Any]:
+    key_type, value_type = get_args(kind)
+    checked = {}
+    for key, inner in value.items():
+        where = _below(field, key)
+        registry = registry_of(key_type)
+        if registry is not None and key not in registry:
+            _unknown(str(key), registry.names(), registry.kind, where, report)
+        else:
+            checked[_check(key, key_type, where, report)] = _check(inner, value_type, where, report)
+    return checked
+
+
+def _check_items(value: Any, bare: Any, kind: Any, field: str, report: Report) -> list[Any]:
+    types_, problems = get_args(bare), []
+
+    def note(*args: Any, **facts: Any) -> None:
+        problems.append(args)
+        report(*args, **facts)
+
+    fixed = get_origin(bare) is tuple and types_[-1:] != (Ellipsis,)
+    if fixed and len(types_) != len(value):
+        report(field, f"expected a list of {len(types_)} values", found=list(value))
+        return list(value)
+    kinds = types_ if fixed else [types_[0]] * len(value)
+    items = [_check(item, k, f"{field}[{i}]", note) for i, (item, k) in enumerate(zip(value, kinds, strict=True))]
+    if not problems:
+        _try(items, kind, field, report)
+    return items
+
+
+def _check_leaf(value: Any, kind: Any, field: str, report: Report) -> Any:
+    try:
+        msgspec.convert(value, kind)
+        return value
+    except msgspec.ValidationError as error:
+        if isinstance(value, str):
+            try:
+                return msgspec.to_builtins(msgspec.convert(value, kind, strict=False))
+            except msgspec.ValidationError:
+                pass
+        _report_invalid(error, value, field, report)
+        return value
+
+
+def _try(value: Any, kind: Any, field: str, report: Report) -> None:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        _report_invalid(error, None, field, report)
+
+
+def _report_invalid(error: msgspec.ValidationError, value: Any, field: str, report: Report) -> None:
+    text, _, inner = str(error).partition(" - at `$")
+    where = field + inner.rstrip("`")
+    report(where.removeprefix("."), text[:1].lower() + text[1:], found=value if isinstance(value, SCALARS) else None)
+
+
+def _unknown(value: str, names: Any, kind: str, field: str, report: Report) -> str:
+    report(field, f"unknown {kind} {value!r}{nearest(value, names)}", expected=list(names))
+    return value
 
 
 def _below(field: str, key: Any) -> str:
