@@ -17,7 +17,6 @@ include: "rules/model.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
 include: "rules/report.smk"
-include: "rules/ablation.smk"
 
 
 rule all:

@@ -9,11 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coordexp.reporting.sweep_page import METRICS
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "ablation.md"
 SUMMARIES = REPOSITORY / "benchmarks" / "results" / "ablation"
+METRICS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "AP95": "AP95",
+    "F1_50": "F1 .5",
+    "duplicates": "duplicates per image",
+    "tokens_per_object": "tokens per object",
+    "cpu_seconds_per_step": "CPU seconds per step",
+    "steps": "steps",
+}
 COSTS = {name: METRICS[name] for name in ("duplicates", "tokens_per_object", "cpu_seconds_per_step")}
 NUMBERS = {name: label for name, label in METRICS.items() if name not in COSTS and name != "steps"}
 READING = "local"  # the decoding that arms are compared under

@@ -1,74 +1,190 @@
-"""The ablation's grid: which recipe, start, seed and decoding each of its runs has."""
+"""Sweeps: a run repeated for every combination of named overrides and for several seeds.
+
+Every trial of a sweep is an ordinary run named `sweeps/{sweep}/{variant}-seed{seed}`, so all rules of the workflow
+apply to it unchanged. Trials that differ only in how the model is asked or scored share one training.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import msgspec
 
-from coordexp.recipe import Recipe, load_recipe
 from coordexp.runtime.config_io import merge
+from coordexp.runtime.errors import ConfigError, located, nearest
+from coordexp.runtime.io import canonical_json
 
-FOLDER = Path("config/ablation")
-BASE_ARM = "base"
+PREFIX = "sweeps"
+# Sections of a run that change neither its records nor its training.
+AFTER_TRAINING = ("predict", "calibrate", "evaluate", "report")
+
+Axis = dict[str, dict[str, Any]] | list[Any]
 
 
-class Cell(NamedTuple):
-    """One trained arm under one way of decoding."""
+class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of the `sweeps` section."""
 
-    start: str
-    arm: str
+    run: Annotated[str, msgspec.Meta(description="the run that is varied")]
+    axes: Annotated[
+        dict[str, Axis],
+        msgspec.Meta(
+            description="what is varied: an axis is a map of named overrides of the run, or, under the dotted path of "
+            "a key (`predict.decode`, `recipe.training.learning_rate`), a list of its values; every combination is run"
+        ),
+    ]
+    seeds: Annotated[
+        tuple[int, ...],
+        msgspec.Meta(min_length=1, description="each combination is trained once per seed"),
+    ] = (1,)
+    seed_weights: Annotated[
+        bool, msgspec.Meta(description="give each seed its own initial weights: for bases of source `tiny` or `run`")
+    ] = False
+    exclude: Annotated[
+        tuple[dict[str, Any], ...],
+        msgspec.Meta(description="combinations that are left out, by the axis values that they have in common"),
+    ] = ()
+    baseline: Annotated[
+        dict[str, Any],
+        msgspec.Meta(description="axis values of the combination to compare the others with; default: the first"),
+    ] = {}
+    metric: Annotated[str, msgspec.Meta(description="the metric by which the best combination is chosen")] = "AP"
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One run of a sweep: the name of its value on each axis, and what these values change in the run."""
+
+    sweep: str
+    axes: dict[str, str]
     seed: int
-    decode: str
+    overrides: dict[str, Any]
 
     @property
-    def trained(self) -> str:
-        """Folder of the trained arm, below the run's."""
-        return f"{self.start}/{self.arm}-{self.seed}"
+    def variant(self) -> str:
+        """The axis values as one name, the same for every seed."""
+        return "_".join(self.axes.values())
 
     @property
-    def name(self) -> str:
-        """Evaluation of the cell, below the run's folder, without its ending."""
-        return f"{self.trained}/eval/{self.decode}"
+    def run(self) -> str:
+        """Name of the run, and of its folder below the results."""
+        return f"{PREFIX}/{self.sweep}/{self.variant}-seed{self.seed}"
+
+    @property
+    def training(self) -> str:
+        """Equal for trials that train the same model."""
+        kept = {section: value for section, value in self.overrides.items() if section not in AFTER_TRAINING}
+        return canonical_json([kept, self.seed, self.overrides.get("calibrate", {}).get("images")])
 
 
-class Ablation:
-    """Look-ups that rules need, for the `ablation` section of the configuration.
+def trials(name: str, sweep: Sweep) -> list[Trial]:
+    """Every trial of a sweep, the first axis varying slowest and the seed fastest.
 
-    An arm is the recipe of its name in config/ablation, under the overrides of its start and with the seed in
-    every place that takes one. `base` is the recipe of the base that arms start from; it starts from nothing.
+    ConfigError for an axis without values, for values that cannot be told apart by name, and for an `exclude` or
+    `baseline` that names an axis or a value that does not exist.
     """
+    field = f"{PREFIX}.{name}"
+    axes = {axis: _values(field, axis, values) for axis, values in sweep.axes.items()}
+    for key, combination in [*(("exclude", c) for c in sweep.exclude), ("baseline", sweep.baseline)]:
+        _check_combination(f"{field}.{key}", combination, axes)
+    found = []
+    for combination in itertools.product(*(values.items() for values in axes.values())):
+        chosen = dict(zip(axes, (value for value, _ in combination), strict=True))
+        if any(_matches(chosen, excluded) for excluded in sweep.exclude):
+            continue
+        overrides: dict[str, Any] = {}
+        for _, changes in combination:
+            overrides = merge(overrides, inline_recipe(changes))
+        found += [Trial(name, chosen, seed, overrides) for seed in sweep.seeds]
+    if not found:
+        raise ConfigError(located("no combination is left", field=field, fix="remove entries of `exclude`"))
+    return found
 
-    def __init__(self, section: dict[str, Any], root: Path):
-        self.section, self.root = section, root
 
-    def recipe(self, arm: str, start: str | None = None, seed: int | str = 0) -> Recipe:
-        """The resolved recipe of an arm."""
-        seeds = {"training": {"seed": int(seed), "data_seed": int(seed)}, "custom": {"sample_seed": int(seed)}}
-        if start is None:
-            overrides = {key: value for key, value in self.section["base"].items() if key not in ("model", "run")}
-        else:
-            overrides = self.section["overrides"][start]
-        return load_recipe(self.root / FOLDER / f"{arm}.yaml", merge(overrides, seeds))
+def baseline(name: str, sweep: Sweep) -> str:
+    """The variant that all others are compared with."""
+    for trial in trials(name, sweep):
+        if _matches(trial.axes, sweep.baseline):
+            return trial.variant
+    raise ConfigError(located("no trial has these values", field=f"{PREFIX}.{name}.baseline", found=sweep.baseline))
 
-    def recipe_map(self, arm: str, start: str | None, seed: int | str) -> dict[str, Any]:
-        """The same as plain values, for params."""
-        return msgspec.to_builtins(self.recipe(arm, start, seed))
 
-    def decodings(self, arm: str) -> list[str]:
-        """Ways of decoding that differ for an arm: text integers have no distribution over bins."""
-        every = self.section["decode"]
-        return every if self.recipe(arm).custom.coord_tokens.enabled else every[:1]
+def trial_of(run: str, sweeps: Mapping[str, Sweep]) -> tuple[Sweep, Trial, Trial]:
+    """The sweep, the trial that is named `run`, and the trial that trains its model (often the same one).
 
-    def cells(self) -> list[Cell]:
-        """Every cell of the grid, starts outermost, decodings innermost."""
-        return list(self._cells())
+    ConfigError with the closest name when there is no such sweep or trial.
+    """
+    _, name, _ = [*run.split("/", 2), "", ""][:3]
+    if name not in sweeps:
+        raise ConfigError(located(f"unknown sweep {name!r}{nearest(name, sweeps)}", field=run, expected=sorted(sweeps)))
+    listed = trials(name, sweeps[name])
+    by_run = {trial.run: trial for trial in listed}
+    if run not in by_run:
+        raise ConfigError(located(f"unknown trial{nearest(run, by_run)}", field=run, expected=sorted(by_run)))
+    trial = by_run[run]
+    return sweeps[name], trial, next(other for other in listed if other.training == trial.training)
 
-    def _cells(self) -> Iterator[Cell]:
-        for start in self.section["starts"]:
-            for arm in self.section["arms"]:
-                for seed in self.section["seeds"]:
-                    for decode in self.decodings(arm):
-                        yield Cell(start, arm, seed, decode)
+
+def inline_recipe(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`overrides` of a run with the path of a recipe spelled as a recipe that extends it, so that it can be merged."""
+    recipe = overrides.get("recipe")
+    return {**overrides, "recipe": {"extends": recipe}} if isinstance(recipe, str) else dict(overrides)
+
+
+def seeded(overrides: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """`overrides` of a run with `seed` in every place of the recipe that takes one."""
+    seeds = {"training": {"seed": seed, "data_seed": seed}, "custom": {"sample_seed": seed}}
+    return merge(overrides, {"recipe": seeds})
+
+
+def _values(field: str, axis: str, values: Axis) -> dict[str, dict[str, Any]]:
+    """Overrides of the run by the name of each value of an axis."""
+    if not values:
+        raise ConfigError(located("the axis has no values", field=f"{field}.axes.{axis}"))
+    pairs = values.items() if isinstance(values, dict) else ((_name(v), _nested(axis, v)) for v in values)
+    named: dict[str, dict[str, Any]] = {}
+    for value, changes in pairs:
+        if not re.fullmatch(r"[A-Za-z0-9.=-]+", value):
+            fix = "use letters, digits, `.`, `=` and `-`: the name is part of a folder's name"
+            raise ConfigError(located("unusable name of a value", field=f"{field}.axes.{axis}", found=value, fix=fix))
+        if value in named:
+            fix = "give them names: {name: overrides}"
+            raise ConfigError(
+                located("two values have the same name", field=f"{field}.axes.{axis}", found=value, fix=fix)
+            )
+        named[value] = changes
+    return named
+
+
+def _name(value: Any) -> str:
+    """Spelling of a value in a folder's name."""
+    text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9.=-]+", "-", text)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} for the dotted path "a.b"."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def _matches(chosen: Mapping[str, str], combination: Mapping[str, Any]) -> bool:
+    return all(chosen[axis] in _names(value) for axis, value in combination.items())
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Names of one value, or of several in a list."""
+    yield from map(_name, value if isinstance(value, list | tuple) else [value])
+
+
+def _check_combination(field: str, combination: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]]) -> None:
+    for axis, value in combination.items():
+        if axis not in axes:
+            raise ConfigError(located(f"unknown axis {axis!r}{nearest(axis, axes)}", field=field, expected=list(axes)))
+        for name in _names(value):
+            if name not in axes[axis]:
+                hint = nearest(name, axes[axis])
+                expected = list(axes[axis])
+                raise ConfigError(located(f"unknown value {name!r}{hint}", field=f"{field}.{axis}", expected=expected))
