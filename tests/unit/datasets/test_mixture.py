@@ -130,7 +130,7 @@ def test_extends_merges_and_keeps_each_files_own_paths(tmp_path):
         ("sources: {}", "no sources"),
         ("sources: [a.jsonl]", r"mix\.yaml: sources: not a map by name; found 'list'"),
         ("sources: {a: {ratio: 1}}", "missing required field `jsonl`"),
-        ("extends: mix.yaml\nsources: {a: {jsonl: a.jsonl}}", "goes in a circle: mix.yaml -> mix.yaml"),
+        ("extends: mix.yaml\nsources: {a: {jsonl: a.jsonl}}", "circular `extends`: mix.yaml -> mix.yaml"),
         ("extends: none.yaml", r"none\.yaml: file not found"),
         ("- a", "not a map"),
         ("sources: [", "not YAML"),

@@ -208,7 +208,7 @@ def test_a_image_of_another_size_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{flip: 2}", r"Expected `float` <= 1.0 - at `custom\.augmentation\.flip`"),
+        ("{flip: 2}", r"custom\.augmentation\.flip: expected `float` <= 1.0"),
         ("{scale: [2, 1]}", "scale: expected the smaller number first"),
         ("{crop_area: [0, 1]}", "Expected `float` > 0"),
         ("{flp: 1}", "did you mean 'flip'"),
