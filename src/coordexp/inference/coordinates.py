@@ -1,20 +1,80 @@
-"""From a coordinate slot's distribution over the 1,000 bins to a coordinate, its certainty and its spread."""
+"""Decoding modes: from the model's distribution over the 1,000 coordinate bins to a continuous coordinate.
+
+A coordinate slot is a position in the answer where the grammar asks for a coordinate token. A decoding mode is one
+function registered in `DECODERS`; `predict.decode` names it. See docs/architecture.md for how to add one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import msgspec
 
-from coordexp.inference.options import Decode
 from coordexp.records import COORD_BINS
+from coordexp.runtime.registry import Registry
+
+if TYPE_CHECKING:  # torch is imported where it is used, so that validating a configuration does not load it
+    import torch
+
+DecodingMode = Callable[[Any, Any, "CoordinateOptions"], Any]
+DECODERS: Registry[DecodingMode] = Registry("decoding mode")
+
+
+class CoordinateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How coordinates are read from the model's output; the part of `PredictOptions` that a decoding mode gets."""
+
+    decode: Annotated[
+        str,
+        msgspec.Meta(
+            description="how the distribution over coordinate bins becomes a coordinate; the token that is fed back "
+            "to the model is the most likely one in every mode",
+            extra={"registry": DECODERS},
+        ),
+    ] = "local"
+    temperature: Annotated[
+        float, msgspec.Meta(gt=0, description="divides the logits of the coordinate bins; same as in training")
+    ] = 1.0
+    local_radius: Annotated[
+        int,
+        msgspec.Meta(ge=0, description="bins on either side of the mode, for `decode: local` and for the box score"),
+    ] = 16
+
+
+@DECODERS.register("argmax")
+def argmax(probs: torch.Tensor, mode: torch.Tensor, options: CoordinateOptions) -> torch.Tensor:
+    """The most likely bin.
+
+    This is the signature of every decoding mode. probs: float32 [N, 1000], the distribution of each slot, zero for
+    bins that the grammar rules out. mode: int64 [N], the most likely bin. Returns float32 [N], coordinates in bins,
+    continuous in [0, 999].
+    """
+    return mode.to(probs.dtype)
+
+
+@DECODERS.register("expectation")
+def expectation(probs: torch.Tensor, mode: torch.Tensor, options: CoordinateOptions) -> torch.Tensor:
+    """The mean over all bins."""
+    return probs @ _bins_like(probs)
+
+
+@DECODERS.register("local")
+def local(probs: torch.Tensor, mode: torch.Tensor, options: CoordinateOptions) -> torch.Tensor:
+    """The mean over the bins within `local_radius` of the mode."""
+    near = _near_mode(probs, mode, options.local_radius)
+    return (near @ _bins_like(probs)) / near.sum(-1)
 
 
 @dataclass(frozen=True)
 class DecodedCoordinate:
-    """One slot. `bin` is the mode (norm1000), `value` the decoded coordinate in bins, 0..999 and continuous.
+    """The coordinate of one slot and how certain the model is of it.
 
-    spread: standard deviation in bins. logprob: of the mode. mass: probability within the radius of the mode.
+    bin: the mode, 0..999 (norm1000); its token is fed back to the model.
+    value: the coordinate by the decoding mode, in bins, continuous in [0, 999].
+    spread: standard deviation of the distribution, in bins.
+    logprob: natural log of the mode's probability.
+    mass: probability within `local_radius` bins of the mode, in [0, 1].
     """
 
     bin: int
@@ -24,25 +84,35 @@ class DecodedCoordinate:
     mass: float
 
 
-def read_slots(
-    logits: torch.Tensor, low: torch.Tensor, high: torch.Tensor, decode: Decode, temperature: float, radius: int
+def decode_slots(
+    logits: torch.Tensor, low: torch.Tensor, high: torch.Tensor, options: CoordinateOptions
 ) -> list[DecodedCoordinate]:
-    """Readings of slots with `logits` float32 [N, 1000], of which bins `low`..`high` (int64 [N]) may stand."""
-    bins = torch.arange(COORD_BINS, device=logits.device)
+    """Decode N coordinate slots.
+
+    logits: float32 [N, 1000], one column per bin. low, high: int64 [N], the first and last bin that the grammar
+    allows; all others get probability zero. ConfigError for a decoding mode that is not registered.
+    """
+    bins = _bins_like(logits)
     allowed = (bins >= low[:, None]) & (bins <= high[:, None])
-    logprobs = (logits / temperature).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    logprobs = (logits / options.temperature).masked_fill(~allowed, float("-inf")).log_softmax(-1)
     probs = logprobs.exp()
     mode = logprobs.argmax(-1)
-    near = probs * ((bins - mode[:, None]).abs() <= radius)
-    mass = near.sum(-1)
-    mean = probs @ bins.to(probs.dtype)
+    value = DECODERS[options.decode](probs, mode, options)
+    mean = probs @ bins
     variance = (probs * (bins - mean[:, None]) ** 2).sum(-1)
-    if decode == "argmax":
-        value = mode.to(probs.dtype)
-    elif decode == "local":
-        value = (near @ bins.to(probs.dtype)) / mass
-    else:
-        value = mean
     best = logprobs.gather(-1, mode[:, None])[:, 0]
+    mass = _near_mode(probs, mode, options.local_radius).sum(-1)
     columns = (mode, value, variance.clamp_min(0).sqrt(), best, mass.clamp_max(1.0))
     return [DecodedCoordinate(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _bins_like(probs: torch.Tensor) -> torch.Tensor:
+    """0..999 in the dtype and on the device of `probs`, [1000]."""
+    import torch
+
+    return torch.arange(COORD_BINS, dtype=probs.dtype, device=probs.device)
+
+
+def _near_mode(probs: torch.Tensor, mode: torch.Tensor, radius: int) -> torch.Tensor:
+    """`probs` with every bin farther than `radius` from the mode set to zero, [N, 1000]."""
+    return probs * ((_bins_like(probs) - mode[:, None]).abs() <= radius)

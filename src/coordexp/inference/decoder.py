@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
-from coordexp.inference.coordinates import read_slots
+from coordexp.inference.coordinates import decode_slots
 from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.grammar.token_grammar import Node
 from coordexp.inference.kv_cache import RowCache
@@ -147,8 +147,7 @@ class Decoder:
         assert self.ids is not None, "a slot in a style without coordinate tokens"
         logits = self._columns(vectors[places], slice(self.ids.start, self.ids.end + 1))
         low, high = torch.tensor([answer.bounds(node.role) for answer, node in where], device=self.device).unbind(-1)
-        options = self.options
-        readings = read_slots(logits, low, high, options.decode, options.temperature, options.local_radius)
+        readings = decode_slots(logits, low, high, self.options)
         for n, reading in zip(places, readings, strict=True):
             verdicts[n] = TokenChoice(self.ids.id_of(reading.bin), reading.logprob, reading)
 

@@ -1,51 +1,56 @@
-"""Knobs of prediction: section `predict` of the configuration, and finer ones with sound defaults."""
+"""Options of prediction: section `predict` of the configuration."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
+from msgspec import Meta
+
+from coordexp.inference.coordinates import CoordinateOptions
 
 Protocol = Literal["open", "all_categories", "image_categories"]
-Decode = Literal["argmax", "expectation", "local"]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Kinds = tuple[Literal["bbox_2d", "poly"], ...]
 
 
-class PredictOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Make one from the configuration with `msgspec.convert(config["predict"], PredictOptions)`.
+class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True):
+    """Which prompts are asked, how answers are decoded, and where an answer is cut.
 
-    images: which records the workflow hands over; not read here.
-    protocol: `open` names nothing, `all_categories` asks for `chunk` categories at a time, `image_categories`
-        names the categories that the image's own objects have.
-    decode: how a slot's distribution becomes a coordinate: its mode, its mean, or the mean within `local_radius`
-        bins of the mode. The token fed back is always the mode.
-    batch_size, max_new_tokens: images decoded together; tokens of one answer, forced ones included.
-    shards: jobs that the images are spread over.
-    temperature: divides the logits of the coordinate slots, as in training.
-    local_radius: bins on either side of the mode, for `local` and for the mass in a slot's score.
-    restrict_labels: descriptions are exactly the given categories.
-    geometry: kinds of geometry an answer may hold.
-    poly_max_points: most points of a polygon.
-    max_desc_tokens, max_desc_loops: a description is closed when it is longer, or when up to 4 tokens have come
-        this often in a row.
-    max_repeats: the answer is closed when one object (same tokens) has come this often.
-    drop_duplicates: leave out detections that repeat a better one (same description, IoU >= `duplicate_iou`).
+    Build it from the configuration with `msgspec.convert(config["predict"], PredictOptions)`. The options of
+    coordinates, `decode` among them, are inherited from `CoordinateOptions`.
     """
 
-    images: str = "val"
-    protocol: Protocol = "open"
-    decode: Decode = "local"
-    batch_size: Positive = 16
-    max_new_tokens: Positive = 4096
-    shards: Positive = 1
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    local_radius: Annotated[int, msgspec.Meta(ge=0)] = 16
-    chunk: Positive = 80
-    restrict_labels: bool = False
-    geometry: tuple[Literal["bbox_2d", "poly"], ...] = ("bbox_2d",)
-    poly_max_points: Annotated[int, msgspec.Meta(ge=3)] = 20
-    max_desc_tokens: Positive = 48
-    max_desc_loops: Annotated[int, msgspec.Meta(ge=2)] = 4
-    max_repeats: Positive = 4
-    drop_duplicates: bool = False
-    duplicate_iou: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    split: Annotated[
+        Literal["val", "val_tiny"], Meta(description="split that the workflow predicts; not read by the library")
+    ] = "val"
+    protocol: Annotated[
+        Protocol,
+        Meta(
+            description="`open`: the prompt names no category; `all_categories`: it names every category of the data "
+            "set, `chunk` at a time; `image_categories`: it names the categories annotated in the image"
+        ),
+    ] = "open"
+    batch_size: Annotated[
+        int, Meta(ge=1, description="answers decoded at the same time; halved when memory runs out")
+    ] = 16
+    max_new_tokens: Annotated[
+        int, Meta(ge=1, description="longest answer in tokens, including tokens that the grammar forces")
+    ] = 4096
+    shards: Annotated[int, Meta(ge=1, description="jobs that the images are split over")] = 1
+    chunk: Annotated[int, Meta(ge=1, description="categories per prompt, for `protocol: all_categories`")] = 80
+    restrict_labels: Annotated[
+        bool, Meta(description="allow no description but the category names of the prompt, or of the data set")
+    ] = False
+    geometry: Annotated[Kinds, Meta(description="kinds of geometry that an answer may contain")] = ("bbox_2d",)
+    poly_max_points: Annotated[int, Meta(ge=3, description="most points of a predicted polygon")] = 20
+    max_desc_tokens: Annotated[int, Meta(ge=1, description="a longer description is closed")] = 48
+    max_desc_loops: Annotated[
+        int, Meta(ge=2, description="a description is closed when up to 4 tokens occur this many times in a row")
+    ] = 4
+    max_repeats: Annotated[
+        int, Meta(ge=1, description="the answer is closed when an object with the same tokens occurs this many times")
+    ] = 4
+    drop_duplicates: Annotated[
+        bool,
+        Meta(description="drop a detection with the description of a better-scored one and IoU >= `duplicate_iou`"),
+    ] = False
+    duplicate_iou: Annotated[float, Meta(gt=0, le=1, description="IoU from which two boxes are duplicates")] = 0.9

@@ -29,7 +29,7 @@ from coordexp.runtime.estimates import announce
 from coordexp.runtime.io import sha256_file, write_jsonl
 
 REPORT_SECONDS = 5.0
-WITHOUT_EFFECT = {"images", "batch_size", "shards"}  # options that may change when a killed shard goes on
+WITHOUT_EFFECT = {"split", "batch_size", "shards"}  # options that may change when a killed shard goes on
 
 
 class Job(NamedTuple):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle, render_answer
-from coordexp.inference.coordinates import DecodedCoordinate, read_slots
+from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.generation_state import GenerationState, Limits, TokenChoice
 from coordexp.inference.grammar.automaton import BOX_ROLES
 from coordexp.inference.grammar.token_grammar import Grammar, Node, compile_grammar
@@ -263,22 +263,6 @@ def test_descriptions_that_spell_coordinate_tokens_are_no_slots(folders, order, 
     played(answer, spelled_out(checkpoint, objects, labels), checkpoint.ids.start)
     found, problems = read_answer(answer, checkpoint.text(answer), (96, 96))
     assert [(d.desc, d.bins) for d in found] == list(zip(names, boxes, strict=True)) and problems == {}
-
-
-def test_slot_decoding():
-    logits = torch.full((3, 1000), -30.0)
-    logits[0, [100, 900]] = torch.tensor([2.0, 1.9])  # two humps
-    logits[1, 499:502] = torch.tensor([1.0, 2.0, 1.0])
-    logits[2, 10] = 5.0
-    low, high = torch.tensor([0, 0, 20]), torch.tensor([999, 999, 999])
-    mode = [r.value for r in read_slots(logits, low, high, "argmax", 1.0, 16)]
-    mean = [r.value for r in read_slots(logits, low, high, "expectation", 1.0, 16)]
-    near = read_slots(logits, low, high, "local", 1.0, 16)
-    assert mode[:2] == [100, 500] and mode[2] >= 20
-    assert 400 < mean[0] < 600 and mean[1] == pytest.approx(500, abs=1e-2)
-    assert near[0].value == pytest.approx(100, abs=1e-2) and near[0].mass == pytest.approx(0.525, abs=1e-2)
-    assert near[0].spread > 300 and near[1].spread < 1
-    assert near[2].bin >= 20
 
 
 def test_legacy_coordinates_are_decoded_over_size_minus_one():

@@ -215,7 +215,7 @@ def test_integer_coordinates_without_coordinate_tokens(records, tmp_path):
 
 def test_the_configuration_section_is_understood():
     section = {
-        "images": "val",
+        "split": "val",
         "protocol": "open",
         "decode": "local",
         "batch_size": 2,
