@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from coordexp.records import COORD_BINS
+from coordexp.runtime.config_io import choice
 from coordexp.runtime.registry import Registry
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that validating a configuration does not load it
@@ -25,14 +26,11 @@ DECODERS: Registry[DecodingMode] = Registry("decoding mode")
 class CoordinateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How coordinates are read from the model's output; the part of `PredictOptions` that a decoding mode gets."""
 
-    decode: Annotated[
-        str,
-        msgspec.Meta(
-            description="how the distribution over coordinate bins becomes a coordinate; the token that is fed back "
-            "to the model is the most likely one in every mode",
-            extra={"registry": DECODERS},
-        ),
-    ] = "local"
+    decode: choice(
+        DECODERS,
+        "how the distribution over coordinate bins becomes a coordinate; in every mode the token fed back to the model "
+        "is the most likely one",
+    ) = "local"
     temperature: Annotated[
         float, msgspec.Meta(gt=0, description="divides the logits of the coordinate bins; same as in training")
     ] = 1.0
