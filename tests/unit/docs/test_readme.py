@@ -50,7 +50,7 @@ def ground_truth(record) -> Prediction:
 
 @pytest.mark.slow
 def test_the_commands_of_the_library_run_in_their_order(folder):
-    section = (REPOSITORY / "README.md").read_text().split("## Without Snakemake", 1)[1]
+    section = (REPOSITORY / "README.md").read_text().split("## Command line", 1)[1]
     block = re.search(r"```bash\n(.*?)```", section, flags=re.DOTALL)[1]
     shell = f'set -eux\ncoordexp() {{ {sys.executable} -m coordexp.cli "$@"; }}\n{block}'
     paths = os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
