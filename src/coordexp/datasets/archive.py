@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from coordexp.runtime.errors import DownloadError, located
-from coordexp.runtime.estimates import need_space
+from coordexp.runtime.estimates import require_space
 from coordexp.runtime.progress import Progress
 
 
@@ -31,7 +31,7 @@ def extract(archive: Path, folder: Path, wanted: Sequence[str], *, again: bool =
                 found = sorted({m.filename.split("/")[0] for m in members})[:5]
                 raise DownloadError(located("nothing wanted inside", file=archive, expected=list(wanted), found=found))
             missing = [m for m in chosen if again or not _is_there(folder / m.filename, m)]
-            need_space(folder, sum(m.file_size for m in missing), f"extract {archive.name}")
+            require_space(folder, sum(m.file_size for m in missing), f"extract {archive.name}")
             progress = Progress(f"extract {archive.name}", len(missing), "files")
             for member in missing:
                 _write(opened, member, folder / member.filename)

@@ -33,12 +33,12 @@ from coordexp.datasets import json_spans as scan
 from coordexp.datasets import ordering as order
 from coordexp.datasets.annotation_index import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.datasets.categories import descriptions, load
-from coordexp.datasets.conversion_estimate import forecast
 from coordexp.datasets.objects import Geometry, Skip, build_objects
 from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
 from coordexp.records import Metadata, Record, Source
 from coordexp.runtime.errors import ConfigError, DataError, located
+from coordexp.runtime.estimates import announce_measured
 from coordexp.runtime.io import canonical_json, read_json, sha256_file, write_json
 from coordexp.runtime.locks import end_with_parent
 from coordexp.runtime.progress import Progress
@@ -188,11 +188,11 @@ def _begin(job: _Job, index: Index, workers: int) -> statistics.Tally:
     job.index = index
     table = load(job.annotations, job.options.on_bad, index.categories)
     job.texts = descriptions(table, job.options.desc)
-    _forecast(job, workers)
+    _announce(job, workers)
     return statistics.lost(index, job.options.on_bad)
 
 
-def _forecast(job: _Job, workers: int) -> None:
+def _announce(job: _Job, workers: int) -> None:
     """Say what the chunks that are left will take; SpaceError when the disk has no room for them."""
     total, size = len(job.index), _chunk_size(job.index)
     finished = parts.count(job.parts)
@@ -204,7 +204,8 @@ def _forecast(job: _Job, workers: int) -> None:
             _image(msgspec.structs.replace(job, images_dir=scratch), image)
 
     try:
-        forecast(total, total - finished * size, workers, Path(job.images_dir), prepare)
+        left = total - finished * size
+        announce_measured("convert", "images", total, left, workers, Path(job.images_dir), prepare)
     finally:
         os.close(fd)
 

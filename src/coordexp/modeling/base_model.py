@@ -11,9 +11,9 @@ from coordexp.modeling import checkpoint_files as contents
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import tiny
 from coordexp.modeling.checkpoint_files import PATTERNS, SOURCE_FILE
-from coordexp.runtime import estimates as plan
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DownloadError, SpaceError, located, nearest
+from coordexp.runtime.estimates import format_bytes, free_bytes, nearest_existing_dir
 from coordexp.runtime.locks import disk_is_full, full_disk
 
 _SOURCES = ("hf", "modelscope", "path", "tiny")
@@ -68,7 +68,7 @@ def _adopt(folder: Path, out: Path, facts: dict) -> None:
 
 def _download(name: str, source: str, repo: str, revision: str) -> Path:
     cache = _cache(source)
-    room = plan.gigabytes(plan.free(cache))
+    room = format_bytes(free_bytes(cache))
     place = f"{cache} ({room} free; {_PLACES[source]} names another)"
     print(f"fetch {repo}: into the hub's cache {place}", file=sys.stderr, flush=True)
     try:
@@ -80,7 +80,7 @@ def _download(name: str, source: str, repo: str, revision: str) -> Path:
 
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(PATTERNS)))
     except Exception as error:  # each hub client has its own tree of errors
-        if disk_is_full(error, plan.there(cache)):
+        if disk_is_full(error, nearest_existing_dir(cache)):
             otherwise = f", or set {_PLACES[source]} to a folder that has it,"
             raise SpaceError(full_disk(cache, error, otherwise)) from error
         fix = (

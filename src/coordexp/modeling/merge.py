@@ -19,10 +19,10 @@ from coordexp.modeling import adapter as peft_adapter
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import vocab
-from coordexp.modeling.checkpoint_estimate import forecast
 from coordexp.runtime import io
 from coordexp.runtime.code_identity import own_code
 from coordexp.runtime.errors import CoordExpError, ModelError, located
+from coordexp.runtime.estimates import announce_shards
 
 MANIFEST_NAME = "merge_manifest.json"
 TRAIN_MANIFEST = "train_manifest.json"
@@ -63,7 +63,7 @@ def merge(
     manifest = _manifest(base, base_weights, checkpoint_dir, plan)
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
-    _forecast(base, plan, out)
+    _announce(base, plan, out)
     with io.atomic_dir(out) as folder:
         _link_base_files(base, folder)
         manifest["shards"] = update.write(plan, folder)
@@ -250,11 +250,11 @@ def _recipe(checkpoint_dir: Path) -> dict | None:
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
 
-def _forecast(base: Path, plan: update.Plan, out: Path) -> None:
+def _announce(base: Path, plan: update.Plan, out: Path) -> None:
     sources = {name: update.untouched(name, changes) for name, changes in plan.files.items()}
     written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
     linked = [source for source in sources.values() if source is not None]
-    forecast("merge", out, written, [*linked, *_base_files(base)])
+    announce_shards("merge", out, written, [*linked, *_base_files(base)])
 
 
 def _link_base_files(base: Path, folder: Path) -> None:

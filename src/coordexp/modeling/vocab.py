@@ -12,12 +12,12 @@ import msgspec
 
 from coordexp.modeling import embedding_init as rows
 from coordexp.modeling import safetensors_io as shards
-from coordexp.modeling.checkpoint_estimate import forecast
 from coordexp.modeling.parallel_writer import Output
 from coordexp.records import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.runtime import io
 from coordexp.runtime.code_identity import own_code
 from coordexp.runtime.errors import ModelError, located
+from coordexp.runtime.estimates import announce_shards
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -124,7 +124,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
     tables = _tables(checkpoint)
     old_rows = next(iter(tables.values()))[1].shape[0]
     new_rows = max(old_rows, known + 1 + COORD_BINS)
-    _forecast(base, out, checkpoint, tables, new_rows)
+    _announce(base, out, checkpoint, tables, new_rows)
     with io.atomic_dir(out) as folder:
         for file in _other_files(base):
             shards.link_or_copy(file, folder / file.name)
@@ -217,7 +217,7 @@ def _pass_on(base: Path, out: Path) -> dict:
     print(f"expand: {base} has the coordinate tokens already ({ids}); nothing is added", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():
         files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name != COORD_FILE]
-        forecast("expand", out, {}, files)
+        announce_shards("expand", out, {}, files)
         with io.atomic_dir(out) as folder:
             for file in files:
                 shards.link_or_copy(file, folder / file.name)
@@ -225,7 +225,7 @@ def _pass_on(base: Path, out: Path) -> dict:
     return facts
 
 
-def _forecast(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict, new_rows: int) -> None:
+def _announce(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict, new_rows: int) -> None:
     written, linked = {}, list(_other_files(base))
     for name, shard in checkpoint.shards.items():
         specs = [spec for spec in shard.tensors.values() if spec.name in tables]
@@ -235,7 +235,7 @@ def _forecast(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict
         else:
             linked.append(shard.path)
     beside = sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
-    forecast("expand", out, written, linked, beside)
+    announce_shards("expand", out, written, linked, beside)
 
 
 def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:

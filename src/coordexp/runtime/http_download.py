@@ -18,7 +18,7 @@ import msgspec
 
 from coordexp import __version__
 from coordexp.runtime.errors import DownloadError, located
-from coordexp.runtime.estimates import need_space
+from coordexp.runtime.estimates import require_space
 from coordexp.runtime.io import sha256_file, write_text
 from coordexp.runtime.locks import FULL
 from coordexp.runtime.progress import Progress
@@ -128,9 +128,10 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
         if start not in (0, have):
             part.unlink(missing_ok=True)
             raise _Again("the file on the server has changed; starting over")
-        need_space(part.parent, (total or 0) - start, f"download {part.stem}")
+        require_space(part.parent, (total or 0) - start, f"download {part.stem}")
         write_text(state, json.dumps({"url": url, "total": total, "validator": validator}))
-        progress.total = total or progress.total
+        if total:
+            progress.set_total(total)
         progress.resume_at(start)
         _copy(answer, part, start, progress)
     if total is not None and _length(part) != total:

@@ -1,4 +1,4 @@
-"""Expanding and merging say what they will write, and do not begin where it has no room."""
+"""Expanding and merging announce what they will write, and are refused where it does not fit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import modeling_helpers as helpers
 import pytest
 
-from coordexp.modeling import checkpoint_estimate as forecast
 from coordexp.modeling import merge, tiny, vocab
 from coordexp.modeling import safetensors_io as shards
+from coordexp.runtime import estimates
 from coordexp.runtime.errors import SpaceError
 
 Usage = collections.namedtuple("Usage", "total used free")
@@ -41,12 +41,12 @@ def run(job: str, inputs: Path, out: Path) -> None:
 @pytest.mark.parametrize("linked", [True, False], ids=["same file system", "another"])
 def test_what_is_announced_is_what_is_written(inputs, tmp_path, capsys, monkeypatch, job, rewritten, linked):
     if not linked:
-        monkeypatch.setattr(forecast, "copied_bytes", lambda files, _folder: sum(f.stat().st_size for f in files))
+        monkeypatch.setattr(estimates, "copied_bytes", lambda files, _folder: sum(f.stat().st_size for f in files))
         monkeypatch.setattr(shards, "link_or_copy", lambda source, target: shutil.copyfile(source, target) and "copy")
     run(job, inputs, tmp_path / "out")
-    said = capsys.readouterr().err
-    found = re.search(r"(\d+) of (\d+) shards to write, about (\d+) MB on disk .* files are (linked|copied)", said)
-    assert found, said
+    announced = capsys.readouterr().err
+    found = re.search(r"(\d+) of (\d+) shards to write, about (\d+) MB on disk .* files are (linked|copied)", announced)
+    assert found, announced
     files = list((tmp_path / "out").iterdir())
     written = sum(file.stat().st_size for file in files if file.stat().st_nlink == 1)
     total = sum(file.suffix == ".safetensors" for file in files)
@@ -56,15 +56,15 @@ def test_what_is_announced_is_what_is_written(inputs, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("job", ["expand", "merge"])
-def test_without_room_nothing_is_begun(inputs, tmp_path, monkeypatch, job):
+def test_without_space_nothing_is_written(inputs, tmp_path, monkeypatch, job):
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: Usage(10**12, 0, 1_000_000))
     with pytest.raises(SpaceError, match=f"not enough disk for {job}; expected '.* MB free', found '1 MB'"):
         run(job, inputs, tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []
-    run("pass on", inputs, tmp_path / "out")  # links take none
+    run("pass on", inputs, tmp_path / "out")  # links need no space
 
 
 def test_links_cost_nothing_and_copies_their_size(inputs):
     files = list(inputs.glob("base/*.safetensors"))
-    assert forecast.copied_bytes(files, inputs / "not" / "there") == 0
-    assert forecast.copied_bytes(files, "/proc") == sum(file.stat().st_size for file in files) > 0
+    assert estimates.copied_bytes(files, inputs / "not" / "there") == 0
+    assert estimates.copied_bytes(files, "/proc") == sum(file.stat().st_size for file in files) > 0
