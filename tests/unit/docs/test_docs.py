@@ -231,7 +231,7 @@ def test_every_page_stands_in_the_index():
 
 
 def test_messages_are_those_of_the_code():
-    ours = TEXTS["docs/troubleshooting.md"].split("## Messages of Snakemake")[0]
+    ours = TEXTS["docs/troubleshooting.md"].split("## Snakemake, SLURM")[0]
     code = "".join(file.read_text() for file in (REPOSITORY / "src").rglob("*.py"))
     code = re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", code))
     messages = [
