@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from coordexp.records import Source
+from coordexp.datasets.source import Source
 from coordexp.runtime.io import sha256_file, write_json
 
 CATEGORIES = 1203
@@ -53,7 +53,18 @@ def write_lvis(folder: Path, photos: int, *, seed: int = 0) -> Path:
         table = [{"id": c + 1, "name": f"thing_{c}", "frequency": "rcf"[c % 3]} for c in range(CATEGORIES)]
         out.write(f'], "categories": {json.dumps(table)}}}')
     manifest = folder / "train.source.json"
-    write_json(manifest, Source("lvis", "train", "lvis", "annotations.json", ["train2017"], sha256_file(path)))
+    write_json(
+        manifest,
+        Source(
+            dataset="lvis",
+            split="train",
+            format="lvis",
+            federated=True,
+            annotations="annotations.json",
+            image_dirs=["train2017"],
+            annotations_sha256=sha256_file(path),
+        ),
+    )
     return manifest
 
 
@@ -89,7 +100,18 @@ def write_photographs(
     path = folder / "annotations.json"
     path.write_text(json.dumps(content))
     manifest = folder / "train.source.json"
-    write_json(manifest, Source("photographs", "train", "coco", "annotations.json", ["train2017"], sha256_file(path)))
+    write_json(
+        manifest,
+        Source(
+            dataset="photographs",
+            split="train",
+            format="coco",
+            federated=False,
+            annotations="annotations.json",
+            image_dirs=["train2017"],
+            annotations_sha256=sha256_file(path),
+        ),
+    )
     return manifest
 
 

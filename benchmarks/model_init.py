@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from coordexp.answers.render import PromptStyle, hf_chat, render_answer
-from coordexp.datasets import shapes
+from coordexp.datasets.formats import shapes
 from coordexp.geometry.boxes import iou
 from coordexp.modeling import tiny, vocab
 from coordexp.records import Object, coord_tokens
@@ -28,8 +28,8 @@ from coordexp.records import Object, coord_tokens
 
 def samples(processor, count: int, seed: int, root: Path) -> list[dict]:
     """Encoded images: pixel values [36, 1536], ids [L], first answer position."""
-    source = shapes.generate(shapes.ShapesOptions(count=count, seed=seed), "train", root)
-    ground_truth = json.loads((root / source.annotations).read_text())
+    shapes.generate(shapes.ShapesOptions(count=count, seed=seed), root / "images", root / "annotations.json")
+    ground_truth = json.loads((root / "annotations.json").read_text())
     names = {c["id"]: c["name"] for c in ground_truth["categories"]}
     boxes: dict[int, list] = {}
     for annotation in ground_truth["annotations"]:

@@ -13,8 +13,8 @@ import msgspec
 import yaml
 
 from coordexp.answers.render import PromptStyle
+from coordexp.datasets.formats.shapes import ShapesOptions
 from coordexp.datasets.samples import SampleOptions
-from coordexp.datasets.shapes import ShapesOptions
 from coordexp.inference.options import PredictOptions
 from coordexp.recipe import Custom
 

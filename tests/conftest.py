@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coordexp.datasets import convert, shapes, tokenize
+from coordexp.datasets import convert, download, tokenize
 from coordexp.modeling import tiny, vocab
-from coordexp.runtime import io
 
 # A suite that was started in the background inherits an ignored Ctrl-C, and so would every process that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,11 +16,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def shapes_data(tmp_path_factory) -> Path:
     """Folder with `{train,val}.jsonl`, `{train,val}.coord.jsonl` and their images: 24 and 8 of 96x96."""
     folder = tmp_path_factory.mktemp("shapes")
-    for split, count, seed in (("train", 24, 1), ("val", 8, 2)):
-        source = shapes.generate(shapes.ShapesOptions(count=count, seed=seed), split, folder / "raw")
-        io.write_json(folder / "raw" / f"{split}.source.json", source)
+    splits = {"train": {"count": 24, "seed": 1}, "val": {"count": 8, "seed": 2}}
+    for split in splits:
+        manifest = folder / "raw" / f"{split}.source.json"
+        download.provide("shapes", {"format": "shapes", "splits": splits}, split, folder / "raw", manifest)
         convert.convert(
-            folder / "raw" / f"{split}.source.json",
+            manifest,
             folder / f"{split}.jsonl",
             folder / "images" / split,
             convert.ConvertOptions(),

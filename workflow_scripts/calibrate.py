@@ -1,7 +1,7 @@
 """Rule calibrate: how often a detection is right by its raw terms, learnt on calibration images."""
 
 from coordexp.datasets.categories import load
-from coordexp.datasets.convert import load_source
+from coordexp.datasets.source import load_source
 from coordexp.inference.calibrate import fit
 from workflow_scripts.arguments import arguments, config, job, path
 
@@ -16,6 +16,6 @@ with job(args.calibration):
         load(args.source.parent / source.annotations),
         args.calibration,
         args.config["method"],
-        federated=source.format == "lvis",
+        federated=source.federated,
         trained_on=args.trained_on,
     )

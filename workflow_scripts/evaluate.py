@@ -1,6 +1,6 @@
 """Rule evaluate: the numbers of a run against the benchmark's own annotation file."""
 
-from coordexp.datasets.convert import load_source
+from coordexp.datasets.source import load_source
 from coordexp.evaluation import evaluate, options_from
 from workflow_scripts.arguments import arguments, config, job, path
 

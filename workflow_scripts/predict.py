@@ -14,7 +14,7 @@ with job(args.predictions):
 
     from coordexp.answers.render import PromptStyle
     from coordexp.datasets.categories import descriptions, load
-    from coordexp.datasets.convert import load_source
+    from coordexp.datasets.source import load_source
     from coordexp.inference.options import PredictOptions
     from coordexp.inference.predict import predict
     from coordexp.runtime.io import read_json

@@ -106,21 +106,6 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
 _record_decoder = msgspec.json.Decoder(Record)
 
 
-class Source(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Where one split of a data set lies: what rule `download` leaves behind and later stages read.
-
-    Paths are relative to the manifest file, or absolute for a folder of the user's own.
-    `format` names the annotation format; LVIS keeps its federated lists, COCO has none.
-    """
-
-    dataset: str
-    split: str
-    format: Literal["coco", "lvis"]
-    annotations: str
-    image_dirs: list[str]
-    annotations_sha256: str
-
-
 class Detection(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One predicted object. `norm` is [x1, y1, x2, y2] in [0, 1] of the image, decoded and continuous.
 

@@ -14,7 +14,7 @@ CHANGES = {
     "data": {
         "tiny": 4,
         "num_workers": 1,
-        "shapes": {"train": {"count": 24, "seed": 1}, "val": {"count": 6, "seed": 2}},
+        "shapes": {"splits": {"train": {"count": 24, "seed": 1}, "val": {"count": 6, "seed": 2}}},
     },
     "runs": {
         "shapes": {

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from coordexp.datasets.convert import ConvertOptions, convert
-from coordexp.records import Record, Source, read_records
+from coordexp.datasets.source import Source
+from coordexp.records import Record, read_records
 from coordexp.runtime.io import sha256_file, write_json
 
 CATEGORIES = [
@@ -24,7 +25,7 @@ CATEGORIES = [
 ]
 
 
-def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
+def draw_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """A smooth colourful drawn: JPEG keeps it nearly exactly."""
     ys, xs = np.mgrid[0:height, 0:width]
     waves = [np.sin(xs / 17 + seed), np.cos(ys / 13 + seed), np.sin((xs + ys) / 29)]
@@ -67,13 +68,25 @@ def write_dataset(
         name = image.get("file_name")
         if name and not (folder / "images" / name).exists():
             size = image.get("width") or 160, image.get("height") or 120
-            drawn(*size, seed=int(image["id"])).save(folder / "images" / name, quality=95)
+            draw_image(*size, seed=int(image["id"])).save(folder / "images" / name, quality=95)
     path = folder / "annotations.json"
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories or CATEGORIES}
     path.write_text(json.dumps(content))
     manifest = folder / "train.source.json"
-    write_json(manifest, Source("test", "train", format, "annotations.json", ["images"], sha256_file(path)))
+    write_json(manifest, source_of(path, ["images"], format))
     return manifest
+
+
+def source_of(annotations: Path, image_dirs: list[str], format: str = "lvis", **facts) -> Source:
+    """A manifest for an annotation file beside it."""
+    facts = {"dataset": "test", "split": "train", "federated": format == "lvis", **facts}
+    return Source(
+        format=format,
+        annotations=facts.pop("annotations", annotations.name),
+        image_dirs=image_dirs,
+        annotations_sha256=sha256_file(annotations),
+        **facts,
+    )
 
 
 class Server:
@@ -164,11 +177,11 @@ def pixel_records(out: Path) -> list[Record]:
     return list(read_records(out / "train.jsonl", "pixel"))
 
 
-def image(i, **more):
+def image_entry(i, **more):
     return {"id": i, "file_name": f"{i:04d}.jpg", "width": 160, "height": 120, **more}
 
 
-def annotation(i, image_id, bbox, **more):
+def annotation_entry(i, image_id, bbox, **more):
     return {"id": i, "image_id": image_id, "category_id": 7, "bbox": bbox, "segmentation": rectangle(*bbox), **more}
 
 

@@ -5,7 +5,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
-from dataset_cases import annotation, convert_to, image, write_dataset
+from dataset_cases import annotation_entry, convert_to, draw_image, image_entry, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,8 +126,8 @@ def test_held_out_images_and_the_rest_are_all_and_the_tiny_split_stays(tmp_path)
 
 def valid_file(tmp_path, space="pixel", count=3):
     """A sound file of `count` records with their images."""
-    images = [image(i) for i in range(1, count + 1)]
-    boxes = [annotation(i, i, [10 + i, 20, 30, 40]) for i in range(1, count + 1)]
+    images = [image_entry(i) for i in range(1, count + 1)]
+    boxes = [annotation_entry(i, i, [10 + i, 20, 30, 40]) for i in range(1, count + 1)]
     convert_to(write_dataset(tmp_path, images, boxes), tmp_path / "out")
     if space == "token":
         tokenize(tmp_path / "out" / "train.jsonl", tmp_path / "out" / "train.coord.jsonl")
@@ -216,7 +216,7 @@ def test_images_are_opened_on_request(tmp_path):
     path = valid_file(tmp_path)
     folder = tmp_path / "out" / "images" / "images"
     (folder / "0001.jpg").write_bytes((folder / "0001.jpg").read_bytes()[:2000])
-    image(40, 30).save(folder / "0003.jpg")
+    draw_image(40, 30).save(folder / "0003.jpg")
     assert validate(path) == []
     problems = validate(path, open_images=True)
     assert [p.line for p in problems] == [1, 3]

@@ -22,8 +22,7 @@ SMALL = {
             "format": "shapes",
             "image_size": 96,
             "objects": [1, 2],
-            "train": {"count": 24, "seed": 1},
-            "val": {"count": 6, "seed": 2},
+            "splits": {"train": {"count": 24, "seed": 1}, "val": {"count": 6, "seed": 2}},
         },
     },
     "runs": {

@@ -5,7 +5,7 @@ import json
 import pytest
 from running import SMALL, Workflow, answer
 
-from coordexp.datasets import shapes
+from coordexp.datasets.download import provide
 from coordexp.runtime.config_io import merge
 from coordexp.runtime.io import read_json
 
@@ -17,7 +17,7 @@ RULES = ("download", "convert_resize", "gather", "evaluate")
 def workflow(tmp_path):
     """A folder of the user's own: of its six images of val the first is damaged, the second holds nothing."""
     root = tmp_path / "own"
-    source = shapes.generate(shapes.options_for(SMALL["data"]["shapes"], "val"), "val", root)
+    source = provide("shapes", SMALL["data"]["shapes"], "val", root, root / "val.source.json")
     content = read_json(root / source.annotations)
     first, second = (image["id"] for image in content["images"][:2])
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] != second]

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from running import SMALL, Workflow
 
-from coordexp.datasets import shapes
+from coordexp.datasets.download import provide
 from coordexp.modeling import tiny
 from coordexp.runtime.config_io import merge
 
@@ -20,7 +20,7 @@ BASE = dict.fromkeys(("fetch_model", "expand_vocab"), 1)
 def made(tmp_path_factory):
     """A data set and a base beside the folder of a workflow that has read them."""
     top = tmp_path_factory.mktemp("own")
-    source = shapes.generate(shapes.options_for(SMALL["data"]["shapes"], "train"), "train", top / "parts")
+    source = provide("shapes", SMALL["data"]["shapes"], "train", top / "parts", top / "parts" / "train.source.json")
     tiny.build(top / "base", seed=7)
     entry = {"format": "lvis", "root": str(top / "parts"), "annotations": {"train": source.annotations}}
     changes = {

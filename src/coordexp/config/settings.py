@@ -16,7 +16,7 @@ import yaml
 from coordexp.config import runs
 from coordexp.config.runs import Run
 from coordexp.datasets import mixture as fusion
-from coordexp.datasets.download import own_annotations, own_entry
+from coordexp.datasets.download import local_annotations_sha256, options_for_split
 from coordexp.modeling import checkpoint_files as contents
 from coordexp.recipe import Recipe, load_recipe
 from coordexp.runtime.config_io import merge
@@ -79,12 +79,12 @@ class Settings:
 
     def source(self, dataset: str, split: str) -> dict[str, Any]:
         """What providing one split of a data set reads of its entry."""
-        return own_entry(self.datasets[dataset], split)
+        return options_for_split(dataset, self.datasets[dataset], split)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:
         """Content of the annotations of a split in the user's own folder, so that params see it change."""
         manifest = Path(self.data["raw_root"], dataset, f"{split}.source.json")
-        return own_annotations(self.datasets[dataset], split, manifest)
+        return local_annotations_sha256(dataset, self.datasets[dataset], split, manifest)
 
     def own_base(self, model: str) -> dict[str, str] | None:
         """Content of the user's own folder of a base by file, so that params see it change; None for other bases.

@@ -8,7 +8,7 @@ import msgspec
 
 from coordexp.datasets.annotation_index import Index
 from coordexp.datasets.objects import GOOD_IOU, SIZES, Skip
-from coordexp.records import Source
+from coordexp.datasets.source import Source
 from coordexp.runtime.errors import DataError, located
 
 

@@ -34,12 +34,13 @@ from coordexp.datasets import ordering as order
 from coordexp.datasets.annotation_index import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.datasets.categories import descriptions, load
 from coordexp.datasets.objects import Geometry, Skip, build_objects
+from coordexp.datasets.source import Source, load_source
 from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
-from coordexp.records import Metadata, Record, Source
+from coordexp.records import Metadata, Record
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.runtime.estimates import announce_measured
-from coordexp.runtime.io import canonical_json, read_json, sha256_file, write_json
+from coordexp.runtime.io import canonical_json, write_json
 from coordexp.runtime.locks import end_with_parent
 from coordexp.runtime.progress import Progress
 
@@ -106,7 +107,7 @@ def convert(
 ) -> None:
     """Write records (pixel space) to `out_jsonl`, images under `images_dir`, counts to `stats_path`.
 
-    `manifest` is the JSON of a contract.Source. `max_blocks` is the budget in tiles of factor x factor
+    `manifest` is the JSON of a Source. `max_blocks` is the budget in tiles of factor x factor
     pixels. Images are named relative to the JSONL; `images_dir` is for this split alone. `made_by_path` is to
     say from and by what the images were made: for a workflow, which does not look at the images themselves.
     DataError for bad input, naming file and id; with `options.on_bad == "skip"` it is listed in the
@@ -139,32 +140,6 @@ def convert(
     if made_by_path is not None:
         write_json(made_by_path, {**made_by.read(images_dir), "image_dirs": source.image_dirs})
     shutil.rmtree(job.parts.parent)
-
-
-def load_source(manifest: str | Path) -> Source:
-    """The Source in a manifest file; DataError when it is not one, or when its annotations are not those of then."""
-    try:
-        source = msgspec.convert(read_json(manifest), Source)
-    except msgspec.ValidationError as error:
-        fix = "run the download stage again; it writes this file"
-        raise DataError(located(f"not a source manifest: {error}", file=manifest, fix=fix)) from error
-    _check_annotations(Path(manifest), source)
-    return source
-
-
-def _check_annotations(manifest: Path, source: Source) -> None:
-    """DataError where the annotations are gone, or not those that the manifest was written for."""
-    path = manifest.parent / source.annotations
-    if not path.is_file():
-        fix = f"put it back, or delete {manifest} and give the same command again"
-        raise DataError(located("file not found", file=path, fix=fix))
-    found = sha256_file(path)
-    if found != source.annotations_sha256:
-        problem, field = f"the annotations have changed since {manifest.name} was written", "annotations_sha256"
-        fix = f"delete {manifest} and give the same command again: every stage then reads what is there now"
-        raise DataError(
-            located(problem, file=path, field=field, expected=source.annotations_sha256, found=found, fix=fix)
-        )
 
 
 def _run(job: _Job, workers: int) -> tuple[Index, statistics.Tally]:

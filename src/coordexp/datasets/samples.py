@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from coordexp.datasets.categories import descriptions, load
-from coordexp.datasets.convert import load_source
 from coordexp.datasets.mixture import Fusion, FusionConfig, FusionSource
 from coordexp.datasets.ordering import reading_order
+from coordexp.datasets.source import load_source
 from coordexp.records import CoordSpace, Object, Record
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
@@ -123,14 +123,14 @@ def read_table(path: str | Path) -> CategoryTable:
     try:
         return msgspec.convert(read_json(path), CategoryTable, strict=False)
     except msgspec.ValidationError as error:
-        fix = "name a table as coordexp.datasets.samples.write_table writes it: {names: {id: description}, exhaustive: ...}"
+        fix = "expected {names: {id: description}, exhaustive: true or false}, as samples.write_table writes it"
         raise DataError(located(f"not a table of categories: {error}", file=path, fix=fix)) from error
 
 
 def _table_of(manifest: str | Path, style: Literal["pretty", "raw"]) -> CategoryTable:
     source = load_source(manifest)
     annotations = Path(manifest).parent / source.annotations
-    return CategoryTable(descriptions(load(annotations), style), exhaustive=source.format == "coco")
+    return CategoryTable(descriptions(load(annotations), style), exhaustive=not source.federated)
 
 
 def _tables(config: FusionConfig, table: CategoryTable | None) -> list[CategoryTable]:

@@ -70,11 +70,11 @@ def write(tmp_path, images, annotations) -> Path:
     return path
 
 
-def image(i):
+def image_entry(i):
     return {"id": i, "file_name": f"{i}.jpg", "width": 10, "height": 10}
 
 
-def annotation(i, image_id, **more):
+def annotation_entry(i, image_id, **more):
     return {"id": i, "image_id": image_id, "category_id": 1, "bbox": [0, 0, 5, 5], **more}
 
 
@@ -94,8 +94,8 @@ def ids_of(grouped):
 @pytest.mark.parametrize("kind", [int, str])
 def test_annotations_come_with_their_image_in_file_order(tmp_path, kind):
     owners = [kind(k) for k in (30, 10, 30, 20, 10, 30)]
-    annotations = [annotation(k, owner) for k, owner in enumerate(owners)]
-    index = build_index(write(tmp_path, [image(kind(k)) for k in (20, 30, 10, 40)], annotations))
+    annotations = [annotation_entry(k, owner) for k, owner in enumerate(owners)]
+    index = build_index(write(tmp_path, [image_entry(kind(k)) for k in (20, 30, 10, 40)], annotations))
     images, grouped = read_all(index)
     assert [i.id for i in images] == [kind(k) for k in (20, 30, 10, 40)]
     assert ids_of(grouped) == [[3], [0, 2, 5], [1, 4], []]
@@ -105,7 +105,7 @@ def test_annotations_come_with_their_image_in_file_order(tmp_path, kind):
 def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
     import coordexp.datasets.annotation_index as module
 
-    path = write(tmp_path, [image(k) for k in range(50)], [annotation(k, k * 7 % 50) for k in range(300)])
+    path = write(tmp_path, [image_entry(k) for k in range(50)], [annotation_entry(k, k * 7 % 50) for k in range(300)])
     whole = build_index(path)
     monkeypatch.setattr(module, "BLOCK", 7)
     small = build_index(path)
@@ -145,10 +145,10 @@ def test_columns_are_the_same_with_and_without_bulk(tmp_path, monkeypatch, bulk)
     rle = {"size": [10, 10], "counts": "long" * 50}
     outlines = [*rings, rle, None]
     box = [0.123456789, 1, 2, 3]
-    annotations = [annotation(k, 1 + k % 2, segmentation=o, bbox=box) for k, o in enumerate(outlines)]
-    annotations.append(annotation(9, 1, bbox=[1, 2, 3]))
+    annotations = [annotation_entry(k, 1 + k % 2, segmentation=o, bbox=box) for k, o in enumerate(outlines)]
+    annotations.append(annotation_entry(9, 1, bbox=[1, 2, 3]))
     monkeypatch.setattr(scan, "BULK", bulk)
-    index = build_index(write(tmp_path, [image(1), image(2)], annotations))
+    index = build_index(write(tmp_path, [image_entry(1), image_entry(2)], annotations))
     _, grouped = read_all(index)
     assert ids_of(grouped) == [[0, 2, 4], [1, 3]]
     assert all(found == box for own in grouped for found in own.boxes.tolist())
@@ -159,8 +159,8 @@ def test_columns_are_the_same_with_and_without_bulk(tmp_path, monkeypatch, bulk)
 
 
 def test_duplicates_and_orphans_are_lost_and_named(tmp_path):
-    annotations = [annotation(1, 1), annotation(2, 99), annotation(1, 2), annotation(3, 2)]
-    index = build_index(write(tmp_path, [image(1), image(2), image(1)], annotations))
+    annotations = [annotation_entry(1, 1), annotation_entry(2, 99), annotation_entry(1, 2), annotation_entry(3, 2)]
+    index = build_index(write(tmp_path, [image_entry(1), image_entry(2), image_entry(1)], annotations))
     assert [(f, b.id, b.problem) for f, b in index.lost] == [
         ("images", 1, "duplicate image id"),
         ("annotations", 1, "duplicate annotation id"),
@@ -173,12 +173,12 @@ def test_duplicates_and_orphans_are_lost_and_named(tmp_path):
 
 def test_a_broken_element_does_not_hide_its_neighbours(tmp_path):
     annotations = [
-        annotation(1, 1),
-        annotation(2, 1, bbox=[0, 0, 5]),
-        annotation(3, 1, bbox=[float("nan")] * 4),
-        annotation(4, 1),
+        annotation_entry(1, 1),
+        annotation_entry(2, 1, bbox=[0, 0, 5]),
+        annotation_entry(3, 1, bbox=[float("nan")] * 4),
+        annotation_entry(4, 1),
     ]
-    index = build_index(write(tmp_path, [image(1)], annotations))
+    index = build_index(write(tmp_path, [image_entry(1)], annotations))
     _, (own,) = read_all(index)
     assert own.ids.tolist() == [1, 4]
     assert own.boxes.tolist() == [[0, 0, 5, 5]] * 2
@@ -190,8 +190,8 @@ def test_a_broken_element_does_not_hide_its_neighbours(tmp_path):
 @pytest.mark.parametrize("text", ["plain", 'a }, { "b": [} c', "\\\\", '"}, {"'])
 def test_a_large_file_is_scanned_in_ranges_or_whole_with_the_same_result(tmp_path, monkeypatch, text):
     """Texts that look like the space between elements make a cut fail its proof: then one range is the file."""
-    annotations = [annotation(k, k % 40, note=text * (k % 7), parts=[{"a": {}}, {"b": 1}]) for k in range(400)]
-    path = write(tmp_path, [image(k) for k in range(40)], annotations)
+    annotations = [annotation_entry(k, k % 40, note=text * (k % 7), parts=[{"a": {}}, {"b": 1}]) for k in range(400)]
+    path = write(tmp_path, [image_entry(k) for k in range(40)], annotations)
     expected = element_spans(path, ("images", "annotations"))
     ranges = []
     monkeypatch.setattr(scan, "RANGE", 999)

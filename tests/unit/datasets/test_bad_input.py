@@ -1,7 +1,7 @@
 """Bad input to the conversion: an error that names file and id, or a counted and listed skip."""
 
 import pytest
-from dataset_cases import CATEGORIES, annotation, balanced, convert_to, image, write_dataset
+from dataset_cases import CATEGORIES, annotation_entry, balanced, convert_to, draw_image, image_entry, write_dataset
 
 from coordexp.datasets.convert import ConvertOptions, load_source
 from coordexp.datasets.validate import validate
@@ -11,8 +11,8 @@ from coordexp.runtime.io import sha256_file
 
 def bad_inputs() -> dict:
     """name -> (images, annotations, spoil(folder), words of the error, dropped objects, dropped images)."""
-    good = [annotation(1, 1, [5, 5, 9, 9]), annotation(2, 2, [5, 5, 9, 9])]
-    two = [image(1), image(2)]
+    good = [annotation_entry(1, 1, [5, 5, 9, 9]), annotation_entry(2, 2, [5, 5, 9, 9])]
+    two = [image_entry(1), image_entry(2)]
 
     def remove(folder):
         (folder / "images" / "0002.jpg").unlink()
@@ -22,19 +22,19 @@ def bad_inputs() -> dict:
         path.write_bytes(path.read_bytes()[:1500])
 
     def replace(folder):
-        image(40, 30).save(folder / "images" / "0002.jpg")
+        draw_image(40, 30).save(folder / "images" / "0002.jpg")
 
     def more(bbox, **changes):
-        return [*good, {**annotation(9, 2, [5, 5, 9, 9]), "bbox": bbox, **changes}]
+        return [*good, {**annotation_entry(9, 2, [5, 5, 9, 9]), "bbox": bbox, **changes}]
 
-    nameless = [image(1), {"id": 2, "file_name": "0001.jpg"}]
+    nameless = [image_entry(1), {"id": 2, "file_name": "0001.jpg"}]
     ninth, second = "annotation 9", "image 2"
     return {
         "missing": (two, good, remove, ["missing image", "0002.jpg", second], 1, 1),
         "truncated": (two, good, truncate, ["unreadable image", "0002.jpg", second, "truncated"], 1, 1),
         "size": (two, good, replace, ["entry size differs", "40x30", "160x120", second], 1, 1),
         "no width": (nameless, good, None, [second, "width"], 1, 1),
-        "zero width": ([image(1), image(2, width=0)], good, remove, ["impossible size", second], 1, 1),
+        "zero width": ([image_entry(1), image_entry(2, width=0)], good, remove, ["impossible size", second], 1, 1),
         "outside": (two, more([200, 5, 9, 9]), None, ["outside the image", ninth], 1, 0),
         "nan": (two, more([float("nan"), 5, 9, 9]), None, ["unreadable annotation", ninth], 1, 0),
         "infinite": (two, more([5, 5, 9, float("inf")]), None, ["unreadable annotation", ninth], 1, 0),
@@ -42,7 +42,7 @@ def bad_inputs() -> dict:
         "category": (two, more([5, 5, 9, 9], category_id=99), None, ["unknown category", ninth], 1, 0),
         "orphan": (two, more([5, 5, 9, 9], image_id=77), None, [ninth, "77 is not in images"], 1, 0),
         "repeated annotation": (two, more([1, 1, 9, 9], id=2), None, ["duplicate annotation id", "annotation 2"], 1, 0),
-        "repeated image": ([*two, image(2)], good, None, ["duplicate image id", second], 0, 1),
+        "repeated image": ([*two, image_entry(2)], good, None, ["duplicate image id", second], 0, 1),
     }
 
 
@@ -68,7 +68,7 @@ def test_bad_input_is_an_error_or_a_listed_skip(tmp_path, name):
 
 
 def test_a_image_without_a_name_is_bad_input(tmp_path):
-    manifest = write_dataset(tmp_path, [image(1), {"id": 2, "width": 5, "height": 5}], [])
+    manifest = write_dataset(tmp_path, [image_entry(1), {"id": 2, "width": 5, "height": 5}], [])
     with pytest.raises(DataError, match=r"image 2.*neither file_name nor coco_url"):
         convert_to(manifest, tmp_path / "out")
     assert convert_to(manifest, tmp_path / "out", on_bad="skip")["images"]["dropped"] == {"no file name": 1}
@@ -76,7 +76,7 @@ def test_a_image_without_a_name_is_bad_input(tmp_path):
 
 def test_a_name_that_leads_out_of_the_folder_is_always_an_error(tmp_path):
     (tmp_path / "annotations.json").touch()
-    manifest = write_dataset(tmp_path, [{**image(1), "file_name": "../annotations.json"}], [])
+    manifest = write_dataset(tmp_path, [{**image_entry(1), "file_name": "../annotations.json"}], [])
     for on_bad in ("error", "skip"):
         with pytest.raises(DataError, match="leads nowhere"):
             convert_to(manifest, tmp_path / "out", on_bad=on_bad)
@@ -84,15 +84,15 @@ def test_a_name_that_leads_out_of_the_folder_is_always_an_error(tmp_path):
 
 def test_empty_boxes_are_counted_and_listed_not_errors(tmp_path):
     """COCO itself has some: a box without area is nobody's mistake to correct."""
-    boxes = [annotation(1, 1, [5, 5, 9, 9]), annotation(2, 1, [5, 5, 9, 0])]
-    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    boxes = [annotation_entry(1, 1, [5, 5, 9, 9]), annotation_entry(2, 1, [5, 5, 9, 0])]
+    stats = convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
     assert stats["objects"]["dropped"] == {"empty box": 1}
     assert stats["skipped"][0]["annotation_id"] == 2
 
 
 def test_a_category_without_a_name(tmp_path):
-    boxes = [annotation(1, 1, [5, 5, 9, 9]), annotation(2, 1, [5, 5, 9, 9], category_id=8)]
-    manifest = write_dataset(tmp_path, [image(1)], boxes, [*CATEGORIES, {"id": 8, "name": ""}])
+    boxes = [annotation_entry(1, 1, [5, 5, 9, 9]), annotation_entry(2, 1, [5, 5, 9, 9], category_id=8)]
+    manifest = write_dataset(tmp_path, [image_entry(1)], boxes, [*CATEGORIES, {"id": 8, "name": ""}])
     with pytest.raises(DataError, match="category 8 has no name"):
         convert_to(manifest, tmp_path / "out")
     stats = convert_to(manifest, tmp_path / "out", on_bad="skip")
@@ -100,7 +100,7 @@ def test_a_category_without_a_name(tmp_path):
 
 
 def test_nothing_usable_is_an_error_even_when_skipping(tmp_path):
-    manifest = write_dataset(tmp_path, [image(1)], [])
+    manifest = write_dataset(tmp_path, [image_entry(1)], [])
     (tmp_path / "images" / "0001.jpg").unlink()
     with pytest.raises(DataError, match=r"no entry could be used.*missing image"):
         convert_to(manifest, tmp_path / "out", on_bad="skip")

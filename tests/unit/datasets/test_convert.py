@@ -9,15 +9,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from dataset_cases import annotation, balanced, convert_to, image, pixel_records, rectangle, write_dataset
+from dataset_cases import annotation_entry, balanced, convert_to, image_entry, pixel_records, rectangle, write_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 import coordexp.datasets.convert as module
 from coordexp.datasets.ordering import reading_order
+from coordexp.datasets.source import Source
 from coordexp.datasets.tokenize import tokenize
 from coordexp.datasets.validate import validate
-from coordexp.records import Source, read_records
+from coordexp.records import read_records
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_json
 
@@ -27,8 +28,8 @@ MASK[30:90, 40:100] = 1
 
 
 def test_a_record_holds_what_the_source_says(tmp_path):
-    images = [image(1, neg_category_ids=[3], not_exhaustive_category_ids=[7])]
-    boxes = [annotation(1, 1, [100.5, 60, 40, 30]), annotation(2, 1, [10, 60, 40.25, 30], category_id=3)]
+    images = [image_entry(1, neg_category_ids=[3], not_exhaustive_category_ids=[7])]
+    boxes = [annotation_entry(1, 1, [100.5, 60, 40, 30]), annotation_entry(2, 1, [10, 60, 40.25, 30], category_id=3)]
     manifest = write_dataset(tmp_path, images, boxes)
     stats = convert_to(manifest, tmp_path / "out", 48)
     (record,) = pixel_records(tmp_path / "out")
@@ -57,7 +58,7 @@ def test_shrink_keeps_a_fitting_image_as_it_is(tmp_path):
 
 
 def test_unrounded_geometry_keeps_the_source_exactly(tmp_path):
-    manifest = write_dataset(tmp_path, [image(1)], [annotation(1, 1, [10.37, 20.11, 33.3, 7.77])])
+    manifest = write_dataset(tmp_path, [image_entry(1)], [annotation_entry(1, 1, [10.37, 20.11, 33.3, 7.77])])
     convert_to(manifest, tmp_path / "out", 48, round_geometry=False)
     (record,) = pixel_records(tmp_path / "out")
     back = np.array(record.objects[0].bbox_2d) / [256, 192, 256, 192] * [160, 120, 160, 120]
@@ -73,16 +74,20 @@ def test_the_norm_does_not_depend_on_rounding_or_budget(tmp_path):
 
 
 def test_tiny_boxes_keep_a_pixel_and_stay_inside(tmp_path):
-    boxes = [annotation(1, 1, [159.9, 119.9, 0.1, 0.1]), annotation(2, 1, [0, 0, 0.01, 0.01])]
-    convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    boxes = [annotation_entry(1, 1, [159.9, 119.9, 0.1, 0.1]), annotation_entry(2, 1, [0, 0, 0.01, 0.01])]
+    convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
     (record,) = pixel_records(tmp_path / "out")
     width, height = record.width, record.height
     assert [o.bbox_2d for o in record.objects] == [[0, 0, 1, 1], [width - 1, height - 1, width, height]]
 
 
 def test_boxes_are_clipped_and_counted(tmp_path):
-    boxes = [annotation(1, 1, [-10, -5, 50, 50]), annotation(2, 1, [150, 100, 30, 40]), annotation(3, 1, [5, 5, 9, 9])]
-    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    boxes = [
+        annotation_entry(1, 1, [-10, -5, 50, 50]),
+        annotation_entry(2, 1, [150, 100, 30, 40]),
+        annotation_entry(3, 1, [5, 5, 9, 9]),
+    ]
+    stats = convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
     (record,) = pixel_records(tmp_path / "out")
     assert [o.norm for o in record.objects] == [
         [0, 0, 40 / 160, 45 / 120],
@@ -94,8 +99,8 @@ def test_boxes_are_clipped_and_counted(tmp_path):
 
 def test_objects_come_top_to_bottom_then_left_to_right(tmp_path):
     rng = np.random.default_rng(0)
-    boxes = [annotation(k, 1 + k % 3, [*rng.integers(0, 8, 2) * 10.0, 20, 20]) for k in range(60)]
-    convert_to(write_dataset(tmp_path, [image(1), image(2), image(3)], boxes), tmp_path / "out")
+    boxes = [annotation_entry(k, 1 + k % 3, [*rng.integers(0, 8, 2) * 10.0, 20, 20]) for k in range(60)]
+    convert_to(write_dataset(tmp_path, [image_entry(1), image_entry(2), image_entry(3)], boxes), tmp_path / "out")
     for record in pixel_records(tmp_path / "out"):
         keys = [(o.norm[1], o.norm[0], o.norm[3], o.norm[2]) for o in record.objects]
         assert keys == sorted(keys)
@@ -104,8 +109,8 @@ def test_objects_come_top_to_bottom_then_left_to_right(tmp_path):
 
 
 def test_random_order_is_seeded_and_differs_between_images(tmp_path):
-    boxes = [annotation(k, 1 + k % 2, [float(k), 10, 20, 20]) for k in range(40)]
-    manifest = write_dataset(tmp_path, [image(1), image(2)], boxes)
+    boxes = [annotation_entry(k, 1 + k % 2, [float(k), 10, 20, 20]) for k in range(40)]
+    manifest = write_dataset(tmp_path, [image_entry(1), image_entry(2)], boxes)
     orders = []
     for i, seed in enumerate((1, 1, 2)):
         convert_to(manifest, tmp_path / str(i), ordering="random", seed=seed)
@@ -120,9 +125,9 @@ def test_random_order_is_seeded_and_differs_between_images(tmp_path):
 def test_crowds_are_counted_or_marked(tmp_path, crowd):
     packed = coco_mask.encode(MASK)
     rle = {"size": packed["size"], "counts": packed["counts"].decode()}
-    boxes = [annotation(1, 1, [40, 30, 60, 60], iscrowd=1), annotation(2, 1, [5, 5, 9, 9], iscrowd=0)]
+    boxes = [annotation_entry(1, 1, [40, 30, 60, 60], iscrowd=1), annotation_entry(2, 1, [5, 5, 9, 9], iscrowd=0)]
     boxes[0]["segmentation"] = rle
-    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes, format="coco"), tmp_path / "out", crowd=crowd)
+    stats = convert_to(write_dataset(tmp_path, [image_entry(1)], boxes, format="coco"), tmp_path / "out", crowd=crowd)
     (record,) = pixel_records(tmp_path / "out")
     assert [o.iscrowd for o in record.objects] == ([False] if crowd == "skip" else [False, True])
     assert stats["objects"]["dropped"] == ({"crowd": 1} if crowd == "skip" else {})
@@ -132,7 +137,7 @@ def test_crowds_are_counted_or_marked(tmp_path, crowd):
 
 @pytest.mark.parametrize("keep_empty", [True, False])
 def test_images_without_objects(tmp_path, keep_empty):
-    manifest = write_dataset(tmp_path, [image(1), image(2)], [annotation(1, 2, [5, 5, 9, 9])])
+    manifest = write_dataset(tmp_path, [image_entry(1), image_entry(2)], [annotation_entry(1, 2, [5, 5, 9, 9])])
     stats = convert_to(manifest, tmp_path / "out", keep_empty=keep_empty)
     assert [r.metadata.image_id for r in pixel_records(tmp_path / "out")] == ([1, 2] if keep_empty else [2])
     assert stats["images"]["without_objects"] == 1
@@ -141,7 +146,9 @@ def test_images_without_objects(tmp_path, keep_empty):
 
 def test_raw_descriptions(tmp_path):
     convert_to(
-        write_dataset(tmp_path, [image(1)], [annotation(1, 1, [5, 5, 9, 9], category_id=3)]), tmp_path / "o", desc="raw"
+        write_dataset(tmp_path, [image_entry(1)], [annotation_entry(1, 1, [5, 5, 9, 9], category_id=3)]),
+        tmp_path / "o",
+        desc="raw",
     )
     assert pixel_records(tmp_path / "o")[0].objects[0].desc == "baseball_bat"
 
@@ -151,16 +158,18 @@ def polygon_cases() -> list[dict]:
     wave = [(40 + 30 * np.cos(a) * (1 + 0.3 * np.cos(9 * a)), 60 + 30 * np.sin(a)) for a in np.linspace(0, 6.2, 90)]
     parts = [*rectangle(10, 10, 30, 30), *rectangle(60, 10, 30, 30)]
     return [
-        annotation(1, 1, [40, 30, 60, 60], segmentation={"size": packed["size"], "counts": packed["counts"].decode()}),
-        annotation(2, 1, [1, 30, 78, 60], segmentation=[np.ravel(wave).tolist()]),
-        annotation(3, 1, [10, 10, 80, 30], segmentation=parts),
-        annotation(4, 1, [5, 5, 9, 9], segmentation=[]),
-        annotation(5, 1, [100, 100, 0.2, 0.2]),
+        annotation_entry(
+            1, 1, [40, 30, 60, 60], segmentation={"size": packed["size"], "counts": packed["counts"].decode()}
+        ),
+        annotation_entry(2, 1, [1, 30, 78, 60], segmentation=[np.ravel(wave).tolist()]),
+        annotation_entry(3, 1, [10, 10, 80, 30], segmentation=parts),
+        annotation_entry(4, 1, [5, 5, 9, 9], segmentation=[]),
+        annotation_entry(5, 1, [100, 100, 0.2, 0.2]),
     ]
 
 
 def test_polygons_of_masks_parts_and_curves(tmp_path):
-    stats = convert_to(write_dataset(tmp_path, [image(1)], polygon_cases()), tmp_path / "out", geometry="poly")
+    stats = convert_to(write_dataset(tmp_path, [image_entry(1)], polygon_cases()), tmp_path / "out", geometry="poly")
     (record,) = pixel_records(tmp_path / "out")
     assert len(record.objects) == 5  # an instance of two parts is one object
     shapes = [o for o in record.objects if o.poly is not None]
@@ -181,7 +190,7 @@ def test_polygons_of_masks_parts_and_curves(tmp_path):
 
 
 def test_a_poor_polygon_gives_way_to_its_box(tmp_path):
-    manifest = write_dataset(tmp_path, [image(1)], polygon_cases()[1:2])
+    manifest = write_dataset(tmp_path, [image_entry(1)], polygon_cases()[1:2])
     stats = convert_to(manifest, tmp_path / "out", geometry="poly", poly_max_points=4, poly_min_iou=0.99)
     assert pixel_records(tmp_path / "out")[0].objects[0].bbox_2d is not None
     assert stats["polygons"]["boxes_instead"] == {"box fits better": 1}
@@ -189,8 +198,8 @@ def test_a_poor_polygon_gives_way_to_its_box(tmp_path):
 
 def test_the_round_trip_is_that_of_the_emitted_tokens(tmp_path):
     rng = np.random.default_rng(3)
-    boxes = [annotation(k, 1, [*rng.uniform(0, 100, 2), *rng.uniform(0.5, 20, 2)]) for k in range(200)]
-    stats = convert_to(write_dataset(tmp_path, [image(1)], boxes), tmp_path / "out")
+    boxes = [annotation_entry(k, 1, [*rng.uniform(0, 100, 2), *rng.uniform(0.5, 20, 2)]) for k in range(200)]
+    stats = convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
     tokenize(tmp_path / "out" / "train.jsonl", tmp_path / "out" / "train.coord.jsonl")
     (record,) = read_records(tmp_path / "out" / "train.coord.jsonl", "token")
     from coordexp.geometry.boxes import iou

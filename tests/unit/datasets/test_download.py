@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dataset_cases import answer, image, serving, zipped
+from dataset_cases import answer, draw_image, serving, zipped
 
-from coordexp.datasets.convert import ConvertOptions, convert, load_source
-from coordexp.datasets.download import own_annotations, provide
+from coordexp.datasets.convert import ConvertOptions, convert
+from coordexp.datasets.download import local_annotations_sha256, provide
+from coordexp.datasets.source import load_source
 from coordexp.records import read_records
 from coordexp.runtime.errors import ConfigError, DataError, DownloadError
 from coordexp.runtime.http_download import Policy
@@ -34,7 +35,7 @@ def annotation_bytes(*ids: tuple[int, str]) -> bytes:
 
 def jpeg(seed: int) -> bytes:
     buffer = io.BytesIO()
-    image(64, 64, seed).save(buffer, "JPEG")
+    draw_image(64, 64, seed).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -193,7 +194,7 @@ def test_an_interrupted_unpacking_is_finished(server, tmp_path, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal
-from coordexp.datasets.download import own_annotations, provide
+from coordexp.datasets.download import provide
 
 usual = pathlib.Path.{method}
 
@@ -244,7 +245,7 @@ def test_an_archive_cut_off_on_the_server_can_be_replaced(server, tmp_path):
     """Its hash is not that of the data set: the whole archive must be welcome later."""
     whole = server.content["/train2017.zip"]
     server.content["/train2017.zip"] = whole[: len(whole) // 2]
-    with pytest.raises(DownloadError, match="not a sound zip"):
+    with pytest.raises(DownloadError, match="damaged zip archive"):
         run(lvis(server), tmp_path, "train")
     next((tmp_path / "lvis/raw/.downloads").glob("*-train2017.zip")).unlink()  # as the message says
     server.content["/train2017.zip"] = whole
@@ -314,7 +315,13 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
     with pytest.raises(DownloadError) as error:
         run(entry, tmp_path)
     text = str(error.value)
-    for part in ("data.lvis.root", "annotations/lvis_v1_val.json", "images/val2017", "images/train2017", str(tmp_path)):
+    for part in (
+        "datasets.lvis.root",
+        "annotations/lvis_v1_val.json",
+        "images/val2017",
+        "images/train2017",
+        str(tmp_path),
+    ):
         assert part in text
 
 
@@ -342,7 +349,7 @@ def test_a_root_of_ones_own_is_used_where_it_lies(server, tmp_path):
 
 
 def test_a_root_that_lacks_something_names_it(server, tmp_path):
-    with pytest.raises(DataError, match=r"mine.*data.lvis.root.*annotations/lvis_v1_train.json.*images/train2017"):
+    with pytest.raises(DataError, match=r"mine.*datasets.lvis.root.*annotations/lvis_v1_train.json.*images/train2017"):
         run({**lvis(server), "root": str(tmp_path / "mine")}, tmp_path, "train")
 
 
@@ -353,7 +360,8 @@ def own(tmp_path):
     (path.parent / "images").mkdir(parents=True)
     path.write_bytes(annotation_bytes((1, "images")))
     entry = {"format": "coco", "root": str(path.parent), "annotations": {"val": "val.json"}}
-    run({**entry, "image_dirs": {"val": ["images"]}}, tmp_path, name="mine")
+    entry |= {"image_dirs": {"val": ["images"]}}
+    run(entry, tmp_path, name="mine")
     manifest = tmp_path / "mine" / "val.source.json"
     os.utime(manifest, ns=(time.time_ns() + 10**9,) * 2)
     return entry, path, manifest
@@ -364,44 +372,46 @@ def test_the_content_of_own_annotations_tells_when_they_change(own, monkeypatch)
     first = load_source(manifest).annotations_sha256
     with monkeypatch.context() as patch:
         patch.setattr("coordexp.datasets.download.sha256_file", lambda _: pytest.fail("read again"))
-        assert own_annotations(entry, "val", manifest) == first
+        assert local_annotations_sha256("mine", entry, "val", manifest) == first
     os.utime(manifest, (1.7e9, 1.7e9))
-    assert own_annotations(entry, "val", manifest) == first, "touched, the same"
+    assert local_annotations_sha256("mine", entry, "val", manifest) == first, "touched, the same"
     old = path.stat()
     (path.parent / "other.json").write_bytes(annotation_bytes((2, "images")))
     os.utime(path.parent / "other.json", ns=(old.st_atime_ns, old.st_mtime_ns - 10**12))
     os.utime(manifest, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
     (path.parent / "other.json").replace(path)
-    assert own_annotations(entry, "val", manifest) == sha256_file(path) != first, "an older file moved there"
+    assert local_annotations_sha256("mine", entry, "val", manifest) == sha256_file(path) != first, (
+        "an older file moved there"
+    )
 
 
 def test_the_manifest_stands_for_own_annotations_that_are_gone(own):
     entry, path, manifest = own
     first = load_source(manifest).annotations_sha256
     path.unlink()
-    assert own_annotations(entry, "val", manifest) == first
-    assert own_annotations({**entry, "root": str(path.parent / "elsewhere")}, "val", manifest) is None
-    assert own_annotations({**entry, "root": None}, "val", manifest) is None
+    assert local_annotations_sha256("mine", entry, "val", manifest) == first
+    assert local_annotations_sha256("mine", {**entry, "root": str(path.parent / "elsewhere")}, "val", manifest) is None
+    assert local_annotations_sha256("mine", {**entry, "root": None}, "val", manifest) is None
     manifest.write_text("{")
-    assert own_annotations(entry, "val", manifest) is None
+    assert local_annotations_sha256("mine", entry, "val", manifest) is None
 
 
 def test_an_unknown_layout_or_split_is_a_config_error(server, tmp_path):
-    with pytest.raises(ConfigError, match=r"data.lvis.format.*'voc'"):
+    with pytest.raises(ConfigError, match=r"datasets.lvis.format.*'voc'"):
         run({**lvis(server), "format": "voc"}, tmp_path)
-    with pytest.raises(ConfigError, match=r"data.lvis.annotations.*'test'"):
+    with pytest.raises(ConfigError, match=r"datasets.lvis.annotations.*'test'"):
         run(lvis(server), tmp_path, "test")
     entry = lvis(server)
     del entry["downloads"]["images/val2017"]
-    with pytest.raises(ConfigError, match=r"nothing says where.*images/val2017"):
+    with pytest.raises(ConfigError, match=r"no download provides.*images/val2017"):
         run(entry, tmp_path)
     entry["downloads"]["images/val2017"] = {"urll": "x"}
-    with pytest.raises(ConfigError, match=r"data\.lvis\.downloads\.images/val2017"):
+    with pytest.raises(ConfigError, match=r"datasets\.lvis\.downloads\.images/val2017"):
         run(entry, tmp_path)
 
 
 def test_shapes_are_generated_beside_the_manifest(tmp_path):
-    entry = {"format": "shapes", "image_size": 64, "objects": [1, 2], "val": {"count": 3, "seed": 5}}
+    entry = {"format": "shapes", "image_size": 64, "objects": [1, 2], "splits": {"val": {"count": 3, "seed": 5}}}
     source, raw = run(entry, tmp_path, "val", "shapes")
-    assert (source.dataset, source.format, source.image_dirs) == ("shapes", "lvis", ["raw/images/val"])
+    assert (source.dataset, source.format, source.image_dirs) == ("shapes", "shapes", ["raw/images/val"])
     assert len(list((raw / "images" / "val").glob("*.png"))) == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_cases import image
+from dataset_cases import draw_image
 from PIL import Image
 
 from coordexp.datasets import images as images
@@ -33,7 +33,7 @@ def difference(path, expected: Image.Image) -> float:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_image_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
-    source = save(tmp_path / "in" / f"a.{suffix}", image(*SIZE))
+    source = save(tmp_path / "in" / f"a.{suffix}", draw_image(*SIZE))
     target = tmp_path / "out" / f"a.{suffix}"
     assert prepare(source, target, SIZE, SIZE, 95) == "linked"
     assert target.samefile(source)
@@ -42,7 +42,7 @@ def test_a_image_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
 
 def test_a_image_is_copied_where_links_are_impossible(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError("cross-device")))
-    source = save(tmp_path / "a.jpg", image(*SIZE))
+    source = save(tmp_path / "a.jpg", draw_image(*SIZE))
     target = tmp_path / "out" / "a.jpg"
     assert prepare(source, target, SIZE, SIZE, 95) == "linked"
     assert not target.samefile(source)
@@ -50,7 +50,7 @@ def test_a_image_is_copied_where_links_are_impossible(tmp_path, monkeypatch):
 
 
 def test_a_resized_image_is_close_to_a_plain_high_quality_resize(tmp_path):
-    big = image(1024, 768)
+    big = draw_image(1024, 768)
     source = save(tmp_path / "a.jpg", big, quality=98)
     target = tmp_path / "out" / "a.jpg"
     assert prepare(source, target, big.size, (256, 192), 95) == "encoded"
@@ -77,7 +77,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("resized", [True, False])
 def test_every_mode_and_format_becomes_rgb(tmp_path, name, resized):
-    original = ODD[name](image(*SIZE))
+    original = ODD[name](draw_image(*SIZE))
     source = save(tmp_path / name, original)
     size = (96, 48) if resized else SIZE
     target = tmp_path / "out" / output_name(name, resized)
@@ -90,7 +90,7 @@ def test_every_mode_and_format_becomes_rgb(tmp_path, name, resized):
 
 def test_enlarging_is_bicubic_to_the_eye():
     """OpenCV's cubic kernel is a little sharper than Pillow's."""
-    small = image(120, 90)
+    small = draw_image(120, 90)
     fast = np.asarray(images.resample(small, (192, 160))).astype(int)
     plain = np.asarray(small.resize((192, 160), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(fast - plain).mean() < 1
@@ -100,7 +100,7 @@ def test_enlarging_is_bicubic_to_the_eye():
 @pytest.mark.parametrize("quality", [90, 95, 97])
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}], ids=str)
 def test_the_short_way_of_plain_jpegs_gives_the_bytes_of_the_general_one(tmp_path, monkeypatch, quality, options):
-    source = save(tmp_path / "a.jpg", image(150, 113), **options)
+    source = save(tmp_path / "a.jpg", draw_image(150, 113), **options)
     short, general = tmp_path / "short.jpg", tmp_path / "general.jpg"
     with monkeypatch.context() as patched:
         patched.setattr(images, "_resized", None)  # must not be needed
@@ -114,7 +114,7 @@ def test_the_short_way_of_plain_jpegs_gives_the_bytes_of_the_general_one(tmp_pat
 def test_other_jpegs_take_the_general_way(tmp_path, monkeypatch, save_as):
     exif = Image.Exif()
     exif[0x0112] = save_as.get("orientation", 1)
-    source = save(tmp_path / "a.jpg", image(64, 40).convert(save_as.get("mode", "RGB")), exif=exif)
+    source = save(tmp_path / "a.jpg", draw_image(64, 40).convert(save_as.get("mode", "RGB")), exif=exif)
     annotated, size = ((40, 64), (64, 96)) if "orientation" in save_as else ((64, 40), (96, 64))
     monkeypatch.setattr(images.cv2, "imdecode", None)  # must not be needed
     assert prepare(source, tmp_path / "out.jpg", annotated, size, 95) == "encoded"
@@ -215,7 +215,7 @@ def test_annotations_made_on_the_unrotated_pixels_win_over_the_tag(tmp_path, suf
 
 
 def test_a_image_of_another_size_than_annotated_is_refused(tmp_path):
-    source = save(tmp_path / "a.jpg", image(50, 40))
+    source = save(tmp_path / "a.jpg", draw_image(50, 40))
     with pytest.raises(ImageError, match="50x40 pixels, its annotation says 64x32"):
         prepare(source, tmp_path / "out.jpg", SIZE, SIZE, 95)
 
@@ -223,7 +223,7 @@ def test_a_image_of_another_size_than_annotated_is_refused(tmp_path):
 @pytest.mark.parametrize("resized", [True, False])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_truncated_image_is_refused(tmp_path, resized, suffix):
-    source = save(tmp_path / f"a.{suffix}", image(640, 480))
+    source = save(tmp_path / f"a.{suffix}", draw_image(640, 480))
     source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
     size = (320, 224) if resized else (640, 480)
     with pytest.raises(ImageError, match="truncated") as error:
@@ -240,7 +240,7 @@ def test_something_that_is_no_image_is_refused(tmp_path, data):
 
 
 def test_an_empty_or_older_target_is_made_again(tmp_path):
-    source = save(tmp_path / "a.jpg", image(*SIZE))
+    source = save(tmp_path / "a.jpg", draw_image(*SIZE))
     target = tmp_path / "out.jpg"
     target.touch()
     assert prepare(source, target, SIZE, (96, 64), 95) == "encoded"
@@ -251,7 +251,7 @@ def test_an_empty_or_older_target_is_made_again(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    source = save(tmp_path / "a.png", image(*SIZE))
+    source = save(tmp_path / "a.png", draw_image(*SIZE))
 
     def full(self, handle, *args, **options):
         handle.write(b"half")
@@ -273,11 +273,11 @@ def test_a_full_disk_is_no_fault_of_the_image(tmp_path, monkeypatch, size):
     for place, name in ((os, "link"), (images.shutil, "copyfile"), (images.tempfile, "mkstemp")):
         monkeypatch.setattr(place, name, full)
     with pytest.raises(OSError, match="no space"):
-        prepare(save(tmp_path / "a.jpg", image(*SIZE)), tmp_path / "out" / "a.jpg", SIZE, size, 95)
+        prepare(save(tmp_path / "a.jpg", draw_image(*SIZE)), tmp_path / "out" / "a.jpg", SIZE, size, 95)
 
 
 def test_the_same_image_gives_the_same_bytes(tmp_path):
-    source = save(tmp_path / "a.jpg", image(300, 200))
+    source = save(tmp_path / "a.jpg", draw_image(300, 200))
     for name in ("one.jpg", "two.jpg"):
         prepare(source, tmp_path / name, (300, 200), (192, 128), 95)
     assert (tmp_path / "one.jpg").read_bytes() == (tmp_path / "two.jpg").read_bytes()
@@ -286,8 +286,8 @@ def test_the_same_image_gives_the_same_bytes(tmp_path):
 def test_names_are_looked_up_in_their_own_folder_first(tmp_path):
     folders = [str(tmp_path / "val2017"), str(tmp_path / "train2017")]
     for folder in folders:
-        save(Path(folder) / "1.jpg", image(8, 8))
-    save(tmp_path / "train2017" / "deep" / "2.jpg", image(8, 8))
+        save(Path(folder) / "1.jpg", draw_image(8, 8))
+    save(tmp_path / "train2017" / "deep" / "2.jpg", draw_image(8, 8))
     assert find("1.jpg", folders) == (0, "1.jpg")
     assert find("train2017/1.jpg", folders) == (1, "1.jpg")
     assert find("other/1.jpg", folders, from_url=True) == (0, "1.jpg")

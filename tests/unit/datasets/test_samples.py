@@ -39,17 +39,17 @@ def samples(path, exhaustive=False, **options):
     return Samples(one_file(path), "token", SampleOptions(**options), CategoryTable(NAMES, exhaustive))
 
 
-def drawn(some, epoch=0):
+def draw_image(some, epoch=0):
     return {s.record.metadata.image_id: s for s in (some.get(i, epoch) for i in range(len(some)))}
 
 
 def test_an_epoch_shows_every_image_once(jsonl):
     for epoch in range(3):
-        assert sorted(drawn(samples(jsonl), epoch)) == [1, 2, 3, 4]
+        assert sorted(draw_image(samples(jsonl), epoch)) == [1, 2, 3, 4]
 
 
 def test_sorted_is_top_to_bottom_then_left_to_right(jsonl):
-    shown = drawn(samples(jsonl))[3].record.objects
+    shown = draw_image(samples(jsonl))[3].record.objects
     assert [obj.norm[1] for obj in shown] == sorted(obj.norm[1] for obj in shown)
 
 
@@ -67,7 +67,7 @@ def test_random_orders_differ_between_epochs_and_copies_but_repeat_exactly(jsonl
 
 def test_federated_prompts_name_what_is_present_or_known_absent(jsonl):
     some = samples(jsonl, category_ratio=1.0, negatives=10)
-    shown = drawn(some)
+    shown = draw_image(some)
     assert set(shown[1].categories) == {"cat", "dog", "cow", "car"}
     assert set(shown[2].categories) == {"cat", "bus"} and shown[2].record.objects == []
     assert set(shown[3].categories) == {"cow", "car", "cat"}
@@ -76,7 +76,7 @@ def test_federated_prompts_name_what_is_present_or_known_absent(jsonl):
 
 
 def test_exhaustive_annotations_make_every_other_category_absent(jsonl):
-    shown = drawn(samples(jsonl, exhaustive=True, category_ratio=1.0, negatives=10))
+    shown = draw_image(samples(jsonl, exhaustive=True, category_ratio=1.0, negatives=10))
     assert set(shown[4].categories) == set(NAMES.values())
     assert "dog" not in shown[3].categories
 

@@ -195,7 +195,7 @@ def test_kubernetes_a_job_asks_for_what_its_rule_asks_and_is_retried_with_more(s
     assert "activeDeadlineSeconds" not in jobs[0]["spec"], "would count the time that it waits for a GPU"
 
 
-SMALL = "data: {tiny: 3, shapes: {train: {count: 4, seed: 1}, val: {count: 4, seed: 2}}}"
+SMALL = "data: {tiny: 3, shapes: {splits: {train: {count: 4, seed: 1}, val: {count: 4, seed: 2}}}}"
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ CHANGES = {
     "data": {
         "tiny": 4,
         "num_workers": 2,
-        "shapes": {"train": {"count": 40, "seed": 1}, "val": {"count": 6, "seed": 2}},
+        "shapes": {"splits": {"train": {"count": 40, "seed": 1}, "val": {"count": 6, "seed": 2}}},
     },
     "models": {"tiny": {"hidden": 64, "layers": 2}},
     "runs": {
@@ -54,7 +54,7 @@ CHANGES = {
 }
 # What a rule leaves beside the outputs that it declares; the files of others are declared all.
 BESIDE = {
-    "download": ("resources/shapes/raw/images/val", "resources/shapes/raw/annotations/shapes_val.json"),
+    "download": ("resources/shapes/raw/images/val", "resources/shapes/raw/val.annotations.json"),
     "convert_resize": (f"{RUN}/data/images/val",),
     "fetch_model": ("resources/models/tiny",),
     "expand_vocab": ("results/models/tiny-coordexp",),

@@ -1,6 +1,7 @@
 """The generator: deterministic, independent splits, annotations that agree with the image, every knob."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,13 +11,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from coordexp.datasets.categories import load
-from coordexp.datasets.shapes import BACKGROUND, COLORS, SUPERSAMPLING, ShapesOptions, generate, options_for
+from coordexp.datasets.formats import open_format
+from coordexp.datasets.formats.shapes import BACKGROUND, COLORS, SUPERSAMPLING, ShapesOptions
 from coordexp.runtime.errors import ConfigError
 
 
 def made(folder, split="train", **options):
-    source = generate(ShapesOptions(**{"count": 40, "seed": 3, **options}), split, folder)
-    return source, json.loads((folder / source.annotations).read_text())
+    """The source of a generated split below `folder`, and its annotations."""
+    entry = {"format": "shapes", "splits": {split: {"count": 40, "seed": 3, **options}}}
+    source = open_format("shapes", entry).provide(split, folder, folder)
+    return source, json.loads(Path(source.annotations).read_text())
 
 
 def by_image(data):
@@ -101,23 +105,23 @@ def test_boxes_bound_the_visible_outline(tmp_path):
     assert hidden  # some shapes are cut in two by others
 
 
-def test_the_layout_is_that_of_lvis(tmp_path):
+def test_annotations_are_in_lvis_format(tmp_path):
     source, data = made(tmp_path, count=80, not_exhaustive=0.5, negatives=4)
-    assert source.format == "lvis"
+    assert (source.format, source.federated) == ("shapes", True)
     assert len({a["id"] for a in data["annotations"]}) == len(data["annotations"])
-    categories = load(tmp_path / source.annotations)
+    categories = load(source.annotations)
     assert {c.frequency for c in categories} == {"r", "c", "f"}
     assert all(c.name in c.synonyms and len(c.synonyms) >= 4 for c in categories)
     every = [s for c in categories for s in c.synonyms]
     assert len(every) == len(set(every))  # no synonym is ambiguous
-    marked = 0
+    listed = 0
     for image, own in by_image(data):
         present = {a["category_id"] for a in own}
         assert not present & set(image["neg_category_ids"])
         assert len(image["neg_category_ids"]) == 4
-        marked += bool(image["not_exhaustive_category_ids"])
+        listed += bool(image["not_exhaustive_category_ids"])
         assert set(image["not_exhaustive_category_ids"]) <= present
-    assert 20 < marked < 60
+    assert 20 < listed < 60
     for c in data["categories"]:
         own = [a["image_id"] for a in data["annotations"] if a["category_id"] == c["id"]]
         assert (c["instance_count"], c["image_count"]) == (len(own), len(set(own)))
@@ -131,7 +135,7 @@ def test_hotcoco_and_pycocotools_read_it(tmp_path):
     from hotcoco import COCO
     from pycocotools.coco import COCO as Pycoco
 
-    path = str(tmp_path / source.annotations)
+    path = source.annotations
     with contextlib.redirect_stdout(io.StringIO()):
         for reader in (COCO(path), Pycoco(path)):
             assert len(reader.getAnnIds()) == len(data["annotations"])
@@ -192,46 +196,42 @@ def test_background_noise_is_noise(tmp_path):
     assert 8 < pixels[..., 0].std() < 14
 
 
-def test_a_image_without_shapes_is_possible(tmp_path):
+def test_an_image_without_shapes_is_possible(tmp_path):
     _, data = made(tmp_path, objects=(0, 0), count=3)
     assert len(data["images"]) == 3
     assert data["annotations"] == []
 
 
-def test_options_come_from_the_configuration():
-    entry = {"format": "shapes", "image_size": 64, "objects": [1, 4], "difficulty": {"crowd": 0.5, "small": 0.1}}
-    entry |= {"train": {"count": 10, "seed": 1}, "val": {"count": 5, "seed": 2}, "root": None}
-    options = options_for(entry, "val")
-    assert (options.count, options.seed, options.crowd, options.objects) == (5, 2, 0.5, (1, 4))
-    assert options_for({"format": "shapes", "train": {"count": 1, "seed": 0}}, "train") == ShapesOptions(
-        count=1, seed=0
-    )
+def test_options_of_a_split_override_those_of_the_dataset():
+    entry = {"format": "shapes", "image_size": 64, "objects": [1, 4], "crowd": 0.5}
+    entry |= {"splits": {"train": {"count": 10, "seed": 1, "crowd": 0.1}, "val": {"count": 5, "seed": 2}}}
+    shapes = open_format("shapes", entry)
+    assert shapes.split_options("train") == ShapesOptions(count=10, seed=1, image_size=64, objects=(1, 4), crowd=0.1)
+    assert shapes.split_options("val") == ShapesOptions(count=5, seed=2, image_size=64, objects=(1, 4), crowd=0.5)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"colours": ["red"]}, "colours"),
+        ({"colours": ["red"]}, r"datasets\.mine\.colours: unknown key, did you mean 'colors'"),
         ({"colors": ["mauve"]}, "mauve"),
-        ({"objects": [3, 1]}, "objects"),
-        ({"size": [0.5, 0.2]}, "size"),
-        ({"image_size": "96"}, "image_size"),
+        ({"objects": [3, 1]}, "objects: expected 0 <= fewest <= most"),
+        ({"size": [0.5, 0.2]}, "size: expected 0 < smallest <= largest <= 1"),
+        ({"image_size": "large"}, r"datasets\.mine\.image_size"),
+        ({"occlusion": 1.5}, r"datasets\.mine\.occlusion"),
+        ({"splits": {"train": {"count": 0}}}, r"datasets\.mine\.splits\.train\.count"),
     ],
 )
-def test_impossible_options_are_config_errors(change, words):
+def test_invalid_options_are_configuration_errors(change, words):
+    entry = {"format": "shapes", "splits": {"train": {"count": 1, "seed": 0}}, **change}
     with pytest.raises(ConfigError, match=words):
-        options_for({"format": "shapes", "train": {"count": 1, "seed": 0}, **change}, "train")
+        open_format("mine", entry)
 
 
-def test_a_split_that_is_not_there():
-    with pytest.raises(ConfigError, match=r"no such split.*'test'"):
-        options_for({"format": "shapes", "train": {"count": 1, "seed": 0}}, "test")
-
-
-def test_a_run_that_fails_leaves_the_older_images(tmp_path, monkeypatch):
+def test_a_failed_run_leaves_the_earlier_images(tmp_path, monkeypatch):
     made(tmp_path, count=3)
     monkeypatch.setattr(Image.Image, "reduce", lambda *a: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         made(tmp_path, count=5)
     assert len(list((tmp_path / "images" / "train").iterdir())) == 3
-    assert msgspec.json.decode((tmp_path / "annotations" / "shapes_train.json").read_bytes())["images"]
+    assert msgspec.json.decode((tmp_path / "train.annotations.json").read_bytes())["images"]

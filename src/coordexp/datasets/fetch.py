@@ -1,0 +1,151 @@
+"""Files of a dataset from the web: what is missing is downloaded, verified and unpacked."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+from coordexp.datasets.archive import extract
+from coordexp.runtime.errors import ConfigError, DownloadError, located
+from coordexp.runtime.http_download import Policy, fetch
+from coordexp.runtime.io import read_json, sha256_file, write_json
+
+PARALLEL = 4
+LOCK_FILE = "downloads.lock.json"
+
+
+class DownloadEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a file or folder of a dataset comes from."""
+
+    url: Annotated[str, msgspec.Meta(description="URL of the file, or of a zip archive that holds it")]
+    size: Annotated[int | None, msgspec.Meta(description="size in bytes of the file behind the URL, if known")] = None
+    sha256: Annotated[str | None, msgspec.Meta(description="SHA-256 (hex) of the file behind the URL, if known")] = None
+
+
+def fetch_files(
+    dataset: str,
+    entries: Mapping[str, DownloadEntry],
+    needed: Sequence[str],
+    related: Sequence[str],
+    raw_dir: Path,
+    policy: Policy,
+) -> None:
+    """Download and unpack what is missing of `needed`, several files at once; processes wait for each other.
+
+    `entries` are the dataset's `downloads`. `related` are the paths of every split: an archive that holds files of
+    several splits is unpacked once for all of them. The SHA-256 of a download is checked against its entry, or
+    recorded in `raw_dir/downloads.lock.json` at the first download and enforced from then on.
+    ConfigError if no entry provides a missing path; DownloadError for a failed download.
+    """
+    paths: dict[str, list[str]] = {}
+    for path in needed:
+        target = download_of(path, entries)
+        if target is not None:
+            paths[target] = sorted({p for p in related if download_of(p, entries) == target})
+        elif not (raw_dir / path).exists():
+            fix = f"put it at {raw_dir / path}, or set datasets.{dataset}.root to a folder that has it"
+            field = f"datasets.{dataset}.downloads"
+            raise ConfigError(located("no download provides this path", field=field, found=path, fix=fix))
+    errors = _run_parallel([partial(_fetch_entry, t, entries[t], paths[t], raw_dir, policy) for t in paths])
+    for error in errors:
+        if not isinstance(error, DownloadError):
+            raise error
+    if errors:
+        targets = ", ".join(str(raw_dir / path) for path in needed)
+        advice = f"without a network: put the data at {targets}, or set datasets.{dataset}.root to a folder that has"
+        raise DownloadError("\n".join([*map(str, errors), f"  -> {advice} {', '.join(needed)}"]))
+
+
+def download_of(path: str, entries: Mapping[str, object]) -> str | None:
+    """The key of `downloads` that provides `path`: the path itself, or the innermost folder that contains it."""
+    targets = [t for t in entries if path == t or path.startswith(t.rstrip("/") + "/")]
+    return max(targets, key=len, default=None)
+
+
+def _run_parallel(tasks: Sequence[Callable[[], None]]) -> list[BaseException]:
+    """The exceptions of the tasks, run in daemon threads, which do not delay Ctrl-C."""
+    errors: list[BaseException | None] = [None] * len(tasks)
+    slots = threading.Semaphore(PARALLEL)
+
+    def attempt(n: int) -> None:
+        with slots:
+            try:
+                tasks[n]()
+            except BaseException as error:
+                errors[n] = error
+
+    threads = [threading.Thread(target=attempt, args=(n,), daemon=True) for n in range(len(tasks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [error for error in errors if error is not None]
+
+
+def _fetch_entry(target: str, entry: DownloadEntry, paths: Sequence[str], raw_dir: Path, policy: Policy) -> None:
+    """Provide `paths`, which entry `target` of `downloads` holds, unless they exist.
+
+    Three files in `raw_dir/.downloads` record the progress: the archive itself until it is unpacked, `.begun` while
+    unpacking may be incomplete, and a receipt of what has been provided. A plain file is downloaded next to its final
+    path, on the same disk, and renamed last.
+    """
+    work = raw_dir / ".downloads"
+    work.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(target.encode()).hexdigest()[:12]
+    file_name = PurePosixPath(urlsplit(entry.url).path).name or "download"
+    is_archive = file_name.endswith(".zip")
+    final = raw_dir / target
+    fetched = work / f"{key}-{file_name}" if is_archive else final.with_name(f".{final.name}.fetched")
+    with _exclusive(work / f"{key}.lock"):
+        begun = work / f"{key}.begun"
+        receipt = work / f"{key}.json"
+        earlier = read_json(receipt) if receipt.exists() else None
+        replaced = earlier is not None and earlier["url"] != entry.url
+        unfinished = replaced or begun.exists() or fetched.exists()
+        covered = earlier is None or set(paths) <= set(earlier["paths"])
+        if not unfinished and covered and all((raw_dir / p).exists() for p in paths):
+            return  # downloaded before, or put there by the user
+        sha256 = _fetched_sha256(entry, fetched, raw_dir, policy)
+        if is_archive:
+            begun.touch()
+            members = [(raw_dir / p).relative_to(final.parent).as_posix() for p in paths]
+            extract(fetched, final.parent, members, overwrite=replaced)
+        _record_sha256(raw_dir, entry.url, sha256)
+        write_json(receipt, {"url": entry.url, "paths": paths})
+        begun.unlink(missing_ok=True)
+        fetched.unlink() if is_archive else fetched.replace(final)
+
+
+def _fetched_sha256(entry: DownloadEntry, target: Path, raw_dir: Path, policy: Policy) -> str:
+    """SHA-256 of `target`, which is downloaded unless it exists."""
+    if target.exists():
+        return sha256_file(target)
+    expected = entry.sha256 or _recorded_sha256(raw_dir).get(entry.url)
+    return fetch(entry.url, target, size=entry.size, sha256=expected, policy=policy)
+
+
+def _recorded_sha256(raw_dir: Path) -> dict[str, str]:
+    path = raw_dir / LOCK_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def _record_sha256(raw_dir: Path, url: str, sha256: str) -> None:
+    with _exclusive(raw_dir / ".downloads" / "lockfile.lock"):
+        write_json(raw_dir / LOCK_FILE, dict(sorted({**_recorded_sha256(raw_dir), url: sha256}.items())))
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file: two processes may provide train and val at the same time."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

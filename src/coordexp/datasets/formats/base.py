@@ -1,0 +1,141 @@
+"""The interface of a dataset format, and the registry of formats.
+
+A format turns the files of one split, in whatever form they come, into one annotation file in COCO format, which
+conversion and evaluation both read. Adding a format is one class in one file, here or in a plug-in:
+
+    @FORMATS.register("lines")
+    class LinesFormat(DatasetFormat[LinesOptions]):
+        Options = LinesOptions
+
+        def files(self, split):
+            return SplitFiles(annotations=(self.options.lists[split],), image_dirs=("images",))
+
+        def provide(self, split, folder, raw_dir):
+            with AnnotationWriter(self.annotation_path(split, raw_dir)) as writer:
+                ...
+            return self.source(split, writer.path, [folder / "images"])
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from coordexp.datasets.fetch import DownloadEntry
+from coordexp.datasets.source import Source
+from coordexp.runtime.config_io import convert, unwrap
+from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.io import sha256_file
+from coordexp.runtime.registry import Registry
+
+T = TypeVar("T")
+PerSplit = Annotated[dict[str, T], msgspec.Meta(extra={"per_split": True})]  # an option with one value per split
+
+
+class SplitFiles(NamedTuple):
+    """What a split reads, as paths relative to the folder of the dataset.
+
+    annotations: files and folders that the annotations are read from; a change in one of them is a changed dataset.
+    image_dirs: folders of images.
+    """
+
+    annotations: tuple[str, ...] = ()
+    image_dirs: tuple[str, ...] = ()
+
+
+class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of every format that reads files."""
+
+    root: Annotated[
+        str | None,
+        msgspec.Meta(description="folder that holds the dataset; nothing is downloaded. null: download the files"),
+    ] = None
+    downloads: Annotated[
+        dict[str, DownloadEntry] | None,
+        msgspec.Meta(description="where each file or folder of the dataset comes from, by its path in the dataset"),
+    ] = None
+
+
+Options = TypeVar("Options", bound=msgspec.Struct)
+
+
+class DatasetFormat(ABC, Generic[Options]):
+    """A format of annotations, configured for one dataset.
+
+    dataset: name of the dataset. name: the format's name in FORMATS. options: the dataset's entry in the
+    configuration. `federated` is as in `Source`.
+    """
+
+    Options: ClassVar[type[msgspec.Struct]]
+    federated: ClassVar[bool] = False
+
+    def __init__(self, dataset: str, name: str, options: Options):
+        self.dataset, self.name, self.options = dataset, name, options
+
+    @abstractmethod
+    def files(self, split: str) -> SplitFiles:
+        """The files that `split` reads; none for a generated dataset. `split` is known to exist."""
+
+    @abstractmethod
+    def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
+        """The source of `split`, with absolute paths.
+
+        `folder` holds the files named by `files`. What the format writes goes to `raw_dir`, complete or not at all.
+        DataError with file and line for input that cannot be read.
+        """
+
+    def annotation_path(self, split: str, raw_dir: Path) -> Path:
+        """Where a format writes the annotations of a split that it converts."""
+        return raw_dir / f"{split}.annotations.json"
+
+    def source(self, split: str, annotations: Path, image_dirs: Sequence[Path]) -> Source:
+        """The Source for this annotation file and these folders of images."""
+        return Source(
+            dataset=self.dataset,
+            split=split,
+            format=self.name,
+            federated=self.federated,
+            annotations=str(annotations.resolve()),
+            image_dirs=[str(folder.resolve()) for folder in image_dirs],
+            annotations_sha256=sha256_file(annotations),
+        )
+
+
+FORMATS: Registry[type[DatasetFormat]] = Registry("dataset format")
+
+
+def open_format(dataset: str, entry: Mapping[str, Any]) -> DatasetFormat:
+    """The format of a dataset, by its entry under `datasets:`; ConfigError for an invalid entry."""
+    field = f"datasets.{dataset}"
+    name = entry.get("format")
+    if name is None:
+        raise ConfigError(located("required key is missing", field=f"{field}.format", expected=FORMATS.names()))
+    if name not in FORMATS:
+        fix = "choose a registered format, or load a plug-in that registers it"
+        facts = {"expected": FORMATS.names(), "found": name, "fix": fix}
+        raise ConfigError(located("unknown dataset format", field=f"{field}.format", **facts))
+    kind = FORMATS[name]
+    options = convert({key: value for key, value in entry.items() if key != "format"}, kind.Options, field=field)
+    return kind(dataset, name, options)
+
+
+def check_split(dataset_format: DatasetFormat, split: str) -> None:
+    """ConfigError if a per-split option of the dataset has no value for `split`."""
+    for name in per_split_options(dataset_format.Options):
+        values = getattr(dataset_format.options, name)
+        if split not in values:
+            field = f"datasets.{dataset_format.dataset}.{name}"
+            fix = f"add {field}.{split}, or ask for another split (data.splits lists those of the target `data`)"
+            raise ConfigError(located("no such split", field=field, expected=sorted(values), found=split, fix=fix))
+
+
+def per_split_options(options: type[msgspec.Struct]) -> list[str]:
+    """Names of the options that have one value per split."""
+    fields = msgspec.structs.fields(options)
+    return [
+        field.name for field in fields if any((meta.extra or {}).get("per_split") for meta in unwrap(field.type)[1])
+    ]
