@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 
 from coordexp.datasets.json_spans import Elements, Mapper, find_elements, read_spans
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
 Block = tuple[str, np.ndarray, np.ndarray]  # file, and spans of elements and of their bulk, as in Elements
 Decode = Callable[[bytes], list[Any]]
-BLOCK = 8192  # elements decoded at once while the index is built
 _COLUMNS = (
     ("ids", (), np.int64),
     ("owners", (), np.int64),
@@ -196,8 +196,8 @@ def _decode_one(element: bytes, decode: Decode) -> Any:
 def _blocks(path: str | Path, elements: Elements) -> Iterator[Block]:
     """Runs of neighbouring elements, at least one."""
     spans, bulk = elements.spans, elements.bulk
-    for i in range(0, max(len(spans), 1), BLOCK):
-        own = spans[i : i + BLOCK]
+    for i in range(0, max(len(spans), 1), tuning.ELEMENTS_PER_BLOCK):
+        own = spans[i : i + tuning.ELEMENTS_PER_BLOCK]
         a, b = np.searchsorted(bulk[:, 0], [own[0, 0], own[-1, 1]]) if len(own) else (0, 0)
         yield str(path), own, bulk[a:b]
 

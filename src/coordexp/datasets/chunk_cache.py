@@ -15,10 +15,10 @@ import msgspec
 
 from coordexp.datasets.conversion_stats import Tally
 from coordexp.records import Record
+from coordexp.runtime import tuning
 from coordexp.runtime.io import atomic_open
 
 _encoder = msgspec.json.Encoder()
-_BLOCK = 1 << 20
 
 
 def folder(jsonl: Path, name: str) -> Path:
@@ -65,7 +65,7 @@ def join(jsonl: Path, parts: Path, count: int) -> int:
             with _path(parts, k).open("rb") as part:
                 part.readline()
                 part.readline()
-                shutil.copyfileobj(part, out, _BLOCK)
+                shutil.copyfileobj(part, out, tuning.JOIN_BYTES)
         return out.tell()
 
 

@@ -38,13 +38,13 @@ from coordexp.datasets.source import Source, load_source
 from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
 from coordexp.records import Metadata, Record
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.runtime.estimates import announce_measured
 from coordexp.runtime.io import canonical_json, write_json
 from coordexp.runtime.locks import end_with_parent
 from coordexp.runtime.progress import Progress
 
-CHUNK = 1024  # most images a part; small data sets have smaller parts, so that all workers get some
 _CODE = (annotation_files, categories, objects, order, parts, image_files, polygons, resize, scan, statistics)
 
 
@@ -218,7 +218,7 @@ def _convert_part_of_job(k: int) -> tuple[statistics.Tally, dict[str, int]]:
 
 
 def _chunk_size(index: Index) -> int:
-    return min(CHUNK, max(16, len(index) // 64))
+    return min(tuning.IMAGES_PER_CHUNK, max(16, len(index) // 64))
 
 
 def _chunk_count(index: Index) -> int:
@@ -353,7 +353,7 @@ def _parts_folder(
         "image_dirs": [str(d.resolve()) for d in image_dirs],
         "options": msgspec.to_builtins(options) | {"num_workers": None},
         "max_blocks": max_blocks,
-        "chunk": CHUNK,
+        "chunk": tuning.IMAGES_PER_CHUNK,
         "code": __version__ + _digest(*_CODE),
     }
     return parts.folder(jsonl, hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16])

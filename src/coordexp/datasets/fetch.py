@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from coordexp.datasets.archive import extract
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import ConfigError, DownloadError, located
 from coordexp.runtime.http_download import Policy, fetch
 from coordexp.runtime.io import read_json, sha256_file, write_json
 
-PARALLEL = 4
 LOCK_FILE = "downloads.lock.json"
 
 
@@ -74,7 +74,7 @@ def download_of(path: str, entries: Mapping[str, object]) -> str | None:
 def _run_parallel(tasks: Sequence[Callable[[], None]]) -> list[BaseException]:
     """The exceptions of the tasks, run in daemon threads, which do not delay Ctrl-C."""
     errors: list[BaseException | None] = [None] * len(tasks)
-    slots = threading.Semaphore(PARALLEL)
+    slots = threading.Semaphore(tuning.PARALLEL_DOWNLOADS)
 
     def attempt(n: int) -> None:
         with slots:

@@ -17,12 +17,11 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
 Mapper = Callable[..., Iterable[Any]]
 BULK = 256  # bytes from which a value inside an element is bulk
-CHUNK = 1 << 20
-RANGE = 1 << 26  # bytes that one process scans
 _BETWEEN_ELEMENTS, _FINISHED = (2, 0), (0, 0)  # (bracket depth, inside a string)
 _NEXT_ELEMENT = re.compile(rb"\}\s*,\s*(?=\{)")
 _QUOTE, _BACKSLASH = 0x22, 0x5C
@@ -77,11 +76,11 @@ def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) 
 
 
 def _cuts(handle) -> list[int]:
-    """Places to start scanning at: 0, and what looks like the start of an element about every RANGE bytes."""
+    """Offsets to start scanning at: 0, and what looks like the start of an element once per range."""
     size = os.fstat(handle.fileno()).st_size
     cuts = [0]
-    for target in range(RANGE, size - RANGE // 2, RANGE):
-        match = _NEXT_ELEMENT.search(os.pread(handle.fileno(), CHUNK, target))
+    for target in range(tuning.JSON_RANGE_BYTES, size - tuning.JSON_RANGE_BYTES // 2, tuning.JSON_RANGE_BYTES):
+        match = _NEXT_ELEMENT.search(os.pread(handle.fileno(), tuning.JSON_READ_BYTES, target))
         if match:
             cuts.append(target + match.end())
     return cuts
@@ -126,7 +125,7 @@ def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], 
 
 def _chunks(handle: IO[bytes], base: int, end: int | None) -> Iterator[tuple[int, bytes | bytearray]]:
     """(offset, bytes) up to `end`, none of them ending in a backslash; a chunk is valid until the next one."""
-    buffer = bytearray(CHUNK)
+    buffer = bytearray(tuning.JSON_READ_BYTES)
     while size := handle.readinto(memoryview(buffer)[: None if end is None else end - base]):
         data = buffer if size == len(buffer) else buffer[:size]
         while data.endswith(b"\\") and (more := handle.read(1)):

@@ -10,11 +10,11 @@ import numpy as np
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import Matches, box_iou, join
 from coordexp.evaluation.ground_truth import GroundTruth
+from coordexp.runtime import tuning
 
 DUPLICATE_IOU = 0.9
 NEAR = 0.1
 KINDS = ("duplicate", "poor_box", "wrong_category", "background", "unmapped")
-_PAIRS_AT_ONCE = 4_000_000
 
 
 def duplicates(detections: Detections) -> np.ndarray:
@@ -62,7 +62,7 @@ def false_positives(
 def _pairs(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`join` in blocks, so that one image with very many boxes does not fill the memory; `right` sorted."""
     size = np.searchsorted(right, left, "right") - np.searchsorted(right, left, "left")
-    block = np.cumsum(size) // _PAIRS_AT_ONCE
+    block = np.cumsum(size) // tuning.PAIRS_PER_BLOCK
     bounds = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(left))
     for start, stop in itertools.pairwise(bounds):
         i, j = join(left[start:stop], right)

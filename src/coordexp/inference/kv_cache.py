@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache
 
-BLOCK = 256  # columns that the buffers grow by at least
+from coordexp.runtime import tuning
 
 
 class RowCache:
@@ -35,7 +35,7 @@ class RowCache:
         self._rows = torch.arange(len(first), device=device)[:, None]
         self._used = int(first.max()) + width
         if self._used > self.keys[0].shape[2]:
-            self._widen(max(self._used + BLOCK, self.keys[0].shape[2] * 3 // 2))
+            self._widen(max(self._used + tuning.CACHE_COLUMNS, self.keys[0].shape[2] * 3 // 2))
         column = torch.arange(self._used, device=device)
         visible = (column >= self.padding[:, None, None]) & (column <= self._columns[:, :, None])
         return visible[:, None]

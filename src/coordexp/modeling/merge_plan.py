@@ -15,14 +15,11 @@ from coordexp.modeling import vocab
 from coordexp.modeling.adapter import Adapter, Lora, Offsets
 from coordexp.modeling.embedding_init import one_thread_each, read_rows, to_bytes, torch_dtype
 from coordexp.modeling.parallel_writer import Output, room
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import ModelError, located
 
 if TYPE_CHECKING:
     import torch
-
-BLOCK_ITEMS = (
-    1 << 21
-)  # elements of a block of rows: 8 MB in float32; larger ones do not fit beside each other in caches
 
 
 class TensorUpdate(msgspec.Struct, frozen=True):
@@ -257,7 +254,7 @@ def _block_jobs(plan: Plan, change: TensorUpdate) -> Iterator[shards.Job]:
     source = change.source if change.replaced is None else (plan.adapter.file, change.replaced)
     shape = source[1].shape
     rows, columns = (shape[0] if shape else 1), max(1, math.prod(shape[1:]))
-    step = max(1, BLOCK_ITEMS // columns)
+    step = max(1, tuning.VALUES_PER_BLOCK // columns)
     spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
     factors = None if change.lora is None else _Factors(plan.adapter.file, change.lora)
     if factors is not None and factors.magnitude is not None and factors.by_column:

@@ -16,14 +16,13 @@ from typing import NamedTuple
 import msgspec
 
 from coordexp.modeling.parallel_writer import Output, room
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import ModelError, located
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-COPY_BYTES = 2 << 20
-MOST_WORKERS = 8
 
 _MAX_HEADER = 100 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
@@ -207,7 +206,7 @@ def workers() -> Iterator[Workers]:
     At the end every file is on the disk; OSError where that failed.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    count = min(MOST_WORKERS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
+    count = min(tuning.WRITER_THREADS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
     with ThreadPoolExecutor(max(1, count)) as pieces, ThreadPoolExecutor(1) as disk:
         pool = Workers(pieces, disk, [])
         yield pool
@@ -263,8 +262,8 @@ def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
 
 def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Iterator[Job]:
     """Pieces that copy bytes [begin, end) of a tensor."""
-    for low in range(begin, end, COPY_BYTES):
-        high = min(low + COPY_BYTES, end)
+    for low in range(begin, end, tuning.COPY_BYTES):
+        high = min(low + tuning.COPY_BYTES, end)
         yield Job(high - low, partial(_copy_range, shard, spec, low, high))
 
 

@@ -12,6 +12,7 @@ from coordexp.datasets import json_spans as scan
 from coordexp.datasets.annotation_index import build_index, read_images, read_outlines, rows_of
 from coordexp.datasets.categories import Category, category_ids, descriptions, load, pretty
 from coordexp.datasets.json_spans import element_spans, find_elements, read_spans
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "photos" / "annotations"
@@ -28,11 +29,11 @@ elements = st.lists(st.dictionaries(st.text('ab"\\', max_size=4), values, max_si
 def test_spans_are_the_elements_whatever_the_file_holds(tmp_path_factory, first, second, other, indent, chunk):
     path = tmp_path_factory.mktemp("scan") / "file.json"
     path.write_text(json.dumps({"info": other, "images": first, "more": [other], "annotations": second}, indent=indent))
-    usual, scan.CHUNK = scan.CHUNK, chunk
+    usual, tuning.JSON_READ_BYTES = tuning.JSON_READ_BYTES, chunk
     try:
         spans = element_spans(path, ("images", "annotations"))
     finally:
-        scan.CHUNK = usual
+        tuning.JSON_READ_BYTES = usual
     data = path.read_bytes()
     for name, expected in (("images", first), ("annotations", second)):
         assert [json.loads(data[a:b]) for a, b in spans[name].tolist()] == expected
@@ -103,11 +104,9 @@ def test_annotations_come_with_their_image_in_file_order(tmp_path, kind):
 
 
 def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
-    import coordexp.datasets.annotation_index as module
-
     path = write(tmp_path, [image_entry(k) for k in range(50)], [annotation_entry(k, k * 7 % 50) for k in range(300)])
     whole = build_index(path)
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(tuning, "ELEMENTS_PER_BLOCK", 7)
     small = build_index(path)
     for column in ("ids", "categories", "boxes", "crowd", "spans", "offsets"):
         assert (getattr(whole.rows, column) == getattr(small.rows, column)).all()
@@ -127,11 +126,12 @@ def emptied(value, limit, depth=0):
 def test_bulk_is_the_inside_of_long_lists_and_maps(tmp_path_factory, found, limit, chunk):
     path = tmp_path_factory.mktemp("scan") / "file.json"
     path.write_text(json.dumps({"images": [], "annotations": found}))
-    usual, (scan.BULK, scan.CHUNK) = (scan.BULK, scan.CHUNK), (limit, chunk)
+    usual = scan.BULK, tuning.JSON_READ_BYTES
+    scan.BULK, tuning.JSON_READ_BYTES = limit, chunk
     try:
         annotations = find_elements(path, ("annotations",))["annotations"]
     finally:
-        scan.BULK, scan.CHUNK = usual
+        scan.BULK, tuning.JSON_READ_BYTES = usual
     data = bytearray(path.read_bytes())
     for a, b in annotations.bulk.tolist():
         data[a:b] = b" " * (b - a)
@@ -194,8 +194,8 @@ def test_a_large_file_is_scanned_in_ranges_or_whole_with_the_same_result(tmp_pat
     path = write(tmp_path, [image_entry(k) for k in range(40)], annotations)
     expected = element_spans(path, ("images", "annotations"))
     ranges = []
-    monkeypatch.setattr(scan, "RANGE", 999)
-    monkeypatch.setattr(scan, "CHUNK", 400)
+    monkeypatch.setattr(tuning, "JSON_RANGE_BYTES", 999)
+    monkeypatch.setattr(tuning, "JSON_READ_BYTES", 400)
 
     def counting(function, items):
         ranges.append(len(list(items)))

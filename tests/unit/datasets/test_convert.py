@@ -19,6 +19,7 @@ from coordexp.datasets.source import Source
 from coordexp.datasets.tokenize import tokenize
 from coordexp.datasets.validate import validate
 from coordexp.records import read_records
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_json
 
@@ -216,7 +217,7 @@ def test_the_round_trip_is_that_of_the_emitted_tokens(tmp_path):
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     manifest = write_dataset(tmp_path)
     for workers in (1, 3):
         convert_to(manifest, tmp_path / str(workers), num_workers=workers)
@@ -227,7 +228,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch):
 
 def convert_slowly(manifest, out):
     """In a process of its own: image by image, a while for each."""
-    module.CHUNK = 2
+    tuning.IMAGES_PER_CHUNK = 2
     prepare = module.images.prepare
 
     def slow(*args):
@@ -241,7 +242,7 @@ def convert_slowly(manifest, out):
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     manifest = write_dataset(tmp_path)
     whole, out = tmp_path / "whole", tmp_path / "out"
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     convert_to(manifest, whole)
     process = multiprocessing.get_context("fork").Process(target=convert_slowly, args=(manifest, out))
     process.start()
@@ -268,7 +269,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
     """Chunks do not wait for the disk: a machine that loses power may leave any of these."""
     manifest, out = write_dataset(tmp_path), tmp_path / "out"
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     convert_to(manifest, tmp_path / "whole")
     with monkeypatch.context() as stopped:
         stopped.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -290,7 +291,7 @@ def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
 
 def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
     manifest = write_dataset(tmp_path)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     prepare = module.images.prepare
 
     def killed(source, *rest):
@@ -315,7 +316,7 @@ def test_an_error_in_a_worker_keeps_its_words(tmp_path):
 
 
 def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     manifest = write_dataset(tmp_path)
     monkeypatch.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -17,6 +17,7 @@ from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, box_iou, match
 from coordexp.evaluation.label_mapping import LabelMap
 from coordexp.evaluation.protocol import Protocol
 from coordexp.evaluation.reliability import calibration
+from coordexp.runtime import tuning
 
 
 def load(case: Case, folder):
@@ -208,7 +209,7 @@ def test_kinds_of_false_positives(tmp_path):
 
 
 def test_many_boxes_in_one_image_stay_within_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(mistakes, "_PAIRS_AT_ONCE", 1000)
+    monkeypatch.setattr(tuning, "PAIRS_PER_BLOCK", 1000)
     case = generated(3, lvis=False, images=6, kinds=1, noise=120)
     for image_id, rows in case.detections.items():
         case.detections[image_id] = rows + rows[:9]

@@ -1,0 +1,25 @@
+"""Sizes that trade memory for speed and change no result: buffers, blocks, chunks, numbers of workers.
+
+They are collected here because `coordexp.runtime` is no part of a stage's code identity (`runtime.code_identity`):
+another value reruns nothing. A number that any output depends on must not be moved here.
+"""
+
+# datasets
+IMAGES_PER_CHUNK = 1024  # most images per chunk of a conversion; small splits have smaller chunks to keep workers busy
+JSON_READ_BYTES = 1 << 20  # read at once while scanning an annotation file
+JSON_RANGE_BYTES = 1 << 26  # of an annotation file that one process scans
+ELEMENTS_PER_BLOCK = 8192  # annotations decoded at once while the index is built
+JOIN_BYTES = 1 << 20  # copied at once when finished chunks are joined
+PARALLEL_DOWNLOADS = 4
+
+# modeling
+COPY_BYTES = 2 << 20  # copied at once from one safetensors file to another
+WRITER_THREADS = 8  # most threads that write a safetensors file
+ROWS_PER_BLOCK = 512  # embedding rows read at once
+VALUES_PER_BLOCK = 1 << 21  # of a tensor merged at once: 8 MB in float32; larger blocks leave the CPU's caches
+
+# inference
+CACHE_COLUMNS = 256  # least number of columns by which the key/value buffers grow
+
+# evaluation
+PAIRS_PER_BLOCK = 4_000_000  # pairs of boxes compared at once
