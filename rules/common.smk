@@ -1,4 +1,4 @@
-# Checked configuration, paths, and the params that decide what reruns.
+# The checked configuration, the environment of every job, and helpers of the rules.
 import json
 import os
 import shlex
@@ -10,23 +10,34 @@ CODE_ROOTS = (ROOT, ROOT / "src")
 sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
 from coordexp.config import runs
-from coordexp.config.sweeps import Ablation, BASE_ARM
-from coordexp.runtime.code_identity import code_fingerprint
-from coordexp.runtime.io import canonical_json
 from coordexp.config.settings import Settings, over_defaults
+from coordexp.config.sections import DataSection, VocabOptions
+from coordexp.runtime.code_identity import code_fingerprint
+from coordexp.runtime.config_io import choices_of
+from coordexp.runtime.errors import ConfigError
+from coordexp.runtime.io import canonical_json
+from coordexp.runtime.plugins import VARIABLE as PLUGINS
 
 settings = Settings.load(over_defaults(config, ROOT), ROOT)
-RESULTS = settings.data["output_base"]
-RAW = settings.data["raw_root"]
-PREPARED = runs.prepared(settings.config)
-EXPANDED = f"{RESULTS}/models/{{model}}-coordexp"
+RESULTS = settings.data.output_base
+RAW = settings.data.raw_root
 
 shell.executable("bash")
-# Snakemake tells numerical libraries the rule's threads, but not those written in Rust (hotcoco, tokenizers).
-# Packages below ~/.local would come before those of the environment.
+# The environment of every job. Snakemake limits the threads of numerical libraries to those of the rule, but not of
+# libraries in Rust (hotcoco, tokenizers). Packages in ~/.local would take precedence over those of the environment, and
+# modules in the working directory over those of the repository.
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(map(str, CODE_ROOTS)),
+    "PYTHONNOUSERSITE": "1",
+    "PYTHONSAFEPATH": "1",
+    PLUGINS: os.pathsep.join(map(str, settings.plugins)),
+}
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={shlex.quote(os.pathsep.join(map(str, CODE_ROOTS)))}"
-    " PYTHONNOUSERSITE=1 RAYON_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
+    "set -euo pipefail; export "
+    + " ".join(f"{name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items())
+    .replace("{", "{{")
+    .replace("}", "}}")
+    + " RAYON_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
 )
 
 
@@ -34,35 +45,64 @@ wildcard_constraints:
     run=runs.PATTERN,
     runs=rf"{runs.PATTERN}(\+{runs.PATTERN})+",
     dataset=r"[A-Za-z0-9_-]+",
-    split=r"train|val",
+    split="|".join(choices_of(DataSection, "splits")),
     tiny=r"(_tiny)?",
     model=r"[A-Za-z0-9._-]+",
+    init=f"(-({'|'.join(choices_of(VocabOptions, 'init'))}))?",
     part=r"eval|calibration",
 
 
 def keys(**values):
-    """The keys that a rule reads, in the one spelling that params compare."""
+    """Options that a rule reads, as canonical JSON: Snakemake reruns the rule when this text changes."""
     return canonical_json(values)
 
 
 def code(rule_name):
     """Hash of the script of a rule, and of the plug-in that ms-swift loads for it by path."""
-    modules = [f"workflow_scripts.{rule_name}", *(["coordexp.training.ms_swift.plugin"] if rule_name == "train" else [])]
+    modules = [
+        f"workflow_scripts.{rule_name}",
+        *(["coordexp.training.ms_swift.plugin"] if rule_name == "train" else []),
+    ]
     return "+".join(code_fingerprint(module, CODE_ROOTS) for module in modules)
 
 
-def model_of(wildcards):
-    """Folder of the expanded base that a run starts from."""
-    return EXPANDED.format(model=settings.run(wildcards.run).model)
+def own_records(wildcards):
+    """The run, if it has records of its own; an error otherwise, as nothing would read what is asked for."""
+    run = settings.run(wildcards.run)
+    if run.records != run.name:
+        raise ConfigError(f"run {run.name} reads the records of {run.records}\n  -> ask for {run.records}")
+    return run
+
+
+def own_checkpoint(wildcards):
+    """The run, if it is trained; an error otherwise, as nothing would read what is asked for."""
+    run = settings.run(wildcards.run)
+    if run.checkpoint != run.name:
+        raise ConfigError(f"run {run.name} uses the checkpoint of {run.checkpoint}\n  -> ask for {run.checkpoint}")
+    return run
+
+
+def base_of(wildcards):
+    """The base that a run starts from, and the manifest of its coordinate tokens if it has them."""
+    folder = settings.base(wildcards.run)
+    expanded = settings.run(wildcards.run).vocab.init != "none"
+    return {"base": f"{folder}/config.json", **({"tokens": f"{folder}/coord_tokens.json"} if expanded else {})}
+
+
+def fetched_of(wildcards):
+    """The base before coordinate tokens are added, and the manifest that changes with it."""
+    folder = settings.fetched(wildcards.model)
+    manifest = "merge_manifest" if settings.runs.model(wildcards.model)["source"] == "run" else "model_source"
+    return {"config": f"{folder}/config.json", "manifest": f"{folder}/{manifest}.json"}
 
 
 def source_of(wildcards, split=None):
-    """Manifest of the data set and split that a run reads."""
+    """Manifest of a split of the data set that a run reads."""
     return f"{RAW}/{settings.run(wildcards.run).dataset}/{split or wildcards.split}.source.json"
 
 
 def memory(megabytes=None, *, small=None, large=None):
-    """Megabytes of a rule, or by the size of the run's base; half as much again at each retry."""
+    """Memory of a rule in MB, by the size of the run's base if two are given; half as much again at each retry."""
 
     def megabytes_of(wildcards, attempt):
         first = megabytes or settings.size(wildcards.run, small=small, large=large)

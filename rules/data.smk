@@ -1,8 +1,8 @@
-# Source images and annotations -> records on the model's grid -> coordinate tokens -> tiny and calibration splits.
+# From source images and annotations to records, coordinate tokens, and the tiny and calibration splits.
 
 
 rule download:
-    """Provides one split of a data set: downloaded, generated, or a folder of the user's own. Ends in a manifest."""
+    """Provide one split of a data set: download it, generate it, or take the user's own folder; write its manifest."""
     output:
         source=f"{RAW}/{{dataset}}/{{split}}.source.json",
     log:
@@ -27,7 +27,7 @@ rule download:
 
 
 rule convert_resize:
-    """Source images and annotations as pixel-space records and images on the grid, at most MAX_BLOCKS tiles."""
+    """Resize images to the grid, within MAX_BLOCKS tiles, and write their annotations as pixel-space records."""
     input:
         source=source_of,
     output:
@@ -38,33 +38,15 @@ rule convert_resize:
         f"{RESULTS}/{{run}}/logs/convert_resize.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/convert_resize.{{split}}.tsv"
-    wildcard_constraints:
-        run=PREPARED,
     conda:
         "../envs/data.yaml"
-    threads: settings.data["num_workers"] or 16
+    threads: lambda w: settings.run(w.run).data.num_workers or 16
     resources:
         mem_mb=memory(2500),
         runtime=240,
     params:
         config=lambda w: keys(
-            options=settings.conversion(
-                w.split,
-                "factor",
-                "min_blocks",
-                "poly_max_points",
-                "poly_min_iou",
-                "resize",
-                "jpeg_quality",
-                "geometry",
-                "round_geometry",
-                "ordering",
-                "desc",
-                "crowd",
-                "keep_empty",
-                "on_bad",
-                "seed",
-            ),
+            options=settings.conversion(own_records(w).name, w.split),
             max_blocks=settings.run(w.run).max_blocks,
         ),
         images=f"{RESULTS}/{{run}}/data/images/{{split}}",
@@ -76,7 +58,7 @@ rule convert_resize:
 
 
 rule coord_tokenize:
-    """Pixel-space records as coordinate tokens, from the unrounded geometry."""
+    """Quantise the unrounded geometry of the records to coordinate tokens."""
     input:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
     output:
@@ -85,8 +67,6 @@ rule coord_tokenize:
         f"{RESULTS}/{{run}}/logs/coord_tokenize.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/coord_tokenize.{{split}}.tsv"
-    wildcard_constraints:
-        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -94,7 +74,7 @@ rule coord_tokenize:
         mem_mb=memory(1000),
         runtime=30,
     params:
-        config=lambda w: keys(emit_norm=settings.recipe(w.run).custom.emit_norm),
+        config=lambda w: keys(emit_norm=settings.recipe(own_records(w).name).custom.emit_norm),
         code=code("coord_tokenize"),
     shell:
         "python -m workflow_scripts.coord_tokenize --config {params.config:q} --records {input.records:q}"
@@ -102,7 +82,7 @@ rule coord_tokenize:
 
 
 rule tiny_split:
-    """A random subset of TINY images, the same ones in pixel and in token space."""
+    """Select a random subset of TINY images, the same in pixel and in token space."""
     input:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         tokens=f"{RESULTS}/{{run}}/data/{{split}}.coord.jsonl",
@@ -113,8 +93,6 @@ rule tiny_split:
         f"{RESULTS}/{{run}}/logs/tiny_split.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/tiny_split.{{split}}.tsv"
-    wildcard_constraints:
-        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -122,7 +100,7 @@ rule tiny_split:
         mem_mb=memory(1000),
         runtime=30,
     params:
-        config=keys(**settings.knobs("tiny", "seed")),
+        config=lambda w: keys(tiny=own_records(w).data.tiny, seed=own_records(w).data.seed),
         code=code("tiny_split"),
     shell:
         "python -m workflow_scripts.tiny_split --config {params.config:q} --records {input.records:q}"
@@ -130,10 +108,10 @@ rule tiny_split:
 
 
 rule calibration_split:
-    """Images of the training split that training never sees, and the others in pixel and in token space."""
+    """Split the training records into calibration images, which training never sees, and the rest."""
     input:
-        records=f"{RESULTS}/{{run}}/data/train.jsonl",
-        tokens=f"{RESULTS}/{{run}}/data/train.coord.jsonl",
+        records=lambda w: settings.records(w.run, "train"),
+        tokens=lambda w: settings.records(w.run, "train.coord"),
     output:
         calibration=f"{RESULTS}/{{run}}/data/calibration.jsonl",
         rest=f"{RESULTS}/{{run}}/data/train_rest.jsonl",
@@ -142,8 +120,6 @@ rule calibration_split:
         f"{RESULTS}/{{run}}/logs/calibration_split.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/calibration_split.tsv"
-    wildcard_constraints:
-        run=PREPARED,
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -151,7 +127,7 @@ rule calibration_split:
         mem_mb=memory(1000),
         runtime=30,
     params:
-        config=keys(calibration=settings.config["calibrate"]["calibration"], seed=settings.data["seed"]),
+        config=lambda w: keys(images=settings.run(w.run).calibrate.images, seed=settings.run(w.run).data.seed),
         code=code("calibration_split"),
     shell:
         "python -m workflow_scripts.calibration_split --config {params.config:q} --records {input.records:q}"
@@ -160,11 +136,11 @@ rule calibration_split:
 
 
 rule data:
-    """Target for the data alone: every file of the splits in data.splits, of one run."""
+    """Target: every file of records of a run, for the splits in data.splits."""
     input:
         lambda w: [
             settings.records(w.run, f"{split}{tiny}{space}")
-            for split in settings.data["splits"]
+            for split in settings.data.splits
             for tiny in ("", "_tiny")
             for space in ("", ".coord")
         ],

@@ -1,9 +1,26 @@
-# Answers with scores, gathered from their shards, scores as probabilities where asked for, and the numbers.
+# Predictions, calibrated scores, and the evaluation.
 
-SHARDS = settings.config["predict"]["shards"]
-PICTURES = settings.config["predict"]["images"]
-CALIBRATED = settings.config["calibrate"]["method"] != "none"
-PREDICTED = {"eval": PICTURES, "calibration": "calibration"}
+
+def predicted(wildcards):
+    """Pixel-space records that a run predicts: the evaluated split, or its calibration split."""
+    split = settings.run(wildcards.run).predict.split
+    return settings.records(wildcards.run, {"eval": split, "calibration": "calibration"}[wildcards.part])
+
+
+def shards_of(wildcards):
+    """Predictions of every shard, in order."""
+    count = settings.run(wildcards.run).predict.shards
+    return [f"{RESULTS}/{wildcards.run}/{wildcards.part}/shards/{n}-of-{count}.jsonl" for n in range(1, count + 1)]
+
+
+def evaluated(wildcards):
+    """Pixel-space records that a run is evaluated on."""
+    return settings.records(wildcards.run, settings.run(wildcards.run).predict.split)
+
+
+def calibration_of(wildcards):
+    """The fitted calibration, if the run's scores are calibrated."""
+    return [f"{RESULTS}/{wildcards.run}/calibration.json"] if settings.run(wildcards.run).calibrated else []
 
 
 localrules:
@@ -11,12 +28,12 @@ localrules:
 
 
 rule predict:
-    """One shard of the images: answers decoded under the grammar, boxes with scores."""
+    """Predict one shard of the images: decode answers under the grammar and score their boxes."""
     input:
-        records=lambda w: settings.records(w.run, PREDICTED[w.part]),
-        images=lambda w: settings.images(settings.records(w.run, PREDICTED[w.part])),
+        records=predicted,
+        images=lambda w: settings.images(predicted(w)),
         source=lambda w: source_of(w, "val"),
-        model=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
+        model=lambda w: f"{settings.merged(w.run)}/merge_manifest.json",
     output:
         predictions=f"{RESULTS}/{{run}}/{{part}}/shards/{{shard}}-of-{{shards}}.jsonl",
     log:
@@ -25,13 +42,13 @@ rule predict:
         f"{RESULTS}/{{run}}/benchmarks/predict.{{part}}.{{shard}}-of-{{shards}}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: settings.config["train"]["threads"]
+    threads: lambda w: settings.run(w.run).train.threads
     resources:
         mem_mb=memory(small=4000, large=32000),
         runtime=lambda w: settings.size(w.run, small=30, large=720),
         gpu=lambda w: settings.size(w.run, small=0, large=1),
     params:
-        config=lambda w: keys(**settings.answering(settings.recipe(w.run)), desc=settings.data["desc"]),
+        config=lambda w: keys(**settings.prediction(w.run), desc=settings.run(w.run).data.desc),
         code=code("predict"),
     shell:
         "python -m workflow_scripts.predict --config {params.config:q} --records {input.records:q}"
@@ -41,15 +58,11 @@ rule predict:
 
 
 rule gather:
-    """All shards as one file in the order of the records; those that are evaluated with calibrated scores, if asked."""
+    """Concatenate the shards in the order of the records, and calibrate the scores if the run asks for it."""
     input:
-        shards=expand(
-            f"{RESULTS}/{{{{run}}}}/{{{{part}}}}/shards/{{shard}}-of-{{shards}}.jsonl",
-            shard=range(1, SHARDS + 1),
-            shards=SHARDS,
-        ),
-        records=lambda w: settings.records(w.run, PREDICTED[w.part]),
-        calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED and w.part == "eval" else [],
+        shards=shards_of,
+        records=predicted,
+        calibration=lambda w: calibration_of(w) if w.part == "eval" else [],
     output:
         predictions=f"{RESULTS}/{{run}}/{{part}}/predictions.jsonl",
     log:
@@ -70,7 +83,7 @@ rule gather:
 
 
 rule calibrate:
-    """From raw scores to the probability of being right, learnt on images that neither training nor evaluation uses."""
+    """Fit the map from raw scores to the probability of being correct, on images kept from training."""
     input:
         predictions=f"{RESULTS}/{{run}}/calibration/predictions.jsonl",
         records=lambda w: settings.records(w.run, "calibration"),
@@ -89,7 +102,7 @@ rule calibrate:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        config=keys(method=settings.config["calibrate"]["method"]),
+        config=lambda w: keys(method=settings.run(w.run).calibrate.method),
         code=code("calibrate"),
     shell:
         "python -m workflow_scripts.calibrate --config {params.config:q} --predictions {input.predictions:q}"
@@ -98,11 +111,11 @@ rule calibrate:
 
 
 rule evaluate:
-    """LVIS and COCO numbers against the benchmark's own annotation file, with an account of everything dropped."""
+    """Compute LVIS and COCO metrics against the original annotation file, and count everything that was dropped."""
     input:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         source=lambda w: source_of(w, "val"),
-        records=lambda w: settings.records(w.run, PICTURES),
+        records=evaluated,
     output:
         numbers=f"{RESULTS}/{{run}}/eval.json",
     log:
@@ -116,7 +129,7 @@ rule evaluate:
         mem_mb=memory(8000),
         runtime=60,
     params:
-        config=lambda w: keys(**settings.config["evaluate"], **settings.knobs("on_bad")),
+        config=lambda w: keys(**settings.evaluation(w.run)),
         code=code("evaluate"),
     shell:
         "python -m workflow_scripts.evaluate --config {params.config:q} --predictions {input.predictions:q}"

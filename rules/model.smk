@@ -1,8 +1,8 @@
-# The base checkpoint, and its vocabulary with coordinate tokens: made once, shared by every run of that base.
+# The base checkpoint and its coordinate tokens, shared by every run of that base.
 
 
 rule fetch_model:
-    """The base checkpoint at a pinned revision, a folder of the user's own, or a small random one."""
+    """Provide a base checkpoint: from a hub at a pinned revision, the user's own folder, or a small random model."""
     output:
         config=f"{RAW}/models/{{model}}/config.json",
         manifest=f"{RAW}/models/{{model}}/model_source.json",
@@ -18,7 +18,7 @@ rule fetch_model:
         runtime=240,
         download=1,
     params:
-        config=lambda w: keys(name=w.model, settings=settings.config["models"][w.model]),
+        config=lambda w: keys(name=w.model, settings=settings.runs.model(w.model)),
         own=lambda w: keys(base=settings.own_base(w.model)),
         code=code("fetch_model"),
     shell:
@@ -26,17 +26,16 @@ rule fetch_model:
 
 
 rule expand_vocab:
-    """The base with `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>`: the canonical start, so that ids never drift."""
+    """Add `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>` to a base, once, so that their ids never drift."""
     input:
-        config=f"{RAW}/models/{{model}}/config.json",
-        manifest=f"{RAW}/models/{{model}}/model_source.json",
+        unpack(fetched_of),
     output:
-        config=f"{EXPANDED}/config.json",
-        tokens=f"{EXPANDED}/coord_tokens.json",
+        config=f"{RESULTS}/models/{{model}}-coordexp{{init}}/config.json",
+        tokens=f"{RESULTS}/models/{{model}}-coordexp{{init}}/coord_tokens.json",
     log:
-        f"{RESULTS}/logs/expand_vocab/{{model}}.log",
+        f"{RESULTS}/logs/expand_vocab/{{model}}{{init}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/expand_vocab/{{model}}.tsv"
+        f"{RESULTS}/benchmarks/expand_vocab/{{model}}{{init}}.tsv"
     conda:
         "../envs/train.yaml"
     threads: 4
@@ -44,7 +43,7 @@ rule expand_vocab:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        config=keys(**settings.config["vocab"]),
+        config=lambda w: keys(init=w.init.removeprefix("-") or settings.vocab.init),
         code=code("expand_vocab"),
     shell:
         "python -m workflow_scripts.expand_vocab --config {params.config:q} --base {input.config:q}"

@@ -1,4 +1,4 @@
-# What one would rather look at than read.
+# Pages and figures.
 
 
 localrules:
@@ -6,7 +6,7 @@ localrules:
 
 
 rule curves:
-    """The loss and its terms over the steps of training."""
+    """Plot the loss and its terms over the training steps."""
     input:
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
     output:
@@ -32,16 +32,16 @@ rule curves:
 
 
 rule report:
-    """One self-contained page: numbers, curves, images, provenance."""
+    """Write the report of a run: one self-contained page with metrics, curves, images and provenance."""
     input:
         numbers=f"{RESULTS}/{{run}}/eval.json",
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
-        records=lambda w: settings.records(w.run, PICTURES),
-        images=lambda w: settings.images(settings.records(w.run, PICTURES)),
-        log=f"{RESULTS}/{{run}}/train/log.jsonl",
-        curves=f"{RESULTS}/{{run}}/train/loss.png",
-        trained=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
-        calibration=lambda w: [f"{RESULTS}/{w.run}/calibration.json"] if CALIBRATED else [],
+        records=evaluated,
+        images=lambda w: settings.images(evaluated(w)),
+        log=lambda w: f"{settings.training(w.run)}/log.jsonl",
+        curves=lambda w: f"{settings.training(w.run)}/loss.png",
+        trained=lambda w: f"{settings.training(w.run)}/adapter/train_manifest.json",
+        calibration=calibration_of,
     output:
         page=report(
             f"{RESULTS}/{{run}}/report.html",
@@ -59,7 +59,7 @@ rule report:
         mem_mb=memory(4000),
         runtime=30,
     params:
-        config=lambda w: keys(gallery=settings.config["report"]["gallery"], run=w.run),
+        config=lambda w: keys(gallery=settings.run(w.run).report.gallery, run=w.run),
         code=code("report"),
     shell:
         "python -m workflow_scripts.report --config {params.config:q} --numbers {input.numbers:q}"
@@ -68,11 +68,11 @@ rule report:
 
 
 rule compare:
-    """Runs on the same images, `run+run...`: differences from the first one with paired intervals, and their page."""
+    """Compare runs on the same images, `run+run...`, with paired confidence intervals of the differences."""
     input:
         evaluated=lambda w: expand(f"{RESULTS}/{{run}}/eval.json", run=w.runs.split("+")),
         predictions=lambda w: expand(f"{RESULTS}/{{run}}/eval/predictions.jsonl", run=w.runs.split("+")),
-        logs=lambda w: expand(f"{RESULTS}/{{run}}/train/log.jsonl", run=w.runs.split("+")),
+        logs=lambda w: [f"{settings.training(run)}/log.jsonl" for run in w.runs.split("+")],
     output:
         numbers=f"{RESULTS}/compare/{{runs}}/compare.json",
         page=report(

@@ -1,10 +1,11 @@
-# Supervised fine-tuning in ms-swift, and one plain checkpoint out of it.
+# Supervised fine-tuning in ms-swift, and the merged checkpoint.
 
 
 rule train:
-    """Fine-tuning in ms-swift. Checkpoints lie outside the output: a killed job continues at the last whole one."""
+    """Fine-tune in ms-swift; checkpoints are kept outside the output, so that a killed job resumes at the last one."""
     input:
-        train=lambda w: settings.trained_on(w.run, "train"),
+        unpack(base_of),
+        train=lambda w: settings.trained_on(own_checkpoint(w).name, "train"),
         val=lambda w: settings.trained_on(w.run, "val"),
         images=lambda w: settings.images(
             settings.trained_on(w.run, "train"), settings.trained_on(w.run, "val"), *settings.mixture(w.run)
@@ -12,8 +13,6 @@ rule train:
         source=lambda w: source_of(w, "train"),
         mixture=lambda w: settings.mixture(w.run),
         categories=lambda w: settings.recipe(w.run).custom.categories or [],
-        base=lambda w: f"{model_of(w)}/config.json",
-        tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
     output:
         manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
         log=f"{RESULTS}/{{run}}/train/log.jsonl",
@@ -23,19 +22,19 @@ rule train:
         f"{RESULTS}/{{run}}/benchmarks/train.tsv"
     conda:
         "../envs/train.yaml"
-    threads: settings.config["train"]["threads"]
+    threads: lambda w: settings.run(w.run).train.threads
     resources:
         mem_mb=memory(small=4000, large=64000),
         runtime=lambda w: settings.size(w.run, small=60, large=2880),
-        # What the profile grants of these is what trains: a process a GPU, over so many machines.
+        # The training starts one process per GPU that the profile grants, on as many machines as it grants.
         gpu=lambda w: settings.size(w.run, small=0, large=settings.run(w.run).world_size),
-        nodes=lambda w: settings.run(w.run).nodes,
+        nodes=lambda w: settings.run(w.run).train.nodes,
     params:
         config=lambda w: keys(
             recipe=settings.recipe_map(w.run),
-            processes=settings.run(w.run).processes,
-            nodes=settings.run(w.run).nodes,
-            desc=settings.data["desc"],
+            processes=settings.run(w.run).train.processes,
+            nodes=settings.run(w.run).train.nodes,
+            desc=settings.run(w.run).data.desc,
         ),
         code=code("train"),
     shell:
@@ -46,11 +45,10 @@ rule train:
 
 
 rule merge:
-    """The trained result as a plain Hugging Face checkpoint that needs no plug-in."""
+    """Merge the trained weights into a plain Hugging Face checkpoint, which needs no plug-in."""
     input:
+        unpack(base_of),
         manifest=f"{RESULTS}/{{run}}/train/adapter/train_manifest.json",
-        base=lambda w: f"{model_of(w)}/config.json",
-        tokens=lambda w: f"{model_of(w)}/coord_tokens.json",
     output:
         manifest=f"{RESULTS}/{{run}}/merged/merge_manifest.json",
         config=f"{RESULTS}/{{run}}/merged/config.json",

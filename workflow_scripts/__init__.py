@@ -1,1 +1,1 @@
-"""One script a rule, named as the rule: read the arguments, call the library, done."""
+"""One script per rule, named after the rule: it parses its arguments and calls the library."""

@@ -1,4 +1,4 @@
-"""The command line of a rule's script: typed `--name value` pairs, all required."""
+"""What the script of every rule shares: its command line, plug-ins, thread limits, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -13,14 +13,26 @@ from typing import Any
 
 
 def arguments(description: str | None, **kinds: Callable[[str], Any] | list) -> argparse.Namespace:
-    """Parsed arguments; a kind in a list takes any number of values. `config` is canonical JSON of the rule's keys."""
+    """Parsed `--name value` pairs, all required; the plug-ins in `$COORDEXP_PLUGINS` are imported.
+
+    kinds: the type of each argument; a type in a list accepts any number of values. `config` is the canonical JSON of
+    the options that the rule reads.
+    """
     parser = argparse.ArgumentParser(description=description)
     for name, kind in kinds.items():
         many = isinstance(kind, list)
         parser.add_argument(
             f"--{name.replace('_', '-')}", required=True, type=kind[0] if many else kind, nargs="*" if many else None
         )
-    return parser.parse_args()
+    args = parser.parse_args()
+    from coordexp.runtime.errors import CoordExpError
+    from coordexp.runtime.plugins import load_plugins
+
+    try:
+        load_plugins()
+    except CoordExpError as error:
+        sys.exit(f"error: {error}")
+    return args
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +41,7 @@ path = Path
 
 
 def limit_threads(threads: int) -> None:
-    """Hold numerical libraries to the rule's threads; call it before they are imported."""
+    """Limit the threads of numerical libraries to those of the rule; call this before they are imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,7 +49,7 @@ def limit_threads(threads: int) -> None:
 
 @contextmanager
 def job(output: Path):
-    """Alone at work on `output`; a mistake of the user's or a full disk ends in plain words and exit code 1."""
+    """The only job that writes `output`; a user's error or a full disk ends with a message and exit code 1."""
     from coordexp.runtime.errors import CoordExpError
     from coordexp.runtime.locks import disk_is_full, full_disk, sole_writer
 

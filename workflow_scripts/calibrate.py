@@ -1,4 +1,4 @@
-"""Rule calibrate: how often a detection is right by its raw terms, learnt on calibration images."""
+"""Rule calibrate: fit the probability that a detection is correct, on images that training never sees."""
 
 from coordexp.datasets.categories import load
 from coordexp.datasets.source import load_source

@@ -1,4 +1,4 @@
-"""Rule compare: differences of runs from the first one, as numbers and as a page."""
+"""Rule compare: differences of runs from the first one, as JSON and as a page."""
 
 from coordexp.evaluation.compare import compare_evaluated
 from coordexp.reporting import write_comparison

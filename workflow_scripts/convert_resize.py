@@ -1,4 +1,4 @@
-"""Rule convert_resize: source images and annotations -> images on the grid and pixel-space records."""
+"""Rule convert_resize: resized images and pixel-space records from source images and annotations."""
 
 from coordexp.datasets.convert import ConvertOptions, convert
 from workflow_scripts.arguments import arguments, config, job, path

@@ -1,4 +1,4 @@
-"""Rule coord_tokenize: pixel-space records -> records in coordinate tokens."""
+"""Rule coord_tokenize: records in coordinate tokens from pixel-space records."""
 
 from coordexp.datasets.tokenize import tokenize
 from workflow_scripts.arguments import arguments, config, job, path

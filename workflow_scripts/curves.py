@@ -1,4 +1,4 @@
-"""Rule curves: the loss of a training as a image."""
+"""Rule curves: the loss curves of a training as an image."""
 
 from coordexp.reporting.curves import loss_image
 from workflow_scripts.arguments import arguments, job, path

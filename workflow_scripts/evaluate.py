@@ -1,4 +1,4 @@
-"""Rule evaluate: the numbers of a run against the benchmark's own annotation file."""
+"""Rule evaluate: metrics of a run against the original annotation file."""
 
 from coordexp.datasets.source import load_source
 from coordexp.evaluation import evaluate, options_from

@@ -1,4 +1,4 @@
-"""Rule expand_vocab: the base with coordinate tokens, as a new checkpoint."""
+"""Rule expand_vocab: a base with coordinate tokens, as a new checkpoint."""
 
 from coordexp.modeling.vocab import expand
 from workflow_scripts.arguments import arguments, config, job, path

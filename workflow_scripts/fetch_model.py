@@ -1,4 +1,4 @@
-"""Rule fetch_model: the base checkpoint as a local folder."""
+"""Rule fetch_model: a base checkpoint as a local folder."""
 
 from coordexp.modeling.base_model import fetch
 from workflow_scripts.arguments import arguments, config, job, path

@@ -1,4 +1,4 @@
-"""Rule merge: what training produced, as a plain Hugging Face checkpoint."""
+"""Rule merge: the trained weights as a plain Hugging Face checkpoint."""
 
 from coordexp.modeling.merge import merge
 from workflow_scripts.arguments import arguments, job, path

@@ -1,4 +1,4 @@
-"""Rule predict: answers with scores for one shard of the images."""
+"""Rule predict: scored detections in one shard of the images."""
 
 from workflow_scripts.arguments import arguments, config, job, limit_threads, path
 
@@ -19,7 +19,7 @@ with job(args.predictions):
     from coordexp.inference.predict import predict
     from coordexp.runtime.io import read_json
 
-    read_json(args.model)  # a manifest that is damaged speaks of a checkpoint that may be
+    read_json(args.model)  # an unreadable manifest indicates a damaged checkpoint
     categories = load(args.source.parent / load_source(args.source).annotations)
     predict(
         args.model.parent,

@@ -1,4 +1,4 @@
-"""Rule report: one self-contained page about a run."""
+"""Rule report: one self-contained page per run."""
 
 from coordexp.reporting import write
 from coordexp.reporting.provenance import provenance

@@ -1,4 +1,4 @@
-"""Rule tiny_split: the same random images out of the pixel-space and the token-space file."""
+"""Rule tiny_split: the same random images from the pixel-space and the token-space file."""
 
 from coordexp.datasets.splits import tiny
 from workflow_scripts.arguments import arguments, config, job, path

@@ -1,4 +1,4 @@
-"""Rule train: supervised fine-tuning in ms-swift; resumes at the last whole checkpoint."""
+"""Rule train: supervised fine-tuning in ms-swift; resumes at the last complete checkpoint."""
 
 import os
 
@@ -18,7 +18,7 @@ args = arguments(
     nodes=int,
 )
 limit_threads(args.threads)
-rank = os.environ.get("NODE_RANK", "0")  # of several machines that were started by hand
+rank = os.environ.get("NODE_RANK", "0")  # set when the machines of a run are started by hand
 with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}")):
     from coordexp.datasets.samples import write_table
     from coordexp.recipe import typed

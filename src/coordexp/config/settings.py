@@ -1,241 +1,223 @@
-"""The workflow's configuration: schema, nearest names for typos, and the look-ups that rules need."""
+"""The checked configuration of the workflow, and the look-ups that its rules need."""
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import msgspec
 import yaml
 
 from coordexp.config import runs
-from coordexp.config.runs import Run
-from coordexp.datasets import mixture as fusion
+from coordexp.config.runs import Run, Runs
+from coordexp.config.sections import DataSection, VocabOptions, WorkflowConfig
+from coordexp.datasets import mixture
+from coordexp.datasets.convert import ConvertOptions
 from coordexp.datasets.download import local_annotations_sha256, options_for_split
-from coordexp.modeling import checkpoint_files as contents
-from coordexp.recipe import Recipe, load_recipe
-from coordexp.runtime.config_io import merge
-from coordexp.runtime.errors import ConfigError, CoordExpError, located, nearest
+from coordexp.inference.options import PredictOptions
+from coordexp.modeling import checkpoint_files
+from coordexp.recipe import Recipe, typed
+from coordexp.runtime.config_io import checked, merge, read_extended
+from coordexp.runtime.errors import ConfigError, CoordExpError, located
+from coordexp.runtime.plugins import load_plugins
 
-SCHEMA = Path("config/schemas/config.schema.yaml")
 DEFAULTS = Path("config/config.yaml")
 
 
 class Settings:
-    """Validated configuration with the look-ups that rules need."""
+    """The configuration of the workflow. Paths that it returns are relative to the working directory."""
 
-    def __init__(self, config: Mapping[str, Any], root: Path):
-        self.root = root
-        self.config = config
-        self.data = config["data"]
+    def __init__(self, config: Mapping[str, Any], root: Path, plugins: list[Path]):
+        self.config, self.root, self.plugins = config, root, plugins
+        self.data = msgspec.convert(config.get("data", {}), DataSection)
+        self.vocab = msgspec.convert(config.get("vocab", {}), VocabOptions)
+        self.datasets: Mapping[str, dict[str, Any]] = config.get("datasets", {})
+        self.runs = Runs(config)
         self._recipes: dict[str, Recipe] = {}
 
     @classmethod
     def load(cls, config: Mapping[str, Any], root: Path) -> Settings:
-        """Check `config` against the schema; values given as text on the command line get their types."""
-        schema = yaml.safe_load((root / SCHEMA).read_text(encoding="utf-8"))
-        checked = coerce(copy.deepcopy(dict(config)), schema, schema)
-        validate(checked, schema)
-        if checked["calibrate"]["method"] != "none" and not checked["calibrate"]["calibration"]:
-            fix = "set it to some hundred images; they are kept from training, so that the scores are learnt honestly"
-            raise ConfigError(located("nothing to calibrate on", field="calibrate.calibration", found=0, fix=fix))
-        runs.check(checked)
-        return cls(checked, root)
-
-    @property
-    def datasets(self) -> dict[str, dict[str, Any]]:
-        """The data sets of the `data` section by name."""
-        return runs.datasets(self.config)
-
-    def knobs(self, *names: str) -> dict[str, Any]:
-        """Shared knobs of the `data` section."""
-        return {name: self.data[name] for name in names}
-
-    def conversion(self, split: str, *names: str) -> dict[str, Any]:
-        """Knobs of a split's conversion. Images without objects are left out of training alone: what is found in
-        such a image is wrong, and an evaluation without it would not count that."""
-        knobs = self.knobs(*names)
-        return knobs | {"keep_empty": knobs["keep_empty"] or split != "train"}
+        """Import the plug-ins, then check every section and run; ConfigError that lists every problem."""
+        files = config.get("plugins") or []
+        plugins = load_plugins(root / file for file in ([files] if isinstance(files, str) else files))
+        settings = cls(checked(config, WorkflowConfig), root, plugins)
+        settings.runs.check()
+        for name, entry in settings.runs.entries.items():
+            if isinstance(entry.get("recipe"), Mapping) and name not in settings.datasets:
+                settings.recipe(name)
+        return settings
 
     def run(self, name: str) -> Run:
-        """Meaning of a run's name; ConfigError for an unknown run, or one without model and recipe."""
-        return runs.resolve(self.config, name)
+        """What a run's name means; ConfigError for an unknown run, or one without model and recipe."""
+        return self.runs.resolve(name)
 
-    def records(self, run: str, name: str) -> str:
-        """A file of the records that a run reads, by its name without the ending: `val`, `train_rest.coord`."""
-        return f"{self.data['output_base']}/{self.run(run).data}/data/{name}.jsonl"
+    def results(self, *parts: str) -> str:
+        """A path below the folder of results."""
+        return "/".join((self.data.output_base, *parts))
 
-    def recipe(self, run: str) -> Recipe:
-        """The resolved recipe of a run, with the run's own overrides on top."""
-        if run not in self._recipes:
-            entry = self.run(run)
-            self._recipes[run] = load_recipe(self.root / entry.recipe, entry.overrides)
-        return self._recipes[run]
+    # ------------------------------------------------------------------ data
 
     def source(self, dataset: str, split: str) -> dict[str, Any]:
-        """What providing one split of a data set reads of its entry."""
+        """The part of a data set's entry that providing one split reads."""
         return options_for_split(dataset, self.datasets[dataset], split)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:
-        """Content of the annotations of a split in the user's own folder, so that params see it change."""
-        manifest = Path(self.data["raw_root"], dataset, f"{split}.source.json")
+        """SHA-256 of the annotations in the user's own folder, so that params change with it; None for other sets."""
+        manifest = Path(self.data.raw_root, dataset, f"{split}.source.json")
         return local_annotations_sha256(dataset, self.datasets[dataset], split, manifest)
 
-    def own_base(self, model: str) -> dict[str, str] | None:
-        """Content of the user's own folder of a base by file, so that params see it change; None for other bases.
+    def conversion(self, run: str, split: str) -> dict[str, Any]:
+        """Options of the conversion of one split.
 
-        What was fetched stands for a folder that is gone, and None for a damaged one, which the rule explains.
+        Images without objects are always kept for evaluation: a detection in such an image is a false positive, which
+        an evaluation without the image would not count.
         """
-        entry = self.config["models"][model]
-        if entry["source"] != "path":
-            return None
-        folder = Path(entry.get("path") or "")
-        fetched = Path(self.data["raw_root"], "models", model)
-        try:
-            return contents.digests(folder) if folder.is_dir() else contents.recorded(fetched)
-        except CoordExpError:
-            return None
+        data = msgspec.to_builtins(self.run(run).data)
+        options = {name: data[name] for name in ConvertOptions.__struct_fields__ if name != "num_workers"}
+        return {**options, "keep_empty": options["keep_empty"] or split != "train"}
 
-    def trained_on(self, run: str, split: str, recipe: Recipe | None = None) -> str:
-        """Records that training reads: the recipe's own file, or the run's in the space that the recipe wants.
+    def records(self, run: str, name: str) -> str:
+        """Path of a file of records that a run reads, by its name without the ending: `val`, `train_rest.coord`."""
+        own = self.run(run)
+        folder = own.calibration_split if re.match("calibration|train_rest", name) else own.records
+        return self.results(folder, "data", f"{name}.jsonl")
 
-        `recipe` is that of an arm; default: the run's. Of the training split only those that are not held out.
-        ConfigError when those have the tokens of another codec.
+    def trained_on(self, run: str, split: str) -> str:
+        """Path of the records that training reads: the recipe's own file, or the run's in the recipe's space.
+
+        Images of the calibration split are left out of the training split. ConfigError when the tokens of the run's
+        records were made with another codec than the recipe's.
         """
-        custom = (recipe or self.recipe(run)).custom
+        settings, custom = self.run(run), self.recipe(run).custom
         own = {"train": custom.train_jsonl, "val": custom.val_jsonl}[split]
-        made = self.recipe(self.run(run).data).custom.emit_norm
-        if own is None and custom.coord_tokens.skip_bbox_norm and custom.emit_norm != made:
-            fix = "quantise in training instead, with custom.coord_tokens.skip_bbox_norm: false"
-            problem = f"the tokens of {self.run(run).data} are of another codec"
-            raise ConfigError(
-                located(problem, field=f"{run}: custom.emit_norm", expected=made, found=custom.emit_norm, fix=fix)
-            )
-        rest = "train_rest" if self.config["calibrate"]["calibration"] else "train"
-        space = ".coord" if custom.coord_tokens.skip_bbox_norm else ""
-        name = {"train": rest, "val": "val_tiny"}[split]
-        return own or self.records(run, f"{name}{space}")
+        if own:
+            return own
+        codec = self.recipe(settings.records).custom.emit_norm
+        if custom.coord_tokens.skip_bbox_norm and custom.emit_norm != codec:
+            fix = "set custom.coord_tokens.skip_bbox_norm: false, to quantise in training instead"
+            problem = f"the tokens of {settings.records} were made with another codec"
+            field = f"runs.{run}.recipe.custom.emit_norm"
+            raise ConfigError(located(problem, field=field, expected=codec, found=custom.emit_norm, fix=fix))
+        name = "val_tiny" if split == "val" else "train_rest" if settings.calibrate.images else "train"
+        return self.records(run, f"{name}.coord" if custom.coord_tokens.skip_bbox_norm else name)
 
     def mixture(self, run: str, *, tables: bool = True) -> list[str]:
-        """The mixture of a run's recipe and the files that it names, those of categories last; empty for one source."""
+        """Files of the mixture that a run trains on: the mixture, records, tables of categories; none without one."""
         config = self.recipe(run).custom.fusion_config
         if config is None:
             return []
         path = self.root / config
-        named = [*fusion.files(path), *(fusion.files(path, "categories") if tables else [])]
+        named = [*mixture.files(path), *(mixture.files(path, "categories") if tables else [])]
         return [os.path.relpath(file) for file in (path, *named)]
 
     def images(self, *records: str) -> list[str]:
-        """For files of records that the workflow makes: the files that say by what their images were made.
+        """Manifests of the images that files of records of the workflow refer to.
 
-        Records may be the same after a change that made other images, so who looks at these reads both.
+        Records may stay the same when their images change, so a rule that reads the images depends on both.
         """
-        base = self.data["output_base"]
-        made = re.compile(rf"{re.escape(os.path.relpath(base))}/({runs.PATTERN})/data/(train|calibration|val)[_.][^/]*")
-        found = filter(None, (made.fullmatch(os.path.relpath(path)) for path in records))
-        return list(
-            dict.fromkeys(f"{base}/{m[1]}/data/{'val' if m[2] == 'val' else 'train'}.images.json" for m in found)
-        )
+        base = self.data.output_base
+        pattern = rf"{re.escape(os.path.relpath(base))}/({runs.PATTERN})/data/(train|calibration|val)[_.][^/]*"
+        matches = filter(None, (re.fullmatch(pattern, os.path.relpath(path)) for path in records))
+        found = ((match[1], "val" if match[2] == "val" else "train") for match in matches)
+        return list(dict.fromkeys(self.results(self._records_of(run), "data", f"{s}.images.json") for run, s in found))
 
-    def recipe_map(self, run: str) -> dict[str, Any]:
-        """The resolved recipe as plain values, for params."""
-        return msgspec.to_builtins(self.recipe(run))
+    def _records_of(self, run: str) -> str:
+        try:
+            return self.run(run).records
+        except ConfigError:  # a folder that the user made, or of a run that is no longer configured
+            return run
 
-    def answering(self, recipe: Recipe, **own: Any) -> dict[str, Any]:
-        """How a model trained by `recipe` is asked and read, for params; `own` options win over the `predict` section.
+    # ------------------------------------------------------------------ models
 
-        The temperature is the one that it trained with and the geometry what its records carry, unless the
-        configuration gives another.
+    def own_base(self, model: str) -> dict[str, str] | None:
+        """Digests of the files of a base in the user's own folder, so that params change with it; None for other bases.
+
+        A missing folder is represented by what was fetched from it, and a damaged one by None, as the rule reports it.
         """
-        section = {key: value for key, value in self.config["predict"].items() if key not in ("images", "shards")}
-        custom = recipe.custom
-        learnt = {
-            "temperature": custom.loss.temperature,
-            "geometry": ["bbox_2d"] if self.data["geometry"] == "bbox" else ["bbox_2d", "poly"],
-            "poly_max_points": self.data["poly_max_points"],
-        }
-        options = {**learnt, **section, **own}
-        return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
+        entry = self.runs.model(model)
+        if entry["source"] != "path":
+            return None
+        folder, fetched = Path(entry["path"]), Path(self.data.raw_root, "models", model)
+        try:
+            return checkpoint_files.digests(folder) if folder.is_dir() else checkpoint_files.recorded(fetched)
+        except CoordExpError:
+            return None
+
+    def fetched(self, model: str) -> str:
+        """Folder of a base before coordinate tokens are added to it."""
+        entry = self.runs.model(model)
+        return self.merged(entry["run"]) if entry["source"] == "run" else f"{self.data.raw_root}/models/{model}"
+
+    def base(self, run: str) -> str:
+        """Folder of the base that a run starts from; ConfigError for coordinate tokens that it does not have."""
+        settings = self.run(run)
+        if settings.vocab.init == "none":
+            if self.recipe(run).custom.coord_tokens.enabled:
+                fix = "set custom.coord_tokens.enabled: false, or another vocab.init"
+                problem = "the base has no coordinate tokens, which the recipe needs"
+                raise ConfigError(located(problem, field=f"runs.{run}.vocab.init", found="none", fix=fix))
+            return self.fetched(settings.model)
+        suffix = "" if settings.vocab.init == self.vocab.init else f"-{settings.vocab.init}"
+        return self.results("models", f"{settings.model}-coordexp{suffix}")
+
+    def merged(self, run: str) -> str:
+        """Folder of the merged checkpoint that a run is evaluated with."""
+        return self.results(self.run(run).checkpoint, "merged")
+
+    def training(self, run: str) -> str:
+        """Folder of the training that made a run's checkpoint."""
+        return self.results(self.run(run).checkpoint, "train")
 
     def size(self, run: str, *, small: int, large: int) -> int:
-        """A resource by the run's base: `small` for a tiny model, `large` for a real one."""
-        return small if self.config["models"][self.run(run).model]["source"] == "tiny" else large
+        """A resource by the run's base: `small` for a tiny model, `large` for any other."""
+        return small if self.runs.is_small(run) else large
+
+    # ------------------------------------------------------------------ recipes and predictions
+
+    def recipe(self, run: str) -> Recipe:
+        """The recipe that a run trains with, resolved."""
+        if run not in self._recipes:
+            sections = dict(self.run(run).recipe)
+            extends = sections.pop("extends")
+            files = [extends] if isinstance(extends, str) else extends
+            raw: dict[str, Any] = {}
+            for file in files:
+                raw = merge(raw, read_extended(self.root / file))
+            where = f"runs.{run}.recipe" if sections or len(files) > 1 else self.root / files[0]
+            self._recipes[run] = typed(merge(raw, sections), where)
+        return self._recipes[run]
+
+    def recipe_map(self, run: str) -> dict[str, Any]:
+        """The same as plain values, for params."""
+        return msgspec.to_builtins(self.recipe(run))
+
+    def prediction(self, run: str) -> dict[str, Any]:
+        """Options, prompt style and codec of a run's predictions, for params.
+
+        Options that are null take what the model was trained with: the temperature of the loss, and the geometry of
+        the records.
+        """
+        settings, custom = self.run(run), self.recipe(self.run(run).checkpoint).custom
+        given = msgspec.to_builtins(settings.predict)
+        trained = {
+            "temperature": custom.loss.temperature,
+            "geometry": ["bbox_2d"] if settings.data.geometry == "bbox" else ["bbox_2d", "poly"],
+            "poly_max_points": settings.data.poly_max_points,
+        }
+        options = {**trained, **{key: value for key, value in given.items() if value is not None}}
+        options = {key: options[key] for key in PredictOptions.__struct_fields__ if key not in ("split", "shards")}
+        return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
+
+    def evaluation(self, run: str) -> dict[str, Any]:
+        """Options of a run's evaluation, for params."""
+        settings = self.run(run)
+        options = msgspec.to_builtins(settings.evaluate)
+        return {**options, "on_bad": options["on_bad"] or settings.data.on_bad}
 
 
 def over_defaults(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """`config` over the repository's own defaults: a workflow that uses this one as a module names only its changes."""
+    """`config` over the defaults of the repository, for a workflow that uses this one as a module."""
     return merge(yaml.safe_load((root / DEFAULTS).read_text(encoding="utf-8")), config)
-
-
-def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
-    """ConfigError listing every problem with the key's path, and the nearest name for an unknown key."""
-    validator = jsonschema.Draft202012Validator(schema)
-    errors = sorted(validator.iter_errors(config), key=lambda e: list(map(str, e.path)))
-    problems = [_explain(error, schema) for error in errors]
-    if problems:
-        raise ConfigError("\n".join(problems) + "\n  -> config/config.yaml lists every key with its meaning")
-
-
-def coerce(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
-    """Text from `--config key=value` as the type that the schema asks for; anything else unchanged."""
-    schema = _resolve(schema, root)
-    if isinstance(value, Mapping):
-        return {key: coerce(inner, _property(schema, key), root) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [coerce(inner, schema.get("items", {}), root) for inner in value]
-    if not isinstance(value, str):
-        return value
-    kinds = schema.get("type", [])
-    return _from_text(value, [kinds] if isinstance(kinds, str) else kinds)
-
-
-def _from_text(value: str, kinds: list[str]) -> Any:
-    words = {
-        "null": {"null": None, "None": None},
-        "boolean": {"true": True, "True": True, "false": False, "False": False},
-    }
-    for kind in kinds:
-        if value in words.get(kind, {}):
-            return words[kind][value]
-        if kind in ("integer", "number"):
-            try:
-                return int(value) if kind == "integer" else float(value)
-            except ValueError:
-                continue
-    return value
-
-
-def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    inner = schema.get("properties", {}).get(key, schema.get("additionalProperties", {}))
-    return inner if isinstance(inner, Mapping) else {}
-
-
-def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    while "$ref" in schema:
-        target: Any = root
-        for part in schema["$ref"].removeprefix("#/").split("/"):
-            target = target[part]
-        schema = target
-    return schema
-
-
-def _explain(error: jsonschema.ValidationError, schema: Mapping[str, Any]) -> str:
-    path = ".".join(map(str, error.absolute_path)) or "config"
-    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
-        known = error.schema.get("properties", {})
-        unknown = [key for key in error.instance if key not in known]
-        if error.validator_value is False:
-            return "; ".join(
-                f"{path}.{key}: unknown key{nearest(key, known)}".removeprefix("config.") for key in unknown
-            )
-    section, *rest = [*error.absolute_path, None]
-    if section == "data" and error.validator == "type" and len(rest) == 2:
-        known = schema["properties"]["data"]["properties"]
-        if rest[0] not in known:
-            return f"{path}: unknown key{nearest(str(rest[0]), known)}"
-    return located(error.message, field=path)

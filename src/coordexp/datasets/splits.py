@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import msgspec
 
 from coordexp.datasets.ordering import stable_hash
 from coordexp.records import CoordSpace, Record, read_records
@@ -50,14 +53,22 @@ def calibration_split(
     ]
     if not 1 <= count < len(ranks):
         expected = f"1 to {len(ranks) - 1}, as something has to be left to train on"
-        fix = "set calibrate.calibration to less than the training split has"
+        fix = "set calibrate.images to less than the training split has"
         raise ConfigError(
-            located(
-                "cannot hold out", file=records, field="calibrate.calibration", expected=expected, found=count, fix=fix
-            )
+            located("cannot hold out", file=records, field="calibrate.images", expected=expected, found=count, fix=fix)
         )
     held = {n for _, n in heapq.nlargest(count, ranks)}
     left = set(range(len(ranks))) - held
-    write_jsonl(calibration, _pick(records, held, "pixel"))
-    write_jsonl(rest, _pick(records, left, "pixel"))
-    return write_jsonl(rest_tokens, _pick(tokens, left, "token"))
+    write_jsonl(calibration, _moved(_pick(records, held, "pixel"), records, calibration))
+    write_jsonl(rest, _moved(_pick(records, left, "pixel"), records, rest))
+    return write_jsonl(rest_tokens, _moved(_pick(tokens, left, "token"), tokens, rest_tokens))
+
+
+def _moved(records: Iterable[Record], src: str | Path, dst: str | Path) -> Iterator[Record]:
+    """`records` of `src` with their image paths relative to `dst`."""
+    old, new = Path(src).parent, Path(dst).parent
+    if old.resolve() == new.resolve():
+        yield from records
+    else:
+        for record in records:
+            yield msgspec.structs.replace(record, images=[os.path.relpath(old / i, new) for i in record.images])

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,11 +24,11 @@ from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, match
 from coordexp.evaluation.ground_truth import GroundTruth, of_records
 from coordexp.evaluation.label_mapping import LabelMap
 from coordexp.evaluation.reliability import verdicts
+from coordexp.inference.options import CalibrationMethod
 from coordexp.records import RAW_SCORE, Detection, Metadata, Prediction, Record, read_records
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines, read_json, sha256_file, write_json, write_jsonl
 
-Method = Literal["logistic", "isotonic"]
 FEATURES = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "log_spread")
 MIN_OF_EACH = 5
 
@@ -41,7 +41,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fitted: what it was learnt from: hashes of the files, counts, and the IoU of a match.
     """
 
-    method: Method
+    method: CalibrationMethod
     fitted: dict[str, Any]
     bias: float = 0.0
     weights: list[float] = []
@@ -81,7 +81,7 @@ def fit(
     records_jsonl: str | Path,
     categories: Sequence[Category],
     out: str | Path,
-    method: Method = "logistic",
+    method: CalibrationMethod = "logistic",
     *,
     federated: bool,
     trained_on: Sequence[str | Path] = (),
@@ -116,7 +116,9 @@ def fit(
     return calibration
 
 
-def fit_detections(detections: Sequence[Detection], right: np.ndarray, method: Method, fitted: dict) -> Calibration:
+def fit_detections(
+    detections: Sequence[Detection], right: np.ndarray, method: CalibrationMethod, fitted: dict
+) -> Calibration:
     """Learn from `detections` and bool [N] `right`; DataError when one kind is nearly absent."""
     if min(int(right.sum()), int((~right).sum())) < MIN_OF_EACH:
         fix = "use more images, or leave the scores as they are"

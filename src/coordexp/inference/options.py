@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from coordexp.inference.coordinates import CoordinateOptions
 
+CalibrationMethod = Literal["logistic", "isotonic"]
 Protocol = Literal["open", "all_categories", "image_categories"]
 Kinds = tuple[Literal["bbox_2d", "poly"], ...]
 
@@ -54,3 +56,23 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         Meta(description="drop a detection with the description of a better-scored one and IoU >= `duplicate_iou`"),
     ] = False
     duplicate_iou: Annotated[float, Meta(gt=0, le=1, description="IoU from which two boxes are duplicates")] = 0.9
+
+
+class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of the calibration of scores: section `calibrate` of the configuration."""
+
+    images: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="images of the training split that are kept from training to fit the calibration; another "
+            "number trains again",
+        ),
+    ] = 0
+    method: Annotated[
+        Literal["none"] | CalibrationMethod,
+        Meta(
+            description="how scores become probabilities: `logistic` regression on all raw score terms, `isotonic` "
+            "regression on the raw score; needs `images`"
+        ),
+    ] = "none"

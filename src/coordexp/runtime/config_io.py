@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 import yaml
@@ -67,22 +67,49 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(value: Mapping[str, Any], kind: type, path: str | Path | None = None, field: str = "") -> Any:
-    """`value` as the struct `kind`; ConfigError that lists every problem with its full key.
+    """`value` as the struct `kind`, checked as by `checked`; ConfigError that lists every problem."""
+    return msgspec.convert(checked(value, kind, path, field), kind)
 
-    An unknown key or choice is reported with the nearest known name. Text is accepted where it reads as the expected
-    type ("64" for an integer), as values on a command line are text. `path` is the file that `value` came from and
-    `field` the key at which it is found there; both appear in messages only.
+
+def checked(value: Mapping[str, Any], kind: type, path: str | Path | None = None, field: str = "") -> dict[str, Any]:
+    """`value` itself, without defaults filled in, after a check that it can be converted to the struct `kind`.
+
+    ConfigError that lists every problem with its full key, and the nearest known name for an unknown key or choice.
+    Text is converted where it reads as the expected type ("64" for an integer), as values on a command line are text.
+    `path` is the file that `value` came from and `field` the key at which it is found there, for messages only.
     """
     problems: list[str] = []
-    checked = _check(
-        value,
-        kind,
-        field,
-        lambda where, problem, **facts: problems.append(located(problem, file=path, field=where or None, **facts)),
-    )
+
+    def report(where: str, problem: str, **facts: Any) -> None:
+        problems.append(located(problem, file=path, field=where or None, **facts))
+
+    result = _check(value, kind, field, report)
     if problems:
         raise ConfigError("\n".join(problems))
-    return msgspec.convert(checked, kind)
+    return result
+
+
+class Variants(NamedTuple):
+    """Maps whose keys depend on the value of one of them, `key`; `structs` declares the other keys by that value."""
+
+    key: str
+    structs: Callable[[], Mapping[str, type]]
+    description: str
+
+
+def variants(key: str, structs: Callable[[], Mapping[str, type]], description: str) -> Any:
+    """Type of a map that is one of several `Variants`; a value stays a plain map. `description` is that of `key`."""
+    return Annotated[dict[str, Any], msgspec.Meta(extra={"variants": Variants(key, structs, description)})]
+
+
+def variants_of(kind: Any) -> Variants | None:
+    """The `Variants` of a type made by `variants`."""
+    return next((meta.extra["variants"] for meta in unwrap(kind)[1] if meta.extra and "variants" in meta.extra), None)
+
+
+def declared(struct: type[msgspec.Struct], name: str) -> Any:
+    """Type of a field with its bounds and description, to declare the same option in another struct."""
+    return next(field.type for field in msgspec.structs.fields(struct) if field.name == name)
 
 
 def unwrap(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
@@ -108,6 +135,31 @@ def registry_of(kind: Any) -> Registry[Any] | None:
     """The registry that a type made by `choice` refers to."""
     found = (meta.extra["registry"] for meta in unwrap(kind)[1] if meta.extra and "registry" in meta.extra)
     return next(found, None)
+
+
+def choices(kind: Any) -> tuple[list[Any] | None, str]:
+    """The values that a type allows, null aside, and what they are called; None unless it is a choice of values."""
+    names: list[Any] | None = None
+    what = "value"
+    for option in alternatives(kind):
+        registry, (bare, _) = registry_of(option), unwrap(option)
+        if registry is not None:
+            names, what = [*(names or []), *registry.names()], registry.kind
+        elif get_origin(bare) is Literal:
+            names = [*(names or []), *get_args(bare)]
+        elif bare is not type(None):
+            return None, what
+    return names, what
+
+
+def choices_of(struct: type[msgspec.Struct], name: str) -> list[Any]:
+    """The values that a field allows, or each item of a list may have; none unless it is a choice."""
+    kind = declared(struct, name)
+    for option in alternatives(kind):
+        bare, _ = unwrap(option)
+        if get_origin(bare) in (list, tuple):
+            kind = get_args(bare)[0]
+    return choices(kind)[0] or []
 
 
 def is_struct(kind: Any) -> bool:
@@ -136,6 +188,9 @@ def _check(value: Any, kind: Any, field: str, report: Report) -> Any:
     if isinstance(value, Mapping):
         for option in options:
             bare, _ = unwrap(option)
+            varied = variants_of(option)
+            if varied:
+                return _check_variant(value, varied, field, report)
             if is_struct(bare):
                 return _check_struct(value, bare, field, report)
             if get_origin(bare) is dict:
@@ -145,14 +200,24 @@ def _check(value: Any, kind: Any, field: str, report: Report) -> Any:
             bare, _ = unwrap(option)
             if get_origin(bare) in (list, tuple, set, frozenset):
                 return _check_items(value, bare, option, field, report)
-    for option in options:
-        registry, (bare, _) = registry_of(option), unwrap(option)
-        if registry is not None and isinstance(value, str) and value not in registry:
-            return _unknown(value, registry.names(), registry.kind, field, report)
-        names = get_args(bare) if get_origin(bare) is Literal else ()
-        if len(options) == 1 and names and isinstance(value, str) and value not in names:
-            return _unknown(value, names, "value", field, report)
+    if isinstance(value, str):
+        names, what = choices(kind)
+        if names is not None and value not in names:
+            return _unknown(value, names, what, field, report)
     return _check_leaf(value, kind, field, report)
+
+
+def _check_variant(value: Mapping[str, Any], varied: Variants, field: str, report: Report) -> dict[str, Any]:
+    structs, where = varied.structs(), _below(field, varied.key)
+    chosen = value.get(varied.key)
+    if chosen is None:
+        report(where, "required key is missing", expected=list(structs))
+    elif chosen not in structs:
+        _unknown(str(chosen), structs, varied.key, where, report)
+    else:
+        others = {key: inner for key, inner in value.items() if key != varied.key}
+        return {varied.key: chosen, **_check_struct(others, structs[chosen], field, report)}
+    return dict(value)
 
 
 def _check_struct(value: Mapping[str, Any], struct: type, field: str, report: Report) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""The types of the workflow's configuration, section by section.
+
+Options that a part of the library uses are declared there; a section here inherits them and adds what only the workflow
+uses. JSON schema, validation, the reference page and the choices in rules are generated from `WorkflowConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from coordexp.config.sweeps import Sweep
+from coordexp.datasets.convert import ConvertOptions
+from coordexp.datasets.formats import FORMATS
+from coordexp.evaluation.evaluate import EvaluateOptions
+from coordexp.inference.options import CalibrateOptions, PredictOptions
+from coordexp.modeling.embedding_init import Init
+from coordexp.modeling.tiny import Knobs as TinyOptions
+from coordexp.recipe import Custom
+from coordexp.runtime.config_io import declared, variants
+
+Split = Literal["train", "val"]
+
+
+class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of the conversion and of the splits that are made from its records."""
+
+    num_workers: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="NUM_WORKERS: processes of the conversion; null: 16, or `--cores` if fewer"),
+    ] = None
+    tiny: Annotated[int, Meta(ge=1, description="TINY: images in the tiny split")] = 256
+
+
+class DataSection(DataOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of the conversion, and the folders of the workflow."""
+
+    raw_root: Annotated[str, Meta(description="RAW_ROOT: folder of downloads and generated sources")] = "resources"
+    output_base: Annotated[str, Meta(description="OUTPUT_BASE: folder of all results")] = "results"
+    splits: Annotated[
+        tuple[Split, ...], Meta(min_length=1, description="SPLITS: splits of the target results/{run}/data/complete")
+    ] = ("train", "val")
+
+
+class HubModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A checkpoint on a hub, at a pinned revision."""
+
+    repo: Annotated[str, Meta(description="repository on the hub")]
+    revision: Annotated[str, Meta(description="pinned revision (a commit)")]
+
+
+class FolderModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A checkpoint in a folder of your own."""
+
+    path: Annotated[str, Meta(description="folder of the checkpoint")]
+
+
+class TinyModel(TinyOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A small model with random weights, for demos and tests."""
+
+    seed: Annotated[int, Meta(description="seed of the random weights")] = 0
+
+
+class RunModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The merged checkpoint of another run."""
+
+    run: Annotated[str, Meta(description="name of the run")]
+
+
+class VocabOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the base gets its coordinate tokens."""
+
+    init: Annotated[
+        Init | Literal["none"],
+        Meta(
+            description="initialisation of the 1,001 new embedding rows: `numeric` from the digits of the coordinate "
+            "and a smooth function of it, `mean` from the mean of all rows; `none`: no tokens are added (for "
+            "recipes with custom.coord_tokens.enabled: false)"
+        ),
+    ] = "numeric"
+
+
+class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Processes and threads of the train rule; what is learned is the recipe's."""
+
+    processes: Annotated[int, Meta(ge=1, description="training processes (GPUs) per machine; 1 on a CPU")] = 1
+    nodes: Annotated[
+        int, Meta(ge=1, description="machines; more than one in a SLURM job or started by hand (docs/cluster.md)")
+    ] = 1
+    threads: Annotated[int, Meta(ge=1, description="CPU threads of the rules train and predict")] = 8
+    rerun_on_code_change: Annotated[
+        bool,
+        Meta(
+            description="train again when code that the training depends on has changed; by default a finished "
+            "training is kept, and the plan and the report say which code made it"
+        ),
+    ] = False
+
+
+class PredictSection(PredictOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of prediction; null takes what the model was trained with."""
+
+    temperature: Annotated[
+        declared(PredictOptions, "temperature") | None,
+        Meta(description="divides the logits of the coordinate bins; null: the recipe's custom.loss.temperature"),
+    ] = None
+    geometry: Annotated[
+        declared(PredictOptions, "geometry") | None,
+        Meta(description="kinds of geometry that an answer may contain; null: those of the records (data.geometry)"),
+    ] = None
+    poly_max_points: Annotated[
+        declared(PredictOptions, "poly_max_points") | None,
+        Meta(description="most points of a predicted polygon; null: data.poly_max_points"),
+    ] = None
+
+
+class EvaluateSection(EvaluateOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of the evaluation."""
+
+    on_bad: Annotated[
+        declared(EvaluateOptions, "on_bad") | None,
+        Meta(description="invalid annotations: `error`, or `skip` (left out and counted); null: data.on_bad"),
+    ] = None
+
+
+class ReportOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of the report."""
+
+    gallery: Annotated[int, Meta(ge=0, description="images shown")] = 24
+
+
+class InlineRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A recipe in the configuration: sections over those of the recipe that it extends."""
+
+    extends: Annotated[
+        str | tuple[str, ...] | None,
+        Meta(description="recipe file(s), relative to the repository; default: the recipe of the parent run"),
+    ] = None
+    model: Annotated[dict[str, Any], Meta(description="ms-swift's model arguments")] = {}
+    template: Annotated[dict[str, Any], Meta(description="ms-swift's template arguments")] = {}
+    data: Annotated[dict[str, Any], Meta(description="ms-swift's data arguments")] = {}
+    tuner: Annotated[dict[str, Any], Meta(description="ms-swift's tuner arguments")] = {}
+    training: Annotated[dict[str, Any], Meta(description="ms-swift's training arguments")] = {}
+    custom: Annotated[Custom | None, Meta(description="CoordExp's own section")] = None
+
+
+class RunEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of a run, or of every run of a data set; they override the sections of the configuration."""
+
+    extends: Annotated[str | None, Meta(description="parent run, whose settings are inherited")] = None
+    records_from: Annotated[
+        str | None,
+        Meta(
+            description="run whose records are read instead of converting again; the parent, unless `extends` names one"
+        ),
+    ] = None
+    checkpoint_from: Annotated[
+        str | None, Meta(description="parent run, whose trained checkpoint is used instead of training again")
+    ] = None
+    dataset: Annotated[str | None, Meta(description="name in `datasets`; default: the parent's")] = None
+    max_blocks: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="MAX_BLOCKS: image budget in tiles of factor x factor pixels; default: the parent's"),
+    ] = None
+    model: Annotated[str | None, Meta(description="name in `models`")] = None
+    recipe: Annotated[
+        str | InlineRecipe | None,
+        Meta(description="recipe file, relative to the repository, or sections of a recipe that override another"),
+    ] = None
+    data: Annotated[DataOptions | None, Meta(description="overrides of `data`")] = None
+    vocab: Annotated[VocabOptions | None, Meta(description="overrides of `vocab`")] = None
+    train: Annotated[TrainOptions | None, Meta(description="overrides of `train`")] = None
+    predict: Annotated[PredictSection | None, Meta(description="overrides of `predict`")] = None
+    calibrate: Annotated[CalibrateOptions | None, Meta(description="overrides of `calibrate`")] = None
+    evaluate: Annotated[EvaluateSection | None, Meta(description="overrides of `evaluate`")] = None
+    report: Annotated[ReportOptions | None, Meta(description="overrides of `report`")] = None
+
+
+MODELS = {"hf": HubModel, "modelscope": HubModel, "path": FolderModel, "tiny": TinyModel, "run": RunModel}
+Dataset = variants(
+    "format",
+    lambda: {name: FORMATS[name].Options for name in FORMATS.names()},
+    "format of the annotations, or `shapes` for generated images",
+)
+Model = variants("source", lambda: MODELS, "where the checkpoint comes from")
+
+
+class WorkflowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The configuration of the workflow: config/config.yaml and what the user puts over it."""
+
+    plugins: Annotated[
+        tuple[str, ...], Meta(description="Python files that register names of their own (docs/architecture.md)")
+    ] = ()
+    datasets: Annotated[dict[str, Dataset], Meta(description="data sets by name")] = {}
+    data: Annotated[DataSection, Meta(description="conversion of data sets to records")] = DataSection()
+    models: Annotated[dict[str, Model], Meta(description="base checkpoints by name")] = {}
+    vocab: Annotated[VocabOptions, Meta(description="coordinate tokens of the base")] = VocabOptions()
+    runs: Annotated[dict[str, RunEntry], Meta(description="settings of runs, by data set or run name")] = {}
+    train: Annotated[TrainOptions, Meta(description="resources of training")] = TrainOptions()
+    predict: Annotated[PredictSection, Meta(description="prediction")] = PredictSection()
+    calibrate: Annotated[CalibrateOptions, Meta(description="scores as probabilities")] = CalibrateOptions()
+    evaluate: Annotated[EvaluateSection, Meta(description="evaluation")] = EvaluateSection()
+    report: Annotated[ReportOptions, Meta(description="the report")] = ReportOptions()
+    sweeps: Annotated[dict[str, Sweep], Meta(description="sweeps over runs, by name")] = {}
