@@ -27,11 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/train_step.json"
-TERMS = {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "coord_mass": 2, "l1": 1, "giou": 1, "ciou": 1, "temperature": 0.9}
-FULL = {**TERMS, "sigma": 1.5, "truncate": 8}
-ARMS = {"plain": None, "full": FULL, "hungarian": {**FULL, "matching": "hungarian"}}
-ARMS["remaining"] = {**ARMS["hungarian"], "set_targets": "remaining"}
-# vocabulary, objects a image, images a batch, steps timed of each arm, arms
+WEIGHTS = {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "coord_mass": 2, "l1": 1, "giou": 1, "ciou": 1}
+FULL = {"weights": WEIGHTS, "temperature": 0.9, "sigma": 1.5, "truncate": 8}
+VARIANTS = {"plain": None, "full": FULL, "hungarian": {**FULL, "matching": "hungarian"}}
+VARIANTS["remaining"] = {**VARIANTS["hungarian"], "set_targets": "remaining"}
+# vocabulary, objects per image, images per batch, timed steps per variant, variants
 CASES = {
     "compact": ("compact", 12, 16, 30, ("plain", "full", "remaining")),
     "published": ("published", 20, 2, 8, ("plain", "full", "remaining")),
@@ -148,7 +148,7 @@ def batches_of(trainer, count: int = 4) -> list[dict]:
 def time_case(folder: Path, name: str) -> dict:
     vocabulary, objects, batch, steps, arms = CASES[name]
     jsonl = folder / f"{name}.jsonl"
-    trainers = {arm: build_trainer(folder, vocabulary, jsonl, batch, ARMS[arm]) for arm in arms}
+    trainers = {arm: build_trainer(folder, vocabulary, jsonl, batch, VARIANTS[arm]) for arm in arms}
     inputs = {arm: batches_of(trainer) for arm, trainer in trainers.items()}
     for arm, trainer in trainers.items():
         for batch_inputs in inputs[arm][:2]:
@@ -186,7 +186,7 @@ def _added_by_matching(seconds: dict[str, list[float]]) -> dict:
 def memory_of(folder: Path, name: str, arm: str) -> dict:
     """Peak and resting resident memory of one arm, MB; runs in a process of its own."""
     vocabulary, _, batch, _, _ = CASES[name]
-    trainer = build_trainer(folder, vocabulary, folder / f"{name}.jsonl", batch, ARMS[arm])
+    trainer = build_trainer(folder, vocabulary, folder / f"{name}.jsonl", batch, VARIANTS[arm])
     inputs = batches_of(trainer, 1)[0]
     step(trainer, inputs)
     step(trainer, inputs)

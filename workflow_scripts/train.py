@@ -21,7 +21,7 @@ limit_threads(args.threads)
 rank = os.environ.get("NODE_RANK", "0")  # set when the machines of a run are started by hand
 with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}")):
     from coordexp.datasets.samples import write_table
-    from coordexp.recipe import typed
+    from coordexp.recipe import parse_recipe
     from coordexp.runtime.config_io import merge
     from coordexp.runtime.gpus import take_gpus
     from coordexp.training.launch import DistributedConfig
@@ -34,7 +34,7 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     table = path(own) if own else write_table(args.source, args.log.parent / "categories.json", args.config["desc"])
     paths = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": table}
     paths = {name: str(path.resolve()) for name, path in paths.items()}
-    recipe = typed(merge(args.config["recipe"], {"custom": paths}), "recipe")
-    if recipe.custom.fusion_config:
-        recipe.custom.fusion_config = str(ROOT / recipe.custom.fusion_config)
+    if mixture := args.config["recipe"]["custom"]["fusion_config"]:
+        paths["fusion_config"] = str(ROOT / mixture)
+    recipe = parse_recipe(merge(args.config["recipe"], {"custom": paths}), "recipe")
     train(recipe, args.base.parent, args.trained.parent, args.log, distributed)

@@ -92,7 +92,7 @@ def _train(commands) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> None:
-    from coordexp.recipe import typed
+    from coordexp.recipe import parse_recipe
     from coordexp.runtime.config_io import merge, read_extended
     from coordexp.runtime.locks import sole_writer
     from coordexp.training.launch import DistributedConfig
@@ -100,7 +100,7 @@ def _run_train(args: argparse.Namespace) -> None:
 
     below = read_extended(args.base_config) if args.base_config else {}
     given = {name: str(getattr(args, name).resolve()) for name in DATA_OPTIONS if getattr(args, name)}
-    recipe = typed(merge(merge(below, read_extended(args.config)), {"custom": given}), args.config)
+    recipe = parse_recipe(merge(merge(below, read_extended(args.config)), {"custom": given}), args.config)
     if not (recipe.custom.train_jsonl or recipe.custom.fusion_config):
         raise ConfigError("no data to train on\n  -> give --train-jsonl or --fusion-config, or name it in the recipe")
     distributed = DistributedConfig(args.processes, args.nodes, args.threads * args.processes)

@@ -31,7 +31,8 @@ def examine(
     record as augmented for that epoch.
     """
     record = nth_record(file, index)
-    custom.coord_tokens.skip_bbox_norm = record.coord_space == "token"
+    in_tokens = msgspec.structs.replace(custom.coord_tokens, skip_bbox_norm=record.coord_space == "token")
+    custom = msgspec.structs.replace(custom, coord_tokens=in_tokens)
     encoded, tokenizer, shown, changed = _encode(record, file, index, model_dir, custom, epoch)
     ids, labels = encoded["input_ids"], encoded["labels"]
     first = next(i for i, label in enumerate(labels) if label != -100)

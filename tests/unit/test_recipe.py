@@ -1,4 +1,4 @@
-"""Recipes: extends, merging, and errors that name the place."""
+"""Recipes: `extends`, inline recipes, merging, and errors that name the key."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def write(folder, **files):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_of_the_repository_loads(path):
+def test_every_shipped_recipe_loads(path):
     recipe = load_recipe(path)
     assert recipe.custom.emit_norm == "norm1000"
     assert recipe.template["truncation_strategy"] == "raise"
@@ -40,7 +40,7 @@ def test_extends_merges_maps_and_replaces_lists(tmp_path):
     assert recipe.tuner == {"target_modules": ["c"]}
 
 
-def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
+def test_circular_extends_is_an_error_that_shows_the_chain(tmp_path):
     write(tmp_path, a="extends: b.yaml", b="extends: a.yaml")
     with pytest.raises(ConfigError, match=r"a\.yaml -> b\.yaml -> a\.yaml"):
         load_recipe(tmp_path / "a.yaml")
@@ -51,33 +51,63 @@ def test_a_circle_is_an_error_that_shows_the_way(tmp_path):
     [
         ("trainning: {}", "did you mean 'training'"),
         ("custom: {emit_nrom: norm1000}", "custom.emit_nrom: unknown key, did you mean 'emit_norm'"),
-        ("custom: {loss: {gioo: 1}}", "custom.loss.gioo: unknown key, did you mean 'giou'"),
+        ("custom: {loss: {gioo: 1}}", "custom.loss.gioo: unknown key"),
         ("custom: {coord_offset: {ids: {start: 1, stop: 2}}}", "custom.coord_offset.ids.stop"),
         ("custom: {emit_norm: pixels}", "custom.emit_norm: unknown value .pixels."),
-        ("training: {seed: 1}\ndata: {seed: 2}", "stands in `data` too|stands in `training` too"),
+        (
+            "training: {seed: 1}\ndata: {seed: 2}",
+            "data.seed: already set in section `training`|training.seed: already set in section `data`",
+        ),
         ("custom: {coord_offset: {enabled: true}}", "multimodal_coord_offset"),
-        ("template: {system: You detect.}", r"template\.system: would not reach inference"),
-        ("data: {dataloader_multiprocessing_context: spawn}", "would stay in the first epoch"),
-        ("training: {save_only_model: true}", r"training\.save_only_model: a killed training could not go on"),
-        ("training: {ignore_data_skip: true}", "ignore_data_skip: a killed training could not go on"),
-        ("training: {resume_only_model: true}", "resume_only_model: a killed training could not go on"),
-        ("training: {use_flash_ckpt: true}", "use_flash_ckpt: a checkpoint is whole when"),
-        ("training: {save_strategy: no}", "save_strategy: the result is a checkpoint; found False"),
-        ('training: {save_strategy: "no"}', "save_strategy: the result is a checkpoint; found 'no'"),
-        ("training: {load_best_model_at_end: true}", "custom.detection_eval chooses the checkpoint"),
-        ("training: {average_tokens_across_devices: false}", "counts of all processes"),
-        ("training: {router_aux_loss_coef: 0.001}", "router_aux_loss_coef: the loss has no such term"),
-        ("data: {split_dataset_ratio: 0.1}", r"split_dataset_ratio: has no effect; custom\.val_jsonl"),
-        ("data: {columns: {a: b}}", r"data\.columns: has no effect"),
+        ("template: {system: You detect.}", r"template\.system: must not be set: inference would not use it"),
+        ("data: {dataloader_multiprocessing_context: spawn}", "would never leave the first epoch"),
+        (
+            "training: {save_only_model: true}",
+            r"training\.save_only_model: must not be set: an interrupted training could not resume",
+        ),
+        (
+            "training: {ignore_data_skip: true}",
+            "ignore_data_skip: must not be set: an interrupted training could not resume",
+        ),
+        (
+            "training: {resume_only_model: true}",
+            "resume_only_model: must not be set: an interrupted training could not resume",
+        ),
+        ("training: {use_flash_ckpt: true}", "use_flash_ckpt: must not be set: a checkpoint must be complete when"),
+        (
+            "training: {save_strategy: no}",
+            "save_strategy: must not be set: a checkpoint must be saved: it is the result; found False",
+        ),
+        (
+            'training: {save_strategy: "no"}',
+            "save_strategy: must not be set: a checkpoint must be saved: it is the result; found 'no'",
+        ),
+        ("training: {load_best_model_at_end: true}", "custom.detection_eval selects the checkpoint"),
+        ("training: {average_tokens_across_devices: false}", "normalised over all processes"),
+        (
+            "training: {router_aux_loss_coef: 0.001}",
+            "router_aux_loss_coef: must not be set: the loss has no router term",
+        ),
+        (
+            "data: {split_dataset_ratio: 0.1}",
+            r"split_dataset_ratio: must not be set: it has no effect; custom\.val_jsonl",
+        ),
+        ("data: {columns: {a: b}}", r"data\.columns: must not be set: it has no effect"),
         ("custom: {coord_tokens: {enabled: false}, loss: {set_targets: remaining}}", "set_targets: has no effect"),
-        ("custom: {coord_tokens: {enabled: false}, loss: {matching: hungarian, l1: 1}}", "matching: has no effect"),
-        ("custom: {loss: {matching: hungarian}}", "matching: has no effect(.|\n)*a weight for custom.loss.l1"),
+        (
+            "custom: {coord_tokens: {enabled: false}, loss: {matching: hungarian, weights: {l1: 1}}}",
+            "matching: has no effect",
+        ),
+        ("custom: {loss: {matching: hungarian}}", r"matching: has no effect(.|\n)*a weight for a box term \(l1"),
         (
             "custom: {coord_tokens: {enabled: false}, coord_offset: {enabled: true}}\n"
             "training: {optimizer: multimodal_coord_offset}",
             r"coord_offset\.enabled: has no effect(.|\n)*coord_tokens\.enabled: true",
         ),
-        ("custom: {loss: {geometry_warmup: {start: 0.5, end: 0.2}}}", r"start at or before end, found 0\.5 and 0\.2"),
+        (
+            "custom: {loss: {geometry_warmup: {start: 0.5, end: 0.2}}}",
+            r"expected start <= end, found start 0\.5 and end 0\.2",
+        ),
         ("custom: {loss: {sigma: 0}}", r"custom\.loss\.sigma: expected `float` > 0.0"),
         ("custom: {loss: {temperature: 0}}", r"custom\.loss\.temperature: expected `float` > 0.0"),
         ("custom: {orders_per_sample: 3}", "orders_per_sample: has no effect"),
@@ -92,20 +122,49 @@ def test_errors_name_the_key(tmp_path, text, message):
         load_recipe(tmp_path / "bad.yaml")
 
 
+def test_an_unknown_loss_term_is_an_error_with_the_nearest_name(tmp_path):
+    write(tmp_path, bad="custom: {loss: {weights: {gioo: 1}}}")
+    with pytest.raises(
+        ConfigError, match=r"custom\.loss\.weights\.gioo: unknown loss term 'gioo', did you mean 'giou'"
+    ):
+        load_recipe(tmp_path / "bad.yaml")
+
+
+def test_an_inline_recipe_extends_files_relative_to_the_root(tmp_path):
+    write(tmp_path, base="training: {seed: 1, max_steps: 2}", other="training: {max_steps: 3}")
+    inline = {"extends": ["base.yaml", "other.yaml"], "custom": {"loss": {"weights": {"l1": 1}}}}
+    recipe = load_recipe(inline, {"training": {"seed": 5}}, root=tmp_path)
+    assert recipe.training == {"seed": 5, "max_steps": 3}
+    assert recipe.custom.loss.weights["l1"] == 1
+    assert load_recipe("base.yaml", root=tmp_path).training == {"seed": 1, "max_steps": 2}
+
+
+def test_errors_of_an_inline_recipe_name_the_key():
+    with pytest.raises(ConfigError, match=r"recipe: custom\.loss\.sigma"):
+        load_recipe({"custom": {"loss": {"sigma": -1}}})
+
+
+def test_options_of_samples_and_prompts_are_those_of_their_own_structs():
+    custom = load_recipe({"custom": {"negatives": 2, "sample_seed": 3, "json_format": "compact"}}).custom
+    assert (custom.samples.negatives, custom.samples.seed, custom.style.json_format) == (2, 3, "compact")
+    with pytest.raises(ConfigError, match=r"custom\.category_ratio: expected `float` <= 1"):
+        load_recipe({"custom": {"category_ratio": 2.0}})
+
+
 def test_a_missing_parent_is_named(tmp_path):
     write(tmp_path, child="extends: nowhere.yaml")
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: file not found"):
         load_recipe(tmp_path / "child.yaml")
 
 
-def test_merge_leaves_its_inputs_alone():
+def test_merge_does_not_change_its_inputs():
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(base, over) == {"a": {"b": 1, "c": 2}}
     assert base == {"a": {"b": 1}} and over == {"a": {"c": 2}}
 
 
 @pytest.mark.parametrize("training", [{"save_strategy": "epoch"}, {"save_total_limit": 1}])
-def test_choosing_a_checkpoint_needs_one_to_choose(tmp_path, training):
+def test_selecting_a_checkpoint_needs_checkpoints_to_select_from(tmp_path, training):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"training": training, "custom": {"detection_eval": {"every": 5}}}))
     with pytest.raises(ConfigError, match="detection_eval"):

@@ -28,7 +28,7 @@ SMALL = {
     "runs": {
         "shapes": {
             "training": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
-            "custom": {"loss": {"l1": 1.0, "giou": 1.0, "geometry_warmup": {"start": 0.0, "end": 0.0}}},
+            "custom": {"loss": {"weights": {"l1": 1.0, "giou": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}},
         }
     },
     "predict": {"max_new_tokens": 96},

@@ -102,9 +102,9 @@ def test_the_real_data_sets_plan_the_whole_chain(finished):
 
 def test_a_merged_folder_says_how_to_ask_it(finished, capsys):
     from coordexp.cli import main
-    from coordexp.recipe import trained_by
+    from coordexp.recipe import checkpoint_custom
 
-    assert trained_by(finished.path(f"{RUN}/merged")).json_format == "compact"
+    assert checkpoint_custom(finished.path(f"{RUN}/merged")).json_format == "compact"
     image = next(finished.path("resources/shapes/raw/images/val").iterdir())
     boxes = finished.path("boxes.png")
     assert main(["detect", str(image), "--model", str(finished.path(f"{RUN}/merged")), "--out", str(boxes)]) == 0

@@ -17,7 +17,7 @@ from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import combine
 from coordexp.inference.predictor import Checkpoint
 from coordexp.inference.prompts import Question, listed_questions
-from coordexp.recipe import trained_by
+from coordexp.recipe import checkpoint_custom
 from coordexp.records import Detection, Metadata, Record
 from coordexp.runtime.errors import DataError, located
 
@@ -67,7 +67,7 @@ def detect(
     beside boxes, as one that learnt from `data.geometry: poly` gives them. `calibration` is a file of
     `calibrate.fit`. Errors name the image.
     """
-    custom = trained_by(model_dir)
+    custom = checkpoint_custom(model_dir)
     options = options or PredictOptions(temperature=custom.loss.temperature)
     if polygons:
         options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))

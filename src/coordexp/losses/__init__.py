@@ -1,1 +1,1 @@
-"""The objective in pure torch: terms at a coordinate slot, terms of a box, and their sum over a batch."""
+"""The training objective in plain PyTorch: loss terms, matching, set targets, and the criterion that sums them."""

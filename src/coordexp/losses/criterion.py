@@ -1,7 +1,9 @@
-"""The whole objective over a batch: every term is a sum over its own slots divided by a global count.
+"""The training loss: the weighted sum of all terms, each divided by the global number of its own positions.
 
-The counts are those of the *global* batch (all accumulation steps, all processes), so neither
-gradient accumulation nor the number of processes changes the gradient.
+    loss = sum_terms  weight * warmup * sum(term over its positions) / (positions of that level in the global batch)
+
+The global batch is all gradient-accumulation steps on all processes, so neither accumulation nor the number of
+processes changes the gradient.
 """
 
 from __future__ import annotations
@@ -9,141 +11,140 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from coordexp.losses import box_terms
-from coordexp.losses import coordinate_terms as slot_terms
-from coordexp.losses.chunked_logits import split_logits
+from coordexp.losses.chunked_logits import GatheredLogits, gather_logits
+from coordexp.losses.coordinate_distribution import LAST_BIN, expectation, gaussian_targets, log_probabilities
 from coordexp.losses.matching import match
 from coordexp.losses.options import LossOptions
-from coordexp.losses.targets import Targets, slot_targets, supervised, text_targets
-
-GEOMETRY = ("l1", "giou", "ciou")
+from coordexp.losses.targets import SupervisedLabels, Targets, slot_targets, supervised_labels, text_targets
+from coordexp.losses.terms import LOSS_TERMS, CoordinateSlots, LossTerm, TextLogits
 
 
 class Counts(NamedTuple):
-    """How many text positions, coordinate slots and boxes the global batch supervises."""
+    """Numbers of supervised text tokens, coordinate slots and boxes in a batch: what sums are divided by."""
 
     text: int
-    slots: int
-    boxes: int
+    coordinate: int
+    box: int
 
 
-class Measured(NamedTuple):
-    """What a micro-batch is reported by, detached, in a form that adds up over micro-batches and processes.
+class LossReport(NamedTuple):
+    """Detached values to log, in a form that adds up over micro-batches and processes.
 
-    means: (sum, count) of each term and diagnostic. bin_errors: [S] distance of the expectation from the
-    unrounded coordinate, in bins.
+    means: (sum, count) of each term, of `coord_accuracy` (share of slots whose most probable bin is the label) and
+    of `coord_probability` (probability mass on coordinate ids). bin_errors: [S] distance between the expected and
+    the unrounded target coordinate, in bins.
     """
 
     means: dict[str, tuple[torch.Tensor, int]]
     bin_errors: torch.Tensor
 
 
-def objective(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    targets: Targets,
-    weights: LossOptions,
-    coord_start: int,
-    counts: Counts | None = None,
-    progress: float = 1.0,
-) -> tuple[torch.Tensor, Measured]:
-    """Loss of this micro-batch, and what it is reported by.
+class DetectionCriterion(nn.Module):
+    """Loss over text tokens, coordinate slots and boxes. `coord_start` is the id of `<|coord_0|>`."""
 
-    logits: [B, L, V]; labels: [B, L] int64, -100 where nothing is supervised; position i predicts label
-    i + 1. `progress` in [0, 1] is the fraction of training done, for the geometry_warmup of the geometry terms.
+    def __init__(self, options: LossOptions, coord_start: int):
+        super().__init__()
+        self.options = options
+        self.coord_start = coord_start
+        self.terms: dict[str, LossTerm] = {name: LOSS_TERMS[name] for name, weight in options.weights.items() if weight}
+
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        targets: Targets,
+        counts: Counts | None = None,
+        progress: float = 1.0,
+    ) -> tuple[torch.Tensor, LossReport]:
+        """Loss of a micro-batch (scalar) and its report.
+
+        logits: [B, L, V]. labels: [B, L] int64, -100 where not supervised; position i predicts label i + 1. counts:
+        of the global batch; those of this micro-batch when None. progress: fraction of training done, in [0, 1].
+        ValueError when the batch has not one coordinate target per coordinate label.
+        """
+        found = supervised_labels(labels, self.coord_start)
+        if found.slots.numel() != targets.coords.numel():
+            problem = f"{found.slots.numel()} coordinate labels, but {targets.coords.numel()} coordinate targets"
+            raise ValueError(f"{problem} in the batch")
+        local = Counts(found.ids.numel() - found.slots.numel(), found.slots.numel(), targets.boxes.shape[0])
+        positions, ids, target_weights = text_targets(found, targets.soft)
+        flat = logits.reshape(-1, logits.shape[-1])
+        gathered = gather_logits(flat, found.rows, (positions, ids), found.slots, self.coord_start)
+
+        slots = self._coordinate_slots(gathered, found, targets)
+        expected = expectation(slots.p)
+        text = TextLogits(gathered.lse[found.text], gathered.target, target_weights)
+        sums = self._text_sums(text) | self._coordinate_sums(slots) | self._box_sums(expected, targets)
+
+        loss = logits.new_zeros(())
+        for name, total in sums.items():
+            if scale := self._scale(name, progress):  # a term that is still warming up may be non-finite
+                loss = loss + scale * total / self._count(name, counts or local)
+        means = {name: (total.detach(), getattr(local, self.terms[name].level)) for name, total in sums.items()}
+        bins = found.ids[found.slots] - self.coord_start
+        return loss, LossReport(means | diagnostics(slots, bins), (expected.detach() - targets.coords).abs() * LAST_BIN)
+
+    def _coordinate_slots(self, gathered: GatheredLogits, found: SupervisedLabels, targets: Targets) -> CoordinateSlots:
+        log_p = log_probabilities(gathered.coord, self.options.temperature)
+        p = log_p.exp()
+        log_mass = gathered.coord.logsumexp(dim=-1) - gathered.lse[found.slots]
+        wanted = slot_targets(found.ids[found.slots] - self.coord_start, targets.coords, targets.soft)
+        gaussian = gaussian_targets(wanted.coords, self.options.sigma, self.options.truncate)
+        return CoordinateSlots(log_p, p, log_mass, wanted, gaussian)
+
+    def _text_sums(self, text: TextLogits) -> dict[str, torch.Tensor]:
+        return {name: term.function(text, self.options) for name, term in self._of_level("text")}
+
+    def _coordinate_sums(self, slots: CoordinateSlots) -> dict[str, torch.Tensor]:
+        return {name: term.function(slots, self.options).sum() for name, term in self._of_level("coordinate")}
+
+    def _box_sums(self, expected: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
+        """Box terms between boxes of expected coordinates and the ground-truth boxes that they are matched to."""
+        terms = self._of_level("box")
+        if not terms:
+            return {}
+        predicted, truth = box_coordinates(expected, targets)[targets.boxes], targets.coords[targets.boxes]
+        pairs = match(
+            predicted,
+            truth,
+            targets.images,
+            targets.classes,
+            self.options.matching,
+            class_cost=self.options.class_cost,
+        )
+        matched = (predicted[pairs.predicted], truth[pairs.target])
+        return {name: (pairs.weight * term.function(*matched)).sum() for name, term in terms}
+
+    def _of_level(self, level: str) -> list[tuple[str, LossTerm]]:
+        return [(name, term) for name, term in self.terms.items() if term.level == level]
+
+    def _scale(self, name: str, progress: float) -> float:
+        weight = self.options.weights[name]
+        return weight * self.options.geometry_warmup.factor(progress) if self.terms[name].level == "box" else weight
+
+    def _count(self, name: str, counts: Counts) -> int:
+        return max(getattr(counts, self.terms[name].level), 1)
+
+
+def box_coordinates(expected: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Coordinates [S] that predicted boxes are built from: expectations, but ground truth at soft-target slots.
+
+    Where any of several objects may come next, the expectation lies between them, while the following slots know
+    from the prefix which object it was.
     """
-    found = supervised(labels, coord_start)
-    if found.slots.numel() != targets.coords.numel():
-        raise ValueError(f"{found.slots.numel()} coordinate labels, but {targets.coords.numel()} targets in the batch")
-    local = Counts(found.ids.numel() - found.slots.numel(), found.slots.numel(), targets.boxes.shape[0])
-    places, ids, share = text_targets(found, targets.spread)
-    split = split_logits(logits.reshape(-1, logits.shape[-1]), found.rows, (places, ids), found.slots, coord_start)
-    log_p = slot_terms.log_probabilities(split.coord, weights.temperature)
-    p = log_p.exp()
-    expected = slot_terms.expectation(p)
-    coord_mass = slot_terms.gate(split.lse[found.slots], split.coord)
-    bins = found.ids[found.slots] - coord_start
-
-    sums = {
-        "text": split.lse[found.text].sum() - (share * split.picked).sum(),
-        **_slot_sums(log_p, p, coord_mass, bins, targets, weights),
-        **_box_sums(expected, targets, weights),
-    }
-    scale = {
-        name: getattr(weights, name) * (geometry_warmup(weights, progress) if name in GEOMETRY else 1.0)
-        for name in sums
-    }
-    sizes, mine = _sizes(sums, counts or local), _sizes(sums, local)
-    parts = (scale[name] * total / max(sizes[name], 1) for name, total in sums.items() if scale[name])
-    loss = sum(parts, logits.new_zeros(()))
-    means = {name: (total.detach(), mine[name]) for name, total in sums.items()}
-    errors = (expected.detach() - targets.coords).abs() * slot_terms.LAST_BIN
-    return loss, Measured(means | diagnostics(log_p, coord_mass, bins), errors)
-
-
-def geometry_warmup(weights: LossOptions, progress: float) -> float:
-    """Factor of the geometry terms at `progress`: 0 before `geometry_warmup.start`, 1 from `geometry_warmup.end` on."""
-    start, end = weights.geometry_warmup.start, weights.geometry_warmup.end
-    if progress >= end:
-        return 1.0
-    return max(0.0, (progress - start) / (end - start)) if end > start else 0.0
+    if targets.soft is None:
+        return expected
+    is_soft = torch.zeros_like(expected, dtype=torch.bool)
+    is_soft[targets.soft.slots.slot] = True
+    return torch.where(is_soft, targets.coords, expected)
 
 
 @torch.no_grad()
-def diagnostics(
-    log_p: torch.Tensor, coord_mass: torch.Tensor, bins: torch.Tensor
-) -> dict[str, tuple[torch.Tensor, int]]:
-    """Sum and count of coordinate accuracy and of the mass on coordinate ids."""
-    right = (log_p.argmax(dim=-1) == bins).sum()
+def diagnostics(slots: CoordinateSlots, bins: torch.Tensor) -> dict[str, tuple[torch.Tensor, int]]:
+    """(sum, count) of `coord_accuracy` and `coord_probability`; bins: [S] int64 labels."""
     return {
-        "coord_accuracy": (right, bins.numel()),
-        "mass_on_coordinates": (torch.exp(-coord_mass).sum(), bins.numel()),
+        "coord_accuracy": ((slots.log_p.argmax(dim=-1) == bins).sum(), bins.numel()),
+        "coord_probability": (slots.log_mass.exp().sum(), bins.numel()),
     }
-
-
-def _sizes(sums: dict[str, torch.Tensor], counts: Counts) -> dict[str, int]:
-    own = {"text": counts.text, **dict.fromkeys(GEOMETRY, counts.boxes)}
-    return {name: own.get(name, counts.slots) for name in sums}
-
-
-def _slot_sums(
-    log_p: torch.Tensor,
-    p: torch.Tensor,
-    coord_mass: torch.Tensor,
-    bins: torch.Tensor,
-    targets: Targets,
-    weights: LossOptions,
-) -> dict[str, torch.Tensor]:
-    wanted = slot_targets(bins, targets.coords, targets.spread)
-    terms = {
-        "ce": lambda: slot_terms.hard_ce(log_p, wanted),
-        "soft_ce": lambda: slot_terms.soft_ce(log_p, wanted, weights.sigma, weights.truncate),
-        "w1": lambda: slot_terms.wasserstein1(p, wanted, weights.sigma, weights.truncate),
-        "coord_mass": lambda: coord_mass,
-    }
-    return {name: term().sum() for name, term in terms.items() if getattr(weights, name)}
-
-
-def _box_sums(expected: torch.Tensor, targets: Targets, weights: LossOptions) -> dict[str, torch.Tensor]:
-    """Geometry of the expected boxes against the boxes that they are matched to."""
-    terms = {"l1": box_terms.l1, "giou": box_terms.giou_loss, "ciou": box_terms.ciou_loss}
-    active = [name for name in terms if getattr(weights, name)]
-    if not active:
-        return {}
-    predicted, wanted = _teacher_forced(expected, targets)[targets.boxes], targets.coords[targets.boxes]
-    pairs = match(predicted, wanted, targets.images, targets.classes, weights.matching, class_cost=weights.class_cost)
-    chosen = (predicted[pairs.predicted], wanted[pairs.target])
-    return {name: (pairs.weight * terms[name](*chosen)).sum() for name in active}
-
-
-def _teacher_forced(expected: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Coordinates [S] that boxes are made of: expectations, but the truth at a slot that may open several objects.
-
-    The mean over several objects lies between them; the slots after it know from the prefix which one it was.
-    """
-    if targets.spread is None:
-        return expected
-    several = torch.zeros_like(expected, dtype=torch.bool)
-    several[targets.spread.slots.slot] = True
-    return torch.where(several, targets.coords, expected)

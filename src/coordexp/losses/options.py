@@ -1,51 +1,82 @@
-"""The `custom.loss` section of a recipe: weights of the terms and their shape parameters."""
+"""The `custom.loss` section of a recipe: weights of the loss terms and the parameters that they share."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Factor = Annotated[float, msgspec.Meta(gt=0)]
+from coordexp.losses.terms import LOSS_TERMS
+from coordexp.runtime.config_io import choice
+from coordexp.runtime.errors import nearest
+
+Weight = Annotated[float, Meta(ge=0)]
 
 
-class GeometryWarmup(msgspec.Struct, forbid_unknown_fields=True):
-    """Geometry terms rise linearly from nothing to their weight.
+class GeometryWarmup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Linear warm-up of the box terms."""
 
-    start: fraction of training until which geometry has weight 0. end: fraction from which it has its own.
-    """
-
-    start: Fraction = 0.0
-    end: Fraction = 0.0
+    start: Annotated[
+        float, Meta(ge=0, le=1, description="fraction of training up to which box terms have weight 0")
+    ] = 0.0
+    end: Annotated[float, Meta(ge=0, le=1, description="fraction of training from which they have full weight")] = 0.0
 
     def __post_init__(self) -> None:
         if self.start > self.end:
-            raise ValueError(f"expected start at or before end, found {self.start} and {self.end}")
+            raise ValueError(f"expected start <= end, found start {self.start} and end {self.end}")
+
+    def factor(self, progress: float) -> float:
+        """Factor of the box terms, in [0, 1], at `progress` (fraction of training done)."""
+        if progress >= self.end:
+            return 1.0
+        return max(0.0, (progress - self.start) / (self.end - self.start)) if self.end > self.start else 0.0
 
 
-class LossOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Weights of the terms (zero switches one off) and their shape parameters; docs/method.md has the formulas.
+class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The training loss. docs/method.md has the formulas; `coordexp.losses.terms` has one function per term."""
 
-    text: weight of cross-entropy at text positions. ce, soft_ce, w1, coord_mass: weight of this term at coordinate
-    slots. l1, giou, ciou: weight of this term of boxes from expected coordinates. sigma: width of the soft
-    targets, in bins. truncate: bins either side that they reach. temperature: of the coordinate softmax.
-    matching: which target a box's geometry is held to; class_cost: cost of another description in that matching.
-    set_targets: `remaining` spreads the target at branch positions over all objects that may come next.
-    """
+    weights: Annotated[
+        dict[choice(LOSS_TERMS), Weight],
+        Meta(description="weight of each loss term; a term that is not named keeps its default, and 0 disables it"),
+    ] = msgspec.field(default_factory=dict)
+    temperature: Annotated[float, Meta(gt=0, description="temperature of the softmax over coordinate ids")] = 1.0
+    sigma: Annotated[float, Meta(gt=0, description="standard deviation of the Gaussian targets, in bins")] = 1.0
+    truncate: Annotated[int, Meta(ge=0, description="bins on either side that a Gaussian target covers")] = 8
+    matching: Annotated[
+        Literal["none", "hungarian", "sinkhorn"],
+        Meta(
+            description="how predicted boxes are paired with ground-truth boxes of the same image for the box terms: "
+            "`none` pairs each with its own, `hungarian` finds the cheapest assignment, `sinkhorn` a soft one"
+        ),
+    ] = "none"
+    class_cost: Annotated[
+        float, Meta(description="cost that the matching adds when the descriptions differ (L1 + 1 - GIoU is the rest)")
+    ] = 1.0
+    set_targets: Annotated[
+        Literal["none", "remaining"],
+        Meta(
+            description="`remaining` spreads the target over all remaining objects at the first token at which their "
+            "answers differ; `none` uses the next object of the answer alone"
+        ),
+    ] = "none"
+    geometry_warmup: Annotated[
+        GeometryWarmup, Meta(description="linear increase of the box terms from 0 to their weights")
+    ] = msgspec.field(default_factory=GeometryWarmup)
 
-    text: float = 1.0
-    ce: float = 1.0
-    soft_ce: float = 0.0
-    w1: float = 0.0
-    coord_mass: float = 1.0
-    l1: float = 0.0
-    giou: float = 0.0
-    ciou: float = 0.0
-    temperature: Factor = 1.0
-    sigma: Factor = 1.0
-    truncate: Annotated[int, msgspec.Meta(ge=0)] = 8
-    matching: Literal["none", "hungarian", "sinkhorn"] = "none"
-    class_cost: float = 1.0
-    set_targets: Literal["none", "remaining"] = "none"
-    geometry_warmup: GeometryWarmup = msgspec.field(default_factory=GeometryWarmup)
+    def __post_init__(self) -> None:
+        """Complete the weights with the registered defaults; terms that are off by default and unused are left out."""
+        for name in self.weights:
+            if name not in LOSS_TERMS:
+                known = LOSS_TERMS.names()
+                raise ValueError(
+                    f"unknown loss term {name!r}{nearest(name, known)}; expected one of {', '.join(known)}"
+                )
+        defaults = {name: LOSS_TERMS[name].default_weight for name in LOSS_TERMS.names()}
+        weights = {name: float(self.weights.get(name, default)) for name, default in defaults.items()}
+        kept = {name: weight for name, weight in weights.items() if weight or defaults[name]}
+        msgspec.structs.force_setattr(self, "weights", kept)
+
+    def uses(self, level: str) -> bool:
+        """Whether a term of this level ("text", "coordinate", "box") has a weight above 0."""
+        return any(weight and LOSS_TERMS[name].level == level for name, weight in self.weights.items())

@@ -1,6 +1,6 @@
-"""What a batch is held to: unquantised coordinates, the boxes among them, and sets where order is open.
+"""Targets of a batch: unquantised coordinates, the boxes among them, and soft targets where the order is open.
 
-Places count supervised labels, or coordinate slots, in reading order of the batch: row after row.
+Positions count supervised labels, and slots count coordinate labels, in reading order of the batch: row after row.
 """
 
 from __future__ import annotations
@@ -9,40 +9,57 @@ from typing import NamedTuple
 
 import torch
 
-from coordexp.losses.coordinate_terms import SlotTargets
 from coordexp.records import COORD_BINS
 
 IGNORE = -100
 
 
-class SoftTargets(NamedTuple):
-    """Targets at branch positions, where several objects may come next; each position's weights sum to 1.
+class SlotTargets(NamedTuple):
+    """F targets of coordinate slots. A slot has several where any of several objects may come next.
 
-    text_place [E] int64 (among the supervised labels), text_id [E] int64, text_weight [E] float32: tokens.
-    slots: coordinate targets of slots with several; slots that it does not name keep their one target.
+    slot: [F] int64 index of the slot. bins: [F] int64 target bin. coords: [F] float32 unrounded target in [0, 1].
+    weight: [F] float32; the weights of a slot sum to 1.
     """
 
-    text_place: torch.Tensor
+    slot: torch.Tensor
+    bins: torch.Tensor
+    coords: torch.Tensor
+    weight: torch.Tensor
+
+
+class SoftTargets(NamedTuple):
+    """Targets at branch positions, where any of several objects may come next; weights sum to 1 per position.
+
+    text_position: [E] int64 index among the supervised labels. text_id: [E] int64 token. text_weight: [E] float32.
+    slots: targets of the coordinate slots that have several; all other slots keep their single target.
+    """
+
+    text_position: torch.Tensor
     text_id: torch.Tensor
     text_weight: torch.Tensor
     slots: SlotTargets
 
 
 class Targets(NamedTuple):
-    """coords: [S] float32 in [0, 1], one a coordinate slot. boxes: [N, 4] int64, the slots of each box (polygons
-    have none). images, classes: [N] int64, the image and the description of each box. spread: see there.
+    """Targets of a batch with S coordinate slots and N boxes (polygons have slots but no box).
+
+    coords: [S] float32 in [0, 1]. boxes: [N, 4] int64, the slots of each box. images, classes: [N] int64, the image
+    and the description of each box. soft: set targets, if any.
     """
 
     coords: torch.Tensor
     boxes: torch.Tensor
     images: torch.Tensor
     classes: torch.Tensor
-    spread: SoftTargets | None = None
+    soft: SoftTargets | None = None
 
 
-class Labels(NamedTuple):
-    """Supervised positions of a batch: flat rows of the logits [N], the labels [N] that they predict, and which
-    of the N are coordinate slots [S] (increasing)."""
+class SupervisedLabels(NamedTuple):
+    """N supervised labels of a batch, S of them coordinate slots.
+
+    rows: [N] int64 row of the flattened logits that predicts each label. ids: [N] int64 labels. slots: [S] int64
+    increasing indices into the N.
+    """
 
     rows: torch.Tensor
     ids: torch.Tensor
@@ -50,45 +67,45 @@ class Labels(NamedTuple):
 
     @property
     def text(self) -> torch.Tensor:
-        """Places that are no coordinate slots, increasing."""
+        """Increasing indices of the labels that are not coordinate slots, [N - S]."""
         keep = torch.ones_like(self.ids, dtype=torch.bool)
         keep[self.slots] = False
         return keep.nonzero().squeeze(-1)
 
 
-def supervised(labels: torch.Tensor, coord_start: int) -> Labels:
-    """Positions of `labels` [B, L] int64, -100 where nothing is supervised; position i predicts label i + 1."""
+def supervised_labels(labels: torch.Tensor, coord_start: int) -> SupervisedLabels:
+    """Supervised entries of `labels` [B, L] int64 (-100: not supervised); position i predicts label i + 1."""
     shifted = torch.full_like(labels, IGNORE)
     shifted[:, :-1] = labels[:, 1:]
     flat = shifted.reshape(-1)
     rows = (flat != IGNORE).nonzero().squeeze(-1)
     ids = flat[rows]
-    return Labels(rows, ids, is_coord(ids, coord_start).nonzero().squeeze(-1))
+    return SupervisedLabels(rows, ids, is_coordinate(ids, coord_start).nonzero().squeeze(-1))
 
 
-def is_coord(ids: torch.Tensor, coord_start: int) -> torch.Tensor:
-    """Which ids are coordinate tokens."""
+def is_coordinate(ids: torch.Tensor, coord_start: int) -> torch.Tensor:
+    """Mask of the ids that are coordinate tokens."""
     return (ids >= coord_start) & (ids < coord_start + COORD_BINS)
 
 
-def text_targets(labels: Labels, spread: SoftTargets | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(places [P] increasing, ids [P], weights [P]) of every text position: its label, or its spread."""
-    places, ids = labels.text, labels.ids
-    if spread is None or not spread.text_place.numel():
-        return places, ids[places], torch.ones_like(places, dtype=torch.float32)
-    hard = places[~torch.isin(places, spread.text_place)]
-    every = torch.cat([hard, spread.text_place])
-    order = every.argsort(stable=True)
-    named = torch.cat([ids[hard], spread.text_id])
-    weight = torch.cat([torch.ones_like(hard, dtype=torch.float32), spread.text_weight])
-    return every[order], named[order], weight[order]
+def text_targets(labels: SupervisedLabels, soft: SoftTargets | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(positions [P] increasing, ids [P], weights [P]) at all text positions: the label, or its soft targets."""
+    positions, ids = labels.text, labels.ids
+    if soft is None or not soft.text_position.numel():
+        return positions, ids[positions], torch.ones_like(positions, dtype=torch.float32)
+    hard = positions[~torch.isin(positions, soft.text_position)]
+    merged = torch.cat([hard, soft.text_position])
+    order = merged.argsort(stable=True)
+    merged_ids = torch.cat([ids[hard], soft.text_id])
+    weights = torch.cat([torch.ones_like(hard, dtype=torch.float32), soft.text_weight])
+    return merged[order], merged_ids[order], weights[order]
 
 
-def slot_targets(bins: torch.Tensor, coords: torch.Tensor, spread: SoftTargets | None) -> SlotTargets:
-    """Targets of every slot: its own bin [S] and coordinate [S], or its spread."""
+def slot_targets(bins: torch.Tensor, coords: torch.Tensor, soft: SoftTargets | None) -> SlotTargets:
+    """Targets of all slots: the slot's own bin [S] and coordinate [S], or its soft targets."""
     slots = torch.arange(bins.numel(), device=bins.device)
-    if spread is None or not spread.slots.slot.numel():
+    if soft is None or not soft.slots.slot.numel():
         return SlotTargets(slots, bins, coords, torch.ones_like(coords))
-    hard = slots[~torch.isin(slots, spread.slots.slot)]
-    own = SlotTargets(hard, bins[hard], coords[hard], torch.ones_like(coords[hard]))
-    return SlotTargets(*(torch.cat(pair) for pair in zip(own, spread.slots, strict=True)))
+    hard = slots[~torch.isin(slots, soft.slots.slot)]
+    single = SlotTargets(hard, bins[hard], coords[hard], torch.ones_like(coords[hard]))
+    return SlotTargets(*(torch.cat(pair) for pair in zip(single, soft.slots, strict=True)))

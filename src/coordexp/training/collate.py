@@ -1,4 +1,4 @@
-"""Targets on their way: of one answer as plain lists, of a batch as tensors in one map, for the loss as `Targets`."""
+"""Loss targets from the template to the criterion: of one answer as plain lists, of a batch as a map of tensors."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any, NamedTuple
 
 import torch
 
-from coordexp.losses.coordinate_terms import SlotTargets
-from coordexp.losses.set_targets import Branches
-from coordexp.losses.targets import SoftTargets, Targets
+from coordexp.losses.set_targets import BranchTargets
+from coordexp.losses.targets import SlotTargets, SoftTargets, Targets
 from coordexp.records import Object
 
 
 class AnswerTargets(NamedTuple):
-    """Of one answer: its record as file:line, coordinates in [0, 1] in slot order, the slots of each box and its
-    description, how many labels are supervised, and the branch positions (None when every target is hard).
+    """Targets of one answer.
 
-    left_out: 1 when it stands in for a sample that was too long. cropped: objects that augmentation cut away.
+    source_line: its record as file:line. coords: coordinates in [0, 1], in slot order. boxes: the four slots of each
+    box. descs: description of each box. supervised: number of supervised labels. branches: set targets, if any.
+    skipped: 1 if it replaces a sample that was too long. cropped: number of objects removed by augmentation.
     """
 
-    place: str
+    source_line: str
     coords: list[float]
     boxes: list[list[int]]
     descs: list[str]
     supervised: int
-    branches: Branches | None = None
-    left_out: int = 0
+    branches: BranchTargets | None = None
+    skipped: int = 0
     cropped: int = 0
 
     @classmethod
-    def of(cls, place: str, objects: Sequence[Object], supervised: int) -> AnswerTargets:
-        """Hard targets of an answer that names `objects` in this order."""
+    def from_objects(cls, source_line: str, objects: Sequence[Object], supervised: int) -> AnswerTargets:
+        """Hard targets of an answer that lists `objects` in this order."""
         coords: list[float] = []
         boxes, descs = [], []
         for obj in objects:
@@ -39,57 +39,57 @@ class AnswerTargets(NamedTuple):
                 boxes.append(list(range(len(coords), len(coords) + 4)))
                 descs.append(obj.desc)
             coords += obj.norm
-        return cls(place, coords, boxes, descs, supervised)
+        return cls(source_line, coords, boxes, descs, supervised)
 
 
 def collate(answers: Sequence[AnswerTargets]) -> dict[str, Any]:
-    """Tensors of a batch, slots and supervised labels counted through all of it.
+    """Targets of a batch, with slots and supervised labels numbered through the whole batch.
 
-    `places` are its records, `counts` [3] int64 its text labels, coordinate slots and boxes, `tally` what is
-    only logged.
+    `source_lines`: records of the batch. `counts`: [3] int64, text labels, coordinate slots and boxes. `logged`: counts
+    that are only logged. The other entries are the tensors of `Targets`, see `as_targets`.
     """
     coords: list[float] = []
     boxes, images, classes, text, slots = [], [], [], [], []
-    names: dict[str, int] = {}
-    place = 0
-    for number, answer in enumerate(answers):
+    class_ids: dict[str, int] = {}
+    position = 0  # supervised labels of the answers so far
+    for image, answer in enumerate(answers):
         boxes += [[slot + len(coords) for slot in box] for box in answer.boxes]
-        images += [number] * len(answer.boxes)
-        classes += [names.setdefault(desc, len(names)) for desc in answer.descs]
+        images += [image] * len(answer.boxes)
+        classes += [class_ids.setdefault(desc, len(class_ids)) for desc in answer.descs]
         if answer.branches is not None:
-            text += [(place + at, token, weight) for at, token, weight in answer.branches.text]
+            text += [(position + at, token, weight) for at, token, weight in answer.branches.text]
             slots += [(len(coords) + slot, *rest) for slot, *rest in answer.branches.slots]
         coords += answer.coords
-        place += answer.supervised
+        position += answer.supervised
     batch: dict[str, Any] = {
-        "places": [answer.place for answer in answers],
-        "tally": {
-            "samples_left_out": sum(answer.left_out for answer in answers),
+        "source_lines": [answer.source_line for answer in answers],
+        "logged": {
+            "samples_skipped": sum(answer.skipped for answer in answers),
             "objects_cropped": sum(answer.cropped for answer in answers),
         },
-        "counts": torch.tensor([place - len(coords), len(coords), len(boxes)]),
+        "counts": torch.tensor([position - len(coords), len(coords), len(boxes)]),
         "coords": torch.tensor(coords, dtype=torch.float32),
         "boxes": torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4),
         "images": torch.tensor(images, dtype=torch.int64),
         "classes": torch.tensor(classes, dtype=torch.int64),
     }
     if any(answer.branches is not None for answer in answers):
-        batch |= _columns("text", text, (("place", torch.int64), ("id", torch.int64), ("weight", torch.float32)))
-        kinds = (("slot", torch.int64), ("bins", torch.int64), ("coords", torch.float32), ("weight", torch.float32))
-        batch |= _columns("slot", slots, kinds)
+        batch |= _columns("text", text, (("position", torch.int64), ("id", torch.int64), ("weight", torch.float32)))
+        dtypes = (("slot", torch.int64), ("bins", torch.int64), ("coords", torch.float32), ("weight", torch.float32))
+        batch |= _columns("slot", slots, dtypes)
     return batch
 
 
 def as_targets(batch: dict[str, Any]) -> Targets:
-    """What the loss reads, from the collated tensors."""
-    spread = None
-    if "text_place" in batch:
-        wanted = SlotTargets(*(batch[f"slot_{name}"] for name in SlotTargets._fields))
-        spread = SoftTargets(batch["text_place"], batch["text_id"], batch["text_weight"], wanted)
-    return Targets(batch["coords"], batch["boxes"], batch["images"], batch["classes"], spread)
+    """The criterion's targets from a collated batch."""
+    soft = None
+    if "text_position" in batch:
+        slots = SlotTargets(*(batch[f"slot_{name}"] for name in SlotTargets._fields))
+        soft = SoftTargets(batch["text_position"], batch["text_id"], batch["text_weight"], slots)
+    return Targets(batch["coords"], batch["boxes"], batch["images"], batch["classes"], soft)
 
 
-def _columns(prefix: str, rows: list[tuple], kinds: tuple) -> dict[str, torch.Tensor]:
-    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
-    pairs = zip(kinds, columns, strict=True)
+def _columns(prefix: str, rows: list[tuple], dtypes: tuple) -> dict[str, torch.Tensor]:
+    columns = list(zip(*rows, strict=True)) or [()] * len(dtypes)
+    pairs = zip(dtypes, columns, strict=True)
     return {f"{prefix}_{name}": torch.tensor(column, dtype=dtype) for (name, dtype), column in pairs}

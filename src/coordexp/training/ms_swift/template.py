@@ -1,7 +1,7 @@
-"""The Qwen3-VL template with unquantised targets beside the labels.
+"""The Qwen3-VL template, extended by unquantised coordinate targets.
 
-A sample is rendered by `coordexp.answers.render`, encoded by ms-swift's own template, and carries the exact
-coordinates of its answer to the loss; the collator lays them end to end in the order of the labels.
+A sample is rendered by `coordexp.answers.render` and encoded by ms-swift's own template. The exact coordinates of its
+answer reach the loss alongside the labels; the collator concatenates them in the order of the labels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from swift.template import MaxLengthError, register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 from swift.utils import get_logger
 
-from coordexp.answers import render as prompt
+from coordexp.answers import render
 from coordexp.datasets.samples import Sample
 from coordexp.datasets.tokenize import to_tokens
 from coordexp.geometry.norm1000 import legacy_targets
-from coordexp.losses.set_targets import branches
+from coordexp.losses.set_targets import branch_targets
 from coordexp.losses.targets import IGNORE
 from coordexp.modeling.vocab import coord_ids
 from coordexp.records import COORD_BINS, Object, Record
@@ -35,27 +35,27 @@ LONG_FIX = "raise template.max_length, lower the pixel budget, or set template.t
 logger = get_logger()
 
 
-class LongSample(DataError):
-    """A sample over `template.max_length`."""
+class LongSampleError(DataError):
+    """A sample longer than `template.max_length`."""
 
 
 def register() -> None:
-    """Make `--template coordexp` and `--template coordexp_delete` known to ms-swift."""
-    for name, cls in ((NAME, CoordTemplate), (f"{NAME}_delete", DeletingTemplate)):
+    """Register `--template coordexp` and `--template coordexp_delete` with ms-swift."""
+    for name, cls in ((NAME, CoordTemplate), (f"{NAME}_delete", SkippingTemplate)):
         meta = QwenTemplateMeta(name, template_cls=cls, default_system=None, thinking_prefix="<think>\n")
         register_template(meta, exist_ok=True)
 
 
 class CoordTemplate(Qwen3VLTemplate):
-    """Encodes rows of `coordexp.training.ms_swift.dataset`; any other input goes through ms-swift unchanged."""
+    """Encodes rows of `coordexp.training.ms_swift.dataset`; any other input is passed to ms-swift unchanged."""
 
     def init_processor(self, processor: Any) -> None:
-        """Take ids from the tokenizer, once; ms-swift's own for images are those of the published vocabulary."""
+        """Look up token ids in the tokenizer; ms-swift hard-codes the image ids of the published vocabulary."""
         super().init_processor(processor)
         if processor is not None:
             pads = ["<|image_pad|>", "<|video_pad|>"]
             self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
-            # a base without the tokens can be taught in text integers: then no label is a coordinate slot
+            # Text integers can be trained on a base model without coordinate tokens: then no label is a slot.
             enabled = custom_section().coord_tokens.enabled
             self.coord_start = coord_ids(self.tokenizer).start if enabled else len(self.tokenizer)
 
@@ -63,42 +63,44 @@ class CoordTemplate(Qwen3VLTemplate):
         """A row as input ids, labels, images, and the targets of its coordinate slots."""
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
-        sample, image, cropped = changed(inputs, self.tile)
+        sample, image, cropped = augmented_sample(inputs, self.tile)
         encoded = self.encode_sample(sample._replace(record=as_tokens(sample.record)), image, **kwargs)
         encoded[TARGETS] = encoded[TARGETS]._replace(cropped=cropped)
         return encoded
 
     @property
     def tile(self) -> int:
-        """Side in pixels of a tile, which one token stands for."""
+        """Side in pixels of the tile that becomes one image token."""
         return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
 
     def encode_sample(self, sample: Sample, image: Image.Image | None = None, **kwargs: Any) -> dict[str, Any]:
-        """The same for a sample in token space; `image` stands in for the file that it names."""
+        """The same for a sample in token space; `image` replaces the image file of the record."""
         try:
             encoded = super().encode(as_messages(sample, image), **kwargs)
         except MaxLengthError as error:
-            raise LongSample(f"{sample.place}: longer than template.max_length: {error}\n  -> {LONG_FIX}") from error
-        check_image(encoded, sample, self.processor.image_processor.patch_size)
+            problem = f"{sample.place}: longer than template.max_length: {error}"
+            raise LongSampleError(f"{problem}\n  -> {LONG_FIX}") from error
+        check_image_size(encoded, sample, self.processor.image_processor.patch_size)
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
         return encoded
 
     def _targets(self, labels: list[int], sample: Sample) -> AnswerTargets:
-        section, objects = custom_section(), in_codec_space(sample.record)
+        section, objects = custom_section(), objects_in_codec(sample.record)
         answer = [label for label in labels if label != IGNORE]
         if not section.coord_tokens.enabled:
-            return AnswerTargets.of(sample.place, [], len(answer))
+            return AnswerTargets.from_objects(sample.place, [], len(answer))
         is_slot = [self.coord_start <= label < self.coord_start + COORD_BINS for label in answer]
         expected = sum(len(obj.coords) for obj in objects)
         if sum(is_slot) != expected:
             raise DataError(
-                f"{sample.place}: {expected} coordinates, but {sum(is_slot)} supervised coordinate tokens\n"
-                "  -> a text in this record holds coordinate tokens, or the sample was cut: raise template.max_length"
+                f"{sample.place}: expected {expected} supervised coordinate tokens, found {sum(is_slot)}\n"
+                "  -> a description contains coordinate tokens, or the sample was truncated: raise template.max_length"
             )
-        targets = AnswerTargets.of(sample.place, objects, len(answer))
+        targets = AnswerTargets.from_objects(sample.place, objects, len(answer))
         if section.loss.set_targets == "none":
             return targets
-        return targets._replace(branches=branches(objects, answer, is_slot, style_of(sample), self._tokenize))
+        branches = branch_targets(objects, answer, is_slot, style_of(sample), self._tokenize)
+        return targets._replace(branches=branches)
 
     def _data_collator(self, batch: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
         targets = [sample.pop(TARGETS, None) for sample in batch]
@@ -108,55 +110,56 @@ class CoordTemplate(Qwen3VLTemplate):
         return collated
 
     def compute_sft_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        """Run the model; the targets travel to the loss on its outputs."""
+        """Run the model, and attach the targets to its outputs for the loss."""
         targets = inputs.pop(TARGETS, None)
         outputs = super().compute_sft_loss(model, inputs, **kwargs)
         if targets is not None:
             outputs.coord_targets = as_targets(targets)
-            outputs.places, outputs.tally = targets["places"], targets["tally"]
+            outputs.source_lines, outputs.logged = targets["source_lines"], targets["logged"]
         return outputs
 
 
-class DeletingTemplate(CoordTemplate):
-    """Leaves out samples over `template.max_length`; the next sample of the epoch stands in, counted and named."""
+class SkippingTemplate(CoordTemplate):
+    """Skips samples longer than `template.max_length`: the next sample of the epoch replaces them, and is counted."""
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The first sample from this row on that is short enough, and whether that is another than the row's own."""
+        """The first sample from this row on that is short enough."""
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
         count = inputs["count"]
-        for further in range(count):
-            row = {**inputs, "index": (inputs["index"] + further) % count}
+        for offset in range(count):
+            row = {**inputs, "index": (inputs["index"] + offset) % count}
             try:
                 encoded = super().encode(row, *args, **kwargs)
-            except LongSample as error:
-                logger.warning_once(f"left out: {str(error).splitlines()[0]}")
+            except LongSampleError as error:
+                logger.warning_once(f"skipped: {str(error).splitlines()[0]}")
                 continue
-            encoded[TARGETS] = encoded[TARGETS]._replace(left_out=int(further > 0))  # the others are rows of their own
+            # Counts this row only: the other long samples are counted in their own rows.
+            encoded[TARGETS] = encoded[TARGETS]._replace(skipped=int(offset > 0))
             return encoded
-        raise DataError(f"every sample is over template.max_length {self.max_length}\n  -> {LONG_FIX}")
+        raise DataError(f"every sample is longer than template.max_length {self.max_length}\n  -> {LONG_FIX}")
 
 
 def as_tokens(record: Record) -> Record:
-    """The record in token space: as it is, or quantised from `norm` when the recipe reads pixel files."""
+    """The record in token space, quantised from `norm` if it is in pixel space."""
     return record if record.coord_space == "token" else to_tokens(record, custom_section().emit_norm)
 
 
-def in_codec_space(record: Record) -> list[Object]:
-    """Objects whose `norm` is what their slots are held to, in units of the recipe's codec."""
+def objects_in_codec(record: Record) -> list[Object]:
+    """Objects with `norm` replaced by their regression targets in the recipe's codec, in [0, 1]."""
     if custom_section().emit_norm == "norm1000":
         return record.objects
     size = (record.width, record.height)
     return [msgspec.structs.replace(obj, norm=legacy_targets(obj.norm, size)) for obj in record.objects]
 
 
-def style_of(sample: Sample) -> prompt.PromptStyle:
-    """The recipe's style under what the sample's source sets for itself."""
+def style_of(sample: Sample) -> render.PromptStyle:
+    """The recipe's prompt style with the settings of the sample's source on top."""
     return msgspec.structs.replace(custom_section().style, **sample.style)
 
 
-def changed(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Image | None, int]:
-    """The sample of a row, augmented when it is one to train on: with its new image, and the objects cut away."""
+def augmented_sample(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Image | None, int]:
+    """The sample of a row; a training sample may be augmented: then also its new image and the objects removed."""
     sample, section = sample_of(row), custom_section()
     if row["split"] != TRAIN or not section.augmentation.active:
         return sample, None, 0
@@ -165,18 +168,18 @@ def changed(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Image | None,
 
 
 def as_messages(sample: Sample, image: Image.Image | None = None) -> dict[str, Any]:
-    """ms-swift's row: chat messages with the rendered answer, and the image or its path."""
+    """An ms-swift row: chat messages with the rendered answer, and the image or its path."""
     style = style_of(sample)
-    messages = prompt.chat(style, sample.categories, prompt.render_answer(sample.record.objects, style))
+    messages = render.chat(style, sample.categories, render.render_answer(sample.record.objects, style))
     return {"messages": messages, "images": [image or str(sample.path.parent / sample.record.images[0])]}
 
 
-def check_image(encoded: dict[str, Any], sample: Sample, patch: int) -> None:
-    """DataError when the image was not encoded at the size that its record says (pixels)."""
+def check_image_size(encoded: dict[str, Any], sample: Sample, patch: int) -> None:
+    """DataError unless the image was encoded at the size in its record; `patch` is in pixels."""
     height, width = (side * patch for side in encoded["image_grid_thw"][0].tolist()[1:])
     if (width, height) != (sample.record.width, sample.record.height):
         raise DataError(
-            f"{sample.place}: image encoded as {width}x{height}, "
-            f"but the record says {sample.record.width}x{sample.record.height}\n"
-            "  -> the image file and the record disagree, or the processor resized it: convert again"
+            f"{sample.place}: image was encoded as {width}x{height}, "
+            f"but the record has {sample.record.width}x{sample.record.height}\n"
+            "  -> the image file does not match the record, or the processor resized it: convert the data again"
         )

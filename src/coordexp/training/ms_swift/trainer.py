@@ -1,4 +1,4 @@
-"""ms-swift's trainer with the counts that the objective is normalised by, and a look at the first batch."""
+"""ms-swift's trainer with the global counts that the criterion divides by, and a check of the first samples."""
 
 from __future__ import annotations
 
@@ -18,57 +18,58 @@ from coordexp.training.ms_swift.custom_section import custom_section
 from coordexp.training.ms_swift.dataloader import sigterm_safe_loader
 from coordexp.training.ms_swift.template import TARGETS
 
-MOST_LEFT_OUT = 32  # a scale of 65,536 halved so often is far below 1: the numbers themselves are none
+# A loss scale of 65,536 that is halved this often is far below 1: then the values themselves are non-finite.
+MAX_SKIPPED_STEPS = 32
 
 logger = get_logger()
 
 
 def register() -> None:
-    """Let ms-swift's SFT run in this trainer."""
+    """Make ms-swift's SFT use this trainer."""
     TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{__name__}.CoordTrainer"
 
 
 class CoordTrainer(Seq2SeqTrainer):
-    """`num_items_in_batch` becomes the counts of text, slots and boxes of the global batch, [3] int64.
+    """Passes the `Counts` of the global batch, [3] int64, to the loss as `num_items_in_batch`.
 
-    places: the records, as file:line, of this process in the current step. left_out: steps in a row whose gradients
-    were no numbers.
+    source_lines: the records, as file:line, of this process in the current step. skipped_steps: consecutive steps
+    whose gradients were not finite.
     """
 
-    places: list[str] = []  # noqa: RUF012 -- replaced, never changed
-    left_out = 0
+    source_lines: list[str] = []  # noqa: RUF012 -- replaced, never changed
+    skipped_steps = 0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Check one batch against the recipe, and that the processes know of each other, then train."""
+        """Check some samples against the recipe, and that all processes train together; then train."""
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started != self.args.world_size:
             fix = "without a GPU set training.use_cpu: true"
-            problem = f"{started} processes were started, but each would train by itself"
-            raise ConfigError(located(problem, found=self.args.world_size, fix=fix))
+            problem = "each process would train separately: wrong world size"
+            found = self.args.world_size
+            raise ConfigError(located(problem, expected=started, found=found, fix=fix))
         size = len(self.train_dataset)
-        spread = range(0, size, max(size // 8, 1))[:8]  # images without objects may come first
-        rows = [self.train_dataset[i] for i in spread]
-        batch = self.data_collator(rows)
+        indices = range(0, size, max(size // 8, 1))[:8]  # spread out: images without objects may come first
+        batch = self.data_collator([self.train_dataset[i] for i in indices])
         counts = Counts(*batch[TARGETS]["counts"].tolist())
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """ms-swift's, whose processes outlive SIGTERM."""
+        """ms-swift's loader, whose processes survive SIGTERM."""
         return sigterm_safe_loader(super().get_train_dataloader(*args, **kwargs))
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:  # of evaluation
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:  # the loader of evaluation
         return sigterm_safe_loader(super()._get_dataloader(*args, **kwargs))
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Where detection chooses the checkpoint, an evaluation loss does not."""
+        """Best by evaluation loss, unless detection selects the checkpoint."""
         return not custom_section().detection_eval.every and super()._determine_best_metric(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples or TARGETS not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        self.places = [place for batch in batch_samples for place in batch[TARGETS]["places"]]
+        self.source_lines = [line for batch in batch_samples for line in batch[TARGETS]["source_lines"]]
         total = torch.stack([batch[TARGETS]["counts"].to(device) for batch in batch_samples]).sum(dim=0)
         if self.args.world_size > 1:
             total = self.accelerator.gather(total[None]).sum(dim=0)
@@ -77,40 +78,42 @@ class CoordTrainer(Seq2SeqTrainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is None or math.isfinite(norm):
-            self.left_out = 0
+            self.skipped_steps = 0
             return norm
-        self.left_out += 1
-        if self._scales_gradients() and self.left_out < MOST_LEFT_OUT:  # leaves out this step and lowers its scale
+        self.skipped_steps += 1
+        if self._scales_gradients() and self.skipped_steps < MAX_SKIPPED_STEPS:  # the scaler skips the step
             return None  # not logged: JSON has no infinity
-        in_a_row = f", {self.left_out} in a row" if self.left_out > 1 else ""
+        steps = f", {self.skipped_steps} consecutive steps" if self.skipped_steps > 1 else ""
         raise DataError(
-            f"gradient norm is {float(norm)} at step {self.state.global_step}{in_a_row}\n"
-            f"  in {'; '.join(self.places)}\n"
-            "  -> look at these records with `coordexp doctor`; lower the learning rate if they are sound"
+            f"gradient norm is {float(norm)} at step {self.state.global_step}{steps}\n"
+            f"  records: {'; '.join(self.source_lines)}\n"
+            "  -> inspect these records with `coordexp doctor`; if they are valid, lower the learning rate"
         )
 
     def _scales_gradients(self) -> bool:
-        """Whether a scaler looks for gradients that overflowed; `args.fp16` is also set for float32 without one."""
+        """Whether a gradient scaler handles overflow; `args.fp16` may be set for float32 training without one."""
         if self.is_deepspeed_enabled:
             return bool(self.accelerator.state.deepspeed_plugin.deepspeed_config.get("fp16", {}).get("enabled"))
         return self.accelerator.scaler is not None
 
 
 def check_start(counts: Counts, trainable: dict[str, int], custom: Custom) -> None:
-    """Say what some samples supervise and what trains; ConfigError when that is not what the recipe means."""
+    """Log what some samples supervise and what is trainable; ConfigError if that contradicts the recipe."""
     logger.info(
-        f"some samples: {counts.text} text labels, {counts.slots} coordinate slots, {counts.boxes} boxes; "
+        f"first samples: {counts.text} text labels, {counts.coordinate} coordinate slots, {counts.box} boxes; "
         f"trainable: {sum(trainable.values()):,} parameters in {len(trainable)} tensors"
     )
     problems = []
     if not counts.text:
         problems.append("no text is supervised: are the answers empty?")
-    if custom.coord_tokens.enabled != bool(counts.slots):
-        problems.append(f"custom.coord_tokens.enabled is {custom.coord_tokens.enabled}, but {counts.slots} slots")
+    if custom.coord_tokens.enabled != bool(counts.coordinate):
+        found = f"but the samples have {counts.coordinate} coordinate slots"
+        problems.append(f"custom.coord_tokens.enabled is {custom.coord_tokens.enabled}, {found}")
     if not trainable:
-        problems.append("no parameter is trainable: see the `tuner` section")
+        problems.append("no parameter is trainable: check the `tuner` section")
     offsets = [name for name in trainable if OFFSET_MODULE in name]
     if custom.coord_offset.enabled != bool(offsets):
-        problems.append(f"custom.coord_offset.enabled is {custom.coord_offset.enabled}, but trainable: {offsets}")
+        found = f"but the trainable offsets are {offsets}"
+        problems.append(f"custom.coord_offset.enabled is {custom.coord_offset.enabled}, {found}")
     if problems:
-        raise ConfigError("training does not start:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ConfigError("training cannot start:\n" + "\n".join(f"  {problem}" for problem in problems))

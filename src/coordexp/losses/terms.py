@@ -1,0 +1,179 @@
+"""Every loss term, one decorated function each. `custom.loss.weights` selects terms by their registered names.
+
+A term has a level, which decides what it receives and what its sum is divided by:
+
+| level | receives | returns | divided by the global number of |
+|---|---|---|---|
+| `text` | `TextLogits`, `LossOptions` | a scalar sum | supervised text tokens |
+| `coordinate` | `CoordinateSlots`, `LossOptions` | [S], one value per slot | coordinate slots |
+| `box` | predicted [P, 4], target [P, 4] | [P], one value per pair | boxes |
+
+All tensors are float32 with gradients unless stated otherwise. A user's term, in a file listed under `plugins`:
+
+    from coordexp.losses.terms import loss_term
+
+    @loss_term("smooth_l1", level="box")
+    def smooth_l1(predicted, target):
+        return torch.nn.functional.smooth_l1_loss(predicted, target, reduction="none").mean(dim=-1)
+
+Its weight is then `custom.loss.weights.smooth_l1`. This module imports torch only inside functions: the workflow
+reads the names of the terms in environments without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from coordexp.records import COORD_BINS
+from coordexp.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from coordexp.losses.coordinate_distribution import GaussianTargets
+    from coordexp.losses.options import LossOptions
+    from coordexp.losses.targets import SlotTargets
+
+Level = Literal["text", "coordinate", "box"]
+EPS = 1e-7
+
+
+class LossTerm(NamedTuple):
+    """A registered term: its function, its level, and its weight when the recipe gives none (0: off)."""
+
+    function: Callable[..., Any]
+    level: Level
+    default_weight: float
+
+
+LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
+
+
+def loss_term(name: str, *, level: Level, default_weight: float = 0.0) -> Callable[[Callable], Callable]:
+    """Decorator that registers a function as the loss term `name` and returns the function unchanged."""
+
+    def add(function: Callable) -> Callable:
+        LOSS_TERMS.register(name)(LossTerm(function, level, default_weight))
+        return function
+
+    return add
+
+
+class TextLogits(NamedTuple):
+    """Logits at T supervised text positions with P (position, token) targets; P > T where set targets are soft.
+
+    lse: [T] log-sum-exp over the vocabulary. target_logits: [P]. target_weights: [P], summing to 1 per position.
+    """
+
+    lse: torch.Tensor
+    target_logits: torch.Tensor
+    target_weights: torch.Tensor
+
+
+class CoordinateSlots(NamedTuple):
+    """Predicted distributions and targets at S coordinate slots; F targets in all, F > S where set targets are soft.
+
+    log_p: [S, 1000] log-probabilities over coordinate ids at `LossOptions.temperature`. p: their exponential.
+    log_mass: [S] log of the full-vocabulary probability of all coordinate ids together (temperature 1).
+    targets: bin, unrounded coordinate and weight of each target. gaussian: the F Gaussian targets around them.
+    """
+
+    log_p: torch.Tensor
+    p: torch.Tensor
+    log_mass: torch.Tensor
+    targets: SlotTargets
+    gaussian: GaussianTargets
+
+
+@loss_term("text", level="text", default_weight=1.0)
+def text_cross_entropy(text: TextLogits, options: LossOptions) -> torch.Tensor:
+    """Cross-entropy at text positions, summed: sum(lse) - sum(weight * target logit)."""
+    return text.lse.sum() - (text.target_weights * text.target_logits).sum()
+
+
+@loss_term("ce", level="coordinate", default_weight=1.0)
+def hard_cross_entropy(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
+    """-log p_t over coordinate ids, t the target bin; the weighted mean where a slot has several targets."""
+    target = slots.targets
+    values = target.weight * slots.log_p[target.slot, target.bins]
+    return slots.log_p.new_zeros(slots.log_p.shape[0]).index_add(0, target.slot, -values)
+
+
+@loss_term("soft_ce", level="coordinate")
+def soft_cross_entropy(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
+    """-sum_i q_i log p_i, q the Gaussian target around the unrounded coordinate (`sigma`, `truncate`)."""
+    target, (bins, q) = slots.targets, slots.gaussian
+    values = target.weight * (q * slots.log_p[target.slot[:, None], bins]).sum(dim=-1)
+    return slots.log_p.new_zeros(slots.log_p.shape[0]).index_add(0, target.slot, -values)
+
+
+@loss_term("w1", level="coordinate")
+def wasserstein1(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
+    """Wasserstein-1 distance between p and the Gaussian target q, in [0, 1]: sum_i |CDF_p(i) - CDF_q(i)| / 999."""
+    target, (bins, q) = slots.targets, slots.gaussian
+    index = (target.slot[:, None].expand_as(bins), bins)
+    difference = slots.p.index_put(index, -target.weight[:, None] * q, accumulate=True)
+    return difference.cumsum(dim=-1)[:, :-1].abs().sum(dim=-1) / (COORD_BINS - 1)
+
+
+@loss_term("coord_mass", level="coordinate", default_weight=1.0)
+def coordinate_mass(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
+    """-log of the probability mass on coordinate ids: logsumexp(z) - logsumexp(z_C).
+
+    At temperature 1, `ce` + `coord_mass` is the full-vocabulary cross-entropy.
+    """
+    return -slots.log_mass
+
+
+@loss_term("l1", level="box")
+def l1(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error over the four coordinates, in [0, 1]."""
+    return (predicted - target).abs().mean(dim=-1)
+
+
+@loss_term("giou", level="box")
+def giou(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - GIoU, in [0, 2] (Rezatofighi et al., 2019)."""
+    from torchvision.ops import generalized_box_iou_loss
+
+    return generalized_box_iou_loss(sort_corners(predicted), sort_corners(target), eps=EPS)
+
+
+@loss_term("ciou", level="box")
+def ciou(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - CIoU: IoU, distance of the centres over the diagonal of the hull, and aspect ratio (Zheng et al., 2020).
+
+    Only the first two come from torchvision: the gradient of its `complete_box_iou_loss` is NaN for a box without
+    height, which an expected box may be.
+    """
+    import torch
+    from torchvision.ops import distance_box_iou_loss
+
+    a, b = sort_corners(predicted), sort_corners(target)
+    aspect = (4 / math.pi**2) * (_diagonal_angle(b) - _diagonal_angle(a)) ** 2
+    with torch.no_grad():
+        overlap = a[..., 2:].minimum(b[..., 2:]) - a[..., :2].maximum(b[..., :2])
+        intersection = overlap.clamp(min=0).prod(dim=-1)
+        iou = intersection / (_area(a) + _area(b) - intersection + EPS)
+        alpha = aspect / (1 - iou + aspect + EPS)
+    return distance_box_iou_loss(a, b, eps=EPS) + alpha * aspect
+
+
+def sort_corners(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes [..., 4] with x1 <= x2 and y1 <= y2; expected boxes may have swapped corners early in training."""
+    import torch
+
+    first, second = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([first.minimum(second), first.maximum(second)], dim=-1)
+
+
+def _diagonal_angle(boxes: torch.Tensor) -> torch.Tensor:
+    """atan(width / height), finite with finite gradients when the height is 0."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return sides[..., 0].atan2(sides[..., 1] + EPS)
+
+
+def _area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
