@@ -1,4 +1,4 @@
-"""Every command in the documentation parses and plans; every link, file and message that it names is there."""
+"""The documentation agrees with the code: commands parse and plan; links, files, messages and examples exist."""
 
 import argparse
 import ast
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 
@@ -18,14 +19,18 @@ import pytest
 import yaml
 
 from coordexp import cli
+from coordexp.runtime.config_io import merge
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "config/README.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 TEXTS = {page.relative_to(REPOSITORY).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 FOLDERS = ("benchmarks", "config", "containers", "docs", "envs", "profiles", "rules", "src", "tests")
-IMAGE = "/opt/coordexp"  # where containers/ put this repository
+IMAGE = "/opt/coordexp"  # where the recipes in containers/ put this repository
 
-# Programs that are not ours: the shell's own, and servers that read our checkpoints.
+# Programs other than CoordExp's own: shell built-ins, and inference servers.
 OTHERS = {"source", "cd", "export", "pip", "vllm", "docker", "apptainer"}
 
 
@@ -64,14 +69,14 @@ def show(value) -> str:
     return value if isinstance(value, str) else " ".join(value)[:70]
 
 
-def test_every_command_is_one_that_is_checked_here():
+def test_every_documented_command_has_a_test():
     known = {"snakemake", "coordexp", "make", "python", "pytest", "bash"} | OTHERS
     assert [(page, words) for page, words in commands() if words[0] not in known] == []
     assert len(of("snakemake")) >= 8 and len(of("coordexp")) >= 5
 
 
 @pytest.mark.parametrize(("page", "words"), of("coordexp"), ids=show)
-def test_coordexp_knows_the_command_and_its_options(page, words, monkeypatch):
+def test_coordexp_accepts_the_documented_options(page, words, monkeypatch):
     parse = argparse.ArgumentParser.parse_args
     seen = []
 
@@ -86,7 +91,7 @@ def test_coordexp_knows_the_command_and_its_options(page, words, monkeypatch):
 
 
 @pytest.mark.parametrize(("page", "words"), of("make"), ids=show)
-def test_make_plans_the_target(page, words):
+def test_documented_make_targets_exist(page, words):
     done = subprocess.run(
         ["make", "--dry-run", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
@@ -94,13 +99,13 @@ def test_make_plans_the_target(page, words):
 
 
 @pytest.mark.parametrize(("page", "words"), of("pytest"), ids=show)
-def test_pytest_knows_the_mark(page, words):
+def test_documented_pytest_markers_exist(page, words):
     marks = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     assert words[1] == "-m" and words[2] in {mark.split(":")[0] for mark in marks}
 
 
 @pytest.mark.parametrize(("page", "words"), of("python"), ids=show)
-def test_python_runs_a_file_or_module_that_is_there(page, words):
+def test_documented_python_scripts_exist(page, words):
     if words[1] == "-m":
         top = words[2].split(".")[0]
         assert top in ("sglang",) or importlib.util.find_spec(words[2]), words[2]
@@ -109,29 +114,28 @@ def test_python_runs_a_file_or_module_that_is_there(page, words):
 
 
 @pytest.mark.parametrize(("page", "words"), of("bash"), ids=show)
-def test_bash_runs_a_script_that_is_there(page, words):
+def test_documented_shell_scripts_exist(page, words):
     assert (REPOSITORY / words[1]).is_file()
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A folder that looks like a fresh clone; the page's own YAML is `my.yaml`."""
+    """A directory that looks like a fresh clone; `my.yaml` has the YAML blocks of the page."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("Snakefile", "rules", "config", "profiles", "envs", "src", "workflow_scripts"):
+    for name in ("Snakefile", "rules", "config", "profiles", "envs", "src", "workflow_scripts", "docs"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
 
 @pytest.mark.parametrize(("page", "words"), plans(of("snakemake")), ids=show)
-def test_snakemake_plans_the_command_as_it_stands(page, words, clone):
+def test_snakemake_plans_every_documented_command(page, words, clone):
     if "--report" in words:
         pytest.skip("needs results: tests/workflow/test_standards.py runs it")
     profile = words[words.index("--workflow-profile") + 1] if "--workflow-profile" in words else ""
     plugin = "snakemake_executor_plugin_" + ("slurm" if profile.endswith("slurm") else "cluster_generic")
     if profile and importlib.util.find_spec(plugin) is None:
         pytest.skip("the executor plugin is not installed")
-    own = [block for block in fenced(page, "yaml") if set(yaml.safe_load(block)) & {"data", "models", "runs"}]
-    (clone / "my.yaml").write_text(own[0] if own else "{}")
+    (clone / "my.yaml").write_text(yaml.safe_dump(reduce(merge, configurations(page), {})))
     command = [sys.executable, "-m", "snakemake", "--dry-run", *words[1:]]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -139,7 +143,7 @@ def test_snakemake_plans_the_command_as_it_stands(page, words, clone):
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_options_of_snakemake_in_the_text_exist(page, monkeypatch):
+def test_snakemake_options_in_prose_exist(page, monkeypatch):
     from snakemake.cli import parse_args
 
     monkeypatch.chdir(REPOSITORY)
@@ -153,11 +157,16 @@ def fenced(page: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", TEXTS.get(page, ""), flags=re.DOTALL | re.MULTILINE)
 
 
+def configurations(page: str) -> list[dict]:
+    """The configuration in the YAML blocks of a page, in the order of the page."""
+    return [values for values in map(yaml.safe_load, fenced(page, "yaml")) if "sources" not in values]
+
+
 BLOCKS = [(page, kind, block) for page in TEXTS for kind in ("yaml", "python", "json") for block in fenced(page, kind)]
 
 
 @pytest.mark.parametrize(("page", "block"), [(p, b) for p, kind, b in BLOCKS if kind == "yaml"], ids=show)
-def test_configuration_in_a_page_is_valid(page, block, tmp_path):
+def test_documented_configuration_is_valid(page, block, tmp_path):
     from coordexp.config.settings import Settings, over_defaults
     from coordexp.datasets import mixture as fusion
     from coordexp.recipe import merge
@@ -175,7 +184,7 @@ def test_configuration_in_a_page_is_valid(page, block, tmp_path):
 
 
 @pytest.mark.parametrize(("page", "block"), [(p, b) for p, kind, b in BLOCKS if kind == "python"], ids=show)
-def test_python_in_a_page_parses_and_finds_what_it_imports(page, block):
+def test_documented_python_parses_and_its_imports_exist(page, block):
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith(("coordexp", "transformers")):
             module = importlib.import_module(node.module)
@@ -188,14 +197,14 @@ def submodule(package: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("page", "words"), of("pip"), ids=show)
-def test_pip_installs_extras_that_are_there(page, words):
+def test_documented_extras_exist(page, words):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_every_link_leads_somewhere(page):
+def test_links_resolve(page):
     links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", prose(page))
     for target, anchor in links:
         file = (REPOSITORY / page).parent / target if target else REPOSITORY / page
@@ -206,9 +215,27 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_every_file_that_is_named_is_there(page):
+def test_files_named_in_prose_exist(page):
     named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./*-]*)`", prose(page))
     assert [name for name in named if not list(REPOSITORY.glob(name.rstrip("/")))] == []
+
+
+@pytest.mark.parametrize("example", sorted((REPOSITORY / "docs/examples/plugins").glob("*.py")), ids=lambda p: p.name)
+def test_architecture_page_prints_the_example_plugins(example):
+    code = re.sub(r'\A""".*?"""\n\n', "", example.read_text(), flags=re.DOTALL)
+    assert code in fenced("docs/architecture.md", "python")
+
+
+# The field's own terms are image, ground truth, calibration split, overfit.
+OTHER_TERMS = re.compile(
+    r"\b(pictures?|(?<!ground )(?<!ground-)truth|held[- ]out|by heart|ablation arms?)\b", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_pages_use_standard_terms(page):
+    text = re.sub(r"`[^`]*`", "", prose(page))
+    assert [m.group() for m in OTHER_TERMS.finditer(text)] == []
 
 
 def prose(page: str) -> str:
@@ -217,20 +244,20 @@ def prose(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_commands_in_the_text_exist(page, capsys):
+def test_coordexp_commands_in_prose_exist(page, capsys):
     for command in sorted(set(re.findall(r"`coordexp ([a-z]+)\b[^`]*`", prose(page)))):
         with pytest.raises(SystemExit) as left:
             cli.main([command, "--help"])
         assert left.value.code == 0, f"coordexp {command}"
 
 
-def test_every_page_stands_in_the_index():
+def test_index_lists_every_page():
     index = TEXTS["docs/index.md"]
-    pages = {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"}
+    pages = {page.name for page in PAGES if page.parent == REPOSITORY / "docs"} - {"index.md"}
     assert {name for name in pages if f"]({name})" not in index} == set()
 
 
-def test_messages_are_those_of_the_code():
+def test_troubleshooting_quotes_messages_of_the_code():
     ours = TEXTS["docs/troubleshooting.md"].split("## Snakemake, SLURM")[0]
     code = "".join(file.read_text() for file in (REPOSITORY / "src").rglob("*.py"))
     code = re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", code))
@@ -252,7 +279,7 @@ def copied(recipe: str) -> set[str]:
 
 
 @pytest.mark.parametrize("recipe", ["Dockerfile", "coordexp.def"])
-def test_a_container_copies_what_is_there_in_the_versions_of_the_constraints(recipe):
+def test_container_recipe_copies_existing_files_and_uses_the_constraints(recipe):
     text = (REPOSITORY / "containers" / recipe).read_text()
     assert {name for name in copied(recipe) if not (REPOSITORY / name).exists()} == set()
     assert "--constraint constraints.txt" in text and "python:3.11" in text
@@ -260,7 +287,7 @@ def test_a_container_copies_what_is_there_in_the_versions_of_the_constraints(rec
 
 
 @pytest.mark.parametrize("recipe", ["Dockerfile", "coordexp.def"])
-def test_what_a_container_copies_is_enough_to_plan_the_demo(recipe, tmp_path):
+def test_files_copied_by_a_container_recipe_suffice_to_plan_the_demo(recipe, tmp_path):
     text = (REPOSITORY / "containers" / recipe).read_text().replace("\\\n", " ")
     if recipe == "Dockerfile":
         command = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, flags=re.MULTILINE)[1])
@@ -286,21 +313,21 @@ def test_what_a_container_copies_is_enough_to_plan_the_demo(recipe, tmp_path):
     assert done.returncode == 0 and "Job stats:" in done.stdout + done.stderr, done.stderr[-3000:]
 
 
-def test_every_package_that_is_named_has_its_licence_in_the_notices():
+def test_notices_list_every_dependency():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     lines = chain(project["dependencies"], *project["optional-dependencies"].values())
     named = set(re.findall(r"`([\w-]+)`", TEXTS["docs/notices.md"]))
     assert {re.match(r"[\w.-]+", line)[0] for line in lines} - named == set()
 
 
-def test_the_image_of_the_rules_is_up_to_date(tmp_path):
+def test_rule_graph_figure_is_up_to_date(tmp_path):
     spec = importlib.util.spec_from_file_location("make_dag", REPOSITORY / "docs" / "make_dag.py")
     make_dag = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_dag)
     assert make_dag.PICTURE.read_text() == make_dag.svg(make_dag.rulegraph(tmp_path)), "run: python docs/make_dag.py"
 
 
-def test_the_citation_is_of_this_version():
+def test_citation_matches_the_version():
     from coordexp import __version__
 
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
@@ -310,7 +337,7 @@ def test_the_citation_is_of_this_version():
 
 
 @pytest.mark.parametrize("name", ["make_ablation", "make_faults"])
-def test_pages_of_measured_numbers_are_those_of_the_files(name):
+def test_generated_result_pages_are_up_to_date(name):
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Environments agree with the constraints and with the code; rules keep the form that the workflow relies on."""
+"""Environments agree with the constraints and the code; rules have the form that the workflow relies on."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ RULES = {
     name: body
     for file in sorted((REPOSITORY / "rules").glob("*.smk"))
     for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", file.read_text(), flags=re.MULTILINE)
-    if "shell:" in body  # a rule that only names files runs nowhere
+    if "shell:" in body  # others only group files
 }
 ENVS = {file.stem: file for file in (REPOSITORY / "envs").glob("*.yaml")}
 
@@ -40,7 +40,7 @@ def env_pins(name: str) -> dict[str, str]:
 
 
 def installed_with(packages: set[str]) -> set[str]:
-    """The packages and everything that they require, as far as it is installed here."""
+    """The packages and their installed requirements, recursively."""
     seen: set[str] = set()
     waiting = list(packages)
     while waiting:
@@ -57,30 +57,30 @@ def installed_with(packages: set[str]) -> set[str]:
 
 
 def directive(rule: str, name: str) -> str:
-    """Text of a directive of a rule: what stands on its line and indented below it."""
+    """Text of a directive of a rule: the rest of its line and the indented lines below."""
     found = re.search(rf"^    {name}:(.*\n(?:        .*\n|\n)*)", RULES[rule], flags=re.MULTILINE)
     assert found, f"rule {rule} has no {name}"
     return found[1].strip()
 
 
-def test_packages_in_a_home_folder_do_not_reach_a_rule():
-    """Apptainer mounts $HOME, and ~/.local comes before the packages of an environment or image."""
+def test_rules_ignore_packages_in_the_home_directory():
+    """Apptainer mounts $HOME, and ~/.local precedes the packages of an environment or image."""
     [prefix] = re.findall(r"^shell\.prefix\((.*?)^\)", (REPOSITORY / "rules/common.smk").read_text(), flags=re.M | re.S)
     assert " PYTHONNOUSERSITE=1" in prefix
 
 
-def test_all_rules_are_seen():
+def test_rules_are_found():
     assert {"download", "train", "evaluate"} < set(RULES) and len(RULES) >= 12
 
 
 @pytest.mark.parametrize("name", sorted(ENVS))
-def test_an_environment_holds_the_versions_of_the_constraints(name):
+def test_environment_versions_match_the_constraints(name):
     constraints = pins((REPOSITORY / "constraints.txt").read_text().splitlines())
     assert {package: constraints.get(package) for package in env_pins(name)} == env_pins(name)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_a_rule_s_environment_has_what_its_script_imports(rule):
+def test_rule_environment_has_every_import_of_its_script(rule):
     env = installed_with(set(env_pins(Path(directive(rule, "conda").strip('"')).stem)))
     distributions = packages_distributions()
     missing = set()
@@ -108,7 +108,7 @@ def third_party(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_a_rule_is_whole(rule):
+def test_rule_has_every_directive(rule):
     for name in ("output", "log", "benchmark", "threads", "params", "shell"):
         assert directive(rule, name)
     assert RULES[rule].startswith('    """'), "no docstring"
@@ -119,7 +119,7 @@ def test_a_rule_is_whole(rule):
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_a_rule_calls_the_script_of_its_name(rule):
+def test_rule_runs_the_script_of_the_same_name(rule):
     script = REPOSITORY / "workflow_scripts" / f"{rule}.py"
     assert len(script.read_text().splitlines()) <= 40
     assert f"python -m workflow_scripts.{rule} " in directive(rule, "shell")
@@ -127,7 +127,7 @@ def test_a_rule_calls_the_script_of_its_name(rule):
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_params_are_text_of_just_the_keys_that_are_read(rule):
+def test_params_contain_only_the_keys_that_are_read(rule):
     entries = re.findall(r"^(?:        |)(\w+)=(.*)", directive(rule, "params"), flags=re.MULTILINE)
     assert entries
     for name, value in entries:

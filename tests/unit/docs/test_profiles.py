@@ -1,4 +1,4 @@
-"""Cluster profiles: they fit the rules, plan, and their scripts drive a scheduler that is played by a shell script."""
+"""Cluster profiles match the rules and can be planned; their scripts drive a scheduler simulated by shell scripts."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ RULES = {
     name: body
     for file in (REPOSITORY / "rules").glob("*.smk")
     for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", file.read_text(), flags=re.MULTILINE)
-    if "shell:" in body  # a rule that only names files runs nowhere
+    if "shell:" in body  # others only group files
 }
 
 
@@ -44,14 +44,14 @@ def snakemake(*arguments: str, folder: Path = REPOSITORY, **environment: str) ->
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_profile_names_only_rules_that_exist(name):
+def test_profile_names_existing_rules(name):
     settings = profile(name)
     for key in ("set-resources", "set-threads", "groups"):
         assert set(settings.get(key) or {}) <= set(RULES), key
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_profile_stands_in_for_the_default_one(name):
+def test_profile_replaces_the_default_profile(name):
     default, settings = profile("default"), profile(name)
     assert {key: settings.get(key) for key in default if key != "resources"} == {
         key: value for key, value in default.items() if key != "resources"
@@ -61,12 +61,12 @@ def test_a_profile_stands_in_for_the_default_one(name):
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_profile_retries_and_every_rule_then_asks_for_more_memory(name):
+def test_profile_retries_and_rules_request_more_memory_per_attempt(name):
     assert profile(name)["retries"] >= 1
     assert [rule for rule, body in RULES.items() if not re.search(r"mem_mb=memory\(", body)] == []
 
 
-def test_every_name_in_the_submit_command_has_a_value_for_every_rule():
+def test_submit_command_placeholders_have_values_for_every_rule():
     settings = profile("generic")
     names = {field for _, field, _, _ in string.Formatter().parse(settings["cluster-generic-submit-cmd"]) if field}
     wanted = {name.removeprefix("resources.") for name in names if name.startswith("resources.")}
@@ -76,7 +76,7 @@ def test_every_name_in_the_submit_command_has_a_value_for_every_rule():
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_scripts_of_a_profile_can_be_run(name):
+def test_profile_scripts_are_executable(name):
     for key, value in profile(name).items():
         if key.startswith("cluster-generic") and (PROFILES / name / str(value)).exists():
             assert os.access(PROFILES / name / value, os.X_OK), value
@@ -94,7 +94,7 @@ def planned_resources(name: str, tmp_path: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "executor"), [("slurm", "slurm"), ("generic", "cluster-generic")])
-def test_the_main_job_plans_under_the_profile(name, executor, tmp_path):
+def test_main_job_plans_with_the_profile(name, executor, tmp_path):
     needs(executor)
     jobs = planned_resources(name, tmp_path)
     chain = (
@@ -173,7 +173,7 @@ def run_toy(name: str, scheduler: dict, folder: Path, **environment: str) -> str
 
 
 @pytest.mark.slow
-def test_generic_a_job_that_ran_out_of_memory_is_submitted_again_with_more(scheduler, tmp_path):
+def test_generic_resubmits_a_job_with_more_memory_after_out_of_memory(scheduler, tmp_path):
     assert run_toy("generic", scheduler, tmp_path / "work") == "2 150\n"
     first, second = ((tmp_path / "state" / f"args{i}").read_text() for i in (0, 1))
     assert "--mem=100 --time=7 --gres=gpu:1" in first and "--cpus-per-task=2" in first and "--partition=gpu" in first
@@ -181,7 +181,7 @@ def test_generic_a_job_that_ran_out_of_memory_is_submitted_again_with_more(sched
 
 
 @pytest.mark.slow
-def test_kubernetes_a_job_asks_for_what_its_rule_asks_and_is_retried_with_more(scheduler, tmp_path):
+def test_kubernetes_job_requests_the_resources_of_its_rule_and_more_on_retry(scheduler, tmp_path):
     where = {"COORDEXP_IMAGE": "image:1", "COORDEXP_CLAIM": "claim", "COORDEXP_MOUNT": str(tmp_path)}
     assert run_toy("kubernetes", scheduler, tmp_path / "work", **where) == "2 150\n"
     jobs = [json.loads(file.read_text()) for file in sorted((tmp_path / "state").glob("*.json"))]
@@ -200,7 +200,7 @@ SMALL = "data: {tiny: 3, shapes: {splits: {train: {count: 4, seed: 1}, val: {cou
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["generic", "kubernetes"])
-def test_the_data_stages_of_the_demo_run_as_cluster_jobs(name, scheduler, tmp_path):
+def test_data_stages_of_the_demo_run_as_cluster_jobs(name, scheduler, tmp_path):
     needs("cluster-generic")
     (tmp_path / "work" / "small.yaml").write_text(SMALL)
     where = {"COORDEXP_IMAGE": "image:1", "COORDEXP_CLAIM": "claim", "COORDEXP_MOUNT": str(tmp_path)}
@@ -226,18 +226,18 @@ def kubernetes_script(name: str, scheduler: dict, *arguments: str, **environment
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
 
 
-def test_kubernetes_a_job_that_is_gone_has_failed_and_cancel_deletes(scheduler, tmp_path):
+def test_kubernetes_missing_job_counts_as_failed_and_cancel_deletes_it(scheduler, tmp_path):
     assert kubernetes_script("status.py", scheduler, "nothing").stdout == "failed\n"
     assert kubernetes_script("cancel.py", scheduler, "one", "two").returncode == 0
     assert (tmp_path / "state" / "deleted").read_text().endswith("one two")
 
 
-def test_kubernetes_names_what_is_not_set(scheduler, tmp_path):
+def test_kubernetes_names_missing_variables(scheduler, tmp_path):
     done = kubernetes_script("submit.py", scheduler, "job.sh", COORDEXP_IMAGE="image:1")
     assert done.returncode == 1 and "COORDEXP_CLAIM, COORDEXP_MOUNT not set" in done.stderr
 
 
-def test_kubernetes_refuses_a_folder_that_jobs_would_not_see(scheduler, tmp_path):
+def test_kubernetes_rejects_a_directory_outside_the_volume(scheduler, tmp_path):
     where = {"COORDEXP_IMAGE": "i", "COORDEXP_CLAIM": "c", "COORDEXP_MOUNT": str(tmp_path / "elsewhere")}
     done = kubernetes_script("submit.py", scheduler, str(tmp_path / "job.sh"), **where)
     assert done.returncode == 1 and "is not on the shared volume" in done.stderr
@@ -293,11 +293,11 @@ def wait_for(file: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_kubernetes_a_pod_ends_with_the_code_of_its_job_whatever_still_runs(container, code):
+def test_kubernetes_pod_exits_with_the_code_of_its_job_despite_other_processes(container, code):
     assert container(f"sleep 60 & exit {code}").wait(30) == code
 
 
-def test_kubernetes_a_pod_that_is_told_to_end_lets_its_processes_save(container, tmp_path):
+def test_kubernetes_pod_forwards_sigterm_so_that_processes_can_save(container, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     outside = subprocess.Popen(["sleep", "60"])
     pod = container(f"bash -c '{sys.executable} worker.py; true' || exit 1")
@@ -311,7 +311,7 @@ def test_kubernetes_a_pod_that_is_told_to_end_lets_its_processes_save(container,
     outside.wait()
 
 
-def test_kubernetes_a_pod_has_the_time_that_a_training_takes_to_save():
+def test_kubernetes_grace_period_covers_saving_a_checkpoint():
     job = {"threads": 1, "resources": {"mem_mb": 1, "runtime": 1}}
     pod = kubernetes_manifest(job, Path("/data/job.sh"))["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == SHUTDOWN_SECONDS
@@ -320,7 +320,7 @@ def test_kubernetes_a_pod_has_the_time_that_a_training_takes_to_save():
 @pytest.mark.parametrize(
     ("state", "word"), [("COMPLETED", "success"), ("TIMEOUT", "failed"), ("PREEMPTED", "failed"), ("", "running")]
 )
-def test_slurm_s_states_in_snakemake_s_words(scheduler, tmp_path, state, word):
+def test_slurm_states_map_to_snakemake_states(scheduler, tmp_path, state, word):
     (tmp_path / "state" / "state3").write_text(state)
     command = [str(PROFILES / "generic" / "status.sh"), "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **scheduler})
