@@ -1,5 +1,6 @@
-"""Scoring: COCO and LVIS numbers, F1, calibration, intervals, comparison. Needs neither torch nor transformers."""
+"""Evaluation: COCO and LVIS AP, F1, calibration, bootstrap intervals and comparison of runs, without torch."""
 
-from coordexp.evaluation.evaluate import EvaluateOptions, evaluate, options_from
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions, options_from
 
 __all__ = ["EvaluateOptions", "evaluate", "options_from"]

@@ -1,7 +1,7 @@
-"""Average precision by hotcoco: COCOeval's twelve numbers, LVIS federated AP and fixed AP.
+"""Average precision by hotcoco: the twelve metrics of COCOeval, LVIS federated AP and fixed AP.
 
-Summaries are taken from hotcoco's precision and recall arrays by the definitions of COCOeval and lvis-api:
-a mean over the entries that exist. A slice without any ground truth has no number: None, never -1.
+Metrics are computed from hotcoco's precision and recall arrays as COCOeval and lvis-api define them: the mean over the
+entries that exist. A slice without ground truth is None, never -1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hotcoco import COCO, COCOeval, LVISeval, LVISResults
 
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.ground_truth import GroundTruth
+from coordexp.evaluation.results import PrecisionCurves
 
 IoUType = Literal["bbox", "segm"]
 FIXED_AP_PER_CATEGORY = 10_000
@@ -23,66 +24,63 @@ FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Numbers by name, AP and AP50 of each category (nan without truth), precision at 101 recalls.
+class APScores:
+    """AP and AR under one protocol."""
 
-    `category_ap` is float64 [K, 2]; `curves` maps "0.50", "0.75" and "0.50:0.95" to float64 [101].
-    """
-
-    metrics: dict[str, float | None]
-    category_ap: np.ndarray
-    curves: dict[str, np.ndarray]
+    metrics: dict[str, float | None]  # by name: AP, AP50, ..., AR...
+    category_ap: np.ndarray  # float64 [K, 2], AP and AP50 of each category, nan without ground truth
+    curves: PrecisionCurves
 
 
-def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> Scores:
-    """COCOeval: twelve numbers with at most `max_dets` detections a image and category."""
-    gt = ground_truth(ground_truth, iou_type)
-    evaluator = COCOeval(gt, results(gt, detections, ground_truth, iou_type), iou_type)
+def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
+    """COCOeval: twelve metrics with at most `max_dets` detections per image and category."""
+    gt = hotcoco_ground_truth(ground_truth, iou_type)
+    evaluator = COCOeval(gt, hotcoco_results(gt, detections, ground_truth, iou_type), iou_type)
     tops = sorted({min(1, max_dets), min(10, max_dets), max_dets})
     precision, recall = _run(evaluator, tops)
     metrics = _precisions(precision)
     for top in (1, 10, max_dets):
         metrics[f"AR{top}"] = _mean(recall[:, :, 0, tops.index(min(top, max_dets))])
     metrics |= {f"AR{a[0]}": _mean(recall[:, :, i, -1]) for i, a in enumerate(AREAS) if i}
-    return Scores(metrics, *_by_category(precision))
+    return APScores(metrics, *_by_category(precision))
 
 
-def lvis(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> Scores:
+def lvis(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
     """lvis-api: federated AP with the `max_dets` best detections of each image over all categories."""
-    gt = ground_truth(ground_truth, iou_type)
-    found = best_per_image(detections.take(detections.category >= 0), max_dets)
-    return _federated(gt, found, ground_truth, iou_type, f"@{max_dets}")
+    gt = hotcoco_ground_truth(ground_truth, iou_type)
+    kept = best_per_image(detections.take(detections.category >= 0), max_dets)
+    return _federated(gt, kept, ground_truth, iou_type, f"@{max_dets}")
 
 
-def lvis_fixed(ground_truth: GroundTruth, detections: Detections, iou_type: IoUType = "bbox") -> Scores:
-    """Fixed AP (Dave et al., 2021): the 10,000 best detections of each category, no cap for a image."""
-    gt = ground_truth(ground_truth, iou_type)
-    found = best_per_category(detections.take(detections.category >= 0), FIXED_AP_PER_CATEGORY)
-    return _federated(gt, found, ground_truth, iou_type, "")
+def lvis_fixed(ground_truth: GroundTruth, detections: Detections, iou_type: IoUType = "bbox") -> APScores:
+    """Fixed AP (Dave et al., 2021): the 10,000 best detections of each category, no limit per image."""
+    gt = hotcoco_ground_truth(ground_truth, iou_type)
+    kept = best_per_category(detections.take(detections.category >= 0), FIXED_AP_PER_CATEGORY)
+    return _federated(gt, kept, ground_truth, iou_type, "")
 
 
 def best_per_image(detections: Detections, count: int) -> Detections:
-    """The first `count` of each image; the columns are in score order within a image."""
-    return detections.take(place_in_group(detections.image) < count)
+    """The `count` best detections of each image; the columns are in score order within an image."""
+    return detections.take(rank_in_group(detections.image) < count)
 
 
 def best_per_category(detections: Detections, count: int) -> Detections:
-    """The `count` best of each category over the data set, in the columns' order."""
+    """The `count` best detections of each category over all images, in the order of the columns."""
     order = np.lexsort((detections.image, -detections.score, detections.category))
     keep = np.zeros(len(detections), dtype=bool)
-    keep[order[place_in_group(detections.category[order]) < count]] = True
+    keep[order[rank_in_group(detections.category[order]) < count]] = True
     return detections.take(keep)
 
 
-def ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
-    """hotcoco's data set; images get ids from 1, since the truth's may be texts, objects too."""
-    count = len(ground_truth.categories)
+def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
+    """hotcoco's data set; images and objects are numbered from 1, since the original ids may be strings."""
+    count = ground_truth.num_categories
     lists: dict[str, list[list[int]]] = {}
     for name, codes in (
         ("neg_category_ids", ground_truth.negative),
         ("not_exhaustive_category_ids", ground_truth.not_exhaustive),
     ):
-        lists[name] = [[] for _ in range(ground_truth.images)]
+        lists[name] = [[] for _ in range(ground_truth.num_images)]
         for code in codes.tolist():
             lists[name][code // count].append(ground_truth.categories[code % count].id)
     images = [
@@ -104,25 +102,25 @@ def ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
     )
 
 
-def results(gt: COCO, detections: Detections, ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
-    """hotcoco's results of the mapped detections, in the columns' order, without a limit on their number."""
-    found = detections.take(detections.category >= 0)
-    rows = _rows(found, ground_truth)
+def hotcoco_results(gt: COCO, detections: Detections, ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
+    """hotcoco's results of the detections with a category, in the order of the columns, without a limit."""
+    mapped = detections.take(detections.category >= 0)
+    rows = _rows(mapped, ground_truth)
     if iou_type == "bbox":
         return LVISResults(gt, rows, max_dets=-1)
-    # without a box, so that the area is the mask's and not the box's
+    # no box is given, so that hotcoco computes the area from the mask
     return LVISResults(
         gt,
         [
-            {"image_id": int(row[0]), "category_id": int(row[6]), "score": float(row[5]), "segmentation": shape}
-            for row, shape in zip(rows, _polygons(found), strict=True)
+            {"image_id": int(row[0]), "category_id": int(row[6]), "score": float(row[5]), "segmentation": polygon}
+            for row, polygon in zip(rows, _polygons(mapped), strict=True)
         ],
         max_dets=-1,
     )
 
 
-def _federated(gt: COCO, found: Detections, ground_truth: GroundTruth, iou_type: IoUType, suffix: str) -> Scores:
-    dt = results(gt, found, ground_truth, iou_type)
+def _federated(gt: COCO, detections: Detections, ground_truth: GroundTruth, iou_type: IoUType, suffix: str) -> APScores:
+    dt = hotcoco_results(gt, detections, ground_truth, iou_type)
     evaluator = LVISeval(gt, dt, iou_type)
     precision, recall = _run(evaluator, None)
     metrics = _precisions(precision)
@@ -130,11 +128,11 @@ def _federated(gt: COCO, found: Detections, ground_truth: GroundTruth, iou_type:
     for letter, name in FREQUENCIES.items():
         metrics[name] = _mean(precision[:, :, frequency == letter, 0, -1])
     metrics |= {f"AR{'' if not i else a[0]}{suffix}": _mean(recall[:, :, i, -1]) for i, a in enumerate(AREAS)}
-    return Scores(metrics, *_by_category(precision))
+    return APScores(metrics, *_by_category(precision))
 
 
 def _run(evaluator: COCOeval, max_dets: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M], -1 where there is no truth."""
+    """Precision [T, R, K, A, M] and recall [T, K, A, M], -1 without ground truth."""
     if max_dets is not None:
         evaluator.params.max_dets = max_dets
     evaluator.evaluate()
@@ -157,7 +155,8 @@ def _precisions(precision: np.ndarray) -> dict[str, float | None]:
     return metrics | {f"AP{a[0]}": _mean(precision[:, :, :, i, -1]) for i, a in enumerate(AREAS) if i}
 
 
-def _by_category(precision: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _by_category(precision: np.ndarray) -> tuple[np.ndarray, PrecisionCurves]:
+    """AP and AP50 of each category, and the mean precision at 101 recall levels."""
     all_areas = precision[:, :, :, 0, -1]
     exists = (all_areas > -1).all(axis=(0, 1))
     ap = np.full((all_areas.shape[2], 2), np.nan)
@@ -166,8 +165,9 @@ def _by_category(precision: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarra
     kept = all_areas[:, :, exists]
     if not exists.any():
         kept = np.zeros((*all_areas.shape[:2], 1))
-    curves = {"0.50": kept[0].mean(axis=1), "0.75": kept[5].mean(axis=1), "0.50:0.95": kept.mean(axis=(0, 2))}
-    return ap, curves
+    curves = (kept[0].mean(axis=1), kept[5].mean(axis=1), kept.mean(axis=(0, 2)))
+    at_50, at_75, mean = (np.round(curve, 6).tolist() for curve in curves)
+    return ap, PrecisionCurves(iou_50=at_50, iou_75=at_75, mean=mean)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -181,7 +181,7 @@ def _rows(detections: Detections, ground_truth: GroundTruth) -> np.ndarray:
 
 
 def _polygons(detections: Detections) -> list[list[list[float]]]:
-    """The polygon of each detection, or its box as one."""
+    """The polygon of each detection, or its box as a polygon."""
     polygons = []
     for i, (x, y, w, h) in enumerate(detections.box.tolist()):
         poly = detections.poly[i] if detections.poly else None
@@ -193,8 +193,8 @@ def _category_ids(ground_truth: GroundTruth) -> np.ndarray:
     return np.array([c.id for c in ground_truth.categories], dtype=np.int64)
 
 
-def place_in_group(group: np.ndarray) -> np.ndarray:
-    """Position of each row within its run of equal values."""
+def rank_in_group(group: np.ndarray) -> np.ndarray:
+    """Position of each row within its run of equal values, from 0."""
     if not len(group):
         return np.zeros(0, dtype=np.int64)
     starts = np.flatnonzero(np.diff(group, prepend=group[0] - 1))

@@ -1,74 +1,85 @@
-"""Two or more runs on the same truth: paired differences with intervals from the same resampled images."""
+"""Compares runs on the same images: paired differences, with intervals from the same resampled images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import msgspec
 import numpy as np
 
-from coordexp.evaluation import breakdowns as tables
-from coordexp.evaluation import detections as columns
-from coordexp.evaluation import external_predictions as foreign
-from coordexp.evaluation import ground_truth as ground_truth_file
+from coordexp.evaluation import results
 from coordexp.evaluation.bootstrap import INTERVALS, interval, replicates, two_sided_p
-from coordexp.evaluation.evaluate import EvaluateOptions, options_from, protocols_of, restrict
+from coordexp.evaluation.breakdowns import none_if_nan
+from coordexp.evaluation.detections import Detections, collect_detections
+from coordexp.evaluation.evaluate import protocols_to_compute, restrict_to_predicted
+from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
+from coordexp.evaluation.f1 import f1_per_image
+from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth
 from coordexp.evaluation.label_mapping import LabelMap
-from coordexp.evaluation.protocol import Name, Protocol
+from coordexp.evaluation.options import EvaluateOptions, ProtocolName
+from coordexp.evaluation.protocol import ScoredProtocol
+from coordexp.evaluation.results import (
+    AnnotationsFile,
+    CalibrationSummary,
+    CategoryChange,
+    ComparedRun,
+    CompareResult,
+    Difference,
+    ImageChanges,
+    ProtocolComparison,
+    RunDifference,
+    ValueWithInterval,
+    load_eval,
+)
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import read_json, sha256_file, write_json
+from coordexp.runtime.io import sha256_file
 
-SCHEMA_VERSION = 1
-SCHEMA = Path(__file__).with_name("compare.schema.json")
 CATEGORIES_LISTED = 20
+EQUAL_F1 = 1e-12
+Replicates = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run to compare: its name, its predictions and their format (see `foreign`)."""
+    """A run to compare: its name, its predictions and their format (`external_predictions.PREDICTION_FORMATS`)."""
 
     name: str
     predictions: Path
-    format: str = foreign.OWN
+    format: str = COORDEXP
 
 
-def run_of(eval_json: str | Path, name: str | None = None) -> tuple[Run, Path]:
-    """The run that an eval.json was made from and its annotation file; DataError when a file has changed since.
+def run_from_eval(eval_json: str | Path, name: str | None = None) -> tuple[Run, Path]:
+    """The run that was evaluated and its annotation file; DataError if a file has changed since.
 
-    Paths in eval.json are taken as they were given to `evaluate`, so call this from the same folder.
+    Relative paths in eval.json are resolved against the current directory.
     """
-    result = read_json(eval_json)
-    inputs = result["inputs"]
-    for entry in inputs.values():
-        if not Path(entry["path"]).is_file() or sha256_file(entry["path"]) != entry["sha256"]:
-            problem = f"{entry['path']} is missing or has changed since the evaluation"
+    inputs = load_eval(eval_json).inputs
+    for entry in (inputs.predictions, inputs.annotations):
+        if not Path(entry.path).is_file() or sha256_file(entry.path) != entry.sha256:
+            problem = f"{entry.path} is missing or has changed since the evaluation"
             raise DataError(located(problem, file=eval_json, fix="evaluate the run again"))
-    predictions = inputs["predictions"]
-    run = Run(name or Path(eval_json).parent.name, Path(predictions["path"]), predictions["format"])
-    return run, Path(inputs["annotations"]["path"])
+    run = Run(name or Path(eval_json).parent.name, Path(inputs.predictions.path), inputs.predictions.format)
+    return run, Path(inputs.annotations.path)
 
 
 def compare_evaluated(
     eval_jsons: list[str | Path], options: EvaluateOptions | None = None, *, out: str | Path | None = None
-) -> dict[str, Any]:
-    """`compare` for runs that have an eval.json, named by their folders; without options those of the first.
+) -> CompareResult:
+    """`compare` for evaluated runs, named by their directories; by default with the options of the first one.
 
-    DataError when they were evaluated on different annotations or their files have changed since.
+    DataError if they were evaluated on different annotations or their files have changed since.
     """
-    results = [read_json(path) for path in eval_jsons]
-    found = [run_of(path) for path in eval_jsons]
-    digests = {result["inputs"]["annotations"]["sha256"] for result in results}
-    if len(digests) != 1:
+    evaluated = [load_eval(path) for path in eval_jsons]
+    runs = [run_from_eval(path) for path in eval_jsons]
+    if len({result.inputs.annotations.sha256 for result in evaluated}) != 1:
         names = [str(path) for path in eval_jsons]
         raise DataError(located("evaluated on different annotations", found=names, fix="compare runs of one split"))
-    part = any(result["counts"]["subset"] for result in results)
-    options = options or msgspec.structs.replace(options_from(results[0]["options"]), subset=part)
-    dataset, split = results[0]["dataset"], results[0]["split"]
-    return compare([run for run, _ in found], found[0][1], options, dataset=dataset, split=split, out=out)
+    first = evaluated[0]
+    subset = any(result.counts.subset for result in evaluated)
+    options = options or msgspec.structs.replace(first.options, subset=subset)
+    return compare([run for run, _ in runs], runs[0][1], options, dataset=first.dataset, split=first.split, out=out)
 
 
 def compare(
@@ -79,138 +90,123 @@ def compare(
     dataset: str,
     split: str,
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> CompareResult:
     """Differences of every run from the first one; writes compare.json to `out` if given.
 
-    All runs must have predicted the same images. With `options.subset` the truth is restricted to them.
-    Each protocol has the runs' numbers, and for each later run and number: difference, 95 % interval,
-    two-sided bootstrap p-value (paired: the same images are drawn for both), the categories that changed
-    most, and how many images got better or worse.
+    All runs must have predicted the same images; with `options.subset` the ground truth is restricted to them. Each
+    protocol has the metrics of every run and, for each later run and metric, the difference, its 95 % interval and a
+    two-sided bootstrap p-value (paired: both runs are scored on the same resampled images), the categories that changed
+    most, and the number of images that got better or worse.
     """
     options = options or EvaluateOptions()
     if len(runs) < 2 or len({run.name for run in runs}) < len(runs):
         names = [run.name for run in runs]
         raise DataError(located("cannot compare", expected="at least two runs with different names", found=names))
-    ground_truth = ground_truth_file.load(annotations, options.on_bad)
-    loaded = [_load(run, ground_truth, options) for run in runs]
-    first = loaded[0][0]
-    for run, (own, _) in zip(runs[1:], loaded[1:], strict=True):
-        if own.image_ids != first.image_ids:
-            problem = f"{run.name} predicted other images than {runs[0].name}"
+    annotated = load_ground_truth(annotations, options.on_bad)
+    loaded = [_load(run, annotated, options) for run in runs]
+    ground_truth = loaded[0][0]
+    for run, (other, _) in zip(runs[1:], loaded[1:], strict=True):
+        if other.image_ids != ground_truth.image_ids:
+            problem = f"{run.name} and {runs[0].name} predicted different images"
             fix = "predict the same images with both runs"
             raise DataError(located(problem, file=run.predictions, field="image_id", fix=fix))
-    names, skipped = protocols_of(first, options)
-    found = {run.name: detections for run, (_, detections) in zip(runs, loaded, strict=True)}
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "dataset": dataset,
-        "split": split,
-        "images": first.images,
-        "images_annotated": ground_truth.images,
-        "annotations": {"path": str(annotations), "sha256": sha256_file(annotations)},
-        "runs": [
-            {"name": r.name, "path": str(r.predictions), "format": r.format, "sha256": sha256_file(r.predictions)}
-            for r in runs
-        ],
-        "intervals": f"{INTERVALS}, {options.bootstrap} replicates, seed {options.seed}",
-        "not_computed": skipped,
-        **dict.fromkeys(("coco", "lvis")),
-        **{name: _block(name, first, found, options) for name in names},
-    }
-    jsonschema.validate(result, read_json(SCHEMA))
+    names, not_computed = protocols_to_compute(ground_truth, options)
+    detections = {run.name: found for run, (_, found) in zip(runs, loaded, strict=True)}
+    blocks = {name: _compare_protocol(name, ground_truth, detections, options) for name in names}
+    result = results.validated(
+        CompareResult(
+            dataset=dataset,
+            split=split,
+            images=ground_truth.num_images,
+            images_annotated=annotated.num_images,
+            annotations=AnnotationsFile(path=str(annotations), sha256=sha256_file(annotations)),
+            runs=[
+                ComparedRun(name=r.name, path=str(r.predictions), format=r.format, sha256=sha256_file(r.predictions))
+                for r in runs
+            ],
+            intervals=f"{INTERVALS}, {options.bootstrap} replicates, seed {options.seed}",
+            not_computed=not_computed,
+            coco=blocks.get("coco"),
+            lvis=blocks.get("lvis"),
+        )
+    )
     if out is not None:
-        write_json(out, result)
+        results.write(out, result)
     return result
 
 
-def _load(
-    run: Run, ground_truth: ground_truth_file.GroundTruth, options: EvaluateOptions
-) -> tuple[ground_truth_file.GroundTruth, columns.Detections]:
-    rows = foreign.read(run.predictions, ground_truth, run.format, named_only=options.subset)
-    found, answers = columns.collect(rows, ground_truth, LabelMap(ground_truth.categories))
-    return restrict(ground_truth, found, answers, options, str(run.predictions))
+def _load(run: Run, annotated: GroundTruth, options: EvaluateOptions) -> tuple[GroundTruth, Detections]:
+    rows = read_any_format(run.predictions, annotated, run.format, named_only=options.subset)
+    detections, stats = collect_detections(rows, annotated, LabelMap(annotated.categories))
+    return restrict_to_predicted(annotated, detections, stats, options, str(run.predictions))
 
 
-def _block(
-    name: Name,
-    ground_truth: ground_truth_file.GroundTruth,
-    found: Mapping[str, columns.Detections],
-    options: EvaluateOptions,
-) -> dict[str, Any]:
-    parts = {run: Protocol(name, ground_truth, d, getattr(options.max_dets, name)) for run, d in found.items()}
-    once = np.ones(ground_truth.images, dtype=np.int64)
-    values = {run: part.statistic(once) for run, part in parts.items()}
-    # one seed: replicate r draws the same images for every run
+def _compare_protocol(
+    name: ProtocolName, ground_truth: GroundTruth, detections: Mapping[str, Detections], options: EvaluateOptions
+) -> ProtocolComparison:
+    max_dets = getattr(options.max_dets, name)
+    protocols = {run: ScoredProtocol(name, ground_truth, d, max_dets) for run, d in detections.items()}
+    # with one seed, replicate r draws the same images for every run
     drawn = {
-        run: replicates(p.statistic, ground_truth.images, options.bootstrap, options.seed) for run, p in parts.items()
+        run: replicates(p.statistic, ground_truth.num_images, options.bootstrap, options.seed)
+        for run, p in protocols.items()
     }
-    base, *others = parts
-    categories = {run: part.ranked.average_precision() for run, part in parts.items()}
-    return {
-        "base": base,
-        "runs": {run: _numbers(values[run], drawn[run]) for run in parts},
-        "calibration": {
-            run: {name: part.calibration()[name] for name in ("ece", "brier")} for run, part in parts.items()
-        },
-        "differences": {
-            run: {
-                "metrics": {
-                    metric: _difference(values[base][metric], values[run][metric], drawn[base], drawn[run], metric)
-                    for metric in values[base]
-                },
-                "categories": _categories(ground_truth, categories[base], categories[run]),
-                "images": _images(parts[base], parts[run]),
-            }
+    base, *others = protocols
+    calibration = {run: p.calibration() for run, p in protocols.items()}
+    return ProtocolComparison(
+        base=base,
+        runs={run: _with_intervals(p.values, drawn[run]) for run, p in protocols.items()},
+        calibration={run: CalibrationSummary(ece=c.ece, brier=c.brier) for run, c in calibration.items()},
+        differences={
+            run: RunDifference(
+                metrics=_differences(protocols[base].values, protocols[run].values, drawn[base], drawn[run]),
+                categories=_category_changes(ground_truth, protocols[base], protocols[run]),
+                images=_image_changes(protocols[base], protocols[run]),
+            )
             for run in others
         },
-    }
+    )
 
 
-def _numbers(values: dict[str, float], drawn: dict[str, np.ndarray]) -> dict[str, Any]:
+def _with_intervals(values: dict[str, float], drawn: Replicates) -> dict[str, ValueWithInterval]:
     return {
-        name: {"value": tables.none_if_nan(value), "interval": interval(value, drawn[name]) if drawn else None}
+        name: ValueWithInterval(value=none_if_nan(value), interval=interval(value, drawn[name]) if drawn else None)
         for name, value in values.items()
     }
 
 
-def _difference(a: float, b: float, drawn_a: dict, drawn_b: dict, name: str) -> dict[str, Any]:
-    change = drawn_b[name] - drawn_a[name] if drawn_a else np.zeros(0)
-    return {
-        "difference": tables.none_if_nan(b - a),
-        "interval": interval(b - a, change, (-1.0, 1.0)),
-        "p": two_sided_p(b - a, change),
-    }
+def _differences(
+    base: dict[str, float], run: dict[str, float], drawn_base: Replicates, drawn_run: Replicates
+) -> dict[str, Difference]:
+    differences = {}
+    for name in base:
+        difference = run[name] - base[name]
+        replicate = drawn_run[name] - drawn_base[name] if drawn_base else np.zeros(0)
+        differences[name] = Difference(
+            difference=none_if_nan(difference),
+            interval=interval(difference, replicate, (-1.0, 1.0)),
+            p=two_sided_p(difference, replicate),
+        )
+    return differences
 
 
-def _categories(
-    ground_truth: ground_truth_file.GroundTruth, base: np.ndarray, other: np.ndarray
-) -> list[dict[str, Any]]:
-    """The categories whose AP changed most, largest change first."""
-    a, b = base.mean(axis=1), other.mean(axis=1)
+def _category_changes(ground_truth: GroundTruth, base: ScoredProtocol, run: ScoredProtocol) -> list[CategoryChange]:
+    """Categories whose AP changed most, largest change first."""
+    a, b = (protocol.ranked.average_precision().mean(axis=1) for protocol in (base, run))
     order = sorted(np.flatnonzero(~np.isnan(a) & (a != b)), key=lambda k: (-abs(b[k] - a[k]), k))
+    categories = ground_truth.categories
     return [
-        {
-            "id": ground_truth.categories[k].id,
-            "name": ground_truth.categories[k].name,
-            "base": float(a[k]),
-            "run": float(b[k]),
-        }
+        CategoryChange(id=categories[k].id, name=categories[k].name, base=float(a[k]), run=float(b[k]))
         for k in order[:CATEGORIES_LISTED]
     ]
 
 
-def _images(base: Protocol, other: Protocol) -> dict[str, int]:
-    """Images by what happened to their F1 at IoU .5."""
-    change = _image_f1(other) - _image_f1(base)
-    return {
-        "better": int((change > 1e-12).sum()),
-        "worse": int((change < -1e-12).sum()),
-        "equal": int((abs(change) <= 1e-12).sum()),
-    }
-
-
-def _image_f1(part: Protocol) -> np.ndarray:
-    """F1 at IoU .5 of each image, float64 [I]; 1 where there is nothing to find and nothing was said."""
-    hits, alarms, objects = part.all_predictions.per_image(0)
-    total = hits + alarms + objects
-    return np.divide(2.0 * hits, total, out=np.ones(len(hits)), where=total > 0)
+def _image_changes(base: ScoredProtocol, run: ScoredProtocol) -> ImageChanges:
+    """Images by the change of their F1 at IoU 0.5; F1 is 1 if there is nothing to detect and nothing was detected."""
+    a, b = (f1_per_image(protocol.all_predictions, empty=1.0) for protocol in (base, run))
+    change = b - a
+    return ImageChanges(
+        better=int((change > EQUAL_F1).sum()),
+        worse=int((change < -EQUAL_F1).sum()),
+        equal=int((abs(change) <= EQUAL_F1).sum()),
+    )

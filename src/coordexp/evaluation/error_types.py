@@ -1,66 +1,67 @@
-"""Duplicates, and what is wrong with each false positive."""
+"""Duplicates and error types of false positives, with the categories of TIDE (Bolya et al., 2020)."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import Matches, box_iou, join
 from coordexp.evaluation.ground_truth import GroundTruth
+from coordexp.evaluation.results import ErrorType
 from coordexp.runtime import tuning
 
 DUPLICATE_IOU = 0.9
-NEAR = 0.1
-KINDS = ("duplicate", "poor_box", "wrong_category", "background", "unmapped")
+BACKGROUND_IOU = 0.1
+ERROR_TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
 
 
 def duplicates(detections: Detections) -> np.ndarray:
-    """True for a detection whose image holds a better one with the same label and IoU >= .9; bool [N]."""
+    """Whether the image has a better detection of the same label with IoU >= 0.9; bool [N]."""
     groups = np.where(detections.category >= 0, detections.category, -1 - detections.desc)
     low = groups.min(initial=0)
     code = detections.image * (groups.max(initial=0) - low + 1) + (groups - low)
     order = np.argsort(code, kind="stable")  # keeps the score order within a group
     code, box = code[order], detections.box[order]
-    doubled = np.zeros(len(code), dtype=bool)
+    duplicate = np.zeros(len(code), dtype=bool)
     for later, other in _pairs(code, code):
         i, j = later[other < later], other[other < later]
         same = (box[i] == box[j]).all(axis=1)
         overlap = box_iou(box[i], box[j], np.zeros(len(i), dtype=bool))
-        doubled[i[same | (overlap >= DUPLICATE_IOU)]] = True
+        duplicate[i[same | (overlap >= DUPLICATE_IOU)]] = True
     out = np.zeros(len(code), dtype=bool)
-    out[order] = doubled
+    out[order] = duplicate
     return out
 
 
 def false_positives(
-    ground_truth: GroundTruth, detections: Detections, matches: Matches, unmapped: np.ndarray, at: int = 0
+    ground_truth: GroundTruth, detections: Detections, matches: Matches, unmapped: np.ndarray, threshold: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of Detections, kind as index of KINDS) of everything that is wrong at threshold `at`.
+    """False positives (index in Detections) and their error types (index in `ERROR_TYPES`), at a threshold index.
 
-    duplicate: a true object, already taken by a better detection. poor_box: the right category, IoU from .1 to
-    the threshold. wrong_category: a box that fits an object of another category. background: nothing near.
-    unmapped: no category (rows given by the caller).
+    duplicate: the object is already matched by a better detection. localisation: right category, IoU from 0.1 to the
+    threshold. classification: IoU above the threshold with an object of another category. background: none of these.
+    unmapped: the description matches no category; `unmapped` holds their indices.
     """
-    threshold = matches.thresholds[at]
-    wrong = matches.row[~(matches.matched[:, at] | matches.ignored[:, at])]
+    minimum = matches.thresholds[threshold]
+    wrong = matches.row[~(matches.matched[:, threshold] | matches.ignored[:, threshold])]
     same, other = np.zeros(len(wrong)), np.zeros(len(wrong))
     for i, j in _pairs(detections.image[wrong], ground_truth.image):
         rows = wrong[i]
         overlap = box_iou(detections.box[rows], ground_truth.box[j], ground_truth.crowd[j])
-        alike = detections.category[rows] == ground_truth.category[j]
-        np.maximum.at(same, i[alike], overlap[alike])
-        np.maximum.at(other, i[~alike], overlap[~alike])
-    choices = [same >= threshold, same >= NEAR, other >= threshold]
-    kind = np.select(choices, [0, 1, 2], default=3)
+        same_category = detections.category[rows] == ground_truth.category[j]
+        np.maximum.at(same, i[same_category], overlap[same_category])
+        np.maximum.at(other, i[~same_category], overlap[~same_category])
+    error = np.select([same >= minimum, same >= BACKGROUND_IOU, other >= minimum], [0, 1, 2], default=3)
     rows = np.concatenate([wrong, unmapped])
-    return rows, np.concatenate([kind, np.full(len(unmapped), KINDS.index("unmapped"))])
+    return rows, np.concatenate([error, np.full(len(unmapped), ERROR_TYPES.index("unmapped"))])
 
 
 def _pairs(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`join` in blocks, so that one image with very many boxes does not fill the memory; `right` sorted."""
+    """`join` in chunks of bounded size, for images with very many boxes; `right` must be sorted."""
     size = np.searchsorted(right, left, "right") - np.searchsorted(right, left, "left")
     block = np.cumsum(size) // tuning.PAIRS_PER_BLOCK
     bounds = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(left))

@@ -1,19 +1,18 @@
-"""Other models' answers as predictions, so that every model is scored by the same code.
+"""Reads predictions of other models and tools, so that every model is scored by the same code.
 
-| format     | file                      | box                              | unit                        |
-|------------|---------------------------|----------------------------------|-----------------------------|
-| coordexp   | predictions.jsonl         | norm                             | [0, 1]                      |
-| coco       | COCO results, a JSON list | bbox, x y w h                    | pixel of the source image |
+| format     | file                      | box                                 | unit                      |
+|------------|---------------------------|-------------------------------------|---------------------------|
+| coordexp   | predictions.jsonl         | norm                                | [0, 1]                    |
+| coco       | COCO results, a JSON list | bbox, x y w h                       | pixel of the source image |
 | json-pixel | answers, JSON lines       | bbox_2d or bbox or box, x1 y1 x2 y2 | pixel of the source image |
-| json-1000  | answers, JSON lines       | the same                         | 0..1000                     |
-| qwen2.5-vl | answers, JSON lines       | bbox_2d, x1 y1 x2 y2             | pixel of the model's input  |
-| qwen3-vl   | answers, JSON lines       | bbox_2d, x1 y1 x2 y2             | 0..1000                     |
-| gemini     | answers, JSON lines       | box_2d, y1 x1 y2 x2              | 0..1000                     |
-| internvl   | answers, JSON lines       | ref and box tags, x1 y1 x2 y2    | 0..1000                     |
+| json-1000  | answers, JSON lines       | bbox_2d or bbox or box, x1 y1 x2 y2 | 0..1000                   |
+| qwen2.5-vl | answers, JSON lines       | bbox_2d, x1 y1 x2 y2                | pixel of the model input  |
+| qwen3-vl   | answers, JSON lines       | bbox_2d, x1 y1 x2 y2                | 0..1000                   |
+| gemini     | answers, JSON lines       | box_2d, y1 x1 y2 x2                 | 0..1000                   |
+| internvl   | answers, JSON lines       | ref and box tags, x1 y1 x2 y2       | 0..1000                   |
 
-A line of an answers file is `{"image_id": ..., "answer": "text"}`, with `"finish": "length"` for an answer
-that was cut off. `qwen2.5-vl` also needs `input_width` and `input_height` in pixels.
-The user names the format; units are never guessed from the numbers.
+A line of an answers file is `{"image_id": ..., "answer": "text"}`, with `"finish": "length"` for a truncated answer.
+`qwen2.5-vl` also needs `input_width` and `input_height` in pixels. The user names the format; units are never guessed.
 """
 
 from __future__ import annotations
@@ -28,33 +27,35 @@ from typing import Any, Literal
 
 import msgspec
 
-from coordexp.evaluation import detections
+from coordexp.evaluation.detections import read_predictions
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.records import Detection, Prediction
 from coordexp.runtime.errors import DataError, located, nearest
 from coordexp.runtime.io import enumerate_lines, read_json
 
-OWN = "coordexp"
+COORDEXP = "coordexp"
 _LABELS = ("label", "desc", "category", "name", "class")
 _SCORES = ("score", "confidence")
 
 
-class _Style(msgspec.Struct, frozen=True):
-    boxes: tuple[str, ...]
+class AnswerFormat(msgspec.Struct, frozen=True):
+    """How a model writes boxes in its answers."""
+
+    box_keys: tuple[str, ...]
     unit: Literal["source", "input", "thousand"]
     y_first: bool = False
     tagged: bool = False
 
 
-_STYLES = {
-    "json-pixel": _Style(("bbox_2d", "bbox", "box"), "source"),
-    "json-1000": _Style(("bbox_2d", "bbox", "box"), "thousand"),
-    "qwen2.5-vl": _Style(("bbox_2d",), "input"),
-    "qwen3-vl": _Style(("bbox_2d",), "thousand"),
-    "gemini": _Style(("box_2d",), "thousand", y_first=True),
-    "internvl": _Style((), "thousand", tagged=True),
+ANSWER_FORMATS = {
+    "json-pixel": AnswerFormat(("bbox_2d", "bbox", "box"), "source"),
+    "json-1000": AnswerFormat(("bbox_2d", "bbox", "box"), "thousand"),
+    "qwen2.5-vl": AnswerFormat(("bbox_2d",), "input"),
+    "qwen3-vl": AnswerFormat(("bbox_2d",), "thousand"),
+    "gemini": AnswerFormat(("box_2d",), "thousand", y_first=True),
+    "internvl": AnswerFormat((), "thousand", tagged=True),
 }
-FORMATS = (OWN, "coco", *_STYLES)
+PREDICTION_FORMATS = (COORDEXP, "coco", *ANSWER_FORMATS)
 
 
 class _Result(msgspec.Struct):
@@ -77,54 +78,54 @@ _TAGGED = re.compile(r"<ref>(.*?)</ref>\s*<box>\s*(\[.*?\])\s*</box>", re.DOTALL
 _json = json.JSONDecoder()
 
 
-def read(
-    path: str | Path, ground_truth: GroundTruth, format: str = OWN, *, named_only: bool = False
+def read_any_format(
+    path: str | Path, ground_truth: GroundTruth, format: str = COORDEXP, *, named_only: bool = False
 ) -> Iterator[tuple[str, Prediction]]:
-    """(place, prediction) rows of a file in `format`; DataError for another format or a broken file.
+    """(location, prediction) of every image in a file of this format; DataError for an unknown format or invalid file.
 
-    COCO results have no line for a image in which nothing was found: with `named_only` a image that they do
-    not name has no row, else an empty one, as in pycocotools.
+    COCO results do not mention images without detections. These get an empty prediction, as in pycocotools, or none
+    with `named_only`.
     """
-    if format not in FORMATS:
-        problem = f"unknown format {format!r}{nearest(format, FORMATS)}"
-        raise DataError(located(problem, file=path, fix=f"use one of {', '.join(FORMATS)}"))
+    if format not in PREDICTION_FORMATS:
+        problem = f"unknown format {format!r}{nearest(format, PREDICTION_FORMATS)}"
+        raise DataError(located(problem, file=path, fix=f"use one of {', '.join(PREDICTION_FORMATS)}"))
     if not Path(path).is_file():
         raise DataError(located("file not found", file=path))
-    if format == OWN:
-        return detections.read(path)
+    if format == COORDEXP:
+        return read_predictions(path)
     if format == "coco":
         return _coco_results(path, ground_truth, named_only)
-    return _answers(path, ground_truth, _STYLES[format])
+    return _answers(path, ground_truth, format)
 
 
 def default_format(path: str | Path) -> str:
-    """Layout of a file whose user named none: a JSON list is COCO results, anything else our own lines."""
+    """Format of a file if the user names none: `coco` for a JSON list, otherwise `coordexp`."""
     try:
         with Path(path).open("rb") as handle:
-            return "coco" if handle.read(64).lstrip().startswith(b"[") else OWN
+            return "coco" if handle.read(64).lstrip().startswith(b"[") else COORDEXP
     except OSError as error:
         raise DataError(located(f"cannot be read: {error.strerror}", file=path)) from error
 
 
 def parse_answer(text: str, format: str, size: tuple[float, float]) -> tuple[list[Detection], dict[str, int]]:
-    """Detections of one answer and problems by reason; never raises on text.
+    """Detections of one answer and problems by reason; never raises, whatever the text.
 
-    `size` is (width, height) of the image that pixel formats count in. A cut-off answer keeps its
-    complete objects. Answers carry no score as a rule: it is then 1.
+    `size` is (width, height) in pixels of the image that the coordinates refer to. A truncated answer keeps its
+    complete objects. The score is 1 unless the answer states one.
     """
-    style = _STYLES[format]
-    scale = (1000.0, 1000.0) if style.unit == "thousand" else size
-    items = _tagged_items(text) if style.tagged else _json_items(text, style.boxes)
+    answer_format = ANSWER_FORMATS[format]
+    scale = (1000.0, 1000.0) if answer_format.unit == "thousand" else size
+    items = _tagged_items(text) if answer_format.tagged else _json_items(text, answer_format.box_keys)
     found, problems = [], Counter()
     for label, box, score in items:
         problem = _item_problem(label, box, score)
         if problem:
             problems[problem] += 1
             continue
-        x1, y1, x2, y2 = (box[1], box[0], box[3], box[2]) if style.y_first else box
+        x1, y1, x2, y2 = (box[1], box[0], box[3], box[2]) if answer_format.y_first else box
         norm = [x1 / scale[0], y1 / scale[1], x2 / scale[0], y2 / scale[1]]
         found.append(Detection(desc=label, norm=norm, score=float(score)))
-    if not found and not problems and not _says_nothing(text):
+    if not found and not problems and not _is_empty_answer(text):
         problems["no_object_in_text"] += 1
     return found, dict(problems)
 
@@ -154,8 +155,7 @@ def _coco_results(path: str | Path, ground_truth: GroundTruth, named_only: bool)
             )
 
 
-def _answers(path: str | Path, ground_truth: GroundTruth, style: _Style) -> Iterator[tuple[str, Prediction]]:
-    format = next(name for name, known in _STYLES.items() if known is style)
+def _answers(path: str | Path, ground_truth: GroundTruth, format: str) -> Iterator[tuple[str, Prediction]]:
     for number, line in enumerate_lines(path):
         try:
             row = _answer_decoder.decode(line)
@@ -165,10 +165,10 @@ def _answers(path: str | Path, ground_truth: GroundTruth, style: _Style) -> Iter
         if index is None:
             raise DataError(located(f"image {row.image_id!r} is not in the annotations", file=path, line=number))
         size = tuple(ground_truth.sizes[index])
-        if style.unit == "input":
+        if ANSWER_FORMATS[format].unit == "input":
             if not row.input_width or not row.input_height:
-                problem = "the size of the model's input image is missing"
-                fix = "add input_width and input_height, the pixels that the coordinates count"
+                problem = "missing size of the model's input image"
+                fix = "add input_width and input_height, in pixels"
                 raise DataError(located(problem, file=path, line=number, field="input_width", fix=fix))
             size = (row.input_width, row.input_height)
         found, problems = parse_answer(row.answer, format, size)
@@ -178,12 +178,21 @@ def _answers(path: str | Path, ground_truth: GroundTruth, style: _Style) -> Iter
         )
 
 
-def _prediction(image_id, ground_truth, protocol, text, finish, found, problems) -> Prediction:  # type: ignore[no-untyped-def]
+def _prediction(
+    image_id: int | str,
+    ground_truth: GroundTruth,
+    protocol: str,
+    text: str,
+    finish: Literal["stop", "length"],
+    found: list[Detection],
+    problems: dict[str, int],
+) -> Prediction:
     width, height = (int(v) for v in ground_truth.sizes[ground_truth.index_of[image_id]])
     return Prediction(image_id, width, height, protocol, finish, text, found, problems)
 
 
 def _json_items(text: str, keys: tuple[str, ...]) -> Iterator[tuple[Any, Any, Any]]:
+    """(label, box, score) of every JSON object in the text that has a box under one of `keys`."""
     at = text.find("{")
     while at >= 0:
         try:
@@ -200,7 +209,7 @@ def _json_items(text: str, keys: tuple[str, ...]) -> Iterator[tuple[Any, Any, An
 
 
 def _nested(value: dict, keys: tuple[str, ...]) -> list[dict]:
-    """Objects with a box inside the lists of a wrapping object."""
+    """Objects with a box in the lists of an outer object."""
     lists = [v for v in value.values() if isinstance(v, list)]
     return [item for items in lists for item in items if isinstance(item, dict) and any(k in item for k in keys)]
 
@@ -231,6 +240,6 @@ def _is_number(value: Any) -> bool:
     return abs(value) < 1e12 and (isinstance(value, int) or math.isfinite(value))
 
 
-def _says_nothing(text: str) -> bool:
-    """An answer that says in so many words that there is no object."""
+def _is_empty_answer(text: str) -> bool:
+    """Whether the text is an explicit empty list of objects."""
     return bool(re.fullmatch(r'\s*(```json)?\s*(\[\s*\]|\{\s*"\w+"\s*:\s*\[\s*\]\s*\})\s*(```)?\s*', text))

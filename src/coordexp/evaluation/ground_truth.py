@@ -1,4 +1,4 @@
-"""The benchmark's own annotation file (COCO or LVIS format) as columns, in pixels of the source image."""
+"""Ground truth as columns: read from a COCO or LVIS annotation file, in pixels of the source image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnBad = Literal["error", "skip"]
 
 
 class ImageRow(msgspec.Struct):
-    """One entry of `images`; the lists are LVIS's, None in COCO format."""
+    """One entry of `images`; the lists of category ids exist in LVIS only."""
 
     id: int | str
     width: int
@@ -55,10 +55,10 @@ class _File(msgspec.Struct):
 class GroundTruth:
     """Ground truth of I images, M objects and K categories.
 
-    Images are sorted by id, objects by image, category and annotation id, so the order of the file
-    is without effect. `image` and `category` are indices into `image_ids` and `categories`.
-    `negative` and `not_exhaustive` hold sorted codes image * K + category of the federated lists.
-    `left_out` counts entries of the file that are no truth, by reason; the conversion names them likewise.
+    Images are sorted by id, objects by image, category and annotation id, so the order of the file has no effect.
+    `image` and `category` are indices into `image_ids` and `categories`. `negative` and `not_exhaustive` hold sorted
+    codes image * K + category of the federated lists. `skipped` counts entries of the file that were left out, by
+    reason (the reasons of `datasets.convert`).
     """
 
     image_ids: list[int | str]
@@ -67,14 +67,14 @@ class GroundTruth:
     image: np.ndarray  # int64 [M]
     category: np.ndarray  # int64 [M]
     box: np.ndarray  # float64 [M, 4], x, y, w, h in pixels
-    area: np.ndarray  # float64 [M], the annotation's own area in square pixels
+    area: np.ndarray  # float64 [M], annotated area in square pixels
     crowd: np.ndarray  # bool [M]
-    annotation_id: np.ndarray  # int64 or text [M]
+    annotation_id: np.ndarray  # int64 or str [M]
     negative: np.ndarray  # int64
     not_exhaustive: np.ndarray  # int64
     federated: bool
     segmentation: list[msgspec.Raw]
-    left_out: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def index_of(self) -> dict[int | str, int]:
@@ -82,35 +82,45 @@ class GroundTruth:
         return {image_id: i for i, image_id in enumerate(self.image_ids)}
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         """Number of images I."""
         return len(self.image_ids)
 
+    @property
+    def num_objects(self) -> int:
+        """Number of annotated objects, crowds excluded."""
+        return int((~self.crowd).sum())
+
+    @property
+    def num_categories(self) -> int:
+        """Number of categories K."""
+        return len(self.categories)
+
     @cached_property
     def objects_per_image(self) -> np.ndarray:
-        """Objects that are not crowds in each image, int64 [I]."""
-        return np.bincount(self.image[~self.crowd], minlength=self.images)
+        """Number of objects per image, crowds excluded; int64 [I]."""
+        return np.bincount(self.image[~self.crowd], minlength=self.num_images)
 
     @cached_property
     def judged(self) -> np.ndarray:
-        """Sorted codes image * K + category of every pair that has been annotated: present or negative."""
-        return np.union1d(self.image * len(self.categories) + self.category, self.negative)
+        """Sorted codes image * K + category of every verified pair, present or negative."""
+        return np.union1d(self.image * self.num_categories + self.category, self.negative)
 
     def restricted(self, keep: np.ndarray) -> GroundTruth:
-        """The same truth with only the images `keep` (bool [I])."""
-        position = np.cumsum(keep) - 1
+        """Ground truth of the images `keep` (bool [I]) only."""
+        new_index = np.cumsum(keep) - 1
         objects = keep[self.image]
-        count = len(self.categories)
+        count = self.num_categories
 
         def codes(pairs: np.ndarray) -> np.ndarray:
             image, category = np.divmod(pairs, count)
-            return (position[image] * count + category)[keep[image]]
+            return (new_index[image] * count + category)[keep[image]]
 
         return replace(
             self,
             image_ids=[i for i, kept in zip(self.image_ids, keep, strict=True) if kept],
             sizes=self.sizes[keep],
-            image=position[self.image[objects]],
+            image=new_index[self.image[objects]],
             category=self.category[objects],
             box=self.box[objects],
             area=self.area[objects],
@@ -122,29 +132,29 @@ class GroundTruth:
         )
 
 
-class _Faults:
-    """What is wrong with a file: the first fault is an error, or (`on_bad: skip`) all are left out and counted."""
+class _InvalidEntries:
+    """Handles invalid entries of a file: the first one raises, or with `on_bad: skip` all are left out and counted."""
 
     def __init__(self, path: Path, on_bad: OnBad) -> None:
         self.path, self.skip = path, on_bad == "skip"
         self.counts: Counter[str] = Counter()
 
-    def found(self, reason: str, problem: str, **place: Any) -> None:
-        """One fault; `problem` and `place` are for the error text."""
+    def add(self, reason: str, problem: str, **details: Any) -> None:
+        """Count one invalid entry, or raise DataError with `problem` and `details` (see `located`)."""
         if not self.skip:
-            raise DataError(located(problem, file=self.path, **place))
+            raise DataError(located(problem, file=self.path, **details))
         self.counts[reason] += 1
 
 
-def load(path: str | Path, on_bad: OnBad = "error") -> GroundTruth:
-    """Read an annotation file; DataError naming file and id for anything that cannot be scored.
+def load_ground_truth(path: str | Path, on_bad: OnBad = "error") -> GroundTruth:
+    """Read a COCO or LVIS annotation file; DataError naming file and id of the first invalid entry.
 
-    Refused, as by the conversion: doubled image, category or annotation ids, annotations of unknown images or
-    categories, boxes or areas that are not finite, images without a size, categories without a name. With
-    `on_bad="skip"` these are left out and counted, and so are boxes that lie outside their image. Boxes of
-    negative size, and unknown categories in federated lists, are always left out and counted.
+    Invalid, as in the conversion: duplicate image, category or annotation ids, annotations of unknown images or
+    categories, non-finite boxes or areas, images without a size, categories without a name. With `on_bad="skip"` these
+    are left out and counted, and so are boxes outside their image. Boxes of negative size and unknown categories in
+    federated lists are always left out and counted.
     """
-    path, faults = Path(path), _Faults(Path(path), on_bad)
+    path, invalid = Path(path), _InvalidEntries(Path(path), on_bad)
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError as error:
@@ -152,22 +162,22 @@ def load(path: str | Path, on_bad: OnBad = "error") -> GroundTruth:
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         if on_bad == "error":
             raise DataError(located(f"not a COCO or LVIS annotation file: {error}", file=path)) from error
-        content = _readable(path, faults)
-    return build(content.images, content.annotations, content.categories, faults)
+        content = _read_entries(path, invalid)
+    return _build(content.images, content.annotations, content.categories, invalid)
 
 
-def _readable(path: Path, faults: _Faults) -> _File:
-    """The entries of a file that can be read on their own."""
+def _read_entries(path: Path, invalid: _InvalidEntries) -> _File:
+    """Decode every entry separately, so that unreadable ones can be skipped."""
     spans = element_spans(path, tuple(_KINDS))
     lists, fd = [], os.open(path, os.O_RDONLY)
     try:
         for name, kind in _KINDS.items():
             if name not in spans:
-                raise DataError(located("this list is missing", file=path, field=name))
+                raise DataError(located("list is missing", file=path, field=name))
             rows = decode_elements(read_spans(fd, spans[name]), msgspec.json.Decoder(list[kind]).decode)
             lists.append([row for row in rows if not isinstance(row, Broken)])
             for row in (row for row in rows if isinstance(row, Broken)):
-                faults.found(f"unreadable entry of {name}", f"{name}: id {row.id!r}: {row.problem}")
+                invalid.add(f"unreadable entry of {name}", f"{name}: id {row.id!r}: {row.problem}")
     finally:
         os.close(fd)
     return _File(*lists)
@@ -176,27 +186,27 @@ def _readable(path: Path, faults: _Faults) -> _File:
 _KINDS = {"images": ImageRow, "annotations": AnnotationRow, "categories": Category}
 
 
-def build(
-    images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], faults: _Faults
+def _build(
+    images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], invalid: _InvalidEntries
 ) -> GroundTruth:
-    """Columns of decoded annotations; `faults` takes what cannot be used."""
-    categories = _named(_first_of_each(categories, "categories", "repeated category id", faults), faults)
+    """Columns of decoded annotations; invalid entries go to `invalid`."""
+    categories = _named(_unique(categories, "categories", "repeated category id", invalid), invalid)
     categories.sort(key=lambda category: category.id)
-    images = _sized(_first_of_each(images, "images", "duplicate image id", faults), faults)
+    images = _sized(_unique(images, "images", "duplicate image id", invalid), invalid)
     images.sort(key=lambda image: image_key(image.id))
     category_index = {category.id: i for i, category in enumerate(categories)}
     key = _key_of([image.id for image in images], [annotation.image_id for annotation in annotations])
     image_index = {key(image.id): i for i, image in enumerate(images)}
-    annotations = _first_of_each(annotations, "annotations", "duplicate annotation id", faults)
-    places = [image_index.get(key(annotation.image_id)) for annotation in annotations]
-    pairs = zip(annotations, places, strict=True)
-    annotations = [row for row, at in pairs if _usable(row, images, at, category_index, faults)]
+    annotations = _unique(annotations, "annotations", "duplicate annotation id", invalid)
+    indices = [image_index.get(key(annotation.image_id)) for annotation in annotations]
+    pairs = zip(annotations, indices, strict=True)
+    annotations = [row for row, index in pairs if _usable(row, images, index, category_index, invalid)]
     image = np.array([image_index[key(a.image_id)] for a in annotations], dtype=np.int64)
     category = np.array([category_index[a.category_id] for a in annotations], dtype=np.int64)
     box = np.array([a.bbox for a in annotations], dtype=np.float64).reshape(-1, 4)
     area = np.array([a.bbox[2] * a.bbox[3] if a.area is None else a.area for a in annotations], dtype=np.float64)
-    texts = any(isinstance(a.id, str) for a in annotations)
-    ids = np.array([str(a.id) if texts else a.id for a in annotations], dtype=str if texts else np.int64)
+    strings = any(isinstance(a.id, str) for a in annotations)
+    ids = np.array([str(a.id) if strings else a.id for a in annotations], dtype=str if strings else np.int64)
     order = np.lexsort((ids, category, image))
     return GroundTruth(
         image_ids=[i.id for i in images],
@@ -208,49 +218,46 @@ def build(
         area=area[order],
         crowd=np.array([a.iscrowd for a in annotations], dtype=bool)[order],
         annotation_id=ids[order],
-        negative=_pairs(images, "neg_category_ids", category_index, faults),
-        not_exhaustive=_pairs(images, "not_exhaustive_category_ids", category_index, faults),
+        negative=_pair_codes(images, "neg_category_ids", category_index, invalid),
+        not_exhaustive=_pair_codes(images, "not_exhaustive_category_ids", category_index, invalid),
         federated=any(i.neg_category_ids is not None for i in images),
         segmentation=[annotations[i].segmentation for i in order],
-        left_out=dict(sorted(faults.counts.items())),
+        skipped=dict(sorted(invalid.counts.items())),
     )
 
 
-def with_records(ground_truth: GroundTruth, image_ids: Iterable[int | str], path: Path) -> GroundTruth:
-    """`truth` of the images that have a record; DataError for a record of another image.
-
-    `path` is for error texts.
-    """
-    keep = np.zeros(ground_truth.images, dtype=bool)
+def restrict_to_images(ground_truth: GroundTruth, image_ids: Iterable[int | str], path: Path) -> GroundTruth:
+    """Ground truth of the images `image_ids` only; DataError naming `path` for an image that is not annotated."""
+    keep = np.zeros(ground_truth.num_images, dtype=bool)
     for image_id in image_ids:
         index = ground_truth.index_of.get(image_id)
         if index is None:
-            fix = "give the records of the annotated split"
+            fix = "pass the records of the annotated split"
             raise DataError(located(f"image {image_id!r} is not in the annotations", file=path, fix=fix))
         keep[index] = True
     return ground_truth.restricted(keep)
 
 
-def of_records(
+def ground_truth_from_records(
     records: Sequence[Record], categories: list[Category], *, federated: bool, path: Path = Path("records")
 ) -> GroundTruth:
-    """The truth that records carry: boxes and outlines in source pixels, and the federated lists if they count.
+    """Ground truth of converted records: boxes and polygons in pixels of the source images.
 
-    Categories that the conversion left an annotation out of (a crowd) are in `not_exhaustive` in any case.
-    `path` is for error texts.
+    `federated` uses the records' lists of verified categories (LVIS). Categories of which the conversion left out an
+    annotation of the image (a crowd) are always in `not_exhaustive`. Errors name `path`.
     """
-    known = {category.id for category in categories}  # nothing maps to an id without a name: it can be left out
+    known = {category.id for category in categories}  # no detection can map to an id without a name
     images, annotations = [], []
     for record in records:
         meta = record.metadata
         width, height = meta.source_width, meta.source_height
         both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
-        negative, not_exhaustive = ([i for i in ids if i in known] for ids in both)
+        negative, not_exhaustive = ([i for i in category_ids if i in known] for category_ids in both)
         images.append(ImageRow(meta.image_id, width, height, negative if federated else None, not_exhaustive))
         for obj in record.objects:
             x1, y1, x2, y2 = obj.norm_box
             corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
-            outline = [value * (height if n % 2 else width) for n, value in enumerate(corners)]
+            polygon = [value * (height if n % 2 else width) for n, value in enumerate(corners)]
             annotations.append(
                 AnnotationRow(
                     id=len(annotations),
@@ -258,81 +265,87 @@ def of_records(
                     category_id=obj.category_id,
                     bbox=(x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height),
                     iscrowd=int(obj.iscrowd),
-                    segmentation=msgspec.Raw(msgspec.json.encode([outline])),
+                    segmentation=msgspec.Raw(msgspec.json.encode([polygon])),
                 )
             )
-    return build(images, annotations, categories, _Faults(path, "error"))
+    return _build(images, annotations, categories, _InvalidEntries(path, "error"))
 
 
 def image_key(image_id: int | str) -> tuple[int, int, str]:
-    """Sorting key of image ids: numbers by value, then texts."""
+    """Sort key of image ids: integers by value, then strings."""
     return (0, image_id, "") if isinstance(image_id, int) else (1, 0, image_id)
 
 
 def _key_of(images: list[int | str], owners: list[int | str]) -> Callable[[int | str], int | str]:
-    """How image ids are compared: as texts when some are texts, as the conversion does."""
+    """Comparison key of image ids: as strings if any id is a string, as in the conversion."""
     return str if any(isinstance(i, str) for ids in (images, owners) for i in ids) else lambda value: value
 
 
-def _first_of_each(rows: list[Any], name: str, reason: str, faults: _Faults) -> list[Any]:
-    """Rows whose id has not come before; 1 and "1" are one id."""
+def _unique(rows: list[Any], name: str, reason: str, invalid: _InvalidEntries) -> list[Any]:
+    """Rows without a duplicate id; 1 and "1" are the same id."""
     key = _key_of([row.id for row in rows], [])
     seen: set[int | str] = set()
     kept = []
     for row in rows:
         if key(row.id) in seen:
-            fix = "give every entry an id of its own; scores of doubled ids would be wrong silently"
-            faults.found(reason, f"{name}: id {row.id!r} occurs more than once", fix=fix)
+            fix = "give every entry a unique id; duplicate ids would silently give wrong scores"
+            invalid.add(reason, f"{name}: id {row.id!r} occurs more than once", fix=fix)
         else:
             seen.add(key(row.id))
             kept.append(row)
     return kept
 
 
-def _named(categories: list[Category], faults: _Faults) -> list[Category]:
+def _named(categories: list[Category], invalid: _InvalidEntries) -> list[Category]:
     for category in categories:
         if not category.name.strip():
-            faults.found("category without a name", f"categories: id {category.id} has no name")
+            invalid.add("category without a name", f"categories: id {category.id} has no name")
     return [category for category in categories if category.name.strip()]
 
 
-def _sized(images: list[ImageRow], faults: _Faults) -> list[ImageRow]:
+def _sized(images: list[ImageRow], invalid: _InvalidEntries) -> list[ImageRow]:
     for image in images:
         if min(image.width, image.height) < 1:
-            faults.found("impossible size", f"images: id {image.id!r}: has no size", expected="positive sizes")
+            invalid.add("impossible size", f"images: id {image.id!r}: has no size", expected="positive sizes")
     return [image for image in images if min(image.width, image.height) >= 1]
 
 
 def _usable(
-    row: AnnotationRow, images: list[ImageRow], at: int | None, category_index: dict[int, int], faults: _Faults
+    row: AnnotationRow,
+    images: list[ImageRow],
+    index: int | None,
+    category_index: dict[int, int],
+    invalid: _InvalidEntries,
 ) -> bool:
-    """Whether an annotation is truth; `at` is the place of its image among `images`, None without one."""
+    """Whether an annotation can be scored; `index` is that of its image in `images`, None if unknown."""
     x, y, w, h = row.bbox
     name = f"annotation {row.id}"
-    if at is None:
+    if index is None:
         problem = f"{name}: image_id {row.image_id!r} is not in the file's list"
-        faults.found("annotation of no image", problem)
+        invalid.add("annotation of no image", problem)
     elif row.category_id not in category_index:
         problem = f"{name}: category_id {row.category_id!r} is not in the file's list"
-        faults.found("unknown category", problem)
+        invalid.add("unknown category", problem)
     elif not all(map(math.isfinite, (*row.bbox, row.area or 0.0))):
-        problem = f"annotations: id {row.id}: box or area cannot be used"
-        faults.found("box not finite", problem, field="bbox", expected="finite x, y, w, h", found=list(row.bbox))
+        problem = f"annotations: id {row.id}: non-finite box or area"
+        invalid.add("box not finite", problem, field="bbox", expected="finite x, y, w, h", found=list(row.bbox))
     elif min(w, h) < 0:
-        faults.counts["empty box"] += 1
-    elif faults.skip and not (x < images[at].width and y < images[at].height and x + w > 0 and y + h > 0):
-        faults.counts["outside the image"] += 1
+        invalid.counts["empty box"] += 1
+    elif invalid.skip and not (x < images[index].width and y < images[index].height and x + w > 0 and y + h > 0):
+        invalid.counts["outside the image"] += 1
     else:
         return True
     return False
 
 
-def _pairs(images: list[ImageRow], name: str, category_index: dict[int, int], faults: _Faults) -> np.ndarray:
+def _pair_codes(
+    images: list[ImageRow], name: str, category_index: dict[int, int], invalid: _InvalidEntries
+) -> np.ndarray:
     codes = []
     for i, image in enumerate(images):
         for category_id in getattr(image, name) or ():
             if category_id in category_index:
                 codes.append(i * len(category_index) + category_index[category_id])
-            else:  # nothing can be of a category without a name
-                faults.counts[f"unknown category in {name}"] += 1
+            else:  # no detection can have a category without a name
+                invalid.counts[f"unknown category in {name}"] += 1
     return np.unique(np.array(codes, dtype=np.int64))

@@ -1,0 +1,71 @@
+"""Registry of metrics: each appears in eval.json, in `coordexp summary` and in the report.
+
+A metric is a function of a `ScoredProtocol` that returns a float, None if it is undefined, or a dict of these. The
+first line of its docstring describes it. Add one here or in a plug-in file (`plugins` in the configuration):
+
+    from coordexp.evaluation.metrics import METRICS
+
+    @METRICS.register("detections_per_image")
+    def detections_per_image(protocol):
+        \"\"\"Mean number of detections per image.\"\"\"
+        return len(protocol.detections) / protocol.ground_truth.num_images
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+from coordexp.evaluation.protocol import ScoredProtocol
+from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.registry import Registry
+
+Value = float | None
+Metric = Callable[[ScoredProtocol], Value | dict[str, Value]]
+METRICS: Registry[Metric] = Registry("metric")
+
+
+@METRICS.register("ap")
+def average_precision(protocol: ScoredProtocol) -> dict[str, Value]:
+    """Average precision and recall as in COCOeval or lvis-api: at IoU 0.50:0.95 unless named, by size and frequency."""
+    return protocol.ap_scores.metrics
+
+
+@METRICS.register("f1")
+def f1(protocol: ScoredProtocol) -> dict[str, Value]:
+    """F1, precision and recall of all predictions without a score threshold, at IoU 0.5 or averaged over 0.50:0.95."""
+    names = ("F1_50_micro", "F1_50_macro", "F1_micro", "precision_50", "recall_50")
+    return {name: protocol.values[name] for name in names}
+
+
+def compute_metrics(protocol: ScoredProtocol) -> tuple[dict[str, Value], dict[str, str]]:
+    """Values and descriptions of all registered metrics by name; a dict-valued metric contributes all of its keys.
+
+    ConfigError for a metric that returns something else than numbers, or a name that another metric uses.
+    """
+    values: dict[str, Value] = {}
+    descriptions: dict[str, str] = {}
+    for registered in METRICS.names():
+        metric = METRICS[registered]
+        result = metric(protocol)
+        for name, value in (result if isinstance(result, dict) else {registered: result}).items():
+            if name in values:
+                raise ConfigError(located(f"metric {registered!r}: {name!r} is already the name of another metric"))
+            values[name] = _number(registered, name, value)
+            descriptions[name] = (inspect.getdoc(metric) or registered).splitlines()[0]
+    return values, descriptions
+
+
+def _number(metric: str, name: str, value: object) -> Value:
+    """`value` as a float; None for None and nan."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        expected = "a number, None, or a dict of these"
+        raise ConfigError(located(f"metric {metric!r}: {name!r}", expected=expected, found=value)) from error
+    if math.isinf(number):
+        raise ConfigError(located(f"metric {metric!r}: {name!r} is infinite", fix="return None if it is undefined"))
+    return None if math.isnan(number) else number
