@@ -1,4 +1,4 @@
-"""The report of many images: seconds and megabytes.
+"""Time and size of a report over many images.
 
 python benchmarks/evaluate_report.py [--images 5000] [--detections 150000] [--gallery 24] [--out FILE]
 
@@ -19,13 +19,13 @@ from evaluate_scoring import HEIGHT, WIDTH, make
 from PIL import Image
 
 from coordexp.evaluation import EvaluateOptions, evaluate
-from coordexp.reporting import write
+from coordexp.reporting import write_report
 
 DISTINCT = 16
 
 
 def records(folder: Path) -> None:
-    """val.jsonl in pixel space and its images, which share 16 files."""
+    """val.jsonl in pixel space and its images, which share 16 image files."""
     content = json.loads((folder / "annotations.json").read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
     objects: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
@@ -59,34 +59,36 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=150_000)
     parser.add_argument("--gallery", type=int, default=24)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, args.images, args.detections, 1203, seed=1)
         records(folder)
         files = {"predictions": folder / "predictions.jsonl", "annotations": folder / "annotations.json"}
-        evaluate(**files, options=EvaluateOptions(bootstrap=2), dataset="made", split="val", out=folder / "eval.json")
+        evaluate(
+            **files, options=EvaluateOptions(bootstrap=2), dataset="generated", split="val", out=folder / "eval.json"
+        )
         start = time.perf_counter()
-        write(
+        write_report(
             folder / "report.html",
             eval_json=folder / "eval.json",
             predictions=files["predictions"],
             records_jsonl=folder / "val.jsonl",
             train_log=folder / "log.jsonl",
             provenance={},
-            gallery=args.gallery,
+            num_examples=args.gallery,
         )
-        figures = {
+        measured = {
             "images": args.images,
             "gallery": args.gallery,
             "seconds": round(time.perf_counter() - start, 2),
             "megabytes": round((folder / "report.html").stat().st_size / 1e6, 2),
             "peak_memory_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
         }
-    print(json.dumps(figures))
+    print(json.dumps(measured))
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        args.out.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

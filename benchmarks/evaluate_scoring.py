@@ -1,10 +1,10 @@
-"""Scoring against pycocotools and lvis-api: seconds from files to numbers, and whether the numbers are equal.
+"""Scoring compared with pycocotools and lvis-api: seconds from files to metrics, and the largest difference.
 
 python benchmarks/evaluate_scoring.py [--count 5000] [--detections 150000] [--out FILE]
 
-Both read the same annotation file and the same detections (predictions.jsonl here, COCO results there; both in
-the tie rule's order) and give the twelve COCO numbers or the thirteen LVIS numbers. The references run once.
-`everything` is `evaluate()`: both protocols, fixed AP, F1, calibration, intervals, tables.
+Both read the same annotation file and the same detections (predictions.jsonl or COCO results, both in the order of the
+tie rule) and compute the twelve COCO or thirteen LVIS metrics. The references run once. `full_evaluation` is
+`evaluate()`: AP, fixed AP, F1, calibration, intervals and breakdowns.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from coordexp.evaluation import EvaluateOptions, detections, evaluate, ground_truth
-from coordexp.evaluation import coco_lvis_ap as engine
-from coordexp.evaluation import external_predictions as foreign
+from coordexp.evaluation import EvaluateOptions, coco_lvis_ap, evaluate
+from coordexp.evaluation.detections import collect_detections, read_predictions
+from coordexp.evaluation.ground_truth import load_ground_truth
 from coordexp.evaluation.label_mapping import LabelMap
+from coordexp.evaluation.results import EvalResult
 
 COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 WIDTH, HEIGHT = 640, 480
 
 
 def make(folder: Path, num_images: int, count: int, kinds: int, seed: int) -> None:
-    """annotations.json (LVIS layout), predictions.jsonl and results.json; half of the detections lie on objects."""
+    """annotations.json (LVIS format), predictions.jsonl and results.json; half of the detections lie on objects."""
     rng = np.random.default_rng(seed)
     categories = [
         {"id": k + 1, "name": f"thing{k:04d}", "frequency": "rcf"[k % 3], "synonyms": []} for k in range(kinds)
@@ -45,17 +47,17 @@ def make(folder: Path, num_images: int, count: int, kinds: int, seed: int) -> No
         objects = int(rng.integers(3, 12))
         pool = rng.permutation(kinds)[:12]
         present = rng.choice(pool[:4], objects)
-        truth_boxes = boxes(rng, objects)
+        object_boxes = boxes(rng, objects)
         absent = pool[4:]
         lists = {"neg_category_ids": (absent[:5] + 1).tolist(), "not_exhaustive_category_ids": (pool[:1] + 1).tolist()}
         images.append({"id": i, "width": WIDTH, "height": HEIGHT, **lists})
-        for k, (x, y, w, h) in zip(present.tolist(), truth_boxes.tolist(), strict=True):
+        for k, (x, y, w, h) in zip(present.tolist(), object_boxes.tolist(), strict=True):
             number = len(annotations) + 1
             row = {"id": number, "image_id": i, "category_id": k + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
             annotations.append(row)
         near = rng.integers(0, objects, each // 2)
         found = np.concatenate(
-            [np.round(truth_boxes[near] + rng.normal(0, 4, (len(near), 4)), 2), boxes(rng, each - len(near))]
+            [np.round(object_boxes[near] + rng.normal(0, 4, (len(near), 4)), 2), boxes(rng, each - len(near))]
         )
         found[:, 2:] = np.maximum(found[:, 2:], 1)
         shown = np.concatenate([present[near], rng.choice(pool, each - len(near))])
@@ -83,9 +85,11 @@ def boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def ours(folder: Path, protocol: str) -> dict:
-    gt = ground_truth.load(folder / "annotations.json")
-    found, _ = detections.collect(foreign.read(folder / "predictions.jsonl", gt), gt, LabelMap(gt.categories))
-    return (engine.coco(gt, found, 100) if protocol == "coco" else engine.lvis(gt, found, 300)).metrics
+    gt = load_ground_truth(folder / "annotations.json")
+    detections, _ = collect_detections(read_predictions(folder / "predictions.jsonl"), gt, LabelMap(gt.categories))
+    if protocol == "coco":
+        return coco_lvis_ap.coco(gt, detections, 100).metrics
+    return coco_lvis_ap.lvis(gt, detections, 300).metrics
 
 
 def pycocotools(folder: Path) -> dict:
@@ -111,7 +115,7 @@ def lvis_api(folder: Path) -> dict:
     return dict(run.get_results())
 
 
-def seconds(work: Callable[[], dict], repeat: int) -> tuple[float, dict]:
+def seconds(work: Callable[[], Any], repeat: int) -> tuple[float, Any]:
     """Best of `repeat` runs."""
     best, result = float("inf"), {}
     for _ in range(repeat):
@@ -125,34 +129,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=150_000)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
-    figures = {}
+    measured = {}
     for protocol, kinds, reference in (("coco", 80, pycocotools), ("lvis", 1203, lvis_api)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             make(folder, args.count, args.detections, kinds, seed=1)
             own, numbers = seconds(lambda: ours(folder, protocol), 3)  # noqa: B023
-            whole, _ = seconds(lambda: everything(folder, protocol), 1)  # noqa: B023
+            full, _ = seconds(lambda: full_evaluation(folder, protocol), 1)  # noqa: B023
             theirs, expected = seconds(lambda: reference(folder), 1)  # noqa: B023
             difference = max(abs((numbers[k] if numbers[k] is not None else -1) - v) for k, v in expected.items())
-            figures[protocol] = {
+            measured[protocol] = {
                 "categories": kinds,
                 "seconds": round(own, 2),
                 "reference_seconds": round(theirs, 2),
                 "ratio": round(theirs / own, 1),
-                "everything_seconds": round(whole, 2),
+                "full_evaluation_seconds": round(full, 2),
                 "largest_difference": difference,
                 "AP": numbers["AP"],
             }
-            print(protocol, json.dumps(figures[protocol]))
+            print(protocol, json.dumps(measured[protocol]))
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        args.out.write_text(json.dumps(measured, indent=2) + "\n")
 
 
-def everything(folder: Path, protocol: str) -> dict:
+def full_evaluation(folder: Path, protocol: str) -> EvalResult:
     options = EvaluateOptions(protocols=(protocol,))
-    return evaluate(folder / "predictions.jsonl", folder / "annotations.json", options, dataset="made", split="val")
+    return evaluate(
+        folder / "predictions.jsonl", folder / "annotations.json", options, dataset="generated", split="val"
+    )
 
 
 if __name__ == "__main__":

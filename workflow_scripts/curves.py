@@ -1,8 +1,12 @@
+<<<<<<< HEAD
 """Rule curves: the loss curves of a training as an image."""
+=======
+"""Rule curves: the loss of a training as an image."""
+>>>>>>> 268ed52 (Write evaluation and reports through typed results, with tests per module)
 
-from coordexp.reporting.curves import loss_image
+from coordexp.reporting.curves import plot_losses
 from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, train_log=path, curves=path)
 with job(args.curves):
-    loss_image(args.train_log, args.curves)
+    plot_losses(args.train_log, args.curves)

@@ -1,6 +1,6 @@
 """Rule report: one self-contained page per run."""
 
-from coordexp.reporting import write
+from coordexp.reporting import write_report
 from coordexp.reporting.provenance import provenance
 from workflow_scripts.arguments import arguments, config, job, path
 
@@ -16,12 +16,12 @@ args = arguments(
     page=path,
 )
 with job(args.page):
-    write(
+    write_report(
         args.page,
         eval_json=args.numbers,
         predictions=args.predictions,
         records_jsonl=args.records,
         train_log=args.train_log,
         provenance=provenance(args.trained, *args.calibration),
-        gallery=args.config["gallery"],
+        num_examples=args.config["gallery"],
     )

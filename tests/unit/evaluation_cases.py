@@ -1,4 +1,4 @@
-"""Generated truth and predictions, written to files, for the tests of scoring and of the report."""
+"""Generated ground truth and predictions, written to files, for the tests of evaluation and reporting."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
+from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth
+from coordexp.evaluation.label_mapping import LabelMap
+
 WIDTH, HEIGHT = 640, 480
 
 
 @dataclass
 class Case:
-    """One data set with one run's detections, in source pixels."""
+    """A data set and the detections of one run, in pixels of the source images."""
 
     images: list[dict]
     annotations: list[dict]
@@ -41,7 +45,7 @@ class Case:
         return {"image_id": image["id"], **size, "protocol": "open", "finish": "stop", "text": "", "detections": found}
 
     def coco_results(self) -> list[dict]:
-        """The detections with a known category as COCO results, best first as the tie rule says."""
+        """The detections with a known category as COCO results, in the order of the tie rule."""
         ids = {c["name"]: c["id"] for c in self.categories}
         rows = []
         for image in sorted(self.images, key=lambda i: i["id"]):
@@ -55,6 +59,22 @@ class Case:
         return rows
 
 
+def load(case: Case, folder: Path) -> tuple[GroundTruth, Detections]:
+    """Write the case to `folder` and read it back."""
+    predictions, annotations = case.write(folder)
+    ground_truth = load_ground_truth(annotations)
+    labels = LabelMap(ground_truth.categories)
+    return ground_truth, collect_detections(read_predictions(predictions), ground_truth, labels)[0]
+
+
+def image(image_id: int) -> dict:
+    return {"id": image_id, "width": WIDTH, "height": HEIGHT}
+
+
+def annotation(annotation_id: int, image_id: int, box: list[float], category_id: int = 1) -> dict:
+    return {"id": annotation_id, "image_id": image_id, "category_id": category_id, "bbox": box, "area": box[2] * box[3]}
+
+
 def categories(count: int) -> list[dict]:
     return [
         {"id": 2 * k + 1, "name": f"thing{k}", "synonyms": [f"thing{k}", f"stuff{k}"], "frequency": "rcf"[k % 3]}
@@ -63,13 +83,13 @@ def categories(count: int) -> list[dict]:
 
 
 def generated(seed: int, *, images: int = 30, kinds: int = 6, lvis: bool, crowds: float = 0.0, noise: int = 6) -> Case:
-    """Random truth, detections near it and beside it, many equal scores, images without objects."""
+    """Random objects, detections near them and elsewhere, many equal scores, images without objects."""
     rng = np.random.default_rng(seed)
     case = Case([], [], categories(kinds))
     for i in range(images):
-        image = {"id": 3 * i + 2, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"}
-        case.images.append(image)
-        found = case.detections.setdefault(image["id"], [])
+        row = {"id": 3 * i + 2, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"}
+        case.images.append(row)
+        found = case.detections.setdefault(row["id"], [])
         present = set()
         for _ in range(int(rng.poisson(4)) if i % 6 else 0):
             k, box = int(rng.integers(kinds)), _box(rng)
@@ -78,7 +98,7 @@ def generated(seed: int, *, images: int = 30, kinds: int = 6, lvis: bool, crowds
             case.annotations.append(
                 {
                     "id": len(case.annotations) + 1,
-                    "image_id": image["id"],
+                    "image_id": row["id"],
                     "category_id": case.categories[k]["id"],
                     "bbox": box,
                     "area": round(w * h * 0.8, 2),
@@ -97,8 +117,8 @@ def generated(seed: int, *, images: int = 30, kinds: int = 6, lvis: bool, crowds
             found.append((f"thing{rng.integers(kinds)}", [x, y, round(x + w, 2), round(y + h, 2)], _score(rng)))
         if lvis:
             absent = [k for k in range(kinds) if k not in present]
-            image["neg_category_ids"] = [case.categories[k]["id"] for k in absent[: len(absent) // 2]]
-            image["not_exhaustive_category_ids"] = [case.categories[k]["id"] for k in sorted(present)[:1]]
+            row["neg_category_ids"] = [case.categories[k]["id"] for k in absent[: len(absent) // 2]]
+            row["not_exhaustive_category_ids"] = [case.categories[k]["id"] for k in sorted(present)[:1]]
     return case
 
 

@@ -18,12 +18,11 @@ import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
 from coordexp.datasets.categories import Category
-from coordexp.evaluation import detections as columns
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
 from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, match
-from coordexp.evaluation.ground_truth import GroundTruth, of_records
+from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
 from coordexp.evaluation.label_mapping import LabelMap
-from coordexp.evaluation.reliability import verdicts
+from coordexp.evaluation.reliability import correctness
 from coordexp.inference.options import CalibrationMethod
 from coordexp.records import RAW_SCORE, Detection, Metadata, Prediction, Record, read_records
 from coordexp.runtime.errors import DataError, located
@@ -95,11 +94,11 @@ def fit(
     records = list(read_records(records_jsonl, "pixel"))
     for path in trained_on:
         _refuse_seen(records, path)
-    rows = list(columns.read(predictions_jsonl))
-    ground_truth = of_records(records, list(categories), federated=federated)
-    found, _ = columns.collect(rows, ground_truth, LabelMap(ground_truth.categories))
+    rows = list(read_predictions(predictions_jsonl))
+    ground_truth = ground_truth_from_records(records, list(categories), federated=federated)
+    found, _ = collect_detections(rows, ground_truth, LabelMap(ground_truth.categories))
     unmapped = np.flatnonzero((found.category < 0) & (not federated))
-    judged, right = verdicts(match(ground_truth, found, federated=federated), unmapped)
+    judged, right = correctness(match(ground_truth, found, federated=federated), unmapped)
     known = right | ~_open(ground_truth, found, judged)
     judged, right = judged[known], right[known]
     every = [detection for _, row in rows for detection in row.detections]
@@ -111,7 +110,7 @@ def fit(
         "right": int(right.sum()),
         "iou": float(IOU_THRESHOLDS[0]),
     }
-    calibration = fit_detections([every[i] for i in found.source[judged]], right, method, fitted)
+    calibration = fit_detections([every[i] for i in found.input_index[judged]], right, method, fitted)
     write_json(out, calibration)
     return calibration
 
@@ -153,7 +152,7 @@ def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
 
 def apply(predictions_jsonl: str | Path, calibration: Calibration, out: str | Path) -> int:
     """Write `predictions_jsonl` with calibrated scores to `out`; the count of lines."""
-    return write_jsonl(out, (calibrated(row, calibration) for _, row in columns.read(predictions_jsonl)))
+    return write_jsonl(out, (calibrated(row, calibration) for _, row in read_predictions(predictions_jsonl)))
 
 
 def _open(ground_truth: GroundTruth, found: Detections, rows: np.ndarray) -> np.ndarray:

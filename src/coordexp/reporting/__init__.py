@@ -1,6 +1,6 @@
-"""The report: one HTML file that needs no network, and the images of the curves."""
+"""HTML reports of runs, comparisons and sweeps, and plots of training curves."""
 
 from coordexp.reporting.comparison import write_comparison
-from coordexp.reporting.report import headline, write
+from coordexp.reporting.report import headline, write_report
 
-__all__ = ["headline", "write", "write_comparison"]
+__all__ = ["headline", "write_comparison", "write_report"]

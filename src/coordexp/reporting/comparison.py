@@ -1,4 +1,4 @@
-"""The report that puts several runs beside each other."""
+"""The comparison page: several runs on the same images."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 from markupsafe import Markup
 
-from coordexp.evaluation.compare import SCHEMA_VERSION
+from coordexp.evaluation.options import PROTOCOL_TITLES
+from coordexp.evaluation.results import Difference, load_compare
 from coordexp.reporting import curves
-from coordexp.reporting.report import NAMES, number, render
-from coordexp.reporting.svg import Series, intervals, lines
+from coordexp.reporting.report import number, render
+from coordexp.reporting.svg import intervals, lines
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import read_json, write_text
+from coordexp.runtime.io import write_text
 
 TITLES = {
     "AP": "AP",
     "AP50": "AP50",
     "AP75": "AP75",
-    "F1_50_micro": "F1 .5 micro",
-    "F1_50_macro": "F1 .5 macro",
-    "F1_micro": "F1 .5:.95 micro",
-    "precision_50": "precision .5",
-    "recall_50": "recall .5",
+    "F1_50_micro": "F1 at 0.5, micro",
+    "F1_50_macro": "F1 at 0.5, macro",
+    "F1_micro": "F1 at 0.50:0.95, micro",
+    "precision_50": "precision at 0.5",
+    "recall_50": "recall at 0.5",
 }
 
 
@@ -32,57 +33,46 @@ def write_comparison(
     *,
     compare_json: str | Path,
     train_logs: Mapping[str, str | Path] | None = None,
-    provenance: dict[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the comparison to `out_html`, one file that needs nothing else.
+    """Write the comparison to `out_html`, a single self-contained page.
 
-    compare_json: what `coordexp.evaluation.compare.compare` wrote. train_logs: log by name of the run, for those
-    that have one. DataError when compare.json is of another version or a log names no run.
+    compare_json: written by `evaluation.compare.compare`. train_logs: training log by run name, for the runs that have
+    one. DataError if compare.json is of another version or a log belongs to none of the runs.
     """
-    result = read_json(compare_json)
-    found = result.get("schema_version") if isinstance(result, dict) else None
-    if found != SCHEMA_VERSION:
-        problem = "not a compare.json of this version"
-        raise DataError(
-            located(problem, file=compare_json, field="schema_version", expected=SCHEMA_VERSION, found=found)
-        )
-    names = [run["name"] for run in result["runs"]]
+    result = load_compare(compare_json)
+    names = [run.name for run in result.runs]
     logs = dict(train_logs or {})
     for name in logs:
         if name not in names:
-            raise DataError(located(f"a train log of {name!r}, which is none of the runs", expected=names))
+            raise DataError(located(f"train log of unknown run {name!r}", expected=names))
     page = render(
         "comparison.html.j2",
-        title=" against ".join(reversed(names)) if len(names) == 2 else f"{len(names)} runs on {result['dataset']}",
+        title=" vs. ".join(reversed(names)) if len(names) == 2 else f"{len(names)} runs on {result.dataset}",
         result=result,
         names=names,
         titles=TITLES,
-        blocks=[(NAMES[name], result[name]) for name in ("coco", "lvis") if result[name]],
+        blocks=[(PROTOCOL_TITLES[name], block) for name, block in result.protocols.items()],
         difference_plot=_difference_plot,
-        training=_training(logs),
-        provenance={**(provenance or {}), "runs": result["runs"], "annotations": result["annotations"]},
+        training=_training_plot(logs),
+        provenance={**(provenance or {}), "runs": result.runs, "annotations": result.annotations},
     )
     write_text(out_html, page)
 
 
-def _difference_plot(protocol: str, run: str, base: str, metrics: dict[str, dict]) -> Markup:
+def _difference_plot(protocol: str, run: str, base: str, metrics: Mapping[str, Difference]) -> Markup:
     rows = [
-        (TITLES[name], row["difference"], row["interval"], f"{row['difference']:+.3f}, p {_p(row['p'])}")
+        (TITLES[name], row.difference, row.interval, f"{row.difference:+.3f}, p {number(row.p)}")
         for name, row in metrics.items()
-        if row["difference"] is not None
+        if row.difference is not None
     ]
     return intervals(f"{protocol}: {run} minus {base}", rows)
 
 
-def _training(logs: Mapping[str, str | Path]) -> Markup | None:
-    totals = []
+def _training_plot(logs: Mapping[str, str | Path]) -> Markup | None:
+    series = []
     for name, path in logs.items():
         loss = next((s for s in curves.losses(curves.read_log(path)) if s.name == "loss"), None)
         if loss is not None:
-            smoothed = curves.smooth(loss)
-            totals.append(Series(name, smoothed.x, smoothed.y))
-    return lines("Loss over training steps", totals, x_label="step", y_label="loss", log_y=True) if totals else None
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else number(value)
+            series.append(curves.smooth(loss)._replace(name=name))
+    return lines("Training loss", series, x_label="step", y_label="loss", log_y=True) if series else None

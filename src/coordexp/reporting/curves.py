@@ -1,4 +1,4 @@
-"""Training curves: read the log, draw them for the report and as a image file."""
+"""Training curves: read the training log, select and smooth its series, plot the losses as a PNG."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from coordexp.reporting.svg import Series
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open, read_jsonl
 
-SCORE = re.compile(r"(eval_)?(AP|AR|F1|coco/|lvis/|token_acc|coord_accuracy|coord_mass)")
-BINS = re.compile(r"(eval_)?bin_error_.*")
-# bookkeeping that trainers log beside the loss
+SCORE = re.compile(r"(eval_)?(AP|AR|F1|coco/|lvis/|token_acc|coord_accuracy|coord_probability)")
+BIN_ERROR = re.compile(r"(eval_)?bin_error_.*")
+# logged by trainers, neither loss nor score
 OTHER = re.compile(
     r"epoch|learning_rate|lr|grad_norm|total_flos|percentage"
     r"|(global_step|max_steps|memory|train_|elapsed|remaining|num_).*|.*(per_second|runtime|speed).*"
@@ -21,10 +21,9 @@ OTHER = re.compile(
 
 
 def read_log(path: str | Path) -> dict[str, Series]:
-    """Series by name of a train log: JSON lines with an integer `step` and numbers by name, flat or one deep.
+    """Series by name of a training log: JSON lines with an integer `step` and numbers by name, flat or one level deep.
 
-    A line without `step` is no point of a curve and is passed over; a `step` that is no number, and a file
-    without any point, is a DataError.
+    Lines without `step` are skipped. DataError if `step` is not a number or the file has no data point.
     """
     points: dict[str, tuple[list[float], list[float]]] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
@@ -38,39 +37,40 @@ def read_log(path: str | Path) -> dict[str, Series]:
             xs.append(float(step))
             ys.append(float(value))
     if not points:
-        fix = 'a train log has lines like {"step": 10, "loss": 3.2}'
+        fix = 'expected lines such as {"step": 10, "loss": 3.2}'
         raise DataError(located("no line with a step and a number", file=path, fix=fix))
     return {name: Series(name, xs, ys) for name, (xs, ys) in points.items()}
 
 
 def losses(log: dict[str, Series]) -> list[Series]:
-    """Everything that is neither a score nor an error in bins nor bookkeeping; the total first."""
-    apart = (OTHER, BINS)
+    """The loss and its terms, the total first; series that are always zero are left out."""
     kept = [
-        s for name, s in log.items() if not (_is_score(name) or any(p.fullmatch(name) for p in apart)) and _varies(s)
+        series
+        for name, series in log.items()
+        if not (_is_score(name) or OTHER.fullmatch(name) or BIN_ERROR.fullmatch(name)) and any(series.y)
     ]
     return sorted(kept, key=lambda s: (s.name != "loss", s.name))
 
 
 def scores(log: dict[str, Series]) -> list[Series]:
-    """Evaluation numbers that were logged during training."""
+    """Scores in [0, 1] that were logged during training."""
     return sorted((s for name, s in log.items() if _is_score(name)), key=lambda s: s.name)
 
 
 def bin_errors(log: dict[str, Series]) -> list[Series]:
-    """Errors of the expected coordinate, in bins."""
-    return sorted((s for name, s in log.items() if BINS.fullmatch(name)), key=lambda s: s.name)
+    """Errors of the expected coordinate, in bins of 1/1000 of the image size."""
+    return sorted((s for name, s in log.items() if BIN_ERROR.fullmatch(name)), key=lambda s: s.name)
 
 
 def smooth(series: Series, points: int = 400) -> Series:
-    """At most `points` points, each the mean of a run of consecutive ones: a light file, a readable line."""
+    """At most `points` points, each the mean of consecutive ones."""
     size = max(1, math.ceil(len(series.x) / points))
     chunks = [slice(i, i + size) for i in range(0, len(series.x), size)]
     return Series(series.name, [_mean(series.x[c]) for c in chunks], [_mean(series.y[c]) for c in chunks])
 
 
-def loss_image(train_log: str | Path, out_png: str | Path) -> None:
-    """The loss and its terms over the training steps as a PNG, 1200 x 700 pixels."""
+def plot_losses(train_log: str | Path, out_png: str | Path) -> None:
+    """Plot the loss and its terms over the training steps as a PNG of 1200 x 700 pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,10 +104,6 @@ def _is_number(value: object) -> bool:
 
 def _is_score(name: str) -> bool:
     return SCORE.match(name) is not None
-
-
-def _varies(series: Series) -> bool:
-    return any(v != 0 for v in series.y)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,103 +1,112 @@
-"""The report of one run: a page that is one file, needs no network and no script to be read."""
+"""The report of one run: a single self-contained HTML page that needs no network."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 from markupsafe import Markup
 
-from coordexp.evaluation.evaluate import SCHEMA_VERSION
+from coordexp.evaluation.options import PROTOCOL_TITLES
+from coordexp.evaluation.results import (
+    CategoryRow,
+    DensityRow,
+    EvalResult,
+    FrequencyRow,
+    ProtocolResult,
+    SizeRow,
+    load_eval,
+)
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.svg import Series, bars, lines
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import read_json, sha256_file, write_text
+from coordexp.runtime.io import sha256_file, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 RECALLS = [i / 100 for i in range(101)]
-NAMES = {"coco": "COCO", "lvis": "LVIS"}
-FALSE_POSITIVES = {
-    "duplicate": "found twice",
-    "poor_box": "box does not fit",
-    "wrong_category": "other category",
-    "background": "nothing there",
-    "unmapped": "no such category",
+ERROR_LABELS = {
+    "duplicate": "duplicate",
+    "localisation": "inaccurate box",
+    "classification": "wrong category",
+    "background": "background",
+    "unmapped": "unknown category",
 }
+BreakdownRow = SizeRow | DensityRow | FrequencyRow | CategoryRow
 
 
-def write(
+def write_report(
     out_html: str | Path,
     *,
     eval_json: str | Path,
     predictions: str | Path,
     records_jsonl: str | Path,
     train_log: str | Path | None,
-    provenance: dict[str, Any],
-    gallery: int,  # the configuration's name for it
+    provenance: Mapping[str, Any],
+    num_examples: int,
     title: str | None = None,
 ) -> None:
     """Write the report of one run to `out_html`.
 
-    eval_json: what `evaluate` wrote. predictions: predictions.jsonl that it was made from. records_jsonl:
-    pixel-space records of the evaluated images; their paths are relative to it. train_log: JSON lines of
-    {step, loss, terms...}, or None. provenance: anything that JSON can hold. gallery: how many images.
-    DataError when the files do not belong together or a image cannot be read.
+    eval_json: written by `evaluate`. predictions: the predictions.jsonl that was evaluated. records_jsonl: pixel-space
+    records of the evaluated images, with image paths relative to the file. train_log: JSON lines of training metrics,
+    or None. provenance: JSON-compatible values. num_examples: number of images shown.
+
+    DataError if the files do not belong together or an image cannot be read.
     """
-    result = load_result(eval_json)
-    context = {
-        "title": title or f"{result['dataset']} · {result['split']}",
-        "result": result,
-        "blocks": [(NAMES[name], result[name]) for name in ("coco", "lvis") if result[name]],
-        "training": _training(train_log),
-        "mistakes": _mistakes(result),
-        "galleries": _galleries(result, Path(predictions), Path(records_jsonl), gallery),
-        "provenance": _provenance(provenance, result, records_jsonl, train_log),
-    }
-    write_text(out_html, render("report.html.j2", **context))
+    result = load_eval(eval_json)
+    page = render(
+        "report.html.j2",
+        title=title or f"{result.dataset} · {result.split}",
+        result=result,
+        blocks=[(PROTOCOL_TITLES[name], block) for name, block in result.protocols.items()],
+        metrics=_metric_rows(result),
+        training=_training_plots(train_log),
+        error_plot=_error_plot(result),
+        galleries=_galleries(result, Path(predictions), Path(records_jsonl), num_examples),
+        provenance=_provenance(provenance, result, records_jsonl, train_log),
+    )
+    write_text(out_html, page)
 
 
 def headline(eval_json: str | Path) -> str:
-    """The numbers that one looks at first, as lines of text."""
-    result = load_result(eval_json)
-    counts = result["counts"]
-    rows = [f"{result['dataset']} {result['split']}: {counts['images']} images, {counts['objects']} objects"]
-    for name in ("coco", "lvis"):
-        if result[name]:
-            metrics, f1 = result[name]["metrics"], result[name]["f1"]["all_predictions"]["micro"]["0.50"]
-            numbers = "  ".join(f"{key} {number(metrics[key])}" for key in ("AP", "AP50", "AP75"))
-            rows.append(f"{NAMES[name]}: {numbers}  F1@.5 {number(f1)}")
-    return "\n".join(rows)
+    """Every metric of a run as a text table, one column per protocol."""
+    result = load_eval(eval_json)
+    counts = result.counts
+    blocks = result.protocols
+    rows = [(name, *(block.metrics.get(name) for block in blocks.values())) for name in _metric_names(result)]
+    width = max(len(name) for name, *_ in rows)
+    titles = " ".join(f"{PROTOCOL_TITLES[name]:>7}" for name in blocks)
+    return "\n".join(
+        [
+            f"{result.dataset} {result.split}: {counts.images} images, {counts.objects} objects, "
+            f"{counts.detections} detections",
+            f"{'':{width}} {titles}",
+            *(f"{name:{width}} {' '.join(f'{number(value):>7}' for value in values)}" for name, *values in rows),
+        ]
+    )
 
 
-def load_result(eval_json: str | Path) -> dict[str, Any]:
-    """eval.json; DataError when it is of another schema version."""
-    result = read_json(eval_json)
-    found = result.get("schema_version") if isinstance(result, dict) else None
-    if found != SCHEMA_VERSION:
-        fix = "evaluate again with this version"
-        problem = "not an eval.json of this version"
-        raise DataError(
-            located(problem, file=eval_json, field="schema_version", expected=SCHEMA_VERSION, found=found, fix=fix)
-        )
-    return result
-
-
-def check_evaluated(predictions: str | Path, numbers: dict[str, Any]) -> None:
-    """DataError unless `numbers`, an eval.json, were made from the file `predictions` as it is."""
-    if sha256_file(predictions) != numbers["inputs"]["predictions"]["sha256"]:
-        fix = "give the predictions that were evaluated, or evaluate these"
-        raise DataError(located("not the file that eval.json was made from", file=predictions, fix=fix))
+def check_evaluated(predictions: str | Path, sha256: str) -> None:
+    """DataError unless `predictions` is the file with this hash, the one that eval.json was computed from."""
+    if sha256_file(predictions) != sha256:
+        fix = "pass the predictions that were evaluated, or evaluate these"
+        raise DataError(located("not the file that eval.json was computed from", file=predictions, fix=fix))
 
 
 def render(template: str, **context: Any) -> str:
-    """A page from a template of this package with styles and script written into it."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
+    """Render a template of this package, with style sheet and script inlined."""
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "percent": percent, "json": _json}
+    environment.filters |= {"number": number, "percent": percent, "count": count, "json": _json}
     environment.globals |= {
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
@@ -109,82 +118,113 @@ def render(template: str, **context: Any) -> str:
 
 
 def number(value: float | None) -> str:
-    """A score with three decimals; a dash where there is none."""
+    """A score with three decimals; a dash if undefined."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def percent(value: float | None) -> str:
-    """A share in percent; a dash where there is none."""
+    """A fraction in percent; a dash if undefined."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _training(train_log: str | Path | None) -> list[Markup]:
+def count(value: int) -> str:
+    """An integer with thousands separators."""
+    return f"{value:,}"
+
+
+def _metric_names(result: EvalResult) -> list[str]:
+    """Names of all metrics, in the order of the protocols."""
+    return list(dict.fromkeys(name for block in result.protocols.values() for name in block.metrics))
+
+
+def _metric_rows(result: EvalResult) -> list[dict[str, Any]]:
+    """Rows of the metrics table; a description that repeats the previous one is left out."""
+    rows, previous = [], None
+    blocks = list(result.protocols.values())
+    for name in _metric_names(result):
+        description = next(b.metric_descriptions[name] for b in blocks if name in b.metrics)
+        values = [(b.metrics.get(name), b.intervals.values.get(name)) for b in blocks]
+        rows.append({"name": name, "values": values, "description": "" if description == previous else description})
+        previous = description
+    return rows
+
+
+def _training_plots(train_log: str | Path | None) -> list[Markup]:
     if train_log is None:
         return []
     log = curves.read_log(train_log)
-    plots = []
-    loss = [curves.smooth(s) for s in curves.losses(log)]
-    if loss:
-        plots.append(lines("Loss over training steps", loss, x_label="step", y_label="loss", log_y=True))
-    errors = [curves.smooth(s) for s in curves.bin_errors(log)]
-    if errors:
-        plots.append(
-            lines("Error of the expected coordinate", errors, x_label="step", y_label="bins of 1000", log_y=True)
-        )
-    scores = [curves.smooth(s) for s in curves.scores(log)]
-    if scores:
-        plots.append(lines("Scores over training steps", scores, x_label="step", y_label="score", y_range=(0, 1)))
-    return plots
+    options = {
+        "Training loss": (curves.losses(log), {"y_label": "loss", "log_y": True}),
+        "Error of the expected coordinate": (curves.bin_errors(log), {"y_label": "bins (of 1000)", "log_y": True}),
+        "Scores during training": (curves.scores(log), {"y_label": "score", "y_range": (0, 1)}),
+    }
+    return [
+        lines(title, [curves.smooth(s) for s in series], x_label="step", **settings)
+        for title, (series, settings) in options.items()
+        if series
+    ]
 
 
-def _precision_plot(name: str, block: dict) -> Markup:
-    series = [Series(f"IoU {key}", RECALLS, values) for key, values in block["curves"].items()]
-    title = f"{name}: precision over recall, mean of the categories"
+def _precision_plot(name: str, block: ProtocolResult) -> Markup:
+    values = {"IoU 0.50": block.curves.iou_50, "IoU 0.75": block.curves.iou_75, "IoU 0.50:0.95": block.curves.mean}
+    series = [Series(label, RECALLS, precision) for label, precision in values.items()]
+    title = f"{name}: precision over recall, mean over categories"
     return lines(title, series, x_label="recall", y_label="precision", x_range=(0, 1), y_range=(0, 1))
 
 
-def _reliability_plot(name: str, block: dict) -> Markup:
-    filled = [b for b in block["calibration"]["bins"] if b["count"]]
-    series = [Series("boxes", [b["mean_score"] for b in filled], [b["share_right"] for b in filled])]
-    title = f"{name}: share of right boxes (IoU .5) over their score"
+def _reliability_plot(name: str, block: ProtocolResult) -> Markup:
+    filled = [b for b in block.calibration.bins if b.count]
+    series = [Series("detections", [b.mean_score for b in filled], [b.precision for b in filled])]
+    title = f"{name}: reliability of the scores (IoU 0.5)"
     options = {"x_range": (0, 1), "y_range": (0, 1), "diagonal": True, "markers": True}
-    return lines(title, series, x_label="score", y_label="share right", **options)
+    return lines(title, series, x_label="score", y_label="precision", **options)
 
 
-def _bar_plot(title: str, rows: list[dict], name: str, value: str, count: str) -> Markup:
-    """Bars of the rows that have a number; the text behind says it and how many stand behind it."""
-    known = [row for row in rows if row[value] is not None]
-    texts = [(str(row[name]), row[value], f"{number(row[value])} ({row[count]:,})") for row in known]
-    return bars(title, texts, highest=1.0)
+def _bar_plot(title: str, rows: list[BreakdownRow], label: str, value: str, count_field: str) -> Markup:
+    """Bars of field `value` for the rows where it is defined, labelled with the value and the count behind it."""
+    shown = [
+        (str(getattr(row, label)), getattr(row, value), getattr(row, count_field))
+        for row in rows
+        if getattr(row, value) is not None
+    ]
+    return bars(title, [(name, v, f"{number(v)} ({n:,})") for name, v, n in shown], highest=1.0)
 
 
-def _mistakes(result: dict) -> Markup:
-    kinds = result["images"]["false_positives_by_kind"]
-    rows = [(FALSE_POSITIVES[kind], count, f"{count:,}") for kind, count in kinds.items()]
-    return bars("False positives at IoU .5 by what is wrong", rows)
+def _error_plot(result: EvalResult) -> Markup:
+    rows = [(ERROR_LABELS[kind], n, f"{n:,}") for kind, n in result.examples.false_positives_by_type.items()]
+    return bars("False positives at IoU 0.5 by error type", rows)
 
 
-def _galleries(result: dict, predictions: Path, records: Path, count: int) -> list[tuple[str, list[gallery.Card]]]:
-    chosen = gallery.choose(result["images"], count)
-    wanted = gallery.ids_of(chosen)
-    if not wanted:
+def _galleries(
+    result: EvalResult, predictions: Path, records: Path, num_examples: int
+) -> list[tuple[str, list[gallery.Card]]]:
+    chosen = gallery.choose(result.examples, num_examples)
+    image_ids = {image_id for _, image_id in chosen}
+    if not image_ids:
         return []
-    check_evaluated(predictions, result)
-    found = gallery.find_records(records, wanted), gallery.find_predictions(predictions, wanted)
-    return gallery.cards(chosen, *found, records.parent, result)
+    check_evaluated(predictions, result.inputs.predictions.sha256)
+    return gallery.cards(
+        chosen,
+        gallery.find_records(records, image_ids),
+        gallery.find_predictions(predictions, image_ids),
+        records.parent,
+        result,
+    )
 
 
-def _provenance(provenance: dict, result: dict, records: str | Path, train_log: str | Path | None) -> dict[str, Any]:
-    files = {name: entry["sha256"] for name, entry in result["inputs"].items()}
+def _provenance(
+    provenance: Mapping[str, Any], result: EvalResult, records: str | Path, train_log: str | Path | None
+) -> dict[str, Any]:
+    files = {"predictions": result.inputs.predictions.sha256, "annotations": result.inputs.annotations.sha256}
     files["records"] = sha256_file(records)
     if train_log is not None:
         files["train log"] = sha256_file(train_log)
     return {
         **provenance,
-        "files_sha256": files,
-        "evaluation": {k: result[k] for k in ("options", "software", "tie_rule")},
+        "evaluation": {"options": result.options, "software": result.software, "tie_rule": result.tie_rule},
+        "files (SHA-256)": files,
     }
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)

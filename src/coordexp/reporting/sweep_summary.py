@@ -132,7 +132,7 @@ def measure(run: Path, trained: Path) -> dict[str, float | None]:
     if block is None:
         raise DataError(located("neither COCO nor LVIS AP was computed", file=run / "eval.json"))
     predictions_jsonl = run / "eval" / "predictions.jsonl"
-    check_evaluated(predictions_jsonl, result)
+    check_evaluated(predictions_jsonl, result["inputs"]["predictions"]["sha256"])
     predictions = [msgspec.convert(line, Prediction) for line in read_jsonl(predictions_jsonl)]
     objects = sum(len(prediction.detections) for prediction in predictions)
     steps = read_json(trained / "train/adapter/train_manifest.json")["step"]

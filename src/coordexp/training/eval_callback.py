@@ -16,8 +16,8 @@ from transformers import AutoProcessor
 from coordexp.datasets.categories import Category
 from coordexp.datasets.samples import read_table
 from coordexp.evaluation import EvaluateOptions
-from coordexp.evaluation import ground_truth as ground_truth
 from coordexp.evaluation.evaluate import score
+from coordexp.evaluation.ground_truth import ground_truth_from_records
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict_records
 from coordexp.inference.predictor import Predictor
@@ -45,7 +45,7 @@ class DetectionScorer(Scorer):
         federated = any(m.neg_category_ids for m in facts)
         categories = categories_of(self.records, custom.categories)
         path = Path(custom.val_jsonl)
-        self.ground_truth = ground_truth.of_records(self.records, categories, federated=federated, path=path)
+        self.ground_truth = ground_truth_from_records(self.records, categories, federated=federated, path=path)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self.ids = verified_ids(model_dir) if custom.coord_tokens.enabled else None
         self.options = PredictOptions(
@@ -65,11 +65,11 @@ class DetectionScorer(Scorer):
     def score(self, answers: list[Prediction]) -> dict[str, float]:
         """AP, AP50 and micro F1 (mean over IoU .5:.95); federated where the records name verified absent categories."""
         protocol = "lvis" if self.ground_truth.federated else "coco"
-        options = EvaluateOptions(protocols=(protocol,), bootstrap=0, listed=0)
+        options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
         rows = [(f"answer {n}", answer) for n, answer in enumerate(answers)]
-        block = score(rows, self.ground_truth, options, where="the answers during training")[protocol]
-        f1 = block["f1"]["all_predictions"]["micro"]["0.50:0.95"]
-        return {"AP": block["metrics"]["AP"], "AP50": block["metrics"]["AP50"], "F1": f1}
+        scores = score(rows, self.ground_truth, options, where="predictions during training")
+        metrics = scores.protocols[protocol].metrics
+        return {"AP": metrics["AP"], "AP50": metrics["AP50"], "F1": metrics["F1_micro"]}
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:

@@ -1,4 +1,4 @@
-"""Results of other models: formats, units, what cannot be read, and no exception on any text."""
+"""Predictions of other models: formats, units, parsing problems, and no exception on any text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.evaluation import EvaluateOptions, evaluate
-from coordexp.evaluation import external_predictions as foreign
+from coordexp.evaluation.external_predictions import PREDICTION_FORMATS, parse_answer
 from coordexp.runtime.errors import DataError
 
 BOX = [0.1, 0.2, 0.5, 0.9]
@@ -33,8 +33,8 @@ ITEM = '{"bbox_2d": [100, 200, 500, 900], "label": "cat"}'
         ("internvl", "a <ref> cat </ref> <box>[100, 200, 500, 900]</box>."),
     ],
 )
-def test_one_cat_in_every_layout(layout, text):
-    found, problems = foreign.parse_answer(text, layout, SIZE)
+def test_same_object_in_every_format(format, text):
+    found, problems = parse_answer(text, format, SIZE)
     assert [(d.desc, d.norm, d.score) for d in found] == [("cat", pytest.approx(BOX), 1.0)]
     assert problems == {}
 
@@ -53,32 +53,32 @@ def test_one_cat_in_every_layout(layout, text):
         ("", "no_object_in_text"),
     ],
 )
-def test_what_cannot_be_read_is_counted(text, problem):
-    assert foreign.parse_answer(text, "json-1000", SIZE) == ([], {problem: 1})
+def test_unusable_objects_are_counted(text, problem):
+    assert parse_answer(text, "json-1000", SIZE) == ([], {problem: 1})
 
 
 @pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"objects": []}', " [ ] "])
-def test_an_empty_answer_is_no_problem(text):
-    assert foreign.parse_answer(text, "json-1000", SIZE) == ([], {})
+def test_empty_answer_is_not_a_problem(text):
+    assert parse_answer(text, "json-1000", SIZE) == ([], {})
 
 
-def test_score_is_taken_when_given():
+def test_stated_score_is_used():
     text = '[{"bbox_2d": [1, 2, 3, 4], "label": "cat", "score": 0.25}]'
-    assert foreign.parse_answer(text, "json-1000", SIZE)[0][0].score == 0.25
+    assert parse_answer(text, "json-1000", SIZE)[0][0].score == 0.25
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.text(alphabet='{}[]":,0123456789.eE+-<>/refboxlabel_d2 NaInfity\\', max_size=80),
-    format=st.sampled_from(foreign.FORMATS[2:]),
+    format=st.sampled_from(PREDICTION_FORMATS[2:]),
 )
-def test_no_text_raises(text, layout):
-    found, _ = foreign.parse_answer(ITEM[: len(text)] + text, layout, SIZE)
+def test_no_text_raises(text, format):
+    found, _ = parse_answer(ITEM[: len(text)] + text, format, SIZE)
     assert all(len(d.norm) == 4 and d.desc.strip() for d in found)
 
 
-def test_deep_nesting_ends_soon():
-    found, problems = foreign.parse_answer('{"a":' * 3000, "json-1000", SIZE)
+def test_deep_nesting_is_handled():
+    found, problems = parse_answer('{"a":' * 3000, "json-1000", SIZE)
     assert (found, problems) == ([], {"no_object_in_text": 1})
 
 
@@ -90,12 +90,12 @@ def test_coco_results_score_like_predictions(tmp_path):
     options = EvaluateOptions(bootstrap=5)
     own = evaluate(predictions, annotations, options, dataset="made", split="val")
     other = evaluate(results, annotations, options, dataset="made", split="val", format="coco")
-    assert other["lvis"] == own["lvis"] and other["coco"] == own["coco"]
-    assert other["inputs"]["predictions"]["format"] == "coco"
+    assert other.lvis == own.lvis and other.coco == own.coco
+    assert other.inputs.predictions.format == "coco"
 
 
-def test_coco_results_of_a_part_are_judged_on_it_with_subset(tmp_path):
-    """Else the other images are judged as empty, as in pycocotools, and eval.json says how many they are."""
+def test_coco_results_of_some_images_with_and_without_subset(tmp_path):
+    """Without `subset`, images that the results do not mention count as empty, as in pycocotools."""
     case = generated(0, lvis=True)
     named = sorted(image_id for image_id, found in case.detections.items() if found)[:10]
     case.detections = {image_id: case.detections[image_id] for image_id in named}
@@ -108,15 +108,15 @@ def test_coco_results_of_a_part_are_judged_on_it_with_subset(tmp_path):
         return evaluate(results, annotations, options, dataset="made", split="val", format="coco")
 
     whole, part = scored(), scored(subset=True)
-    assert whole["counts"]["images_not_named"] == part["counts"]["images_not_named"] == 20
-    assert (whole["counts"]["images"], part["counts"]["images"]) == (30, 10)
-    assert part["counts"]["subset"] and not whole["counts"]["subset"]
+    assert whole.counts.images_absent_from_results == part.counts.images_absent_from_results == 20
+    assert (whole.counts.images, part.counts.images) == (30, 10)
+    assert part.counts.subset and not whole.counts.subset
     case.images = [image for image in case.images if image["id"] in named]
     case.annotations = [row for row in case.annotations if row["image_id"] in named]
     predictions, annotations = case.write(tmp_path / "small")
     small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val")
-    assert small["counts"]["images_not_named"] is None
-    assert part["coco"] == small["coco"] and part["coco"]["metrics"]["AP"] > whole["coco"]["metrics"]["AP"]
+    assert small.counts.images_absent_from_results is None
+    assert part.coco == small.coco and part.coco.metrics["AP"] > whole.coco.metrics["AP"]
 
 
 def test_coco_results_with_unknown_ids(tmp_path):
@@ -126,13 +126,13 @@ def test_coco_results_with_unknown_ids(tmp_path):
     row = {"image_id": 2, "category_id": 999, "bbox": [1, 2, 3, 4], "score": 0.5}
     results.write_text(json.dumps([row]))
     scored = evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val", format="coco")
-    assert scored["mapping"]["unmapped"][0]["desc"] == "category id 999"
+    assert scored.mapping.unmapped[0].desc == "category id 999"
     results.write_text(json.dumps([row | {"image_id": 77}]))
     with pytest.raises(DataError, match=r"\[0\]\.image_id: image 77 is not in the annotations"):
         evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val", format="coco")
 
 
-def test_answers_file(tmp_path):
+def test_answers_of_a_model_with_pixel_coordinates(tmp_path):
     case = generated(2, lvis=True, images=3)
     _, annotations = case.write(tmp_path)
     answers = tmp_path / "answers.jsonl"
@@ -144,14 +144,14 @@ def test_answers_file(tmp_path):
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = EvaluateOptions(bootstrap=0)
     scored = evaluate(answers, annotations, options, dataset="made", split="val", format="qwen2.5-vl")
-    assert scored["coco"]["f1"]["all_predictions"]["true_positives_at_0.50"] == 1
+    assert scored.coco.f1.all_predictions.true_positives_50 == 1
     del rows[1]["input_width"]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=r"answers\.jsonl:2: input_width"):
         evaluate(answers, annotations, options, dataset="made", split="val", format="qwen2.5-vl")
 
 
-def test_unknown_layout_names_the_nearest(tmp_path):
+def test_unknown_format_names_the_nearest(tmp_path):
     predictions, annotations = generated(3, lvis=True, images=2).write(tmp_path)
     with pytest.raises(DataError, match="did you mean 'gemini'"):
         evaluate(predictions, annotations, dataset="made", split="val", format="gemni")

@@ -1,4 +1,4 @@
-"""Descriptions to categories: which step answers, and what stays unmapped."""
+"""Mapping of descriptions to categories: which rule applies, and what stays unmapped."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CATEGORIES = [
         ("t shirt", 5, "normalised"),
         ("couch", 3, "synonym"),
         ("The Longbow", 1, "synonym"),
-        ("sofa", 3, "exact"),  # a name goes before another category's synonym
+        ("sofa", 3, "exact"),  # a name takes precedence over a synonym of another category
         ("lounge", None, "ambiguous"),
         ("bow", None, "unknown"),
         ("settee", None, "unknown"),
         ("", None, "unknown"),
     ],
 )
-def test_steps(desc, index, how):
+def test_rules(desc, index, how):
     label = LabelMap(CATEGORIES)(desc)
     assert (label.category, label.how) == (index, how)
 
@@ -44,7 +44,7 @@ def test_ambiguous_names_its_candidates():
     assert LabelMap(CATEGORIES)("Lounge").candidates == ("sofa", "chaise_longue")
 
 
-def test_two_categories_that_read_the_same_are_ambiguous():
+def test_categories_of_equal_normalised_name_are_ambiguous():
     labels = LabelMap([Category(id=1, name="hot_dog"), Category(id=2, name="hot dog")])
     assert (labels("hot_dog").category, labels("hot dog").category) == (0, 1)
     assert labels("Hot Dog").how == "ambiguous"

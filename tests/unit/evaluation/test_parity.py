@@ -1,4 +1,4 @@
-"""The same numbers as pycocotools and lvis-api, on real annotations and on cases made to hurt."""
+"""AP and AR equal those of pycocotools and lvis-api, on real annotations and on generated edge cases."""
 
 from __future__ import annotations
 
@@ -13,27 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_cases import Case, categories, generated
+from evaluation_cases import Case, categories, generated, load
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from coordexp.evaluation import EvaluateOptions, evaluate
-from coordexp.evaluation import coco_lvis_ap as engine
-from coordexp.evaluation import detections as columns
-from coordexp.evaluation import external_predictions as foreign
-from coordexp.evaluation import ground_truth as ground_truth_file
+from coordexp.evaluation import EvaluateOptions, coco_lvis_ap, evaluate
 from coordexp.evaluation.average_precision import mean_ap
-from coordexp.evaluation.label_mapping import LabelMap
-from coordexp.evaluation.protocol import Protocol
+from coordexp.evaluation.protocol import ScoredProtocol
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "photos" / "annotations"
 COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
+needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="photographs not available")
 
 
-def exact(case: Case, name: str, box: list[float], shift: float, score: float) -> None:
-    """An object and a detection moved to the right by `shift` pixels, both on the first image."""
+def add_shifted(case: Case, name: str, box: list[float], shift: float, score: float) -> None:
+    """Add an object to the first image, and a detection shifted to the right by `shift` pixels."""
     case.annotations.append(
         {
             "id": len(case.annotations) + 1,
@@ -48,7 +43,7 @@ def exact(case: Case, name: str, box: list[float], shift: float, score: float) -
     case.detections.setdefault(1, []).append((name, [x + shift, y, x + w + shift, y + h], score))
 
 
-def blank(count: int = 1, kinds: int = 2) -> Case:
+def empty_case(count: int = 1, kinds: int = 2) -> Case:
     images = [
         {"id": i + 1, "width": 640, "height": 480, "neg_category_ids": [1, 3], "not_exhaustive_category_ids": []}
         for i in range(count)
@@ -57,22 +52,22 @@ def blank(count: int = 1, kinds: int = 2) -> Case:
 
 
 def thresholds_hit_exactly() -> Case:
-    case = blank()
+    case = empty_case()
     # IoU 1/3 .. 9/11 in whole pixels: .5 and .6 come out exactly
     for i, (width, shift) in enumerate([(30, 10), (40, 10), (30, 3), (90, 10), (21, 7), (70, 10), (19, 1), (39, 1)]):
-        exact(case, "thing0", [10, 10 + 50 * i, width, 20], shift, 0.5)
+        add_shifted(case, "thing0", [10, 10 + 50 * i, width, 20], shift, 0.5)
     return case
 
 
 def area_limits() -> Case:
-    case = blank()
+    case = empty_case()
     for i, (w, h) in enumerate([(32, 32), (96, 96), (33, 32), (96, 97), (32, 31)]):
-        exact(case, "thing0", [10 + 110 * i, 10, w, h], 1, 0.9 - i / 10)
+        add_shifted(case, "thing0", [10 + 110 * i, 10, w, h], 1, 0.9 - i / 10)
         case.detections[1].append(("thing0", [10 + 110 * i, 300, 10 + 110 * i + w, 300 + h], 0.85))
     return case
 
 
-def very_many() -> Case:
+def many_detections() -> Case:
     case = generated(11, images=4, kinds=3, lvis=True, noise=0)
     rng = np.random.default_rng(0)
     for image in case.images:
@@ -98,20 +93,20 @@ def without_area() -> Case:
     return case
 
 
-def doubled() -> Case:
+def duplicate_detections() -> Case:
     case = generated(14, images=8, lvis=True)
     for image_id, found in case.detections.items():
         case.detections[image_id] = found + found[:5] * 2
     return case
 
 
-def nothing_found() -> Case:
+def no_detections() -> Case:
     case = generated(15, images=5, lvis=True)
     case.detections = {}
     return case
 
 
-def nothing_there() -> Case:
+def no_objects() -> Case:
     case = generated(16, images=5, lvis=True)
     case.annotations.clear()
     return case
@@ -138,25 +133,18 @@ CASES = {
     "many categories": lambda: generated(3, lvis=True, kinds=40),
     "thresholds hit exactly": thresholds_hit_exactly,
     "area limits": area_limits,
-    "over 300 detections": very_many,
+    "over 300 detections": many_detections,
     "outside": outside,
     "without area": without_area,
-    "doubled detections": doubled,
-    "nothing found": nothing_found,
-    "nothing there": nothing_there,
+    "duplicate detections": duplicate_detections,
+    "no detections": no_detections,
+    "no objects": no_objects,
     "unknown categories": unknown_categories,
     "two objects, one box": same_boxes,
 }
 
 
-def load(case: Case, folder: Path):
-    predictions, annotations = case.write(folder)
-    ground_truth = ground_truth_file.load(annotations)
-    found, _ = columns.collect(foreign.read(predictions, ground_truth), ground_truth, LabelMap(ground_truth.categories))
-    return annotations, ground_truth, found
-
-
-def pycocotools_numbers(annotations: Path, results: list[dict], iou_type: str = "bbox") -> dict[str, float | None]:
+def pycocotools_metrics(annotations: Path, results: list[dict], iou_type: str = "bbox") -> dict[str, float | None]:
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO(str(annotations))
         for row in gt.dataset["annotations"]:
@@ -172,7 +160,7 @@ def pycocotools_numbers(annotations: Path, results: list[dict], iou_type: str = 
     return {name: none_if_missing(v) for name, v in zip(COCO_NAMES, evaluation.stats, strict=True)}
 
 
-def lvis_numbers(lvis, annotations: Path, results: list[dict], max_dets: int = 300) -> dict[str, float | None]:
+def lvis_metrics(lvis, annotations: Path, results: list[dict], max_dets: int = 300) -> dict[str, float | None]:
     gt = lvis.LVIS(str(annotations))
     if results:
         dt = lvis.LVISResults(gt, results, max_dets=max_dets)
@@ -200,7 +188,7 @@ def assert_same(ours: dict, reference: dict) -> None:
 
 @pytest.fixture
 def lvis(monkeypatch):
-    """lvis-api, with the aliases that current numpy has dropped and without its drawing library."""
+    """lvis-api, with the alias that current numpy has removed and without OpenCV."""
     if importlib.util.find_spec("lvis") is None:
         pytest.skip("lvis is not installed")
     if importlib.util.find_spec("cv2") is None:
@@ -212,58 +200,70 @@ def lvis(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_coco_equals_pycocotools(tmp_path, name):
     case = CASES[name]()
-    annotations, ground_truth, found = load(case, tmp_path)
-    assert_same(engine.coco(ground_truth, found, 100).metrics, pycocotools_numbers(annotations, case.coco_results()))
+    ground_truth, found = load(case, tmp_path)
+    annotations = tmp_path / "annotations.json"
+    assert_same(
+        coco_lvis_ap.coco(ground_truth, found, 100).metrics, pycocotools_metrics(annotations, case.coco_results())
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_coco_with_crowds_equals_pycocotools(tmp_path, seed):
     case = generated(20 + seed, lvis=False, crowds=0.3, kinds=3)
-    annotations, ground_truth, found = load(case, tmp_path)
+    ground_truth, found = load(case, tmp_path)
+    annotations = tmp_path / "annotations.json"
     assert ground_truth.crowd.sum() > 10
-    assert_same(engine.coco(ground_truth, found, 100).metrics, pycocotools_numbers(annotations, case.coco_results()))
+    assert_same(
+        coco_lvis_ap.coco(ground_truth, found, 100).metrics, pycocotools_metrics(annotations, case.coco_results())
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_lvis_equals_lvis_api(tmp_path, lvis, name):
     case = CASES[name]()
-    annotations, ground_truth, found = load(case, tmp_path)
-    assert_same(engine.lvis(ground_truth, found, 300).metrics, lvis_numbers(lvis, annotations, case.coco_results()))
+    ground_truth, found = load(case, tmp_path)
+    annotations = tmp_path / "annotations.json"
+    assert_same(
+        coco_lvis_ap.lvis(ground_truth, found, 300).metrics, lvis_metrics(lvis, annotations, case.coco_results())
+    )
 
 
-@pytest.mark.parametrize("name", ["ties", "over 300 detections", "nothing found"])
-def test_fixed_ap_equals_lvis_api_without_a_cap_of_the_image(tmp_path, lvis, name, monkeypatch):
-    monkeypatch.setattr(engine, "FIXED_AP_PER_CATEGORY", 60)
+@pytest.mark.parametrize("name", ["ties", "over 300 detections", "no detections"])
+def test_fixed_ap_equals_lvis_api_without_a_limit_per_image(tmp_path, lvis, name, monkeypatch):
+    monkeypatch.setattr(coco_lvis_ap, "FIXED_AP_PER_CATEGORY", 60)
     case = CASES[name]()
-    annotations, ground_truth, found = load(case, tmp_path)
+    ground_truth, found = load(case, tmp_path)
+    annotations = tmp_path / "annotations.json"
     kept, taken = [], dict.fromkeys((c["id"] for c in case.categories), 0)
     for row in sorted(case.coco_results(), key=lambda r: (-r["score"], r["image_id"])):
         taken[row["category_id"]] += 1
         kept += [row] if taken[row["category_id"]] <= 60 else []
     assert not kept or max(taken.values()) > 60 or name == "ties"
-    assert_same(engine.lvis_fixed(ground_truth, found).metrics, lvis_numbers(lvis, annotations, kept, max_dets=-1))
+    assert_same(
+        coco_lvis_ap.lvis_fixed(ground_truth, found).metrics, lvis_metrics(lvis, annotations, kept, max_dets=-1)
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_own_matching_gives_the_engines_ap(tmp_path, name):
-    _, ground_truth, found = load(CASES[name](), tmp_path)
+def test_greedy_matching_gives_the_same_ap_as_hotcoco(tmp_path, name):
+    ground_truth, found = load(CASES[name](), tmp_path)
     for protocol, limit in (("coco", 100), ("coco", 2), ("lvis", 300), ("lvis", 7)):
-        parts = Protocol(protocol, ground_truth, found, limit)
-        ap, scores = parts.ranked.average_precision(), parts.scores()
+        parts = ScoredProtocol(protocol, ground_truth, found, limit)
+        ap, scores = parts.ranked.average_precision(), parts.ap_scores
         np.testing.assert_allclose(ap.mean(axis=1), scores.category_ap[:, 0], atol=1e-12)
         np.testing.assert_allclose(ap[:, 0], scores.category_ap[:, 1], atol=1e-12)
         if scores.metrics["AP"] is not None:
             assert mean_ap(ap) == pytest.approx(scores.metrics["AP"], abs=1e-12)
 
 
-def test_annotation_ids_from_zero_change_nothing(tmp_path):
-    """pycocotools takes an object with id 0 for none; the numbers here do not depend on ids."""
+def test_annotation_id_zero_changes_nothing(tmp_path):
+    """pycocotools treats an object with id 0 as unmatched; this evaluation does not depend on ids."""
     case = generated(5, lvis=True)
-    _, ground_truth, found = load(case, tmp_path / "a")
+    ground_truth, found = load(case, tmp_path / "a")
     for row in case.annotations:
         row["id"] -= 1
-    _, shifted, _ = load(case, tmp_path / "b")
-    assert engine.coco(shifted, found, 100).metrics == engine.coco(ground_truth, found, 100).metrics
+    shifted, _ = load(case, tmp_path / "b")
+    assert coco_lvis_ap.coco(shifted, found, 100).metrics == coco_lvis_ap.coco(ground_truth, found, 100).metrics
 
 
 def test_masks_equal_pycocotools(tmp_path):
@@ -283,30 +283,31 @@ def test_masks_equal_pycocotools(tmp_path):
             row = {"image_id": line["image_id"], "category_id": ids[det["desc"]], "segmentation": rle}
             results.append((order, row | {"score": det["score"]}))
     predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val")
-    reference = pycocotools_numbers(annotations, [row for _, row in sorted(results, key=lambda r: r[0])], "segm")
+    result = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val")
+    reference = pycocotools_metrics(annotations, [row for _, row in sorted(results, key=lambda r: r[0])], "segm")
     assert reference["AP50"] > 0
-    assert_same(result["coco"]["segm"]["metrics"], reference)
+    assert_same(result.coco.segm.metrics, reference)
 
 
 @needs_photos
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_annotations(tmp_path, lvis, split):
-    for layout, name in (("coco", f"instances_{split}2017.json"), ("lvis", f"lvis_v1_{split}.json")):
+    for format, name in (("coco", f"instances_{split}2017.json"), ("lvis", f"lvis_v1_{split}.json")):
         content = json.loads((PHOTOS / name).read_text())
         case = jittered(content)
-        annotations, ground_truth, found = load(case, tmp_path / layout)
+        ground_truth, found = load(case, tmp_path / format)
+        annotations = tmp_path / format / "annotations.json"
         results = case.coco_results()
-        reference = pycocotools_numbers(annotations, results)
+        reference = pycocotools_metrics(annotations, results)
         assert reference["AP"] > 0.1
-        assert_same(engine.coco(ground_truth, found, 100).metrics, reference)
-        if layout == "lvis":
+        assert_same(coco_lvis_ap.coco(ground_truth, found, 100).metrics, reference)
+        if format == "lvis":
             assert ground_truth.federated
-            assert_same(engine.lvis(ground_truth, found, 300).metrics, lvis_numbers(lvis, annotations, results))
+            assert_same(coco_lvis_ap.lvis(ground_truth, found, 300).metrics, lvis_metrics(lvis, annotations, results))
 
 
 def jittered(content: dict) -> Case:
-    """Detections near the objects of a real annotation file, a few beside them."""
+    """Detections near the objects of a real annotation file, some of another category."""
     rng = np.random.default_rng(3)
     names = {c["id"]: c["name"] for c in content["categories"]}
     case = Case(content["images"], content["annotations"], content["categories"])

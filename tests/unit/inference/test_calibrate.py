@@ -81,9 +81,9 @@ def test_from_held_out_files_to_evaluated_probabilities(tmp_path, method):
     options, names = EvaluateOptions(bootstrap=0), {"dataset": "made", "split": "val"}
     raw = evaluate(shard, annotations, options, **names)
     done = evaluate(tmp_path / "calibrated.jsonl", annotations, options, **names)
-    assert (raw["counts"]["calibrated_detections"], done["counts"]["calibrated_detections"]) == (0, 800)
-    assert done["coco"]["calibration"]["ece"] < 0.05 < raw["coco"]["calibration"]["ece"]
-    assert done["coco"]["calibration"]["brier"] < raw["coco"]["calibration"]["brier"]
+    assert (raw.counts.calibrated_detections, done.counts.calibrated_detections) == (0, 800)
+    assert done.coco.calibration.ece < 0.05 < raw.coco.calibration.ece
+    assert done.coco.calibration.brier < raw.coco.calibration.brier
 
 
 def test_calibrating_twice_is_calibrating_once_and_the_raw_score_stays(tmp_path):

@@ -1,4 +1,4 @@
-"""The page in a real browser: no errors, no requests, switches and sorting work, a phone's width is enough."""
+"""The pages in a browser: no errors, no requests, filters and sorting work, and they fit a phone."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 import pytest
 from evaluation_cases import generated
 from PIL import Image
-from test_report_page import inputs
+from report_cases import report_inputs
 
 from coordexp.evaluation.compare import Run, compare
 from coordexp.evaluation.evaluate import EvaluateOptions
-from coordexp.reporting import write, write_comparison
+from coordexp.reporting import write_comparison, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium here")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no browser found")]
 
-# Runs at the end of the page; what it finds goes into the document's title.
+# Runs at the end of the page and reports through the document title.
 PROBE = """
 <script>
 const found = {};
 const seen = (shape) => getComputedStyle(shape).display !== 'none';
 const drawn = (kind) => [...document.querySelectorAll('.shape.' + kind)].filter(seen).length;
-for (const kind of ['truth', 'missed', 'right', 'wrong']) {
+for (const kind of ['matched', 'missed', 'correct', 'wrong']) {
   const box = document.querySelector(`[data-kind=${kind}]`);
   if (!box) continue;
   const before = drawn(kind);
   box.click(); const off = drawn(kind);
   box.click(); found[kind] = [before, off, drawn(kind)];
 }
-const slider = document.querySelector('#least-score');
+const slider = document.querySelector('#min-score');
 if (slider) {
-  const count = () => drawn('right') + drawn('wrong');
+  const count = () => drawn('correct') + drawn('wrong');
   const before = count();
   slider.value = 0.5; slider.dispatchEvent(new Event('input'));
   found.slider = [before, count()];
@@ -56,7 +56,7 @@ document.title = 'PROBE' + JSON.stringify(found);
 parent.postMessage(document.title, '*');
 </script></body>"""
 
-# A window cannot be as narrow as a phone, a frame can; the frame's findings become the title of the whole.
+# A browser window has a minimum width, a frame has none; the frame reports to the outer page.
 PHONE = """<body><script>addEventListener('message', (event) => { document.title = event.data; });</script>
 <iframe src="probed.html" style="width:375px;height:800px;border:0"></iframe></body>"""
 
@@ -89,13 +89,13 @@ def console(done: subprocess.CompletedProcess) -> list[str]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
-    write(folder / "report.html", **inputs(generated(0, lvis=True), folder))
+    write_report(folder / "report.html", **report_inputs(generated(0, lvis=True), folder))
     return folder / "report.html"
 
 
-def test_switches_sorting_and_images(page, tmp_path):
+def test_filters_sorting_and_images(page, tmp_path):
     found = probe(page, tmp_path / "profile")
-    for kind in ("truth", "missed", "right", "wrong"):
+    for kind in ("matched", "missed", "correct", "wrong"):
         before, off, again = found[kind]
         assert before == again > 0 and off == 0
     before, after = found["slider"]
@@ -105,16 +105,16 @@ def test_switches_sorting_and_images(page, tmp_path):
     assert found["requests"] == 0 and found["images"] == 6
 
 
-def test_errors_would_be_seen(page, tmp_path):
+def test_script_errors_are_detected(page, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(page.read_text().replace("</body>", "<script>nothing.like.this()</script></body>"))
     assert "nothing is not defined" in "".join(console(browse(broken, tmp_path / "profile", "--dump-dom")))
 
 
-def test_a_phones_width_is_enough(page, tmp_path):
+def test_page_fits_a_phone(page, tmp_path):
     found = probe(page, tmp_path / "profile", phone=True)
-    needed, there = found["width"]
-    assert needed <= there == 375
+    needed, available = found["width"]
+    assert needed <= available == 375
     assert found["tallest"] < 150
 
 
@@ -136,7 +136,7 @@ def test_comparison_page(page, tmp_path):
     other.write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs = [Run("first", folder / "predictions.jsonl"), Run("second", other)]
     out = tmp_path / "compare.json"
-    compare(runs, folder / "annotations.json", EvaluateOptions(bootstrap=20), dataset="made", split="val", out=out)
+    compare(runs, folder / "annotations.json", EvaluateOptions(bootstrap=20), dataset="generated", split="val", out=out)
     write_comparison(tmp_path / "compare.html", compare_json=out)
     found = probe(tmp_path / "compare.html", tmp_path / "profile", phone=True)
     assert found["down"] == sorted(found["down"], reverse=True)

@@ -1,17 +1,17 @@
 "use strict";
-// Everything can be read without this script; it adds switches and sorting.
-const gallery = document.querySelector("#gallery");
+// The page works without this script, which adds filters and sorting.
+const gallery = document.querySelector("#examples");
 if (gallery) {
   for (const box of gallery.querySelectorAll("[data-kind]")) {
     box.addEventListener("change", () => gallery.classList.toggle("hide-" + box.dataset.kind, !box.checked));
   }
-  const slider = gallery.querySelector("#least-score");
-  const shown = gallery.querySelector("#least-score-value");
+  const slider = gallery.querySelector("#min-score");
+  const shown = gallery.querySelector("#min-score-value");
   slider.addEventListener("input", () => {
-    const least = Number(slider.value);
-    shown.textContent = least.toFixed(2);
+    const minimum = Number(slider.value);
+    shown.textContent = minimum.toFixed(2);
     for (const shape of gallery.querySelectorAll(".shape[data-score]")) {
-      shape.classList.toggle("low", Number(shape.dataset.score) < least);
+      shape.classList.toggle("low", Number(shape.dataset.score) < minimum);
     }
   });
 }

@@ -1,0 +1,53 @@
+"""Training curves: selection of series from the log, and the loss plot."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from coordexp.reporting.curves import bin_errors, losses, plot_losses, read_log, scores
+from coordexp.runtime.errors import DataError
+from coordexp.runtime.io import write_jsonl
+
+LOG = [{"step": i, "loss": 5 / i, "l1": 1 / i, "learning_rate": 1e-3} for i in range(1, 60)]
+
+
+def test_losses_are_plotted_as_a_png(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*LOG, {"step": 60, "train_runtime": 3.0}, {"note": 1}]))
+    assert [s.name for s in losses(read_log(log))] == ["loss", "l1"]
+    plot_losses(log, tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.format == "PNG" and image.size[0] == 1200
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_empty_training_log_is_an_error(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"note": 1}\n')
+    with pytest.raises(DataError, match="no line with a step"):
+        plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
+
+
+def test_losses_scores_and_bin_errors_are_separate_series(tmp_path):
+    rows = [
+        {"step": s, "loss": 5.0 - s, "ce": 4.0 - s, "bin_error_p90": 300.0, "coord_probability": 0.5} for s in (1, 2)
+    ]
+    write_jsonl(tmp_path / "log.jsonl", rows)
+    log = read_log(tmp_path / "log.jsonl")
+    assert [s.name for s in losses(log)] == ["loss", "ce"]
+    assert [s.name for s in bin_errors(log)] == ["bin_error_p90"]
+    assert [s.name for s in scores(log)] == ["coord_probability"]
+
+
+def test_detection_metrics_during_training_are_scores(tmp_path):
+    rows = [{"step": 2, "loss": 3.0}, {"step": 2, "eval_AP": 0.1, "eval_F1": 0.2, "eval_detection_runtime": 9.0}]
+    rows += [{"step": 4, "loss": 2.0}, {"step": 4, "eval_AP": 0.3, "eval_F1": 0.4, "eval_detection_runtime": 8.0}]
+    write_jsonl(tmp_path / "log.jsonl", rows)
+    log = read_log(tmp_path / "log.jsonl")
+    assert [(s.name, s.x, s.y) for s in scores(log)] == [
+        ("eval_AP", [2, 4], [0.1, 0.3]),
+        ("eval_F1", [2, 4], [0.2, 0.4]),
+    ]
+    assert [s.name for s in losses(log)] == ["loss"]
