@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Rule curves: the loss curves of a training as an image."""
-=======
-"""Rule curves: the loss of a training as an image."""
->>>>>>> 268ed52 (Write evaluation and reports through typed results, with tests per module)
 
 from coordexp.reporting.curves import plot_losses
 from workflow_scripts.arguments import arguments, job, path
