@@ -74,8 +74,8 @@ def test_the_shipped_configuration_names_no_path_outside_the_repository():
         (lambda c: c["datasets"]["lvis"].update(rot="x"), "datasets.lvis.rot: unknown key, did you mean 'root'"),
         (lambda c: c["datasets"]["shapes"].update(sizes=1), "datasets.shapes.sizes: unknown key, did you mean 'size'"),
         (
-            lambda c: c["datasets"]["shapes"]["splits"]["train"].pop("seed"),
-            "datasets.shapes.splits.train.seed: required key",
+            lambda c: c["datasets"]["shapes"]["splits"]["train"].update(sed=3),
+            "datasets.shapes.splits.train.sed: unknown key, did you mean 'seed'",
         ),
         (lambda c: c["datasets"].update(x={"root": "a"}), "datasets.x.format: required key is missing"),
         (lambda c: c["models"]["tiny"].update(hiden=3), "models.tiny.hiden: unknown key, did you mean 'hidden'"),
