@@ -168,17 +168,16 @@ BLOCKS = [(page, kind, block) for page in TEXTS for kind in ("yaml", "python", "
 @pytest.mark.parametrize(("page", "block"), [(p, b) for p, kind, b in BLOCKS if kind == "yaml"], ids=show)
 def test_documented_configuration_is_valid(page, block, tmp_path):
     from coordexp.config.settings import Settings, over_defaults
-    from coordexp.datasets import mixture as fusion
-    from coordexp.recipe import merge
+    from coordexp.datasets import mixture
 
     values = yaml.safe_load(block)
     if "sources" in values:
         (tmp_path / "mixture.yaml").write_text(block)
-        assert len(fusion.files(tmp_path / "mixture.yaml")) == len(values["sources"])
+        assert len(mixture.files(tmp_path / "mixture.yaml")) == len(values["sources"])
         return
-    settings = Settings.load(over_defaults(merge(values, {}), REPOSITORY), REPOSITORY)
-    for name, entry in values.get("runs", {}).items():
-        run = name if re.search(r"_\d+$", name) or isinstance(entry.get("data"), str) else f"{name}_768"
+    settings = Settings.load(over_defaults(values, REPOSITORY), REPOSITORY)
+    for name in values.get("runs", {}):
+        run = f"{name}_768" if name in settings.datasets else name
         assert settings.recipe(run).training
         assert settings.run(run).model in settings.config["models"]
 
