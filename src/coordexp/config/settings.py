@@ -19,7 +19,7 @@ from coordexp.datasets.convert import ConvertOptions
 from coordexp.datasets.download import local_annotations_sha256, options_for_split
 from coordexp.inference.options import PredictOptions
 from coordexp.modeling import checkpoint_files
-from coordexp.recipe import Recipe, typed
+from coordexp.recipe import Recipe, parse_recipe
 from coordexp.runtime.config_io import checked, merge, read_extended
 from coordexp.runtime.errors import ConfigError, CoordExpError, located
 from coordexp.runtime.plugins import load_plugins
@@ -187,7 +187,7 @@ class Settings:
             for file in files:
                 raw = merge(raw, read_extended(self.root / file))
             where = f"runs.{run}.recipe" if sections or len(files) > 1 else self.root / files[0]
-            self._recipes[run] = typed(merge(raw, sections), where)
+            self._recipes[run] = parse_recipe(merge(raw, sections), where)
         return self._recipes[run]
 
     def recipe_map(self, run: str) -> dict[str, Any]:
