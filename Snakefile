@@ -17,6 +17,7 @@ include: "rules/model.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
 include: "rules/report.smk"
+include: "rules/sweeps.smk"
 
 
 rule all:

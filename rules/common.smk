@@ -44,6 +44,7 @@ shell.prefix(
 wildcard_constraints:
     run=runs.PATTERN,
     runs=rf"{runs.PATTERN}(\+{runs.PATTERN})+",
+    sweep=runs.NAME,
     dataset=r"[A-Za-z0-9_-]+",
     split="|".join(choices_of(DataSection, "splits")),
     tiny=r"(_tiny)?",

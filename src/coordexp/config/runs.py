@@ -123,6 +123,13 @@ class Runs:
         problem = f"unknown model {name!r}{nearest(name, self.models)}"
         raise ConfigError(located(problem, field="models", expected=sorted(self.models)))
 
+    def trials(self, sweep: str) -> list[str]:
+        """Names of the runs of a sweep; ConfigError for an unknown sweep."""
+        if sweep not in self.sweeps:
+            problem = f"unknown sweep {sweep!r}{nearest(sweep, self.sweeps)}"
+            raise ConfigError(located(problem, field="sweeps", expected=sorted(self.sweeps)))
+        return [trial.run for trial in sweeps.trials(sweep, self.sweeps[sweep])]
+
     def is_small(self, run: str, _chain: tuple[str, ...] = ()) -> bool:
         """Whether a run's base is a tiny model, possibly trained by other runs; ConfigError for a circular `run`."""
         model = self.model(self.resolve(run).model)

@@ -1,0 +1,43 @@
+# Sweeps: every trial is a run of its own, to which all other rules apply.
+
+
+def trials_of(wildcards):
+    """Names of the runs of a sweep."""
+    return settings.runs.trials(wildcards.sweep)
+
+
+localrules:
+    sweep_summary,
+
+
+rule sweep_summary:
+    """Compare the variants of a sweep: mean and spread over seeds, paired differences, and the best variant."""
+    input:
+        evaluated=lambda w: expand(f"{RESULTS}/{{run}}/eval.json", run=trials_of(w)),
+        predictions=lambda w: expand(f"{RESULTS}/{{run}}/eval/predictions.jsonl", run=trials_of(w)),
+        trained=lambda w: list(
+            dict.fromkeys(f"{settings.training(run)}/adapter/train_manifest.json" for run in trials_of(w))
+        ),
+    output:
+        summary=f"{RESULTS}/sweeps/{{sweep}}/summary.json",
+        page=report(
+            f"{RESULTS}/sweeps/{{sweep}}/summary.html",
+            category="Sweeps",
+            labels={"sweep": "{sweep}", "figure": "variants"},
+        ),
+    log:
+        f"{RESULTS}/sweeps/{{sweep}}/logs/sweep_summary.log",
+    benchmark:
+        f"{RESULTS}/sweeps/{{sweep}}/benchmarks/sweep_summary.tsv"
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        config=lambda w: keys(name=w.sweep, sweep=settings.config["sweeps"][w.sweep]),
+        code=code("sweep_summary"),
+    shell:
+        "python -m workflow_scripts.sweep_summary --config {params.config:q} --summary {output.summary:q}"
+        " --page {output.page:q} > {log:q} 2>&1"
