@@ -255,14 +255,15 @@ def load_recipe(
     source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     root: str | Path = ".",
+    name: str = "recipe",
 ) -> Recipe:
     """The recipe in a file, or an inline map, with everything that it extends and `overrides` on top.
 
     A relative path, of `source` or in the `extends` of an inline map, starts at `root`. ConfigError if the recipe is
-    invalid. Plug-ins must be loaded before, so that their loss terms are known.
+    invalid; `name` stands for an inline map in its message. Plug-ins must be loaded before, so that their loss terms are known.
     """
     if isinstance(source, Mapping):
-        raw, file = _extend_inline(source, Path(root)), "recipe"
+        raw, file = _extend_inline(source, Path(root)), name
     else:
         file = Path(root) / source
         raw = read_extended(file)

@@ -11,15 +11,14 @@ from coordexp.runtime.io import read_json
 
 RUN = "results/shapes_9"
 CHANGES = {
-    "data": {
-        "tiny": 4,
-        "num_workers": 1,
-        "shapes": {"splits": {"train": {"count": 24, "seed": 1}, "val": {"count": 6, "seed": 2}}},
-    },
+    "data": {"tiny": 4, "num_workers": 1},
+    "datasets": {"shapes": {"splits": {"train": {"count": 24, "seed": 1}, "val": {"count": 6, "seed": 2}}}},
     "runs": {
         "shapes": {
-            "processes": 1,
-            "training": {"max_steps": 10, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
+            "train": {"processes": 1},
+            "recipe": {
+                "training": {"max_steps": 10, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1}
+            },
         }
     },
     "train": {"threads": 2},
@@ -168,7 +167,7 @@ def test_small_rules_share_a_job(demo):
 def two_nodes(cluster, demo):
     """(run, environments): the same training again on both nodes, and what its processes found there."""
     changes = copy.deepcopy(CHANGES)
-    changes["runs"]["shapes"]["nodes"] = 2
+    changes["runs"]["shapes"]["train"]["nodes"] = 2
     arguments = ("--set-resources", *NODES, "--", f"{RUN}/train/adapter/train_manifest.json")
     # The nodes have names that no resolver knows; an exported address wins over that of the first node.
     run = Run(cluster, demo[0].folder, changes, *arguments, name="nodes", MASTER_ADDR="127.0.0.1")

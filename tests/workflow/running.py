@@ -1,4 +1,4 @@
-"""Real Snakemake runs: this repository's workflow in a folder of the test's own."""
+"""Real Snakemake runs of this repository's workflow in a temporary folder."""
 
 import os
 import re
@@ -16,8 +16,8 @@ from coordexp.runtime.io import write_jsonl
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 SMALL = {
-    "data": {
-        "tiny": 4,
+    "data": {"tiny": 4},
+    "datasets": {
         "shapes": {
             "format": "shapes",
             "image_size": 96,
@@ -27,8 +27,12 @@ SMALL = {
     },
     "runs": {
         "shapes": {
-            "training": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
-            "custom": {"loss": {"weights": {"l1": 1.0, "giou": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}},
+            "recipe": {
+                "training": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
+                "custom": {
+                    "loss": {"weights": {"l1": 1.0, "giou": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}
+                },
+            }
         }
     },
     "predict": {"max_new_tokens": 96},
@@ -38,14 +42,14 @@ SMALL = {
 
 
 class Workflow:
-    """Runs Snakemake in `folder`; everything that it makes lies there."""
+    """Runs Snakemake in `folder`, where everything is written."""
 
     def __init__(self, folder: Path, changes: dict, repository: Path = REPOSITORY):
         self.folder, self.repository = folder, repository
         self.change(changes)
 
     def change(self, changes: dict) -> None:
-        """Write the user's own configuration, on top of the repository's."""
+        """Write the configuration that is merged over the repository's."""
         self.changes = changes
         (self.folder / "changes.yaml").write_text(yaml.safe_dump(changes))
 
@@ -64,7 +68,7 @@ class Workflow:
         return done
 
     def planned(self, *targets: str, allowed: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> dict[str, int]:
-        """Rules that a dry run would run, with their counts; `allowed` are the only ones that may."""
+        """Number of jobs per rule in a dry run; with `allowed`, of these rules only."""
         only = ("--allowed-rules", *allowed) if allowed else ()
         out = self.run("--dry-run", *options, *only, "--quiet", "host", "reason", "--", *targets).stdout
         table = out.split("Job stats:", 1)[1] if "Job stats:" in out else ""
@@ -77,7 +81,7 @@ class Workflow:
 
 
 def answer(folder: Path, records: str, shard: str, seed: int) -> None:
-    """A shard as a trained model would give it: objects found well and badly, sure ones more often right than not."""
+    """A synthetic shard of predictions, in which detections with a high score are more often correct."""
     rng = np.random.default_rng(seed)
     rows = []
     for record in read_records(folder / records, "pixel"):

@@ -1,4 +1,4 @@
-"""Calibration on calibration images and the comparison of runs, by real Snakemake on answers made from the truth."""
+"""Calibration and the comparison of runs, by real Snakemake on synthetic predictions."""
 
 import shutil
 
@@ -15,12 +15,12 @@ AFTER_PREDICT = ("gather", "calibrate", "evaluate", "report", "compare")
 
 
 def changed(base: dict, **calibrate: object) -> dict:
-    return merge(base, {"calibrate": {"calibration": 12, "method": "logistic", **calibrate}})
+    return merge(base, {"calibrate": {"images": 12, "method": "logistic", **calibrate}})
 
 
 @pytest.fixture(scope="module")
 def calibrated(finished, tmp_path_factory):
-    """The finished demo, asked for calibration, with shards of answers as a trained model would give them."""
+    """The finished demo with calibration, and synthetic shards of predictions."""
     folder = tmp_path_factory.mktemp("calibrated")
     shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
     workflow = type(finished)(folder, changed(finished.changes))
@@ -31,7 +31,7 @@ def calibrated(finished, tmp_path_factory):
     return workflow
 
 
-def test_calibration_trains_on_the_rest_and_predicts_the_held_out_images(finished):
+def test_calibration_trains_on_the_rest_and_predicts_the_calibration_images(finished):
     before = finished.changes
     finished.change(changed(before))
     try:
@@ -42,7 +42,7 @@ def test_calibration_trains_on_the_rest_and_predicts_the_held_out_images(finishe
     assert planned == {**dict.fromkeys(again, 1), "predict": 2, "gather": 2}
 
 
-def test_scores_are_learnt_from_images_that_training_does_not_see(calibrated):
+def test_the_calibration_is_fitted_on_images_that_training_does_not_see(calibrated):
     held, rest = (
         {record.metadata.image_id for record in read_records(calibrated.path(f"{RUN}/data/{name}"), space)}
         for name, space in (("calibration.jsonl", "pixel"), ("train_rest.coord.jsonl", "token"))
@@ -71,7 +71,7 @@ def test_another_method_predicts_nothing_again(calibrated):
 
 
 def test_runs_on_the_same_records_are_compared_by_their_names(calibrated):
-    calibrated.change(merge(calibrated.changes, {"runs": {"other": {"data": "shapes_9"}}}))
+    calibrated.change(merge(calibrated.changes, {"runs": {"other": {"records_from": "shapes_9"}}}))
     shutil.copytree(calibrated.path(RUN), calibrated.path("results/other"), ignore=shutil.ignore_patterns("data"))
     answer(calibrated.folder, f"{RUN}/data/val.jsonl", "results/other/eval/shards/1-of-1.jsonl", 3)
     target = "results/compare/shapes_9+other/report.html"
@@ -85,7 +85,9 @@ def test_runs_on_the_same_records_are_compared_by_their_names(calibrated):
 
 def test_a_named_run_converts_nothing_again(finished):
     before = finished.changes
-    finished.change(merge(before, {"runs": {"other": {"data": "shapes_9", "training": {"max_steps": 2}}}}))
+    finished.change(
+        merge(before, {"runs": {"other": {"records_from": "shapes_9", "recipe": {"training": {"max_steps": 2}}}}})
+    )
     try:
         planned = finished.planned("results/other/eval.json", "results/compare/shapes_9+other/report.html")
         done = finished.run("--dry-run", "results/othr/eval.json", check=False)

@@ -1,4 +1,4 @@
-"""Folders of the user's own, a data set and a base: what a changed file there reruns, in real dry runs."""
+"""The user's own folders of a data set and a base: what a changed file in them reruns, in real dry runs."""
 
 import json
 import os
@@ -18,13 +18,13 @@ BASE = dict.fromkeys(("fetch_model", "expand_vocab"), 1)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A data set and a base beside the folder of a workflow that has read them."""
+    """A data set and a base next to the folder of a workflow that has read them."""
     top = tmp_path_factory.mktemp("own")
-    source = provide("shapes", SMALL["data"]["shapes"], "train", top / "parts", top / "parts" / "train.source.json")
+    source = provide("shapes", SMALL["datasets"]["shapes"], "train", top / "parts", top / "parts" / "train.source.json")
     tiny.build(top / "base", seed=7)
     entry = {"format": "lvis", "root": str(top / "parts"), "annotations": {"train": source.annotations}}
     changes = {
-        "data": {"own": {**entry, "image_dirs": {"train": source.image_dirs}}},
+        "datasets": {"own": {**entry, "image_dirs": {"train": source.image_dirs}}},
         "models": {"ours": {"source": "path", "path": str(top / "base")}},
         "runs": {"own": {"model": "ours", "recipe": "config/train/full_tiny.yaml"}},
     }
@@ -36,7 +36,7 @@ def made(tmp_path_factory):
 
 
 def replace(path, text):
-    """Another file in the place of `path`, one that was written long ago; what was linked to it stays."""
+    """Replace `path` by another file with an old modification time; hard links to it keep the old content."""
     path.with_suffix(".new").write_text(text)
     os.utime(path.with_suffix(".new"), (1.7e9, 1.7e9))
     path.with_suffix(".new").replace(path)
@@ -78,8 +78,8 @@ def test_a_file_of_an_own_base_reruns_it_alone(made, name):
     assert workflow.planned(*TARGETS) == {}
 
 
-def test_folders_that_are_gone_rerun_nothing(made):
-    """What was made from them needs them no more: a disk that is not mounted, results on another machine."""
+def test_missing_folders_rerun_nothing(made):
+    """Results do not need them any more: on an unmounted disk, or on another machine."""
     workflow, annotations, base = made
     away = [path.rename(path.with_name(f"{path.name}-away")) for path in (annotations.parent, base)]
     try:
@@ -90,7 +90,7 @@ def test_folders_that_are_gone_rerun_nothing(made):
 
 
 def test_the_plan_gives_the_hashes(made):
-    """In the reason that Snakemake prints, so that one sees why."""
+    """In the reason that Snakemake prints for the rerun."""
     workflow, annotations, _ = made
     before = annotations.read_text()
     annotations.write_text(before + "\n")
@@ -100,8 +100,8 @@ def test_the_plan_gives_the_hashes(made):
         annotations.write_text(before)
 
 
-def test_a_changed_source_is_read_by_all_stages_or_by_none(made):
-    """Run again, and the manifests say what was read; nothing is left to do."""
+def test_nothing_is_left_to_do_after_a_changed_source_was_read(made):
+    """The manifests record what was read."""
     workflow, annotations, base = made
     annotations.write_text(annotations.read_text() + "\n")
     (base / "tokenizer_config.json").write_text((base / "tokenizer_config.json").read_text() + "\n")

@@ -1,4 +1,4 @@
-"""The main job with polygons: learnt, answered and scored as masks, by one key of the configuration."""
+"""The main job with polygons, which one key of the configuration asks for."""
 
 import pytest
 from running import SMALL, Workflow
@@ -22,7 +22,7 @@ def test_records_carry_polygons(polygons):
     assert sum(o.poly is not None for o in objects) > len(objects) / 2
 
 
-def test_answers_hold_what_was_learnt(polygons):
+def test_predictions_contain_polygons(polygons):
     found = [d for line in read_jsonl(polygons.path(f"{RUN}/eval/predictions.jsonl")) for d in line["detections"]]
     assert any("poly" in detection for detection in found)
 

@@ -1,4 +1,4 @@
-"""Training on records in pixel space, and what calibration takes for the training file; real runs of a few steps."""
+"""Training on pixel-space records, and calibration images that a training file contains; real runs of a few steps."""
 
 import shutil
 
@@ -9,22 +9,22 @@ from coordexp.runtime.config_io import merge
 from coordexp.runtime.io import read_json
 
 RUN = "results/shapes_9"
-CALIBRATED = {"calibrate": {"calibration": 12, "method": "isotonic"}}
+CALIBRATED = {"calibrate": {"images": 12, "method": "isotonic"}}
 
 
 @pytest.fixture
 def changed(finished, tmp_path):
-    """Maker of a copy of the finished demo that trains by a changed `custom` section, with calibration."""
+    """Copies the finished demo and changes the recipe's `custom` section; with calibration."""
 
     def change(custom: dict):
         shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
-        changes = merge(finished.changes, {**CALIBRATED, "runs": {"shapes": {"custom": custom}}})
+        changes = merge(finished.changes, {**CALIBRATED, "runs": {"shapes": {"recipe": {"custom": custom}}}})
         return type(finished)(tmp_path, changes)
 
     return change
 
 
-def test_a_recipe_that_wants_records_in_pixel_space_is_given_them(changed):
+def test_a_recipe_may_train_on_pixel_space_records(changed):
     workflow = changed({"coord_tokens": {"skip_bbox_norm": False}})
     workflow.run(f"{RUN}/calibration/predictions.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl")
     trained = read_json(workflow.path(f"{RUN}/train/adapter/train_manifest.json"))
@@ -35,7 +35,7 @@ def test_a_recipe_that_wants_records_in_pixel_space_is_given_them(changed):
     assert read_json(workflow.path(f"{RUN}/eval.json"))["counts"]["images"] == 6
 
 
-def test_a_held_out_image_in_a_training_file_of_one_s_own_is_found(changed):
+def test_a_calibration_image_in_the_user_s_own_training_file_is_an_error(changed):
     workflow = changed({"train_jsonl": f"{RUN}/data/train.coord.jsonl"})
     workflow.run(f"{RUN}/data/calibration.jsonl")
     answer(workflow.folder, f"{RUN}/data/calibration.jsonl", f"{RUN}/calibration/shards/1-of-1.jsonl", 1)

@@ -22,35 +22,25 @@ SOURCES = ("Snakefile", "rules", "workflow_scripts", "src", "config", "envs", "p
 RUN, OTHER = "results/shapes_9", "results/shapes_4"
 TARGETS = (
     *("shapes_9/eval.json", "shapes_9/report.html", "shapes_9/data/complete"),
-    *("compare/shapes_9+shapes_4/report.html", "ablation/shapes_9/summary.json"),
+    "compare/shapes_9+shapes_4/report.html",
 )
-STEPS = {"training": {"max_steps": 2, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1}}
 CHANGES = {
-    "data": {
-        "tiny": 4,
-        "num_workers": 2,
-        "shapes": {"splits": {"train": {"count": 40, "seed": 1}, "val": {"count": 6, "seed": 2}}},
-    },
+    "data": {"tiny": 4, "num_workers": 2},
+    "datasets": {"shapes": {"splits": {"train": {"count": 40, "seed": 1}, "val": {"count": 6, "seed": 2}}}},
     "models": {"tiny": {"hidden": 64, "layers": 2}},
     "runs": {
         "shapes": {
-            "processes": 1,
-            "training": {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1},
-            "custom": {"loss": {"geometry_warmup": {"start": 0.0, "end": 0.0}}},
+            "train": {"processes": 1},
+            "recipe": {
+                "training": {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1},
+                "custom": {"loss": {"geometry_warmup": {"start": 0.0, "end": 0.0}}},
+            },
         }
     },
     "predict": {"max_new_tokens": 48},
-    "calibrate": {"calibration": 12, "method": "logistic"},
+    "calibrate": {"images": 12, "method": "logistic"},
     "evaluate": {"bootstrap": 10},
     "report": {"gallery": 4},
-    "ablation": {
-        "base": STEPS,
-        "arms": ["tokens"],
-        "seeds": [1],
-        "decode": ["argmax"],
-        "starts": ["base"],
-        "overrides": {"base": STEPS},
-    },
 }
 # What a rule leaves beside the outputs that it declares; the files of others are declared all.
 BESIDE = {

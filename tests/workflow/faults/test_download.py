@@ -52,7 +52,7 @@ class Web:
         downloads = {name: {"url": f"{server.url}/{name}.zip"} for name in FOLDERS}
         downloads["val.json"] = {"url": f"{server.url}/val.json"}
         entry = {"annotations": {"val": "val.json"}, "image_dirs": {"val": list(FOLDERS)}}
-        self.changes = {"data": {"web": {"format": "coco", **entry, "downloads": downloads}}}
+        self.changes = {"datasets": {"web": {"format": "coco", **entry, "downloads": downloads}}}
 
     def hold(self):
         """Transfers of the archives stop after `SENT` bytes, those of another try too, until `release` is set."""

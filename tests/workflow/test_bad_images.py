@@ -1,4 +1,4 @@
-"""A image of val that cannot be read, and one without objects: what is evaluated, by real Snakemake."""
+"""An unreadable evaluation image, and one without objects: which are evaluated, by real Snakemake."""
 
 import json
 
@@ -15,9 +15,9 @@ RULES = ("download", "convert_resize", "gather", "evaluate")
 
 @pytest.fixture
 def workflow(tmp_path):
-    """A folder of the user's own: of its six images of val the first is damaged, the second holds nothing."""
+    """The user's own folder: of its six val images the first is damaged and the second has no objects."""
     root = tmp_path / "own"
-    source = provide("shapes", SMALL["data"]["shapes"], "val", root, root / "val.source.json")
+    source = provide("shapes", SMALL["datasets"]["shapes"], "val", root, root / "val.source.json")
     content = read_json(root / source.annotations)
     first, second = (image["id"] for image in content["images"][:2])
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] != second]
@@ -25,7 +25,8 @@ def workflow(tmp_path):
     next((root / source.image_dirs[0]).rglob(content["images"][0]["file_name"])).write_bytes(b"no image")
     entry = {"format": "lvis", "root": str(root), "annotations": {"val": source.annotations}}
     changes = {
-        "data": {"on_bad": "skip", "keep_empty": False, "own": {**entry, "image_dirs": {"val": source.image_dirs}}},
+        "data": {"on_bad": "skip", "keep_empty": False},
+        "datasets": {"own": {**entry, "image_dirs": {"val": source.image_dirs}}},
         "runs": {"own": {"model": "tiny", "recipe": "config/train/full_tiny.yaml"}},
     }
     (tmp_path / "work").mkdir()
@@ -35,7 +36,7 @@ def workflow(tmp_path):
     return made, len(content["images"]), len(objects)
 
 
-def test_images_that_cannot_be_used_are_not_judged_and_empty_ones_are(workflow):
+def test_unreadable_images_are_not_evaluated_and_empty_ones_are(workflow):
     made, listed, objects = workflow
     answer(made.folder, f"{RUN}/data/val.jsonl", f"{RUN}/eval/shards/1-of-1.jsonl", 1)
     made.run("--allowed-rules", *RULES, "--", f"{RUN}/eval.json")
