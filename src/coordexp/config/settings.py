@@ -19,13 +19,8 @@ from coordexp.datasets.convert import ConvertOptions
 from coordexp.datasets.download import local_annotations_sha256, options_for_split
 from coordexp.inference.options import PredictOptions
 from coordexp.modeling import checkpoint_files
-<<<<<<< HEAD
-from coordexp.recipe import Recipe, parse_recipe
-from coordexp.runtime.config_io import checked, merge, read_extended
-=======
 from coordexp.recipe import Recipe, load_recipe
 from coordexp.runtime.config_io import checked, merge
->>>>>>> ced6e43 (Fit the workflow's tests to the new configuration)
 from coordexp.runtime.errors import ConfigError, CoordExpError, located
 from coordexp.runtime.plugins import load_plugins
 
@@ -185,20 +180,9 @@ class Settings:
     def recipe(self, run: str) -> Recipe:
         """The recipe that a run trains with, resolved."""
         if run not in self._recipes:
-<<<<<<< HEAD
-            sections = dict(self.run(run).recipe)
-            extends = sections.pop("extends")
-            files = [extends] if isinstance(extends, str) else extends
-            raw: dict[str, Any] = {}
-            for file in files:
-                raw = merge(raw, read_extended(self.root / file))
-            where = f"runs.{run}.recipe" if sections or len(files) > 1 else self.root / files[0]
-            self._recipes[run] = parse_recipe(merge(raw, sections), where)
-=======
             recipe = self.run(run).recipe
             source = recipe["extends"] if set(recipe) == {"extends"} and isinstance(recipe["extends"], str) else recipe
             self._recipes[run] = load_recipe(source, root=self.root, name=f"runs.{run}.recipe")
->>>>>>> ced6e43 (Fit the workflow's tests to the new configuration)
         return self._recipes[run]
 
     def recipe_map(self, run: str) -> dict[str, Any]:
