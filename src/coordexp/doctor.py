@@ -14,6 +14,7 @@ from PIL import Image
 
 from coordexp.geometry import boxes, norm1000
 from coordexp.inference.draw import draw
+from coordexp.modeling.families import family_of
 from coordexp.recipe import Custom
 from coordexp.records import Detection, Record, coord_bin, decode_record
 from coordexp.runtime.errors import DataError
@@ -46,9 +47,7 @@ def examine(
             draw(changed or image, detections).save(out)
     size = np.array([shown.width, shown.height] * 2)
     return {
-        "prompt": re.sub(
-            r"(<\|image_pad\|>)+", lambda m: f"<|image_pad|> x{m[0].count('pad')}", tokenizer.decode(ids[:first])
-        ),
+        "prompt": _count_repeats(tokenizer.decode(ids[:first]), family_of(model_dir).tokens.image_pad),
         "answer": tokenizer.decode(ids[first:]),
         "tokens": [[i, tokenizer.decode([i]), label != -100] for i, label in zip(ids, labels, strict=True)],
         "boxes": [
@@ -85,8 +84,9 @@ def _encode(
 
     template.register()
     loader.register()
-    processor = get_processor(str(model_dir), model_type=loader.DENSE)
-    encoder = get_template(processor, template_type=template.NAME, truncation_strategy="raise")
+    names = family_of(model_dir).swift
+    processor = get_processor(str(model_dir), model_type=names.our_model_type)
+    encoder = get_template(processor, template_type=names.our_template, truncation_strategy="raise")
     encoder.set_mode("train")
     sample, image = Sample(record, file, f"{file}:{record.metadata.image_id}", {}, None), None
     if epoch is not None:
@@ -94,6 +94,11 @@ def _encode(
         sample, image, _ = augment(sample, custom.augmentation, seed, encoder.tile, keep_order=True)
     sample = sample._replace(record=template.as_tokens(sample.record))
     return encoder.encode_sample(sample, image), encoder.tokenizer, sample.record, image
+
+
+def _count_repeats(text: str, token: str) -> str:
+    """`text` with each run of `token` written as `token xN`."""
+    return re.sub(f"({re.escape(token)})+", lambda run: f"{token} x{len(run[0]) // len(token)}", text)
 
 
 def _bounds(coords: np.ndarray) -> list[float]:

@@ -1,4 +1,4 @@
-"""Small expanded checkpoints, adapters with random weights, and logits, for the tests of coordexp.model."""
+"""Small expanded checkpoints, adapters with random weights, and logits, for the tests of coordexp.modeling."""
 
 from __future__ import annotations
 

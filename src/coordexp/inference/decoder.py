@@ -16,6 +16,7 @@ from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.grammar.token_grammar import Node
 from coordexp.inference.kv_cache import RowCache
 from coordexp.inference.options import PredictOptions
+from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds
 from coordexp.runtime.errors import ModelError, located
 
@@ -29,7 +30,9 @@ class Decoder:
         self.model, self.ids, self.options = model, ids, options
         self.device = model.device
         # an adapter on the head changes its answers, not its weight
-        self._plain_head = type(model.lm_head) is nn.Linear and not model.lm_head._forward_hooks
+        self.family = family_named(model.config.model_type)
+        self.head: Any = model.get_output_embeddings()
+        self._plain_head = type(self.head) is nn.Linear and not self.head._forward_hooks
         self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
         self.forward_passes = 0
 
@@ -87,7 +90,7 @@ class Decoder:
         self.forward_passes += 1
         mask = inputs["attention_mask"]
         lengths = mask.sum(-1)
-        positions = lengths + outputs.rope_deltas.reshape(-1)
+        positions = self.family.first_positions(outputs, mask)
         return RowCache(prefilled, mask.shape[1] - lengths), positions, outputs.last_hidden_state[:, -1:]
 
     def _step(self, cache: RowCache, positions: torch.Tensor, answers: list[GenerationState]) -> None:
@@ -98,10 +101,9 @@ class Decoder:
         mask = cache.begin(width)
         offsets = torch.arange(width, device=self.device)
         place = (positions + cache.lengths)[:, None] + offsets
-        text = self.model.model.language_model
-        hidden = text(
-            inputs_embeds=text.embed_tokens(tokens),
-            position_ids=place.expand(3, -1, -1),
+        hidden = self.family.language_model(self.model)(
+            inputs_embeds=self.model.get_input_embeddings()(tokens),
+            position_ids=self.family.position_ids(place),
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
@@ -154,7 +156,7 @@ class Decoder:
     def _judge_texts(self, vectors: torch.Tensor, places: list[int], where: list[tuple], verdicts: list) -> None:
         if not places:
             return
-        logits = self.model.lm_head(vectors[places]).float()
+        logits = self.head(vectors[places]).float()
         masks = torch.stack([self._mask(node, logits.shape[-1]) for _, node in where])
         for row, (answer, node) in enumerate(where):
             masks[row, answer.banned(node)] = False
@@ -177,8 +179,8 @@ class Decoder:
     def _columns(self, vectors: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
         """Logits of `columns` of the output layer alone, float32."""
         if self._plain_head:
-            return F.linear(vectors.float(), self.model.lm_head.weight[columns].float())
-        return self.model.lm_head(vectors)[:, columns].float()
+            return F.linear(vectors.float(), self.head.weight[columns].float())
+        return self.head(vectors)[:, columns].float()
 
     def _mask(self, node: Node, size: int) -> torch.Tensor:
         if id(node) not in self._masks:

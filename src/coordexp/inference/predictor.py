@@ -17,6 +17,7 @@ from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Question
+from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime.errors import DataError, ModelError, located
 
@@ -33,8 +34,8 @@ class Predictor:
         self.model, self.processor, self.ids = model, processor, ids
         self.options, self.style = options, style
         self.decoder = Decoder(self.model, self.ids, options)
-        vision = self.model.config.vision_config
-        self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
+        family, config = family_named(model.config.model_type), model.config.to_dict()
+        self.patch, self.factor = family.patch_size(config), family.tile_size(config)
         self._vocabulary = Vocabulary(self.processor.tokenizer)
         self._grammars: dict[tuple[str, ...] | None, Grammar] = {}
 

@@ -147,12 +147,13 @@ def attach(model: nn.Module, start: int, end: int, tie_head: bool = True, dtype:
 
 
 def _refuse_adapted_embeddings(model: nn.Module) -> None:
-    for name, module in (("embed_tokens", model.get_input_embeddings()), ("lm_head", model.get_output_embeddings())):
+    """ModelError if an adapter or `modules_to_save` also trains the embedding table or the output layer."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            fix = f"take {name} out of target_modules and modules_to_save, or switch coord_offset off"
-            raise ModelError(
-                located("coordinate offsets and training the whole table exclude each other", field=name, fix=fix)
-            )
+            name = next(name for name, found in model.named_modules() if found is module)
+            fix = f"remove {name} from target_modules and modules_to_save, or disable coord_offset"
+            problem = "coordinate offsets and training of the full table exclude each other"
+            raise ModelError(located(problem, field=name, fix=fix))
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.LORA] = _ConfigByContent

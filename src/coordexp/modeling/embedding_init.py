@@ -66,7 +66,7 @@ def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: in
 
 
 @contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
+def single_threaded_torch() -> Iterator[None]:
     """Arithmetic inside with one core a thread: the parallelism is our own, and sums do not depend on the machine."""
     import torch
 

@@ -19,6 +19,7 @@ from coordexp.modeling import adapter as peft_adapter
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import vocab
+from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.code_identity import own_code
 from coordexp.runtime.errors import CoordExpError, ModelError, located
@@ -53,13 +54,13 @@ def merge(
     checkpoint_dir = resolve_checkpoint(trained, best=best)
     _check_output(base, checkpoint_dir, out, allow_overwrite)
     base_weights = shards.open_checkpoint(base)
-    tied = is_tied(base)
+    family, config = family_of(base), io.read_json(base / "config.json")
     _check_same_tokenizer(base, checkpoint_dir)
     _check_trained_base(base, checkpoint_dir)
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
-        plan = update.plan_adapter(base_weights, peft_adapter.read_adapter(checkpoint_dir), tied)
+        plan = update.plan_adapter(base_weights, peft_adapter.read_adapter(checkpoint_dir), family.embeddings(config))
     else:
-        plan = update.plan_full(base_weights, shards.open_checkpoint(checkpoint_dir), tied)
+        plan = update.plan_full(base_weights, shards.open_checkpoint(checkpoint_dir), family.embeddings(config))
     manifest = _manifest(base, base_weights, checkpoint_dir, plan)
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
@@ -68,9 +69,8 @@ def merge(
         _link_base_files(base, folder)
         manifest["shards"] = update.write(plan, folder)
         if plan.untied:
-            config = untied_config(io.read_json(base / "config.json"))
             (folder / "config.json").unlink()
-            io.write_json(folder / "config.json", config)
+            io.write_json(folder / "config.json", family.untied(config))
         io.write_json(folder / MANIFEST_NAME, manifest)
     return manifest
 
@@ -132,22 +132,6 @@ def merge_from_env(environ: dict[str, str] | None = None) -> int:
     return 0
 
 
-def is_tied(folder: Path) -> bool:
-    """Whether input and output embeddings are one table, by the checkpoint's configuration."""
-    config = io.read_json(folder / "config.json")
-    if "tie_word_embeddings" in config:
-        return bool(config["tie_word_embeddings"])
-    return bool(config.get("text_config", {}).get("tie_word_embeddings", False))
-
-
-def untied_config(config: dict) -> dict:
-    """`config` with a head of its own: every `tie_word_embeddings` false."""
-    nested = {key: untied_config(value) if isinstance(value, dict) else value for key, value in config.items()}
-    if "tie_word_embeddings" in nested or "text_config" in nested:
-        nested["tie_word_embeddings"] = False
-    return nested
-
-
 def _complete(folder: Path) -> bool:
     if (folder / peft_adapter.CONFIG_NAME).exists():
         return (folder / peft_adapter.WEIGHTS_NAME).exists()
@@ -200,7 +184,7 @@ def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
         raise ModelError(located("not the base that was trained", file=base, found=different, fix=fix))
 
 
-def _check_ids(base: Path, plan: update.Plan) -> None:
+def _check_ids(base: Path, plan: update.MergePlan) -> None:
     if plan.offsets is None:
         return
     ids = vocab.coord_ids(base)
@@ -222,7 +206,7 @@ def _check_not_merged(base: Path, manifest: dict) -> None:
     manifest["merged_before"] = history
 
 
-def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan: update.Plan) -> dict:
+def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan: update.MergePlan) -> dict:
     return {
         "coordexp": coordexp.__version__,
         "code": own_code("coordexp.modeling.merge"),
@@ -250,8 +234,8 @@ def _recipe(checkpoint_dir: Path) -> dict | None:
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
 
-def _announce(base: Path, plan: update.Plan, out: Path) -> None:
-    sources = {name: update.untouched(name, changes) for name, changes in plan.files.items()}
+def _announce(base: Path, plan: update.MergePlan, out: Path) -> None:
+    sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
     written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
     linked = [source for source in sources.values() if source is not None]
     announce_shards("merge", out, written, [*linked, *_base_files(base)])

@@ -1,4 +1,4 @@
-"""The arithmetic of merging: which tensor becomes what, and writing it shard by shard in blocks of rows."""
+"""The arithmetic of merging: what each output tensor is made of, and writing it file by file in blocks of rows."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from coordexp.modeling import safetensors_io as shards
-from coordexp.modeling import vocab
 from coordexp.modeling.adapter import Adapter, Lora, Offsets
-from coordexp.modeling.embedding_init import one_thread_each, read_rows, to_bytes, torch_dtype
-from coordexp.modeling.parallel_writer import Output, room
+from coordexp.modeling.embedding_init import read_rows, single_threaded_torch, to_bytes, torch_dtype
+from coordexp.modeling.families import EmbeddingTensors
+from coordexp.modeling.parallel_writer import Output, aligned_buffer
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import ModelError, located
 
 if TYPE_CHECKING:
     import torch
 
+_TRAINED_BASE = "merge into the checkpoint that was trained"
+
 
 class TensorUpdate(msgspec.Struct, frozen=True):
-    """How one output tensor comes about: `source` (or `replaced`) plus `lora`, or `source` plus offset rows."""
+    """How one output tensor is computed: `source` (or `replaced`) plus `lora`, or `source` plus `offset` rows.
+
+    The sum is computed in float32 and rounded once to `dtype`, a safetensors dtype name.
+    """
 
     name: str
     source: tuple[shards.ShardFile, shards.TensorSpec]
@@ -33,20 +38,22 @@ class TensorUpdate(msgspec.Struct, frozen=True):
     offset: shards.TensorSpec | None = None
 
     @property
-    def plain(self) -> bool:
-        """True when the tensor stays as it is."""
-        return (
-            self.replaced is None and self.lora is None and self.offset is None and self.dtype == self.source[1].dtype
-        )
-
-    @property
-    def recipe(self) -> tuple:
-        """What is done to the source, to compare two tensors that share one."""
+    def parts(self) -> tuple:
+        """What is applied to the source; two tensors with the same source and parts are equal."""
         return (self.replaced, self.lora, self.offset)
 
+    @property
+    def unchanged(self) -> bool:
+        """True when the output has the bytes of the source."""
+        return not any(self.parts) and self.dtype == self.source[1].dtype
 
-class Plan(msgspec.Struct, frozen=True):
-    """Every output file with its tensors in order."""
+
+class MergePlan(msgspec.Struct, frozen=True):
+    """Every output file with its tensors in order.
+
+    files, metadata: by file name. untied: the merged checkpoint has an output layer of its own although the base ties
+    it to the embedding table. applied: how many updates of each kind, for the manifest.
+    """
 
     kind: Literal["adapter", "full"]
     files: dict[str, list[TensorUpdate]]
@@ -59,34 +66,27 @@ class Plan(msgspec.Struct, frozen=True):
     applied: dict
 
 
-def plan_adapter(base: shards.Checkpoint, adapter: Adapter, tied: bool) -> Plan:
-    """What an adapter makes of each base tensor; ModelError when it does not fit this base."""
-    embed = _embedding_name(base)
-    own_head = not tied and base.find(vocab.HEAD_NAME) is not None
-    names = set(base.names()) | ({vocab.HEAD_NAME} if tied else set())
-    for name in [*adapter.lora, *adapter.replaced]:
-        if name not in names:
-            fix = "merge LoRA, DoRA, modules_to_save or coordinate offsets into the checkpoint that was trained"
-            raise ModelError(
-                located("the adapter changes a tensor that the base lacks", file=base.folder, field=name, fix=fix)
-            )
-    _check_offsets(base, adapter, embed, own_head)
+def plan_adapter(base: shards.Checkpoint, adapter: Adapter, embeddings: EmbeddingTensors) -> MergePlan:
+    """Apply an adapter to each tensor of the base; ModelError when the adapter does not fit this base."""
+    _check_names(base, adapter, embeddings)
+    _check_offsets(base, adapter, embeddings)
     files: dict[str, list[TensorUpdate]] = {}
     untied = False
     for file_name, shard in base.shards.items():
         files[file_name] = []
         for spec in shard.tensors.values():
-            if tied and spec.name == vocab.HEAD_NAME:
-                continue  # a second copy of the tied table: made again below if it must differ
-            files[file_name].append(_change(adapter, spec.name, (shard, spec), embed))
-            if tied and spec.name == embed:
-                head = _change(adapter, vocab.HEAD_NAME, (shard, spec), embed)
-                if head.recipe != files[file_name][-1].recipe:
+            if embeddings.tied and spec.name == embeddings.head:
+                continue  # a redundant copy of the tied table; written below if it has to differ
+            update = _update(adapter, spec.name, (shard, spec), embeddings)
+            files[file_name].append(update)
+            if embeddings.tied and spec.name == embeddings.embedding:
+                head = _update(adapter, embeddings.head, (shard, spec), embeddings)
+                if head.parts != update.parts:
                     files[file_name].append(head)
                     untied = True
-    for change in (c for changes in files.values() for c in changes):
-        _check_shapes(adapter, change)
-    return Plan(
+    for update in (update for updates in files.values() for update in updates):
+        _check_shapes(adapter, update)
+    return MergePlan(
         kind="adapter",
         files=files,
         metadata={name: shard.metadata for name, shard in base.shards.items()},
@@ -96,33 +96,32 @@ def plan_adapter(base: shards.Checkpoint, adapter: Adapter, tied: bool) -> Plan:
         offsets=adapter.offsets,
         untied=untied,
         applied={
-            "lora": sum(update.magnitude is None for update in adapter.lora.values()),
-            "dora": sum(update.magnitude is not None for update in adapter.lora.values()),
+            "lora": sum(lora.magnitude is None for lora in adapter.lora.values()),
+            "dora": sum(lora.magnitude is not None for lora in adapter.lora.values()),
             "replaced": len(adapter.replaced),
             "offset_tables": 0 if adapter.offsets is None else 1 + (adapter.offsets.head is not None),
         },
     )
 
 
-def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, tied: bool) -> Plan:
-    """Full-parameter weights in the base's dtype; ModelError when names or shapes are not the base's."""
-    free = {vocab.HEAD_NAME} if tied else set()
-    shapes = {spec.name: spec for shard in base.shards.values() for spec in shard.tensors.values()}
+def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, embeddings: EmbeddingTensors) -> MergePlan:
+    """Full-parameter weights, converted to the base's dtypes; ModelError when names or shapes differ from the base."""
+    optional = {embeddings.head} if embeddings.tied else set()
+    expected = {spec.name: spec for shard in base.shards.values() for spec in shard.tensors.values()}
     found = {spec.name: spec for shard in trained.shards.values() for spec in shard.tensors.values()}
-    different = sorted((shapes.keys() ^ found.keys()) - free)
-    different += sorted(n for n in shapes.keys() & found.keys() if shapes[n].shape != found[n].shape)
+    different = sorted((expected.keys() ^ found.keys()) - optional)
+    different += sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape)
     if different:
-        fix = "merge with the base that was trained"
-        problem = f"{len(different)} tensors are not those of the base, the first is {different[0]}"
-        raise ModelError(located(problem, file=trained.folder, fix=fix))
+        problem = f"{len(different)} tensors differ from the base in name or shape, the first is {different[0]}"
+        raise ModelError(located(problem, file=trained.folder, fix="merge with the base that was trained"))
     files = {
         name: [
-            TensorUpdate(spec.name, (shard, spec), shapes[spec.name].dtype if spec.name in shapes else spec.dtype)
+            TensorUpdate(spec.name, (shard, spec), expected[spec.name].dtype if spec.name in expected else spec.dtype)
             for spec in shard.tensors.values()
         ]
         for name, shard in trained.shards.items()
     }
-    return Plan(
+    return MergePlan(
         kind="full",
         files=files,
         metadata={name: shard.metadata for name, shard in trained.shards.items()},
@@ -135,160 +134,162 @@ def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, tied: bool) -
     )
 
 
-def write(plan: Plan, folder: Path) -> dict[str, str]:
-    """Write every file of a plan; returns how each came about: `rewritten`, `link` or `copy`."""
-    with shards.workers() as pool, one_thread_each():
+def write(plan: MergePlan, folder: Path) -> dict[str, str]:
+    """Write every file of a plan to `folder`; returns `rewritten`, `link` or `copy` by file name."""
+    with shards.workers() as pool, single_threaded_torch():
         return _write(plan, folder, pool)
 
 
-def _write(plan: Plan, folder: Path, pool: shards.Workers) -> dict[str, str]:
-    how, weight_map, total = {}, {}, 0
-    for file_name, changes in plan.files.items():
-        source = untouched(file_name, changes)
+def _write(plan: MergePlan, folder: Path, pool: shards.Workers) -> dict[str, str]:
+    methods, weight_map, total = {}, {}, 0
+    for file_name, updates in plan.files.items():
+        source = unchanged_file(file_name, updates)
         if source is not None:
-            how[file_name] = shards.link_or_copy(source, folder / file_name)
+            methods[file_name] = shards.link_or_copy(source, folder / file_name)
         else:
-            shards.write_file(folder / file_name, [_entry(plan, c) for c in changes], plan.metadata[file_name], pool)
-            how[file_name] = "rewritten"
-        weight_map |= {change.name: file_name for change in changes}
-        total += size(changes)
+            entries = [_entry(plan, update) for update in updates]
+            shards.write_file(folder / file_name, entries, plan.metadata[file_name], pool)
+            methods[file_name] = "rewritten"
+        weight_map |= {update.name: file_name for update in updates}
+        total += size(updates)
     if plan.index_metadata is not None:
         shards.write_index(folder, weight_map, total, plan.index_metadata)
-    return how
+    return methods
 
 
-def untouched(file_name: str, changes: list[TensorUpdate]) -> Path | None:
-    """The input file that an output file equals, or None."""
-    shard = changes[0].source[0] if changes else None
-    if shard is None or shard.path.name != file_name or len(changes) != len(shard.tensors):
+def unchanged_file(file_name: str, updates: list[TensorUpdate]) -> Path | None:
+    """The input file with the same content as an output file, or None."""
+    shard = updates[0].source[0] if updates else None
+    if shard is None or shard.path.name != file_name or len(updates) != len(shard.tensors):
         return None
-    return shard.path if all(c.plain and c.source[0] is shard for c in changes) else None
+    return shard.path if all(update.unchanged and update.source[0] is shard for update in updates) else None
 
 
-def size(changes: list[TensorUpdate]) -> int:
+def size(updates: list[TensorUpdate]) -> int:
     """Bytes of the tensors of an output file."""
-    return sum(shards.nbytes(c.dtype, c.source[1].shape) for c in changes)
+    return sum(shards.nbytes(update.dtype, update.source[1].shape) for update in updates)
 
 
-def _embedding_name(base: shards.Checkpoint) -> str:
-    names = [name for name in base.names() if name.endswith(vocab.EMBED_SUFFIX)]
-    if len(names) != 1:
-        problem = f"expected one tensor named *{vocab.EMBED_SUFFIX}"
-        raise ModelError(located(problem, file=base.folder, found=names, fix="is this a Qwen3-VL checkpoint?"))
-    return names[0]
-
-
-def _change(
-    adapter: Adapter, name: str, source: tuple[shards.ShardFile, shards.TensorSpec], embed: str
+def _update(
+    adapter: Adapter, name: str, source: tuple[shards.ShardFile, shards.TensorSpec], embeddings: EmbeddingTensors
 ) -> TensorUpdate:
     offset = None
-    if adapter.offsets is not None and name in (embed, vocab.HEAD_NAME):
-        own = adapter.offsets.head if name == vocab.HEAD_NAME else adapter.offsets.embed
+    if adapter.offsets is not None and name in (embeddings.embedding, embeddings.head):
+        own = adapter.offsets.head if name == embeddings.head else adapter.offsets.embed
         offset = own if own is not None else adapter.offsets.embed
     return TensorUpdate(name, source, source[1].dtype, adapter.replaced.get(name), adapter.lora.get(name), offset)
 
 
-def _check_offsets(base: shards.Checkpoint, adapter: Adapter, embed: str, own_head: bool) -> None:
+def _check_names(base: shards.Checkpoint, adapter: Adapter, embeddings: EmbeddingTensors) -> None:
+    names = {*base.names(), *([embeddings.head] if embeddings.tied else [])}
+    for name in [*adapter.lora, *adapter.replaced]:
+        if name not in names:
+            problem = "the adapter changes a tensor that the base does not have"
+            raise ModelError(located(problem, file=base.folder, field=name, fix=_TRAINED_BASE))
+
+
+def _check_offsets(base: shards.Checkpoint, adapter: Adapter, embeddings: EmbeddingTensors) -> None:
     if adapter.offsets is None:
         return
-    if own_head and adapter.offsets.head is None:
-        problem = "the adapter was trained with tied embeddings, this base has a head of its own"
-        raise ModelError(located(problem, file=base.folder, fix="merge into the checkpoint that was trained"))
-    hidden, expected = adapter.offsets.embed.shape[1], base.find(embed)[1].shape
+    table = base.find(embeddings.embedding)
+    if table is None:
+        problem = "the base has no embedding table"
+        raise ModelError(located(problem, file=base.folder, expected=embeddings.embedding))
+    if not embeddings.tied and base.find(embeddings.head) is not None and adapter.offsets.head is None:
+        problem = "the adapter was trained with tied embeddings, but this base has an output layer of its own"
+        raise ModelError(located(problem, file=base.folder, fix=_TRAINED_BASE))
+    hidden, expected = adapter.offsets.embed.shape[1], table[1].shape
     if hidden != expected[1] or adapter.offsets.end >= expected[0]:
+        problem = "the coordinate offsets do not fit the embedding table"
         found = (adapter.offsets.end, hidden)
-        raise ModelError(
-            located("offsets do not fit the embedding table", file=base.folder, expected=expected, found=found)
-        )
+        raise ModelError(located(problem, file=base.folder, expected=expected, found=found))
 
 
-def _check_shapes(adapter: Adapter, change: TensorUpdate) -> None:
-    shape = change.source[1].shape
-    if change.offset is not None and (change.lora is not None or change.replaced is not None):
-        problem = "the adapter has coordinate offsets and trains the whole embedding as well"
-        raise ModelError(located(problem, file=adapter.file.path, field=change.name))
-    if change.replaced is not None and change.replaced.shape != shape:
-        _misfit(adapter, change.name, shape, change.replaced.shape)
-    if change.lora is not None:
-        a, b = change.lora.a.shape, change.lora.b.shape
-        found = (a[1], b[0]) if change.lora.embedding else (b[0], a[1])
-        if found != shape:
-            _misfit(adapter, change.name, shape, found)
+def _check_shapes(adapter: Adapter, update: TensorUpdate) -> None:
+    shape = update.source[1].shape
+    if update.offset is not None and (update.lora is not None or update.replaced is not None):
+        problem = "the adapter has coordinate offsets and also trains the full embedding table"
+        raise ModelError(located(problem, file=adapter.file.path, field=update.name))
+    if update.replaced is not None:
+        _check_shape(adapter, update.name, shape, update.replaced.shape)
+    if update.lora is not None:
+        a, b = update.lora.a.shape, update.lora.b.shape
+        _check_shape(adapter, update.name, shape, (a[1], b[0]) if update.lora.embedding else (b[0], a[1]))
 
 
-def _misfit(adapter: Adapter, name: str, expected: tuple, found: tuple) -> None:
-    fix = "merge into the checkpoint that was trained"
-    raise ModelError(
-        located(
-            "shape differs from the base's", file=adapter.file.path, field=name, expected=expected, found=found, fix=fix
-        )
-    )
+def _check_shape(adapter: Adapter, name: str, expected: tuple, found: tuple) -> None:
+    if found != expected:
+        problem = "shape differs from the base"
+        facts = {"expected": expected, "found": found, "fix": _TRAINED_BASE}
+        raise ModelError(located(problem, file=adapter.file.path, field=name, **facts))
 
 
-def _entry(plan: Plan, change: TensorUpdate) -> shards.Entry:
-    shard, spec = change.source
-    if change.plain:
-        return shards.Entry(change.name, spec.dtype, spec.shape, shards.copied(shard, spec).jobs)
-    jobs = _offset_jobs if change.offset is not None else _block_jobs
-    return shards.Entry(change.name, change.dtype, spec.shape, partial(jobs, plan, change))
+def _entry(plan: MergePlan, update: TensorUpdate) -> shards.Entry:
+    shard, spec = update.source
+    if update.unchanged:
+        return shards.Entry(update.name, spec.dtype, spec.shape, shards.copied(shard, spec).jobs)
+    jobs = _offset_jobs if update.offset is not None else _block_jobs
+    return shards.Entry(update.name, update.dtype, spec.shape, partial(jobs, plan, update))
 
 
-def _offset_jobs(plan: Plan, change: TensorUpdate) -> Iterator[shards.Job]:
-    """The table as it is, but for the coordinate rows: these are added in float32 and rounded once."""
-    shard, spec = change.source
+def _offset_jobs(plan: MergePlan, update: TensorUpdate) -> Iterator[shards.Job]:
+    """Copy the table except for the coordinate rows, to which the offsets are added in float32 and rounded once."""
+    shard, spec = update.source
     start, stop = plan.offsets.start, plan.offsets.end + 1
     width = spec.nbytes // spec.shape[0]
 
-    def patch(out: Output, position: int) -> None:
-        table = read_rows(plan.adapter.file, change.offset, 0, stop - start).float()
-        patched = read_rows(shard, spec, start, stop).float() + table
-        out.write(position, to_bytes(patched, change.dtype))
+    def add_offsets(out: Output, position: int) -> None:
+        offsets = read_rows(plan.adapter.file, update.offset, 0, stop - start).float()
+        rows = read_rows(shard, spec, start, stop).float() + offsets
+        out.write(position, to_bytes(rows, update.dtype))
 
     yield from shards.copy_jobs(shard, spec, 0, start * width)
-    yield shards.Job((stop - start) * width, patch)
+    yield shards.Job((stop - start) * width, add_offsets)
     yield from shards.copy_jobs(shard, spec, stop * width, spec.nbytes)
 
 
-def _block_jobs(plan: Plan, change: TensorUpdate) -> Iterator[shards.Job]:
+def _block_jobs(plan: MergePlan, update: TensorUpdate) -> Iterator[shards.Job]:
     """Blocks of rows of a changed tensor."""
-    source = change.source if change.replaced is None else (plan.adapter.file, change.replaced)
+    source = update.source if update.replaced is None else (plan.adapter.file, update.replaced)
     shape = source[1].shape
     rows, columns = (shape[0] if shape else 1), max(1, math.prod(shape[1:]))
     step = max(1, tuning.VALUES_PER_BLOCK // columns)
     spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-    factors = None if change.lora is None else _Factors(plan.adapter.file, change.lora)
+    factors = None if update.lora is None else _Factors(plan.adapter.file, update.lora)
     if factors is not None and factors.magnitude is not None and factors.by_column:
         for begin, end in spans:
-            factors.count_column_norms(_floats(source, columns, begin, end), begin, end)
+            factors.add_column_squares(_read_floats(source, columns, begin, end), begin, end)
 
-    def run(begin: int, end: int, out: Output, position: int) -> None:
-        block = _floats(source, columns, begin, end)
+    def compute(begin: int, end: int, out: Output, position: int) -> None:
+        block = _read_floats(source, columns, begin, end)
         if factors is not None:
             factors.apply(block, begin, end)
-        out.write(position, _bytes_of(block, change.dtype, position))
+        out.write(position, _round(block, update.dtype, position))
 
-    width = columns * shards.ITEM_BYTES[change.dtype]
+    width = columns * shards.ITEM_BYTES[update.dtype]
     for begin, end in spans:
-        yield shards.Job((end - begin) * width, partial(run, begin, end))
+        yield shards.Job((end - begin) * width, partial(compute, begin, end))
 
 
-def _floats(source: tuple[shards.ShardFile, shards.TensorSpec], columns: int, begin: int, end: int) -> torch.Tensor:
-    """Rows [begin, end) of a tensor as float32 [end - begin, columns]; valid until the thread's next block."""
+def _read_floats(
+    source: tuple[shards.ShardFile, shards.TensorSpec], columns: int, begin: int, end: int
+) -> torch.Tensor:
+    """Rows [begin, end) of a tensor as float32 [end - begin, columns]; valid until the thread reads its next block."""
     import torch
 
     shard, spec = source
     width = columns * shards.ITEM_BYTES[spec.dtype]
-    raw = room("raw", (end - begin) * width)
+    raw = aligned_buffer("raw", (end - begin) * width)
     shards.read_into(shard, spec, begin * width, raw)
-    floats = torch.frombuffer(room("floats", (end - begin) * columns * 4), dtype=torch.float32)
+    floats = torch.frombuffer(aligned_buffer("floats", (end - begin) * columns * 4), dtype=torch.float32)
     return floats.copy_(torch.frombuffer(raw, dtype=torch_dtype(spec.dtype))).view(end - begin, columns)
 
 
-def _bytes_of(block: torch.Tensor, dtype: str, position: int) -> memoryview:
-    """The bytes of a float32 block in a safetensors dtype, to be written at `position`."""
+def _round(block: torch.Tensor, dtype: str, position: int) -> memoryview:
+    """The bytes of a float32 block in a safetensors dtype, aligned for writing at `position`."""
     import torch
 
-    view = room("rounded", block.numel() * shards.ITEM_BYTES[dtype], position)
+    view = aligned_buffer("rounded", block.numel() * shards.ITEM_BYTES[dtype], position)
     torch.frombuffer(view, dtype=torch_dtype(dtype)).copy_(block.reshape(-1))
     return view
 
@@ -296,7 +297,8 @@ def _bytes_of(block: torch.Tensor, dtype: str, position: int) -> memoryview:
 class _Factors:
     """The two factors of a LoRA update in float32, applied to blocks of rows.
 
-    DoRA rescales a linear weight row by row, an embedding column by column: the latter needs the norms beforehand.
+    DoRA rescales a linear weight row by row, but an embedding column by column, which needs the norms of all columns
+    beforehand.
     """
 
     def __init__(self, file: shards.ShardFile, lora: Lora) -> None:
@@ -309,7 +311,7 @@ class _Factors:
         self.column_squares: torch.Tensor | float = 0.0
 
     def apply(self, block: torch.Tensor, begin: int, end: int) -> None:
-        """Adds the update to `block` (rows begin..end of the weight) in place; for DoRA rescales to the magnitude."""
+        """Add the update to `block` (rows [begin, end) of the weight) in place; for DoRA rescale to the magnitude."""
         import torch
 
         block.addmm_(self.left[begin:end], self.right, alpha=self.scale)
@@ -320,7 +322,7 @@ class _Factors:
         else:
             block.mul_((self.magnitude[begin:end] / torch.linalg.vector_norm(block, dim=1))[:, None])
 
-    def count_column_norms(self, block: torch.Tensor, begin: int, end: int) -> None:
-        """First pass over an embedding for DoRA; changes `block`."""
+    def add_column_squares(self, block: torch.Tensor, begin: int, end: int) -> None:
+        """First pass over an embedding for DoRA: sum the squares of the updated columns; overwrites `block`."""
         block.addmm_(self.left[begin:end], self.right, alpha=self.scale)
         self.column_squares = self.column_squares + block.double().pow(2).sum(0)

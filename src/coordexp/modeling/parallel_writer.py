@@ -2,7 +2,7 @@
 
 Finding pages for gigabytes of weights costs the system more processor time than the arithmetic on them. What covers
 whole pages of the file therefore goes to the disk straight from the buffer it was made in (`O_DIRECT`); its address
-must then lie within a page as its position does in the file: `room` gives such memory.
+must then lie within a page as its position does in the file: `aligned_buffer` gives such memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Output:
         self._turn = threading.Lock()
 
     def write(self, position: int, data: bytes | bytearray | memoryview) -> None:
-        """Write every byte of `data` at `position`; faster from memory that `room` gave for this position."""
+        """Write every byte of `data` at `position`; faster from memory that `aligned_buffer` gave for this position."""
         view = memoryview(data).cast("B")
         head = -position % PAGE
         if self._direct is None or len(view) < head + PAGE or (_address(view) - position) % PAGE:
@@ -73,7 +73,7 @@ class Output:
                 view, position = view[count:], position + count
 
 
-def room(name: str, size: int, position: int = 0) -> memoryview:
+def aligned_buffer(name: str, size: int, position: int = 0) -> memoryview:
     """`size` bytes of memory of this thread to prepare what goes to `position` of an `Output`.
 
     Valid until the thread asks for `name` again: fresh memory costs more than the arithmetic.

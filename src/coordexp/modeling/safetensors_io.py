@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from coordexp.modeling.parallel_writer import Output, room
+from coordexp.modeling.parallel_writer import Output, aligned_buffer
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import ModelError, located
 
@@ -268,7 +268,7 @@ def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Itera
 
 
 def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: Output, position: int) -> None:
-    view = room("copied", end - begin, position)
+    view = aligned_buffer("copied", end - begin, position)
     read_into(shard, spec, begin, view)
     out.write(position, view)
 

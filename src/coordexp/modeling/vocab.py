@@ -12,6 +12,7 @@ import msgspec
 
 from coordexp.modeling import embedding_init as rows
 from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.families import family_of
 from coordexp.modeling.parallel_writer import Output
 from coordexp.records import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.runtime import io
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 COORD_FILE = "coord_tokens.json"
-EMBED_SUFFIX = "embed_tokens.weight"
-HEAD_NAME = "lm_head.weight"
 
 _REWRITTEN = {"config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", COORD_FILE}
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
@@ -131,7 +130,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
         _write_tokenizer_files(base, folder, tokenizer, known)
         config = _resized(io.read_json(base / "config.json"), old_rows, new_rows)
         io.write_json(folder / "config.json", config)
-        with rows.one_thread_each(), shards.workers() as pool:
+        with rows.single_threaded_torch(), shards.workers() as pool:
             _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
         facts = _facts(folder, new_rows, init) | _origin(base)
         io.write_json(folder / COORD_FILE, facts)
@@ -252,13 +251,14 @@ def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
 
 
 def _tables(checkpoint: shards.Checkpoint) -> dict[str, tuple[shards.ShardFile, shards.TensorSpec]]:
-    embeds = [name for name in checkpoint.names() if name.endswith(EMBED_SUFFIX)]
-    if len(embeds) != 1:
-        problem = f"expected one tensor named *{EMBED_SUFFIX}"
-        raise ModelError(located(problem, file=checkpoint.folder, found=embeds, fix="is this a Qwen3-VL checkpoint?"))
-    tables = {name: checkpoint.find(name) for name in (embeds[0], HEAD_NAME)}
-    found = {name: place for name, place in tables.items() if place is not None}
-    if len({place[1].shape[0] for place in found.values()}) != 1:
+    """The embedding table and, where the checkpoint has one, the output layer's: {tensor name: (file, tensor)}."""
+    names = family_of(checkpoint.folder).embeddings(io.read_json(checkpoint.folder / "config.json"))
+    if checkpoint.find(names.embedding) is None:
+        problem = "the checkpoint has no embedding table"
+        raise ModelError(located(problem, file=checkpoint.folder, expected=names.embedding))
+    tables = {name: checkpoint.find(name) for name in (names.embedding, names.head)}
+    found = {name: source for name, source in tables.items() if source is not None}
+    if len({spec.shape[0] for _, spec in found.values()}) != 1:
         raise ModelError(located("embedding and head have different numbers of rows", file=checkpoint.folder))
     return found
 

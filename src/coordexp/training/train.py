@@ -17,6 +17,7 @@ import msgspec
 from coordexp.datasets import image_provenance as made_by
 from coordexp.datasets import mixture as fusion
 from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.families import family_of
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import own_code
@@ -152,7 +153,7 @@ def refuse_remote_code(model_dir: Path) -> None:
     for file in sorted(model_dir.glob("*.json")):
         content = read_json(file)
         if isinstance(content, dict) and "auto_map" in content:
-            fix = "use a checkpoint of the Qwen3-VL classes that transformers ships"
+            fix = "use a checkpoint of a model family that transformers implements itself"
             raise ModelError(located("names code of its own (`auto_map`), which is never run", file=file, fix=fix))
 
 
@@ -162,11 +163,13 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     plugins = [PLUGIN, *([EVAL_PLUGIN] if watched else [])]
     # coordexp_checkpoints takes save_total_limit away, which coordexp_forecast reads.
     callbacks = [*(["coordexp_best"] if watched else []), "coordexp_forecast", "coordexp_checkpoints"]
+    names = family_of(model_dir).swift
+    suffix = "_delete" if recipe.template.get("truncation_strategy") == "delete" else ""
     owned = {
         "model": str(model_dir.resolve()),
-        "model_type": recipe.model.get("model_type", "coordexp_qwen3_vl"),
+        "model_type": recipe.model.get("model_type", names.our_model_type),
         "external_plugins": [str(plugin) for plugin in plugins],
-        "template": "coordexp_delete" if recipe.template.get("truncation_strategy") == "delete" else "coordexp",
+        "template": f"{names.our_template}{suffix}",
         "dataset": ["coordexp_train"],
         "val_dataset": ["coordexp_val"] if recipe.custom.val_jsonl else [],
         "loss_type": "coordexp",

@@ -250,7 +250,7 @@ def test_second_merge_of_the_same_adapter_is_refused(bases, tmp_path):
 def test_misfits_are_named(bases, tmp_path):
     base, untied = bases(True, True, "float32"), bases(False, False, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="head of its own"):
+    with pytest.raises(ModelError, match="output layer of its own"):
         merging.merge(untied, tmp_path / "adapter", tmp_path / "out")
 
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -268,7 +268,7 @@ def test_misfits_are_named(bases, tmp_path):
         tensors["base_model.model.model.decoder.fc1.lora_B.weight"] = torch.zeros(2, 2)
 
     helpers.rewrite(tmp_path / "adapter", weights.name, foreign)
-    with pytest.raises(ModelError, match=r"fc1\.weight: the adapter changes a tensor that the base lacks"):
+    with pytest.raises(ModelError, match=r"fc1\.weight: the adapter changes a tensor that the base does not have"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
 
     def odd(tensors: dict) -> None:
@@ -276,7 +276,7 @@ def test_misfits_are_named(bases, tmp_path):
 
     weights.write_bytes(whole)
     helpers.rewrite(tmp_path / "adapter", weights.name, odd)
-    with pytest.raises(ModelError, match=r"model\.prompt: the adapter changes a tensor that the base lacks"):
+    with pytest.raises(ModelError, match=r"model\.prompt: the adapter changes a tensor that the base does not have"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
 
     def narrow(tensors: dict) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from coordexp.modeling import parallel_writer as output
 from coordexp.modeling import safetensors_io as shards
-from coordexp.modeling.parallel_writer import PAGE, Output, room
+from coordexp.modeling.parallel_writer import PAGE, Output, aligned_buffer
 
 WAYS = ("direct", "cached", "refused", "short")
 
@@ -52,7 +52,7 @@ def test_pieces_of_any_size_at_any_place_make_up_the_file(tmp_path, way):
     out = Output(tmp_path / "file", sum(map(len, pieces)))
 
     def write(position, piece, prepared):
-        view = room("test", len(piece), position) if prepared else bytearray(len(piece))
+        view = aligned_buffer("test", len(piece), position) if prepared else bytearray(len(piece))
         view[:] = piece
         out.write(position, view)
 
@@ -68,8 +68,8 @@ def test_pieces_of_any_size_at_any_place_make_up_the_file(tmp_path, way):
 
 def test_memory_lies_within_a_page_as_the_file_does():
     for position in (0, 1, 8, PAGE - 1, PAGE, 10 * PAGE + 77):
-        assert output._address(room("test", 3 * PAGE, position)) % PAGE == position % PAGE
-    assert len(room("test", 5)) == 5
+        assert output._address(aligned_buffer("test", 3 * PAGE, position)) % PAGE == position % PAGE
+    assert len(aligned_buffer("test", 5)) == 5
 
 
 def test_a_full_disk_is_an_error_not_a_file(monkeypatch, tmp_path):

@@ -34,7 +34,7 @@ def processor(folder):
 
 
 def test_same_seed_same_bytes_in_another_process(folder, tmp_path):
-    code = "import sys; from coordexp.model import tiny; tiny.build(sys.argv[1], seed=int(sys.argv[2]))"
+    code = "import sys; from coordexp.modeling import tiny; tiny.build(sys.argv[1], seed=int(sys.argv[2]))"
     helpers.in_fresh_process(code, tmp_path / "same", 7)
     tiny.build(tmp_path / "other", seed=8)
 
@@ -125,10 +125,10 @@ def test_ms_swift_encodes_the_same_ids(folder, tmp_path):
     assert sum(i == template.image_token_id for i in found) == 9
 
 
-@pytest.mark.parametrize("knobs", [{"hiden": 3}, {"layers": "four"}])
-def test_unknown_knobs_are_named(tmp_path, knobs):
-    with pytest.raises(ModelError, match="knobs are hidden, layers"):
-        tiny.build(tmp_path / "out", 1, **knobs)
+@pytest.mark.parametrize("options", [{"hiden": 3}, {"layers": "four"}])
+def test_invalid_options_are_named(tmp_path, options):
+    with pytest.raises(ModelError, match="options are hidden, layers"):
+        tiny.build(tmp_path / "out", 1, **options)
     assert not (tmp_path / "out").exists()
 
 

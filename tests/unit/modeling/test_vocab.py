@@ -317,8 +317,8 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path, job):
     base = helpers.expanded(tmp_path, tie=True)
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
     call = {
-        "expand": "from coordexp.model import vocab; vocab.expand(root / 'base', root / 'out')",
-        "merge": "from coordexp.model import merge; merge.merge(root / 'expanded', root / 'adapter', root / 'out')",
+        "expand": "from coordexp.modeling import vocab; vocab.expand(root / 'base', root / 'out')",
+        "merge": "from coordexp.modeling import merge; merge.merge(root / 'expanded', root / 'adapter', root / 'out')",
     }[job]
     slow = """
 import pathlib, sys, time

@@ -150,9 +150,7 @@ def deleting(plain):
     """A template that leaves out long samples, for the model of `plain`."""
     from swift.template import get_template
 
-    from coordexp.training.ms_swift import template
-
-    encode = get_template(plain.processor, template_type=f"{template.NAME}_delete", max_length=250)
+    encode = get_template(plain.processor, template_type="coordexp_qwen3_vl_delete", max_length=250)
     encode.set_mode("train")
     encode.model = plain.model
     return encode

@@ -11,6 +11,7 @@ import torch
 from coordexp.answers import render as prompt
 from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE
+from coordexp.modeling.families import FAMILIES
 from coordexp.modeling.vocab import coord_ids
 from coordexp.recipe import CoordTokens, Custom
 from coordexp.runtime import io
@@ -35,8 +36,10 @@ def encoder_of(model, **custom):
         dataset.samples.cache_clear()
         for module in (dataset, template, loader):
             module.register()
-        processor = get_processor(str(model), model_type=loader.DENSE)
-        encode = get_template(processor, template_type=template.NAME, truncation_strategy="raise", max_length=2048)
+        processor = get_processor(str(model), model_type="coordexp_qwen3_vl")
+        encode = get_template(
+            processor, template_type="coordexp_qwen3_vl", truncation_strategy="raise", max_length=2048
+        )
         encode.set_mode("train")
         encode.model = AutoModelForImageTextToText.from_pretrained(model)
         yield encode, dataset._Loader().load(dataset_meta=SimpleNamespace(dataset_name=dataset.TRAIN))
@@ -160,11 +163,14 @@ def test_a_description_that_holds_a_coordinate_token_is_refused(shapes_data, tin
         encode_one(tiny_model, tmp_path / "trap.jsonl")
 
 
-def test_loaders_never_run_code_of_a_checkpoint():
-    from coordexp.training.ms_swift import model_loader as loader
+@pytest.mark.parametrize("name", FAMILIES.names())
+def test_loaders_never_run_code_of_a_checkpoint(name):
+    from swift.model import MODEL_MAPPING
 
-    assert loader.SafeQwen3VLLoader.default_trust_remote_code is False
-    assert loader.SafeQwen3VLMoeLoader.default_trust_remote_code is False
+    from coordexp.training.ms_swift import model_loader
+
+    model_loader.register()
+    assert MODEL_MAPPING[FAMILIES[name].swift.our_model_type].loader.default_trust_remote_code is False
 
 
 def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path):

@@ -1,46 +1,31 @@
 """Model types that never run code from a checkpoint folder.
 
-ms-swift loads with `trust_remote_code=True` unless its loader says otherwise; these types say so.
+ms-swift loads with `trust_remote_code=True` unless the loader of the model type says otherwise; these loaders do.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from swift.model import MODEL_MAPPING, ModelArch, register_model
-from swift.model.models.qwen import Qwen3VLLoader, Qwen3VLMoeLoader
+from swift.model import MODEL_MAPPING, register_model
 
-from coordexp.training.ms_swift.template import NAME as TEMPLATE
-
-DENSE, MOE = "coordexp_qwen3_vl", "coordexp_qwen3_vl_moe"
-
-
-class SafeQwen3VLLoader(Qwen3VLLoader):
-    """Qwen3-VL without remote code."""
-
-    default_trust_remote_code = False
-
-
-class SafeQwen3VLMoeLoader(Qwen3VLMoeLoader):
-    """Qwen3-VL mixture of experts without remote code."""
-
-    default_trust_remote_code = False
+from coordexp.modeling.families import FAMILIES
 
 
 def register() -> None:
-    """Make `--model_type coordexp_qwen3_vl` (and `..._moe`) known to ms-swift."""
-    for name, base, loader in (
-        (DENSE, "qwen3_vl", SafeQwen3VLLoader),
-        (MOE, "qwen3_vl_moe", SafeQwen3VLMoeLoader),
-    ):
+    """Register a model type `coordexp_...` with ms-swift for every model family."""
+    for name in FAMILIES.names():
+        swift = FAMILIES[name].swift
+        original = MODEL_MAPPING[swift.model_type]
+        loader = type(f"Safe{original.loader.__name__}", (original.loader,), {"default_trust_remote_code": False})
         meta = dataclasses.replace(
-            MODEL_MAPPING[base],
-            model_type=name,
+            original,
+            model_type=swift.our_model_type,
             model_groups=[],
             loader=loader,
-            template=TEMPLATE,
-            model_arch=ModelArch.qwen3_vl,
+            template=swift.our_template,
+            model_arch=original.model_arch.arch_name,
             architectures=[],
-            requires=["transformers>=4.57", "qwen_vl_utils>=0.0.14"],
+            requires=list(swift.requires),
         )
         register_model(meta, exist_ok=True)

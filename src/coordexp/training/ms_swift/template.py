@@ -1,4 +1,4 @@
-"""The Qwen3-VL template, extended by unquantised coordinate targets.
+"""The template of a model family, extended by unquantised coordinate targets.
 
 A sample is rendered by `coordexp.answers.render` and encoded by ms-swift's own template. The exact coordinates of its
 answer reach the loss alongside the labels; the collator concatenates them in the order of the labels.
@@ -6,12 +6,12 @@ answer reach the loss alongside the labels; the collator concatenates them in th
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import msgspec
 from PIL import Image
-from swift.template import MaxLengthError, register_template
-from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
+from swift.template import TEMPLATE_MAPPING, MaxLengthError, register_template
 from swift.utils import get_logger
 
 from coordexp.answers import render
@@ -20,6 +20,7 @@ from coordexp.datasets.tokenize import to_tokens
 from coordexp.geometry.norm1000 import legacy_targets
 from coordexp.losses.set_targets import branch_targets
 from coordexp.losses.targets import IGNORE
+from coordexp.modeling.families import FAMILIES, SpecialTokens
 from coordexp.modeling.vocab import coord_ids
 from coordexp.records import COORD_BINS, Object, Record
 from coordexp.runtime.errors import DataError
@@ -28,7 +29,6 @@ from coordexp.training.collate import AnswerTargets, as_targets, collate
 from coordexp.training.ms_swift.custom_section import custom_section
 from coordexp.training.ms_swift.dataset import TRAIN, current_epoch, sample_of
 
-NAME = "coordexp"
 TARGETS = "coord_targets"
 LONG_FIX = "raise template.max_length, lower the pixel budget, or set template.truncation_strategy: delete"
 
@@ -40,20 +40,29 @@ class LongSampleError(DataError):
 
 
 def register() -> None:
-    """Register `--template coordexp` and `--template coordexp_delete` with ms-swift."""
-    for name, cls in ((NAME, CoordTemplate), (f"{NAME}_delete", SkippingTemplate)):
-        meta = QwenTemplateMeta(name, template_cls=cls, default_system=None, thinking_prefix="<think>\n")
-        register_template(meta, exist_ok=True)
+    """Register `coordexp_{template}` and `coordexp_{template}_delete` for the template of every model family."""
+    for family in (FAMILIES[name] for name in FAMILIES.names()):
+        for suffix, cls in (("", CoordTemplate), ("_delete", SkippingTemplate)):
+            meta = copy.copy(TEMPLATE_MAPPING[family.swift.template])
+            meta.template_type = f"{family.swift.our_template}{suffix}"
+            bases = (cls, meta.template_cls)
+            meta.template_cls = type(f"{cls.__name__}Of{bases[1].__name__}", bases, {"tokens": family.tokens})
+            register_template(meta, exist_ok=True)
 
 
-class CoordTemplate(Qwen3VLTemplate):
-    """Encodes rows of `coordexp.training.ms_swift.dataset`; any other input is passed to ms-swift unchanged."""
+class CoordTemplate:
+    """Mixed into a template of ms-swift: encodes rows of `coordexp.training.ms_swift.dataset`.
+
+    Any other input goes through ms-swift unchanged.
+    """
+
+    tokens: SpecialTokens
 
     def init_processor(self, processor: Any) -> None:
         """Look up token ids in the tokenizer; ms-swift hard-codes the image ids of the published vocabulary."""
         super().init_processor(processor)
         if processor is not None:
-            pads = ["<|image_pad|>", "<|video_pad|>"]
+            pads = [self.tokens.image_pad, self.tokens.video_pad]
             self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
             # Text integers can be trained on a base model without coordinate tokens: then no label is a slot.
             enabled = custom_section().coord_tokens.enabled

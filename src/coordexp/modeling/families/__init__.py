@@ -1,0 +1,31 @@
+"""Model families: what depends on the architecture of a checkpoint, one module per family.
+
+To add a family, write a module with a registered `ModelFamily` and import it below, or register one in a plug-in file
+of your own (`coordexp.runtime.plugins`).
+"""
+
+from coordexp.modeling.families import qwen3_vl
+from coordexp.modeling.families.family import (
+    FAMILIES,
+    EmbeddingTensors,
+    ModelFamily,
+    ModuleNames,
+    SpecialTokens,
+    SwiftNames,
+    TinyOptions,
+    family_named,
+    family_of,
+)
+
+__all__ = [
+    "FAMILIES",
+    "EmbeddingTensors",
+    "ModelFamily",
+    "ModuleNames",
+    "SpecialTokens",
+    "SwiftNames",
+    "TinyOptions",
+    "family_named",
+    "family_of",
+    "qwen3_vl",
+]
