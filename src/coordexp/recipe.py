@@ -106,8 +106,8 @@ class CoordOffset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         CoordIdRange | None,
         Meta(description="expected coordinate token ids, checked against the tokenizer; null: the tokenizer's"),
     ] = None
-    embed_lr: Annotated[float, Meta(ge=0, description="learning rate of the offsets of `embed_tokens`")] = 4.0e-4
-    head_lr: Annotated[float, Meta(ge=0, description="learning rate of the offsets of `lm_head`")] = 4.0e-4
+    embed_lr: Annotated[float, Meta(ge=0, description="learning rate of the offsets on the input embedding")] = 4.0e-4
+    head_lr: Annotated[float, Meta(ge=0, description="learning rate of the offsets on the output layer")] = 4.0e-4
     weight_decay: Annotated[float, Meta(ge=0, description="weight decay of both tables of offsets")] = 0.0
     dtype: Annotated[str, Meta(description="dtype of both tables; `auto` is float32")] = "auto"
     tie_head: Annotated[bool, Meta(description="one table serves both sides if the base model ties its embeddings")] = (

@@ -11,12 +11,13 @@ import numpy as np
 
 from coordexp.modeling import safetensors_io as shards
 from coordexp.records import COORD_BINS
-from coordexp.runtime import tuning
 
 if TYPE_CHECKING:
     import torch
 
 Init = Literal["mean", "numeric"]
+
+BLOCK_ROWS = 512  # rows that are summed at once in float32: the rounding of the mean depends on it
 
 _DIGIT_WEIGHTS = (1.0, 0.5, 0.25)  # hundreds, tens, ones: neighbouring numbers stay neighbours
 _FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # periods over the 1,000 bins of the smooth part
@@ -50,12 +51,12 @@ def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: in
     import torch
 
     hidden, width = spec.shape[1], spec.nbytes // spec.shape[0]
-    raw = torch.empty(tuning.ROWS_PER_BLOCK, hidden, dtype=torch_dtype(spec.dtype))
+    raw = torch.empty(BLOCK_ROWS, hidden, dtype=torch_dtype(spec.dtype))
     view = memoryview(raw.view(torch.uint8).numpy()).cast("B")
-    block = torch.empty(tuning.ROWS_PER_BLOCK, hidden)
+    block = torch.empty(BLOCK_ROWS, hidden)
     total, squares = torch.zeros(hidden, dtype=torch.float64), 0.0
-    for begin in range(0, known, tuning.ROWS_PER_BLOCK):
-        count = min(tuning.ROWS_PER_BLOCK, known - begin)
+    for begin in range(0, known, BLOCK_ROWS):
+        count = min(BLOCK_ROWS, known - begin)
         shards.read_into(shard, spec, begin * width, view[: count * width])
         flat = block[:count].copy_(raw[:count]).view(-1)
         total += block[:count].sum(0)

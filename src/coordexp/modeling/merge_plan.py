@@ -15,11 +15,12 @@ from coordexp.modeling.adapter import Adapter, Lora, Offsets
 from coordexp.modeling.embedding_init import read_rows, single_threaded_torch, to_bytes, torch_dtype
 from coordexp.modeling.families import EmbeddingTensors
 from coordexp.modeling.parallel_writer import Output, aligned_buffer
-from coordexp.runtime import tuning
 from coordexp.runtime.errors import ModelError, located
 
 if TYPE_CHECKING:
     import torch
+
+BLOCK_ITEMS = 1 << 21  # elements per block of rows: 8 MB in float32; the rounding of a matrix product depends on it
 
 _TRAINED_BASE = "merge into the checkpoint that was trained"
 
@@ -253,7 +254,7 @@ def _block_jobs(plan: MergePlan, update: TensorUpdate) -> Iterator[shards.Job]:
     source = update.source if update.replaced is None else (plan.adapter.file, update.replaced)
     shape = source[1].shape
     rows, columns = (shape[0] if shape else 1), max(1, math.prod(shape[1:]))
-    step = max(1, tuning.VALUES_PER_BLOCK // columns)
+    step = max(1, BLOCK_ITEMS // columns)
     spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
     factors = None if update.lora is None else _Factors(plan.adapter.file, update.lora)
     if factors is not None and factors.magnitude is not None and factors.by_column:

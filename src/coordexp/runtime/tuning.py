@@ -15,8 +15,6 @@ PARALLEL_DOWNLOADS = 4
 # modeling
 COPY_BYTES = 2 << 20  # copied at once from one safetensors file to another
 WRITER_THREADS = 8  # most threads that write a safetensors file
-ROWS_PER_BLOCK = 512  # embedding rows read at once
-VALUES_PER_BLOCK = 1 << 21  # of a tensor merged at once: 8 MB in float32; larger blocks leave the CPU's caches
 
 # inference
 CACHE_COLUMNS = 256  # least number of columns by which the key/value buffers grow

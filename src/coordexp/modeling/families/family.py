@@ -115,6 +115,7 @@ class ModelFamily(ABC):
     tokens: ClassVar[SpecialTokens]
     modules: ClassVar[ModuleNames]
     swift: ClassVar[SwiftNames]
+    forward_state: ClassVar[tuple[str, ...]] = ()  # attributes of modules that a forward pass leaves behind
 
     def embeddings(self, config: dict[str, Any]) -> EmbeddingTensors:
         """Names of the embedding tensors of a checkpoint, and whether they are one table."""

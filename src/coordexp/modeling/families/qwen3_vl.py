@@ -37,6 +37,7 @@ class Qwen3VL(ModelFamily):
         vision_tower="model.visual",
     )
     swift = SwiftNames(model_type="qwen3_vl", template="qwen3_vl", requires=REQUIRES)
+    forward_state = ("rope_deltas",)
 
     def is_tied(self, config: dict[str, Any]) -> bool:
         """`tie_word_embeddings`, which older checkpoints hold in `text_config` only."""

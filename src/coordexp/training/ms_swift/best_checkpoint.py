@@ -112,7 +112,8 @@ class BestCallback(TrainerCallback):
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards modes and random numbers are what they were."""
     modes = {module: module.training for module in model.modules()}
-    positions = {module: module.rope_deltas for module in model.modules() if hasattr(module, "rope_deltas")}
+    names = {name for family in FAMILIES.names() for name in FAMILIES[family].forward_state}
+    left = [(module, name, getattr(module, name)) for module in model.modules() for name in names & vars(module).keys()]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     model.eval()
@@ -122,8 +123,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for module, deltas in positions.items():
-            module.rope_deltas = deltas
+        for module, name, value in left:
+            setattr(module, name, value)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

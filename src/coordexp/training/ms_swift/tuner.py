@@ -100,4 +100,4 @@ def _lora_options(args: Any, model: nn.Module) -> dict[str, Any]:
 def _refuse_fused_head(args: Any) -> None:
     if getattr(args, "use_liger_kernel", False):
         fix = "set use_liger_kernel: false"
-        raise ConfigError(located("its fused loss skips lm_head, so head offsets would not train", fix=fix))
+        raise ConfigError(located("its fused loss skips the output layer, so head offsets would not train", fix=fix))
