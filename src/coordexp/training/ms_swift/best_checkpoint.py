@@ -23,6 +23,7 @@ from swift.utils import get_logger
 from swift.utils.transformers_utils import unwrap_model_for_generation
 from torch import nn
 
+from coordexp.modeling.families import FAMILIES
 from coordexp.recipe import Custom
 from coordexp.training.ms_swift.custom_section import custom_section
 
