@@ -5,12 +5,15 @@ import json
 
 import pytest
 from PIL import Image, ImageDraw
-from running import REPOSITORY, SMALL, Workflow
+from running import REPOSITORY, Workflow
 
-from coordexp.runtime.config_io import merge
 from coordexp.runtime.io import read_json, read_jsonl
 
 PLUGINS = REPOSITORY / "docs" / "examples" / "plugins"
+SHORT = {  # a training of four steps
+    "extends": "config/train/full_tiny.yaml",
+    "training": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1},
+}
 
 
 def write_parts(folder, images_per_split=(8, 4)):
@@ -35,6 +38,7 @@ def extended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     write_parts(folder / "parts")
     names = ("csv_boxes", "smooth_l1", "median", "detections_per_image")
+    loss = {"weights": {"smooth_l1": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}
     changes = {
         "plugins": [str(PLUGINS / f"{name}.py") for name in names],
         "datasets": {
@@ -45,20 +49,12 @@ def extended(tmp_path_factory):
                 "categories": ["bolt", "nut"],
             }
         },
-        "runs": {
-            "parts": {
-                "model": "tiny",
-                "recipe": {
-                    "extends": "config/train/full_tiny.yaml",
-                    **SMALL["runs"]["shapes"]["recipe"],
-                    "custom": {"loss": {"weights": {"smooth_l1": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}},
-                },
-            }
-        },
-        "predict": {"decode": "median"},
-        "evaluate": {"protocols": ["coco"]},
+        "runs": {"parts": {"model": "tiny", "recipe": {**SHORT, "custom": {"loss": loss}}}},
+        "data": {"tiny": 4},
+        "predict": {"decode": "median", "max_new_tokens": 96},
+        "evaluate": {"protocols": ["coco"], "bootstrap": 10},
     }
-    workflow = Workflow(folder, merge(SMALL, changes))
+    workflow = Workflow(folder, changes)
     workflow.run("results/parts_9/eval.json", "results/parts_9/report.html")
     return workflow
 
@@ -154,10 +150,13 @@ def other_family(tmp_path_factory):
     changes = {
         "plugins": [str(PLUGINS / "qwen2_5_vl.py")],
         "models": {"ours": {"source": "path", "path": str(folder / "base")}},
-        "data": {"factor": 28},
-        "runs": {"shapes": {"model": "ours"}},
+        "datasets": {"shapes": {"splits": {"train": {"count": 12, "seed": 1}, "val": {"count": 4, "seed": 2}}}},
+        "data": {"factor": 28, "tiny": 4},
+        "runs": {"shapes": {"model": "ours", "recipe": SHORT, "train": {"processes": 1}}},
+        "predict": {"max_new_tokens": 96},
+        "evaluate": {"bootstrap": 10},
     }
-    workflow = Workflow(folder, merge(SMALL, changes))
+    workflow = Workflow(folder, changes)
     workflow.run("results/shapes_9/eval.json")
     return workflow
 
@@ -168,7 +167,7 @@ def test_model_family_is_expanded_trained_merged_and_evaluated(other_family):
     steps = [row["step"] for row in read_jsonl(other_family.path("results/shapes_9/train/log.jsonl")) if "loss" in row]
     assert steps == [1, 2, 3, 4]
     assert read_json(other_family.path("results/shapes_9/merged/config.json"))["model_type"] == "qwen2_5_vl"
-    assert read_json(other_family.path("results/shapes_9/eval.json"))["counts"]["images"] == 6
+    assert read_json(other_family.path("results/shapes_9/eval.json"))["counts"]["images"] == 4
 
 
 def test_doctor_shows_a_record_of_the_family(other_family, monkeypatch, capsys):
