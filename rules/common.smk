@@ -12,7 +12,7 @@ sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 from coordexp.config import runs
 from coordexp.config.settings import Settings, over_defaults
 from coordexp.config.sections import DataSection, VocabOptions
-from coordexp.runtime.code_identity import code_fingerprint
+from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.config_io import choices_of
 from coordexp.runtime.errors import ConfigError
 from coordexp.runtime.io import canonical_json
@@ -59,12 +59,8 @@ def keys(**values):
 
 
 def code(rule_name):
-    """Hash of the script of a rule, and of the plug-in that ms-swift loads for it by path."""
-    modules = [
-        f"workflow_scripts.{rule_name}",
-        *(["coordexp.training.ms_swift.plugin"] if rule_name == "train" else []),
-    ]
-    return "+".join(code_fingerprint(module, CODE_ROOTS) for module in modules)
+    """Identity of the code that a rule's script runs; texts, comments and `coordexp.runtime` do not count."""
+    return code_identity(f"workflow_scripts.{rule_name}", roots=CODE_ROOTS)
 
 
 def own_records(wildcards):

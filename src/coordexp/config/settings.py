@@ -142,7 +142,11 @@ class Settings:
             return None
         folder, fetched = Path(entry["path"]), Path(self.data.raw_root, "models", model)
         try:
-            return checkpoint_files.digests(folder) if folder.is_dir() else checkpoint_files.recorded(fetched)
+            return (
+                checkpoint_files.checkpoint_identity(folder)
+                if folder.is_dir()
+                else checkpoint_files.recorded_identity(fetched)
+            )
         except CoordExpError:
             return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -22,30 +21,23 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from coordexp import __version__
-from coordexp.datasets import annotation_index as annotation_files
-from coordexp.datasets import categories, objects
 from coordexp.datasets import chunk_cache as parts
 from coordexp.datasets import conversion_stats as statistics
 from coordexp.datasets import image_provenance as made_by
 from coordexp.datasets import images as image_files
-from coordexp.datasets import json_spans as scan
-from coordexp.datasets import ordering as order
 from coordexp.datasets.annotation_index import Broken, Image, Index, Rows, build_index, read_images, rows_of
 from coordexp.datasets.categories import descriptions, load
 from coordexp.datasets.objects import Geometry, Skip, build_objects
 from coordexp.datasets.source import Source, load_source
-from coordexp.geometry import polygons, resize
 from coordexp.geometry.resize import grid_size
 from coordexp.records import Metadata, Record
 from coordexp.runtime import tuning
+from coordexp.runtime.code_identity import code_identity, identity_of
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.runtime.estimates import announce_measured
-from coordexp.runtime.io import canonical_json, write_json
+from coordexp.runtime.io import write_json
 from coordexp.runtime.locks import end_with_parent
 from coordexp.runtime.progress import Progress
-
-_CODE = (annotation_files, categories, objects, order, parts, image_files, polygons, resize, scan, statistics)
 
 
 class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -339,7 +331,7 @@ def _own_images(folder: Path, source: Source, image_dirs: list[Path], options: C
         "max_blocks": max_blocks,
         **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality")},
         "resampler": image_files.resampler(),
-        "code": _digest(image_files),
+        "code": code_identity(image_files.__name__),
     }
     return made_by.claim(folder, own, how)
 
@@ -354,11 +346,6 @@ def _parts_folder(
         "options": msgspec.to_builtins(options) | {"num_workers": None},
         "max_blocks": max_blocks,
         "chunk": tuning.IMAGES_PER_CHUNK,
-        "code": __version__ + _digest(*_CODE),
+        "code": code_identity(__name__),
     }
-    return parts.folder(jsonl, hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16])
-
-
-def _digest(*modules) -> str:
-    """Hash of the source of modules: work of another version of the code is not continued."""
-    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:16]
+    return parts.folder(jsonl, identity_of(key))

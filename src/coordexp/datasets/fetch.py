@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
+from filelock import FileLock
 
 from coordexp.datasets.archive import extract
 from coordexp.runtime import tuning
@@ -105,7 +104,7 @@ def _fetch_entry(target: str, entry: DownloadEntry, paths: Sequence[str], raw_di
     is_archive = file_name.endswith(".zip")
     final = raw_dir / target
     fetched = work / f"{key}-{file_name}" if is_archive else final.with_name(f".{final.name}.fetched")
-    with _exclusive(work / f"{key}.lock"):
+    with FileLock(work / f"{key}.lock"):
         begun = work / f"{key}.begun"
         receipt = work / f"{key}.json"
         earlier = read_json(receipt) if receipt.exists() else None
@@ -139,13 +138,5 @@ def _recorded_sha256(raw_dir: Path) -> dict[str, str]:
 
 
 def _record_sha256(raw_dir: Path, url: str, sha256: str) -> None:
-    with _exclusive(raw_dir / ".downloads" / "lockfile.lock"):
+    with FileLock(raw_dir / ".downloads" / "lockfile.lock"):
         write_json(raw_dir / LOCK_FILE, dict(sorted({**_recorded_sha256(raw_dir), url: sha256}.items())))
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file: two processes may provide train and val at the same time."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

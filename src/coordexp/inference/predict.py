@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -22,13 +21,14 @@ from coordexp.inference.predictor import Checkpoint, Predictor
 from coordexp.inference.prompts import Question, questions
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import drop_duplicates, read_answer
+from coordexp.modeling import checkpoint_files
 from coordexp.records import Detection, Prediction, Record, read_records
-from coordexp.runtime.code_identity import own_code
+from coordexp.runtime.code_identity import code_identity, content_identity, file_identity
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.runtime.estimates import announce
-from coordexp.runtime.io import sha256_file, write_jsonl
+from coordexp.runtime.io import write_jsonl
+from coordexp.runtime.progress import Progress
 
-REPORT_SECONDS = 5.0
 WITHOUT_EFFECT = {"split", "batch_size", "shards"}  # options that may change when a killed shard goes on
 
 
@@ -66,26 +66,30 @@ def predict(
     records_jsonl, out = Path(records_jsonl), Path(out)
     records = [r for n, r in enumerate(read_records(records_jsonl, "pixel")) if n % shards == shard]
     identity = {
-        "model": _files(Path(model_dir)),
-        "records": sha256_file(records_jsonl),
+        "model": content_identity(checkpoint_files.files(Path(model_dir))),
+        "records": file_identity(records_jsonl),
         "images": made_by.beside(records_jsonl),
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},
         "style": msgspec.to_builtins(style),
         "categories": list(categories or ()),
         "emit_norm": emit_norm,
         "shard": [shard, shards],
-        "code": own_code("coordexp.inference.predict"),
+        "code": code_identity(__name__),
     }
     store = ResumableWriter(out, identity)
     jobs = _jobs(records, options, categories, store)
-    basis = f"{len(jobs):,} prompts; the time left is told with the first images"
+    basis = f"{len(jobs):,} prompts; the time left is reported with the first images"
     announce("predict", len(records) - len(store), "images", basis=basis)
-    progress = Progress(len(records), len(store))
+    progress = Progress("predict", len(records), "images", counted=("objects", "tokens"))
+    progress.resume_at(len(store))
+    if len(store):
+        progress.note(f"continuing with {len(store)} of {len(records)} images done")
     if jobs:
         checkpoint = Checkpoint(model_dir, options, style, device)
         for done in _run(checkpoint, jobs, records_jsonl.parent, emit_norm):
             store.add(done)
-            progress.add([prediction for _, prediction in done])
+            objects = sum(len(prediction.detections) for _, prediction in done)
+            progress.add(len(done), objects=objects, tokens=sum(len(prediction.token_ids) for _, prediction in done))
     write_jsonl(out, store.ordered(len(records)))
     store.remove()
     return progress.finish()
@@ -98,51 +102,6 @@ def predict_records(
     jobs = [Job(n, 0, record, questions(record, answerer.options, None)[0]) for n, record in enumerate(records)]
     done = dict(pair for finished in _run(answerer, jobs, folder, emit_norm) for pair in finished)
     return [done[n] for n in range(len(records))]
-
-
-class Progress:
-    """Lines on standard error, at most one every few seconds: images and objects, and how fast."""
-
-    def __init__(self, total: int, resumed: int):
-        self.total, self.resumed = total, resumed
-        self.images = self.objects = self.tokens = 0
-        self.began, self.reported = time.monotonic(), float("-inf")
-        if resumed:
-            print(f"predict: going on with {resumed} of {total} images done", file=sys.stderr, flush=True)
-
-    def add(self, predictions: Sequence[Prediction]) -> None:
-        """Count finished images and report when it is time."""
-        self.images += len(predictions)
-        self.objects += sum(len(p.detections) for p in predictions)
-        self.tokens += sum(len(p.token_ids) for p in predictions)
-        if time.monotonic() - self.reported >= REPORT_SECONDS:
-            self.reported = time.monotonic()
-            self._report()
-
-    def finish(self) -> dict[str, float]:
-        """Report once more; counts of this run and rates a second."""
-        self._report()
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        return {
-            "images": self.images,
-            "objects": self.objects,
-            "tokens": self.tokens,
-            "seconds": seconds,
-            "images_per_second": self.images / seconds,
-            "objects_per_second": self.objects / seconds,
-        }
-
-    def _report(self) -> None:
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        rate = self.images / seconds
-        left = self.total - self.resumed - self.images
-        remaining = f", about {left / rate:.0f} s left" if left and rate else ""
-        print(
-            f"predict: {self.resumed + self.images}/{self.total} images, {rate:.2f} images/s, "
-            f"{self.objects / seconds:.2f} objects/s{remaining}",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def load_image(path: Path, size: tuple[int, int], where: object) -> Image.Image:
@@ -247,9 +206,3 @@ def _run(
 
 def _image(record: Record, folder: Path) -> Image.Image:
     return load_image(folder / record.images[0], (record.width, record.height), record.metadata.image_id)
-
-
-def _files(model_dir: Path) -> list[list[Any]]:
-    """Name, size and modification time of the checkpoint's files: enough to tell a resumed model from another."""
-    files = sorted(path for path in model_dir.glob("*") if path.suffix in {".json", ".safetensors"})
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

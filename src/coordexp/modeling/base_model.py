@@ -61,7 +61,7 @@ def _adopt(folder: Path, out: Path, facts: dict) -> None:
                 raise ConfigError(
                     located("not a complete checkpoint", file=folder, expected=needed, found="no such file")
                 )
-        facts["contents"] = contents.digests(scratch)
+        facts["contents"] = contents.checkpoint_identity(scratch)
         facts["files"] = "linked" if how == {"link"} else "copied" if how == {"copy"} else "linked or copied"
         io.write_json(scratch / SOURCE_FILE, facts)
 

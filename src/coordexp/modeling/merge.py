@@ -19,9 +19,10 @@ from coordexp.modeling import adapter as peft_adapter
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import vocab
+from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.families import family_of
 from coordexp.runtime import io
-from coordexp.runtime.code_identity import own_code
+from coordexp.runtime.code_identity import code_identity, content_identity
 from coordexp.runtime.errors import CoordExpError, ModelError, located
 from coordexp.runtime.estimates import announce_shards
 
@@ -177,7 +178,7 @@ def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
     """The weights that training recorded are the base's: shapes alone do not tell two models of one size apart."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
     expected = io.read_json(manifest).get("base") if manifest.exists() else None
-    found = shards.fingerprints(base) if expected else None
+    found = weights_identity(base) if expected else None
     if found != expected:
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         fix = "merge into the expanded checkpoint that was trained"
@@ -209,18 +210,16 @@ def _check_not_merged(base: Path, manifest: dict) -> None:
 def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan: update.MergePlan) -> dict:
     return {
         "coordexp": coordexp.__version__,
-        "code": own_code("coordexp.modeling.merge"),
+        "code": code_identity(__name__),
         "base": {
             "path": str(base),
             "config": io.sha256_file(base / "config.json"),
-            "weights": {name: shards.fingerprint(shard) for name, shard in weights.shards.items()},
+            "weights": content_identity(shard.path for shard in weights.shards.values()),
         },
         "trained": {
             "path": str(checkpoint_dir),
             "kind": plan.kind,
-            "weights": {file.path.name: io.sha256_file(file.path) for file in plan.trained_files}
-            if plan.kind == "adapter"
-            else {file.path.name: shards.fingerprint(file) for file in plan.trained_files},
+            "weights": content_identity(file.path for file in plan.trained_files),
             "recipe": _recipe(checkpoint_dir),
         },
         "applied": plan.applied,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,6 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_HEADER = 100 << 20
-_SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 _REFETCH = "the file is damaged or incomplete: fetch or write it again"
 
 
@@ -142,23 +140,6 @@ def read_into(shard: ShardFile, spec: TensorSpec, begin: int, view: memoryview) 
             if not count:
                 raise ModelError(located("file ended inside a tensor", file=shard.path, field=spec.name, fix=_REFETCH))
             view = view[count:]
-
-
-def fingerprint(shard: ShardFile) -> str:
-    """Hash of a file's header, size and evenly spread samples: tells files apart without reading gigabytes."""
-    size = shard.path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with shard.path.open("rb", buffering=0) as handle:
-        digest.update(handle.read(int.from_bytes(handle.read(8), "little")))
-        for i in range(_SAMPLES):
-            handle.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            digest.update(handle.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def fingerprints(folder: str | Path) -> dict[str, str]:
-    """`fingerprint` of every weights file of a checkpoint folder, by name."""
-    return {name: fingerprint(shard) for name, shard in open_checkpoint(folder).shards.items()}
 
 
 class Job(NamedTuple):

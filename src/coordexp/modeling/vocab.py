@@ -12,11 +12,12 @@ import msgspec
 
 from coordexp.modeling import embedding_init as rows
 from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.families import family_of
 from coordexp.modeling.parallel_writer import Output
 from coordexp.records import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
 from coordexp.runtime import io
-from coordexp.runtime.code_identity import own_code
+from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.estimates import announce_shards
 
@@ -207,7 +208,7 @@ def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
 
 def _origin(base: Path) -> dict:
     """What the weights come from, base and code: who reads this file alone sees that they have changed."""
-    return {"base": shards.fingerprints(base), "code": own_code("coordexp.modeling.vocab")}
+    return {"base": weights_identity(base), "code": code_identity(__name__)}
 
 
 def _pass_on(base: Path, out: Path) -> dict:

@@ -1,7 +1,14 @@
-"""Content hash of a module and of everything of this project that it imports, read from the source.
+"""The one answer to "is this the same code?" and "is this the same input?", for rules, caches and resumed work.
 
-Snakemake sees neither the modules that a script imports nor, reliably, a script's content; a rule
-that carries this hash in its params reruns exactly when code that it runs has changed.
+`code_identity`
+    of a module: its source and that of everything of this project that it imports, as `normalised_source` spells it.
+    Comments, docstrings, layout, error and progress texts do not count. Nor does `coordexp.runtime`, infrastructure
+    that no result depends on. Templates and schemas in the packages of the modules count byte for byte. A plug-in
+    (`$COORDEXP_PLUGINS`) counts where a module is used that it imports.
+`content_identity`
+    of files: a hash of the bytes, or of header, size and samples of a safetensors file.
+`identity_of`
+    of plain values, such as the options of a stage together with the identities above.
 """
 
 from __future__ import annotations
@@ -9,55 +16,92 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-SHIPPED = (".css", ".j2", ".js", ".json")  # what packages hold beside code: package-data in pyproject.toml
-EMPTY = "Constant('')"
+from coordexp.runtime.io import canonical_json, sha256_file
+from coordexp.runtime.normalised_source import INFRASTRUCTURE, normalise
+from coordexp.runtime.plugins import VARIABLE as PLUGINS
+
+PACKAGE_DATA = (".css", ".j2", ".js", ".json")  # files of packages that count as code: package-data in pyproject.toml
+EXCLUDED = (INFRASTRUCTURE, "workflow_scripts.arguments")
+SOURCES = Path(__file__).resolve().parents[2]
+_SAMPLES, _SAMPLE_BYTES = 64, 64 << 10  # of a safetensors file: 4 MB whatever its size
 
 
-def code_fingerprint(entry: str, roots: tuple[Path, ...]) -> str:
-    """Hex digest for the dotted module `entry`, looked up under `roots`; comments and layout do not count.
-
-    Templates and schemas that lie in the packages of the modules count byte for byte.
-    """
+def code_identity(*modules: str, roots: Iterable[Path] = (SOURCES,)) -> str:
+    """16 hex digits for what the dotted `modules`, found under `roots`, compute."""
+    roots = tuple(roots)
+    names = set().union(*(closure(module, roots) for module in modules))
+    paths = {name: _locate(name, roots) for name in sorted(names)}
+    paths |= {f"plug-in {file.name}": file for file in _plugins_of(names)}
     digest = hashlib.sha256()
-    places = {name: _locate(name, roots) for name in sorted(closure(entry, roots))}
-    for name, path in places.items():
+    for name, path in paths.items():
         digest.update(name.encode() + b"\0" + _normalised(path).encode() + b"\0")
-    for folder in sorted({path.parent for path in places.values()} - set(roots)):
-        for file in _data_files(folder):
+    for folder in sorted({_locate(name, roots).parent for name in names} - set(roots)):
+        for file in _package_data(folder):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def own_code(entry: str) -> str:
-    """`code_fingerprint` of a module of this package, as it runs."""
-    return code_fingerprint(entry, (Path(__file__).resolve().parents[2],))
+def content_identity(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 by file name: of all bytes, or of header, size and evenly spaced samples of a safetensors file.
+
+    Weights that differ in no sampled byte are taken for the same: a training step changes all of them.
+    """
+    return {file.name: file_identity(file) for file in files}
+
+
+def file_identity(file: str | Path) -> str:
+    """`content_identity` of one file."""
+    file = Path(file)
+    return _sampled(file) if file.suffix == ".safetensors" else sha256_file(file)
+
+
+def identity_of(value: Any) -> str:
+    """16 hex digits for plain values; the order of keys does not count."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 @functools.cache
-def closure(entry: str, roots: tuple[Path, ...]) -> frozenset[str]:
-    """Every module of this project that `entry` imports, directly or not, and `entry` itself."""
+def closure(module: str, roots: tuple[Path, ...]) -> frozenset[str]:
+    """`module` and every module of this project that it imports, directly or not, without those in `EXCLUDED`."""
     seen: set[str] = set()
-    waiting = [entry]
+    waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen or _locate(name, roots) is None:
+        if name in seen or _excluded(name) or (path := _locate(name, roots)) is None:
             continue
         seen.add(name)
-        waiting += _imports(_locate(name, roots), name)
+        waiting += _imports(path)
         waiting += [name.rsplit(".", 1)[0]] if "." in name else []
     return frozenset(seen)
 
 
-def _data_files(folder: Path) -> list[Path]:
-    """Templates and schemas of a package: files of its folder, and of folders in it that are no packages.
+def _plugins_of(modules: set[str]) -> list[Path]:
+    """Plug-ins that import one of `modules`; or nothing of this project, so that nothing is known of their use."""
+    files = [Path(name).resolve() for name in os.environ.get(PLUGINS, "").split(os.pathsep) if name]
+    imported = {file: {name for name in _imports(file) if name.startswith("coordexp.")} for file in files}
+    used = {file: {name for name in names if not _excluded(name)} for file, names in imported.items()}
+    return sorted(file for file in files if not used[file] or used[file] & modules)
 
-    Not what editors, file managers and NFS put beside them: backups have other suffixes, the rest is hidden.
+
+def _excluded(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in EXCLUDED)
+
+
+def _package_data(folder: Path) -> list[Path]:
+    """Templates and schemas of a package: in its folder, and in folders below that are not packages.
+
+    Backups of editors have other suffixes; hidden files of file managers and NFS do not count.
     """
     inner = [p for p in folder.iterdir() if p.is_dir() and not (p / "__init__.py").exists()]
-    found = [*folder.iterdir(), *(file for place in inner for file in place.rglob("*"))]
-    return sorted(p for p in found if p.suffix in SHIPPED and p.is_file() and not _hidden(p.relative_to(folder)))
+    candidates = [*folder.iterdir(), *(file for directory in inner for file in directory.rglob("*"))]
+    return sorted(
+        p for p in candidates if p.suffix in PACKAGE_DATA and p.is_file() and not _hidden(p.relative_to(folder))
+    )
 
 
 def _hidden(path: Path) -> bool:
@@ -74,42 +118,28 @@ def _locate(name: str, roots: tuple[Path, ...]) -> Path | None:
 
 
 @functools.cache
-def _imports(path: Path, name: str) -> list[str]:
-    found: list[str] = []
+def _imports(path: Path) -> list[str]:
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.append(node.module)
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 @functools.cache
 def _normalised(path: Path) -> str:
-    """The code of a file without docstrings, comments and layout."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body[0] = ast.Expr(ast.Constant(""))
-    return spelled(tree)
+    return normalise(path.read_text(encoding="utf-8"))
 
 
-def spelled(node: object) -> str:
-    """Text of a syntax tree, the same under every Python: unlike `ast.dump`, without fields that are empty.
-
-    Versions differ in which of those they have and show. A constant keeps its type, and a None that code names.
-    """
-    if isinstance(node, list):
-        return f"[{', '.join(map(spelled, node))}]"
-    if isinstance(node, ast.Constant):  # `kind` tells u"" from "" alone
-        return f"Constant({node.value!a})"
-    if isinstance(node, ast.JoinedStr):  # 3.12 ends a format that is computed, as in {x:{width}}, with an empty text
-        return f"JoinedStr({', '.join(part for part in map(spelled, node.values) if part != EMPTY)})"
-    if isinstance(node, ast.AST):
-        fields = [f"{name}={spelled(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
-        return f"{type(node).__name__}({', '.join(fields)})"
-    return ascii(node)
+def _sampled(file: Path) -> str:
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb", buffering=0) as handle:
+        digest.update(handle.read(min(int.from_bytes(handle.read(8), "little"), size)))
+        for i in range(_SAMPLES):
+            handle.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(handle.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -6,7 +6,6 @@ continues there, and a changed one starts afresh without touching what came befo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -16,13 +15,13 @@ import msgspec
 
 from coordexp.datasets import image_provenance as made_by
 from coordexp.datasets import mixture as fusion
-from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.families import family_of
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
-from coordexp.runtime.code_identity import own_code
+from coordexp.runtime.code_identity import code_identity, content_identity, file_identity, identity_of
 from coordexp.runtime.errors import ConfigError, ModelError, located
-from coordexp.runtime.io import atomic_dir, canonical_json, read_json, sha256_file, write_json, write_jsonl
+from coordexp.runtime.io import atomic_dir, read_json, write_json, write_jsonl
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.training.checkpoints import drop_broken, step, whole_checkpoints
 from coordexp.training.launch import DistributedConfig, launch
@@ -116,20 +115,20 @@ def fingerprint(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
     """Key of a run: the recipe without its paths, the data's bytes, the base's tokenizer, samples of its weights, the
     code, and how many processes share a step, since that many batches make one."""
     facts = {**msgspec.to_builtins(recipe), "world_size": world_size}
-    facts["code"] = own_code("coordexp.training.ms_swift.plugin")
+    facts["code"] = code_identity("coordexp.training.ms_swift.plugin")
     facts |= {name: _content(facts["custom"].pop(name)) for name in ("train_jsonl", "val_jsonl", "categories")}
     facts["mixture"] = _mixture(facts["custom"].pop("fusion_config"))
     for file in sorted(model_dir.glob("*.json")):
-        facts[f"model/{file.name}"] = sha256_file(file)
-    facts |= {f"model/{name}": sample for name, sample in shards.fingerprints(model_dir).items()}
-    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
+        facts[f"model/{file.name}"] = file_identity(file)
+    facts |= {f"model/{name}": sample for name, sample in weights_identity(model_dir).items()}
+    return identity_of(facts)
 
 
 def _content(path: str | None) -> Any:
     """The bytes of a file of the data, and by what the images beside it were made; wherever they lie."""
     if not path:
         return None
-    return [sha256_file(path), made_by.beside(path)]
+    return [file_identity(path), made_by.beside(path)]
 
 
 def _mixture(path: str | None) -> Any:
@@ -233,8 +232,8 @@ def _publish(
         "kind": "adapter" if (chosen / "adapter_config.json").exists() else "full",
         "recipe": msgspec.to_builtins(recipe),
         "layout": {"processes": distributed.processes, "nodes": distributed.nodes},
-        "base": shards.fingerprints(model_dir),
-        "weights": {file.name: shards.fingerprint(shards.read_header(file)) for file in sorted(chosen.glob(WEIGHTS))},
+        "base": weights_identity(model_dir),
+        "weights": content_identity(sorted(chosen.glob(WEIGHTS))),
     }
     with atomic_dir(out_dir) as scratch:
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)

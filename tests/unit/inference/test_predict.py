@@ -49,17 +49,6 @@ def same(a: list[Prediction], b: list[Prediction]) -> None:
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
-def test_progress_says_how_many_objects_a_second(whole, capsys, monkeypatch):
-    clock = iter([0.0, 10.0, 10.0, 10.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    progress = module.Progress(total=20, resumed=5)
-    progress.add(whole[:2])
-    found = sum(len(row.detections) for row in whole[:2])
-    printed = capsys.readouterr().err
-    assert "going on with 5 of 20" in printed
-    assert f"7/20 images, 0.20 images/s, {found / 10:.2f} objects/s, about 65 s left" in printed
-
-
 def test_batch_size_changes_nothing(taught, records, whole, tmp_path):
     predict(taught, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), whole)

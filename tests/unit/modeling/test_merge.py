@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from coordexp import cli
 from coordexp.modeling import merge as merging
-from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import vocab
+from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.runtime.errors import ModelError
 
 
@@ -294,7 +294,7 @@ def test_another_base_of_the_same_shapes_is_refused(bases, tmp_path):
     """A published result records the weights that it was trained on."""
     base = bases(True, True, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
-    record = {"base": shards.fingerprints(base), "recipe": {}}
+    record = {"base": weights_identity(base), "recipe": {}}
     (tmp_path / "adapter" / merging.TRAIN_MANIFEST).write_text(json.dumps(record))
     other = Path(shutil.copytree(base, tmp_path / "other"))
     merging.merge(other, tmp_path / "adapter", tmp_path / "out")

@@ -153,7 +153,7 @@ def test_the_manifest_of_a_folder_tells_weights_and_tokenizers_apart(folder, tmp
         return fetch.fetch("own", {"source": "path", "path": str(own)}, tmp_path / "out")["contents"]
 
     before = recorded()
-    assert before == contents.digests(own) == contents.recorded(tmp_path / "out")
+    assert before == contents.checkpoint_identity(own) == contents.recorded_identity(tmp_path / "out")
     assert set(before) == {file.name for file in (tmp_path / "out").iterdir()} - {fetch.SOURCE_FILE}
     for name in ("model.safetensors", "tokenizer.json"):
         data = (own / name).read_bytes()

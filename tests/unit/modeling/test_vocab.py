@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from coordexp import cli
-from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import tiny, vocab
+from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.records import WILDCARD_TOKEN, coord_tokens
 from coordexp.runtime.errors import CoordExpError, ModelError
 
@@ -136,7 +136,7 @@ def test_expanding_twice_says_so_and_changes_nothing(tmp_path, capsys):
     second = vocab.expand(tmp_path / "one", tmp_path / "two")
     said = f"one has the coordinate tokens already ({first['start']}..{first['end']}); nothing is added"
     assert said in capsys.readouterr().err
-    assert second == first | {"already_expanded": True, "base": shards.fingerprints(tmp_path / "one")}
+    assert second == first | {"already_expanded": True, "base": weights_identity(tmp_path / "one")}
     for file in (tmp_path / "one").iterdir():
         if file.name != vocab.COORD_FILE:
             assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()

@@ -1,24 +1,24 @@
-"""A rule's code hash changes with the code that it runs, and with nothing else."""
+"""A stage's code identity changes with the code that it runs, and with nothing else; content identity with content."""
 
-import ast
-import os
-import shutil
-import subprocess
-import sys
+import struct
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from coordexp.runtime.code_identity import SHIPPED, closure, code_fingerprint, spelled
+from coordexp.runtime.code_identity import PACKAGE_DATA, closure, code_identity, content_identity, identity_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-
-
 ROOTS = (REPOSITORY, REPOSITORY / "src")
 
 
+@pytest.fixture(autouse=True)
+def no_plugins(monkeypatch):
+    monkeypatch.delenv("COORDEXP_PLUGINS", raising=False)
+
+
 def project(folder, **modules):
+    """The roots of a project with these modules; `__` in a name separates packages."""
     for name, text in modules.items():
         path = folder.joinpath(*name.split("__")).with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def project(folder, **modules):
     return (folder,)
 
 
-def test_follows_imports_wherever_they_stand(tmp_path):
+def test_imports_are_followed_wherever_they_are_in_a_module(tmp_path):
     roots = project(
         tmp_path,
         a="def f():\n    from pkg.b import g\n",
@@ -38,23 +38,41 @@ def test_follows_imports_wherever_they_stand(tmp_path):
     assert closure("a", roots) == {"a", "pkg", "pkg.b", "pkg.c"}
 
 
-def test_changes_with_code_alone(tmp_path):
-    before = code_fingerprint("a", project(tmp_path / "1", a="import b\n", b="X = 1\n"))
-    comment = code_fingerprint("a", project(tmp_path / "2", a="import b  # why\n", b='"""Doc."""\nX = 1\n'))
-    other = code_fingerprint("a", project(tmp_path / "3", a="import b\n", b="X = 2\n"))
-    assert before != other
-    assert comment != other
+def test_only_code_counts(tmp_path):
+    def identity(name, b):
+        return code_identity("a", roots=project(tmp_path / name, a="import b\n", b=b))
+
+    before = identity("1", "X = 1\n")
+    assert identity("2", '"""Doc."""\nX = 1  # a reason\n') == before
+    assert identity("3", "X = 2\n") != before
 
 
-def test_a_template_beside_the_code_counts(tmp_path):
-    (roots,) = project(tmp_path, a="import pkg.b\n", pkg__b="X = 1\n")
-    (roots / "pkg" / "__init__.py").write_text("")
-    before = code_fingerprint("a", (roots,))
-    (roots / "pkg" / "templates").mkdir()
-    (roots / "pkg" / "templates" / "page.html.j2").write_text("<p>")
-    template = code_fingerprint("a", (roots,))
-    (roots / "unrelated.json").write_text("{}")
-    assert code_fingerprint("a", (roots,)) == template != before
+def test_infrastructure_does_not_count(tmp_path):
+    def identity(name, runtime):
+        files = {"coordexp__a": "from coordexp.runtime import tuning\nX = tuning.SIZE\n"}
+        return code_identity("coordexp.a", roots=project(tmp_path / name, coordexp__runtime__tuning=runtime, **files))
+
+    assert identity("1", "SIZE = 1\n") == identity("2", "SIZE = 2\n")
+
+
+def test_several_modules_count_together(tmp_path):
+    roots = project(tmp_path, a="X = 1\n", b="X = 2\n")
+    assert code_identity("a", "b", roots=roots) not in (
+        code_identity("a", roots=roots),
+        code_identity("b", roots=roots),
+    )
+    assert code_identity("a", "b", roots=roots) == code_identity("b", "a", roots=roots)
+
+
+def test_a_template_in_a_package_counts(tmp_path):
+    (root,) = project(tmp_path, a="import pkg.b\n", pkg__b="X = 1\n")
+    (root / "pkg" / "__init__.py").write_text("")
+    before = code_identity("a", roots=[root])
+    (root / "pkg" / "templates").mkdir()
+    (root / "pkg" / "templates" / "page.html.j2").write_text("<p>")
+    template = code_identity("a", roots=[root])
+    (root / "unrelated.json").write_text("{}")
+    assert code_identity("a", roots=[root]) == template != before
 
 
 @pytest.mark.parametrize(
@@ -65,15 +83,15 @@ def test_a_template_beside_the_code_counts(tmp_path):
         *("templates/.ipynb_checkpoints/page.json", "b.py.orig", "__pycache__/b.cpython-311.pyc"),
     ],
 )
-def test_what_editors_and_file_systems_leave_does_not_count(tmp_path, name):
-    (roots,) = project(tmp_path, a="import pkg.b\n", pkg__b="X = 1\n")
-    (roots / "pkg" / "__init__.py").write_text("")
-    (roots / "pkg" / "templates").mkdir()
-    before = code_fingerprint("a", (roots,))
-    file = roots / "pkg" / name
+def test_leftovers_of_editors_and_file_systems_do_not_count(tmp_path, name):
+    (root,) = project(tmp_path, a="import pkg.b\n", pkg__b="X = 1\n")
+    (root / "pkg" / "__init__.py").write_text("")
+    (root / "pkg" / "templates").mkdir()
+    before = code_identity("a", roots=[root])
+    file = root / "pkg" / name
     file.parent.mkdir(exist_ok=True)
     file.write_text("left")
-    assert code_fingerprint("a", (roots,)) == before
+    assert code_identity("a", roots=[root]) == before
 
 
 def test_the_files_that_count_are_those_that_the_package_ships():
@@ -81,79 +99,70 @@ def test_the_files_that_count_are_those_that_the_package_ships():
     patterns = settings["tool"]["setuptools"]["package-data"]["coordexp"]
     package = REPOSITORY / "src" / "coordexp"
     shipped = {file for pattern in patterns for file in package.glob(pattern)}
-    there = {file for suffix in SHIPPED for file in package.rglob(f"[!.]*{suffix}")}
-    assert {Path(pattern).suffix for pattern in patterns} == set(SHIPPED)
-    assert shipped == there != set()
+    present = {file for suffix in PACKAGE_DATA for file in package.rglob(f"[!.]*{suffix}")}
+    assert {Path(pattern).suffix for pattern in patterns} <= set(PACKAGE_DATA)
+    assert shipped == present != set()
 
 
-def test_comments_docstrings_and_layout_do_not_count(tmp_path):
-    one = project(tmp_path / "1", a='"""One."""\nX = [1, 2]\n')
-    two = project(tmp_path / "2", a='"""Two."""\n# a reason\nX = [\n    1,\n    2,\n]\n')
-    assert code_fingerprint("a", one) == code_fingerprint("a", two)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        *(("return", "return None"), ("return 1", "return 1.0"), ("return 1", "return True"), ("f()", "f(None)")),
-        *(("return '1'", "return 1"), ("return 'a'", "return b'a'"), ("return ()", "return []"), ("f(a)", "f(*a)")),
-        *(("{**a}", "{None: a}"), ("global a", "global b"), ("x: int", "x: int = None"), ("f'{a}'", "f'{a!r}'")),
-        ("match a:\n  case None: pass", "match a:\n  case True: pass"),
-    ],
-)
-def test_code_that_does_something_else_is_spelled_otherwise(one, other):
-    assert spelled(ast.parse(one)) != spelled(ast.parse(other))
-
-
-def test_fields_that_another_python_adds_or_leaves_out_when_empty_do_not_count():
-    """3.12 adds `type_params`, empty for nearly every function; a later one may add more."""
-    code = "@d\nclass A(B):\n    def f(self, a, *, k, b=None, **c) -> int:\n        return [None, u'x', {**a}]\n"
-    tree = ast.parse(code)
-    before = spelled(tree)
-    for node in ast.walk(tree):
-        node._fields = ("first", *(name for name in node._fields if getattr(node, name) not in (None, [])), "last")
-        node.first, node.last = [], None
-    assert spelled(tree) == before == spelled(ast.parse(code.replace("u'x'", "'x'")))
-
-
-def test_an_empty_text_that_3_12_1_puts_into_a_format_does_not_count():
-    one, other = (ast.parse("f'{a:{b}}'", mode="eval") for _ in range(2))
-    one.body.values[0].format_spec.values[1:] = []
-    other.body.values[0].format_spec.values[1:] = [ast.Constant("")]
-    assert spelled(one) == spelled(other)
-
-
-@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
-def test_the_hash_is_the_same_under_another_python(version):
-    entries = (
-        "coordexp.training.ms_swift.plugin",
-        "coordexp.training.ms_swift.eval_plugin",
-        "workflow_scripts.report",
-        "coordexp.cli",
+def test_a_plugin_counts_for_the_stages_that_use_a_module_that_it_imports(tmp_path, monkeypatch):
+    roots = project(
+        tmp_path,
+        coordexp__losses="TERMS = {}\n",
+        coordexp__convert="X = 1\n",
+        coordexp__train="from coordexp.losses import TERMS\n",
     )
-    code = (
-        "import sys; from pathlib import Path; from coordexp.runtime.code_identity import code_fingerprint\n"
-        "for entry in sys.argv[2:]: print(code_fingerprint(entry, (Path(sys.argv[1]), Path(sys.argv[1]) / 'src')))"
-    )
-    other = shutil.which(f"python{version}")
-    if other is None or subprocess.run([other, "-c", ""], capture_output=True, check=False).returncode:
-        pytest.skip(f"no python{version} here")
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    here, there = (
-        subprocess.check_output([python, "-c", code, str(REPOSITORY), *entries], env=env, text=True)
-        for python in (sys.executable, other)
-    )
-    assert here == there != ""
+    plugin = tmp_path / "terms.py"
+    monkeypatch.setenv("COORDEXP_PLUGINS", str(plugin))
+
+    def identities(text):
+        plugin.write_text(text)
+        closure.cache_clear()
+        from coordexp.runtime import code_identity as module
+
+        module._imports.cache_clear()
+        module._normalised.cache_clear()
+        return [code_identity(f"coordexp.{name}", roots=roots) for name in ("train", "convert")]
+
+    one = identities("from coordexp.losses import TERMS\nTERMS['a'] = 1\n")
+    comment = identities("from coordexp.losses import TERMS  # a reason\nTERMS['a'] = 1\n")
+    other = identities("from coordexp.losses import TERMS\nTERMS['a'] = 2\n")
+    assert one == comment and one[0] != other[0] and one[1] == other[1]
+    assert identities("X = 1\n")[1] != identities("X = 2\n")[1]  # nothing is known of its use
 
 
 def test_evaluation_does_not_depend_on_training():
     modules = closure("workflow_scripts.evaluate", ROOTS)
     assert "coordexp.evaluation.evaluate" in modules
-    assert not any(name.startswith(("coordexp.swift", "coordexp.loss", "coordexp.infer")) for name in modules)
+    layers = ("coordexp.training", "coordexp.losses", "coordexp.inference", "coordexp.runtime")
+    assert not any(name.startswith(layers) for name in modules)
 
 
-def test_training_depends_on_the_loss_and_with_detection_on_decoder_and_evaluation():
-    training, watching = (closure(f"coordexp.{name}.plugin", ROOTS) for name in ("swift", "watch"))
+def test_training_depends_on_the_loss_and_its_evaluation_on_decoder_and_metrics():
+    plugins = (f"coordexp.training.ms_swift.{name}" for name in ("plugin", "eval_plugin"))
+    training, evaluating = (closure(name, ROOTS) for name in plugins)
     assert {"coordexp.losses.criterion", "coordexp.training.ms_swift.trainer"} <= training
-    assert not any(name.startswith(("coordexp.infer", "coordexp.evaluate")) for name in training)
-    assert {"coordexp.inference.decoder", "coordexp.evaluation.coco_lvis_ap"} <= watching
+    assert not any(name.startswith(("coordexp.inference", "coordexp.evaluation")) for name in training)
+    assert {"coordexp.inference.decoder", "coordexp.evaluation.coco_lvis_ap"} <= evaluating
+
+
+def test_content_is_hashed_whole_or_sampled(tmp_path):
+    text, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    text.write_text("{}")
+    weights.write_bytes(struct.pack("<Q", 2) + b"{}" + bytes(100))
+    before = content_identity([text, weights])
+    assert set(before) == {"config.json", "model.safetensors"}
+    assert before["config.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    weights.write_bytes(struct.pack("<Q", 2) + b"{}" + bytes(99) + b"\1")
+    assert content_identity([weights])["model.safetensors"] != before["model.safetensors"]
+
+
+def test_a_damaged_weights_file_has_an_identity_too(tmp_path):
+    for name, content in (("a.safetensors", b""), ("b.safetensors", b"\xff" * 20)):
+        (tmp_path / name).write_bytes(content)
+    assert len(content_identity(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_the_order_of_keys_does_not_count():
+    assert (
+        identity_of({"a": 1, "b": [1, 2]}) == identity_of({"b": [1, 2], "a": 1}) != identity_of({"a": 1, "b": [2, 1]})
+    )
