@@ -44,7 +44,7 @@ TAIL = """
   connections are resumed.
 * **Second Snakemake**: it exits immediately with `LockException`, and the first one continues.
 * The trials of a sweep run the rules of the table and have no rows of their own. `ablation_summary` was
-  measured before it became the rule `SWEEP_RULE`, which does the same work.
+  measured before `sweep_summary` replaced it; both read the results of finished runs and write one summary.
 """
 
 
