@@ -17,7 +17,7 @@ from coordexp.datasets.formats import FORMATS
 from coordexp.evaluation.evaluate import EvaluateOptions
 from coordexp.inference.options import CalibrateOptions, PredictOptions
 from coordexp.modeling.embedding_init import Init
-from coordexp.modeling.tiny import Knobs as TinyOptions
+from coordexp.modeling.families import TinyOptions
 from coordexp.recipe import Custom
 from coordexp.runtime.config_io import declared, variants
 
