@@ -28,15 +28,26 @@ METRICS: Registry[Metric] = Registry("metric")
 
 @METRICS.register("ap")
 def average_precision(protocol: ScoredProtocol) -> dict[str, Value]:
-    """Average precision and recall as in COCOeval or lvis-api: at IoU 0.50:0.95 unless named, by size and frequency."""
-    return protocol.ap_scores.metrics
+    """Average precision (COCOeval, lvis-api), over IoU 0.50:0.95 or at one IoU, by object size and frequency."""
+    return {name: value for name, value in protocol.ap_scores.metrics.items() if name.startswith("AP")}
+
+
+@METRICS.register("ar")
+def average_recall(protocol: ScoredProtocol) -> dict[str, Value]:
+    """Average recall over IoU 0.50:0.95 (COCOeval, lvis-api), by number of detections and object size."""
+    return {name: value for name, value in protocol.ap_scores.metrics.items() if name.startswith("AR")}
 
 
 @METRICS.register("f1")
 def f1(protocol: ScoredProtocol) -> dict[str, Value]:
-    """F1, precision and recall of all predictions without a score threshold, at IoU 0.5 or averaged over 0.50:0.95."""
-    names = ("F1_50_micro", "F1_50_macro", "F1_micro", "precision_50", "recall_50")
-    return {name: protocol.values[name] for name in names}
+    """F1 of all predictions without a score threshold, at IoU 0.5 or averaged over 0.50:0.95."""
+    return {name: protocol.values[name] for name in ("F1_50_micro", "F1_50_macro", "F1_micro")}
+
+
+@METRICS.register("precision_recall")
+def precision_recall(protocol: ScoredProtocol) -> dict[str, Value]:
+    """Precision and recall of all predictions without a score threshold, at IoU 0.5."""
+    return {name: protocol.values[name] for name in ("precision_50", "recall_50")}
 
 
 def compute_metrics(protocol: ScoredProtocol) -> tuple[dict[str, Value], dict[str, str]]:

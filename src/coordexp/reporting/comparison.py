@@ -11,8 +11,8 @@ from markupsafe import Markup
 from coordexp.evaluation.options import PROTOCOL_TITLES
 from coordexp.evaluation.results import Difference, load_compare
 from coordexp.reporting import curves
+from coordexp.reporting.figures import intervals, lines
 from coordexp.reporting.report import number, render
-from coordexp.reporting.svg import intervals, lines
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import write_text
 

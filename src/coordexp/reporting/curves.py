@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from coordexp.reporting.svg import Series
+from coordexp.reporting.figures import Series
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open, read_jsonl
 

@@ -22,7 +22,7 @@ from coordexp.evaluation.results import (
     load_eval,
 )
 from coordexp.reporting import curves, gallery
-from coordexp.reporting.svg import Series, bars, lines
+from coordexp.reporting.figures import Series, bars, lines
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file, write_text
 
@@ -77,7 +77,8 @@ def headline(eval_json: str | Path) -> str:
     result = load_eval(eval_json)
     counts = result.counts
     blocks = result.protocols
-    rows = [(name, *(block.metrics.get(name) for block in blocks.values())) for name in _metric_names(result)]
+    names = [name for group in _metric_groups(result).values() for name in group]
+    rows = [(name, *(block.metrics.get(name) for block in blocks.values())) for name in names]
     width = max(len(name) for name, *_ in rows)
     titles = " ".join(f"{PROTOCOL_TITLES[name]:>7}" for name in blocks)
     return "\n".join(
@@ -132,20 +133,26 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def _metric_names(result: EvalResult) -> list[str]:
-    """Names of all metrics, in the order of the protocols."""
-    return list(dict.fromkeys(name for block in result.protocols.values() for name in block.metrics))
+def _metric_groups(result: EvalResult) -> dict[str, list[str]]:
+    """Names of all metrics by their description."""
+    groups: dict[str, list[str]] = {}
+    for block in result.protocols.values():
+        for name, description in block.metric_descriptions.items():
+            if name not in groups.setdefault(description, []):
+                groups[description].append(name)
+    return groups
 
 
 def _metric_rows(result: EvalResult) -> list[dict[str, Any]]:
-    """Rows of the metrics table; a description that repeats the previous one is left out."""
-    rows, previous = [], None
-    blocks = list(result.protocols.values())
-    for name in _metric_names(result):
-        description = next(b.metric_descriptions[name] for b in blocks if name in b.metrics)
-        values = [(b.metrics.get(name), b.intervals.values.get(name)) for b in blocks]
-        rows.append({"name": name, "values": values, "description": "" if description == previous else description})
-        previous = description
+    """Rows of the metrics table; the first row of each group has the number of rows that share its description."""
+    rows = []
+    blocks = result.protocols.values()
+    for description, names in _metric_groups(result).items():
+        for i, name in enumerate(names):
+            values = [(block.metrics.get(name), block.intervals.values.get(name)) for block in blocks]
+            rows.append(
+                {"name": name, "values": values, "description": description, "group_size": 0 if i else len(names)}
+            )
     return rows
 
 

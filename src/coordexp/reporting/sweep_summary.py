@@ -14,8 +14,8 @@ from msgspec import Meta
 
 from coordexp.config.sweeps import Sweep, Trial, baseline, trial_of, trials
 from coordexp.records import Prediction
+from coordexp.reporting.figures import intervals
 from coordexp.reporting.report import check_evaluated, render
-from coordexp.reporting.svg import intervals
 from coordexp.runtime.errors import ConfigError, DataError, located, nearest
 from coordexp.runtime.io import read_json, read_jsonl, write_json, write_text
 
