@@ -17,9 +17,9 @@ from coordexp.datasets.formats import FORMATS
 from coordexp.evaluation.evaluate import EvaluateOptions
 from coordexp.inference.options import CalibrateOptions, PredictOptions
 from coordexp.modeling.embedding_init import Init
-from coordexp.modeling.families import TinyOptions
+from coordexp.modeling.families import DEFAULT_FAMILY, FAMILIES, TinyOptions
 from coordexp.recipe import Custom
-from coordexp.runtime.config_io import declared, variants
+from coordexp.runtime.config_io import choice, declared, variants
 
 Split = Literal["train", "val"]
 
@@ -60,6 +60,7 @@ class FolderModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class TinyModel(TinyOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A small model with random weights, for demos and tests."""
 
+    family: choice(FAMILIES, "model family whose classes are used") = DEFAULT_FAMILY
     seed: Annotated[int, Meta(description="seed of the random weights")] = 0
 
 

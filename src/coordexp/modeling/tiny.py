@@ -8,15 +8,13 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
-from coordexp.modeling.families import TinyOptions, family_named
+from coordexp.modeling.families import DEFAULT_FAMILY, TinyOptions, family_named
 from coordexp.runtime import io
 from coordexp.runtime.errors import ModelError, located
 
-FAMILY = "qwen3_vl"
-
 
 def build(
-    out_dir: str | Path, seed: int, *, family: str = FAMILY, tokenizer: Tokenizer | None = None, **options: Any
+    out_dir: str | Path, seed: int, *, family: str = DEFAULT_FAMILY, tokenizer: Tokenizer | None = None, **options: Any
 ) -> Path:
     """Write a complete checkpoint folder and return it; the same seed and options give the same bytes.
 

@@ -17,7 +17,10 @@ from coordexp.modeling.families.family import (
     family_of,
 )
 
+DEFAULT_FAMILY = "qwen3_vl"  # of a tiny model
+
 __all__ = [
+    "DEFAULT_FAMILY",
     "FAMILIES",
     "EmbeddingTensors",
     "ModelFamily",
