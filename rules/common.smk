@@ -54,7 +54,7 @@ wildcard_constraints:
 
 
 def keys(**values):
-    """Options that a rule reads, as canonical JSON: Snakemake reruns the rule when this text changes."""
+    """The options that determine a job, as canonical JSON; Snakemake reruns the job when this text changes."""
     return canonical_json(values)
 
 
@@ -96,6 +96,33 @@ def fetched_of(wildcards):
 def source_of(wildcards, split=None):
     """Manifest of a split of the data set that a run reads."""
     return f"{RAW}/{settings.run(wildcards.run).dataset}/{split or wildcards.split}.source.json"
+
+
+def predicted(wildcards):
+    """Pixel-space records that a run predicts: the evaluated split, or its calibration split."""
+    split = settings.run(wildcards.run).predict.split
+    return settings.records(wildcards.run, {"eval": split, "calibration": "calibration"}[wildcards.part])
+
+
+def shards_of(wildcards):
+    """Predictions of every shard, in order."""
+    count = settings.run(wildcards.run).predict.shards
+    return [f"{RESULTS}/{wildcards.run}/{wildcards.part}/shards/{n}-of-{count}.jsonl" for n in range(1, count + 1)]
+
+
+def evaluated(wildcards):
+    """Pixel-space records that a run is evaluated on."""
+    return settings.records(wildcards.run, settings.run(wildcards.run).predict.split)
+
+
+def calibration_of(wildcards):
+    """The fitted calibration, if the run's scores are calibrated."""
+    return [f"{RESULTS}/{wildcards.run}/calibration.json"] if settings.run(wildcards.run).calibrated else []
+
+
+def trials_of(wildcards):
+    """Names of the runs of a sweep."""
+    return settings.runs.trials(wildcards.sweep)
 
 
 def memory(megabytes=None, *, small=None, large=None):

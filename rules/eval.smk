@@ -1,28 +1,6 @@
 # Predictions, calibrated scores, and the evaluation.
 
 
-def predicted(wildcards):
-    """Pixel-space records that a run predicts: the evaluated split, or its calibration split."""
-    split = settings.run(wildcards.run).predict.split
-    return settings.records(wildcards.run, {"eval": split, "calibration": "calibration"}[wildcards.part])
-
-
-def shards_of(wildcards):
-    """Predictions of every shard, in order."""
-    count = settings.run(wildcards.run).predict.shards
-    return [f"{RESULTS}/{wildcards.run}/{wildcards.part}/shards/{n}-of-{count}.jsonl" for n in range(1, count + 1)]
-
-
-def evaluated(wildcards):
-    """Pixel-space records that a run is evaluated on."""
-    return settings.records(wildcards.run, settings.run(wildcards.run).predict.split)
-
-
-def calibration_of(wildcards):
-    """The fitted calibration, if the run's scores are calibrated."""
-    return [f"{RESULTS}/{wildcards.run}/calibration.json"] if settings.run(wildcards.run).calibrated else []
-
-
 localrules:
     gather,
 

@@ -1,11 +1,6 @@
 # Sweeps: every trial is a run of its own, to which all other rules apply.
 
 
-def trials_of(wildcards):
-    """Names of the runs of a sweep."""
-    return settings.runs.trials(wildcards.sweep)
-
-
 localrules:
     sweep_summary,
 
