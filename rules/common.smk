@@ -22,6 +22,8 @@ settings = Settings.load(over_defaults(config, ROOT), ROOT)
 RESULTS = settings.data.output_base
 RAW = settings.data.raw_root
 
+os.environ[PLUGINS] = os.pathsep.join(map(str, settings.plugins))  # they are part of the identity of the code
+
 shell.executable("bash")
 # The environment of every job. Snakemake limits the threads of numerical libraries to those of the rule, but not of
 # libraries in Rust (hotcoco, tokenizers). Packages in ~/.local would take precedence over those of the environment, and
@@ -30,7 +32,7 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(map(str, CODE_ROOTS)),
     "PYTHONNOUSERSITE": "1",
     "PYTHONSAFEPATH": "1",
-    PLUGINS: os.pathsep.join(map(str, settings.plugins)),
+    PLUGINS: os.environ[PLUGINS],
 }
 shell.prefix(
     "set -euo pipefail; export "
