@@ -32,10 +32,13 @@ from coordexp.evaluation.results import (
     UnmappedLabel,
 )
 from coordexp.records import Prediction, read_records
+from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file
 
 __all__ = ["EvaluateOptions", "evaluate", "options_from", "protocols_to_compute", "restrict_to_predicted", "score"]
+
+EVALUATION_CODE = __name__  # the module whose code identity eval.json records
 
 
 class Scores(NamedTuple):
@@ -86,6 +89,7 @@ def evaluate(
             ),
             options=options,
             software={"coordexp": coordexp.__version__, "hotcoco": version("hotcoco"), "numpy": np.__version__},
+            code=code_identity(EVALUATION_CODE),
             tie_rule=TIE_RULE,
             counts=scores.counts,
             mapping=scores.mapping,

@@ -339,7 +339,8 @@ class EvalResult(Result, kw_only=True):
     split: str
     inputs: Inputs
     options: EvaluateOptions
-    software: Annotated[dict[str, str], Meta(description="package versions, and the identity of the evaluation code")]
+    software: Annotated[dict[str, str], Meta(description="package versions")]
+    code: Annotated[str, Meta(description="identity of the evaluation code (`runtime.code_identity`)")]
     tie_rule: Annotated[str, Meta(description="order of detections with equal scores")]
     counts: Counts
     mapping: LabelMappingResult

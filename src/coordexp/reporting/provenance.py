@@ -1,15 +1,21 @@
-"""What a run was made from: recipe, checkpoint, versions, revision of the code."""
+"""Provenance of a run: training manifest, package versions, and the code that trained, evaluated and reported it."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import coordexp
+from coordexp.evaluation.evaluate import EVALUATION_CODE
+from coordexp.evaluation.results import EvalResult
+from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import read_json, sha256_file
 
+TRAINING_CODE = "coordexp.training.ms_swift.plugin"  # the module whose code identity training records
 PACKAGES = (
     "coordexp",
     "torch",
@@ -24,21 +30,40 @@ PACKAGES = (
 )
 
 
+class StageCode(NamedTuple):
+    """The code that ran one stage; None where it was not recorded."""
+
+    stage: str
+    version: str | None  # of CoordExp
+    identity: str | None  # see runtime.code_identity
+    current: bool | None  # same as the installed code
+
+
 def provenance(train_manifest: str | Path, calibration: str | Path | None = None) -> dict[str, Any]:
-    """Training's manifest, the calibration of the scores if there is one, versions of packages, state of the code."""
-    manifest = read_json(train_manifest)
-    learnt = {} if calibration is None else {"calibration": read_json(calibration)}
+    """Training manifest, score calibration if any, package versions and git revision, as JSON-compatible values."""
+    fitted = {} if calibration is None else {"calibration": read_json(calibration)}
     return {
-        "training": manifest,
+        "training": read_json(train_manifest),
         "training_manifest_sha256": sha256_file(train_manifest),
-        **learnt,
-        "versions": {"python": platform.python_version(), **_versions()},
-        "code": revision(Path(__file__).parent),
+        **fitted,
+        "versions of the report": {"python": platform.python_version(), **_versions()},
+        "revision of the report": revision(Path(__file__).parent),
     }
 
 
+def stage_codes(training: Mapping[str, Any], result: EvalResult) -> list[StageCode]:
+    """The code that trained (from the training manifest), evaluated (from eval.json) and reported a run."""
+    current = {module: code_identity(module) for module in (TRAINING_CODE, EVALUATION_CODE)}
+    trained = training.get("code")
+    return [
+        StageCode("training", training.get("coordexp"), trained, trained and trained == current[TRAINING_CODE]),
+        StageCode("evaluation", result.software["coordexp"], result.code, result.code == current[EVALUATION_CODE]),
+        StageCode("report", coordexp.__version__, code_identity("coordexp.reporting.report"), True),
+    ]
+
+
 def revision(folder: Path) -> dict[str, Any]:
-    """Git commit of the folder and whether files differ from it; both None outside a repository."""
+    """Git commit of the folder and the number of changed files; both None outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {"commit": commit, "changed_files": None if changed is None else len(changed.splitlines())}

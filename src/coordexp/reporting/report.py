@@ -23,6 +23,7 @@ from coordexp.evaluation.results import (
 )
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.figures import Series, bars, lines
+from coordexp.reporting.provenance import stage_codes
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file, write_text
 
@@ -53,7 +54,7 @@ def write_report(
 
     eval_json: written by `evaluate`. predictions: the predictions.jsonl that was evaluated. records_jsonl: pixel-space
     records of the evaluated images, with image paths relative to the file. train_log: JSON lines of training metrics,
-    or None. provenance: JSON-compatible values. num_examples: number of images shown.
+    or None. provenance: JSON-compatible values; `training` is the training manifest. num_examples: number of images.
 
     DataError if the files do not belong together or an image cannot be read.
     """
@@ -67,6 +68,7 @@ def write_report(
         training=_training_plots(train_log),
         error_plot=_error_plot(result),
         galleries=_galleries(result, Path(predictions), Path(records_jsonl), num_examples),
+        stages=stage_codes(provenance.get("training", {}), result),
         provenance=_provenance(provenance, result, records_jsonl, train_log),
     )
     write_text(out_html, page)

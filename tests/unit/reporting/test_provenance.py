@@ -1,0 +1,46 @@
+"""Provenance: the code of every stage, and what the manifest holds."""
+
+from __future__ import annotations
+
+import pytest
+from evaluation_cases import generated
+
+import coordexp
+from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.reporting.provenance import TRAINING_CODE, provenance, revision, stage_codes
+from coordexp.runtime.code_identity import code_identity
+from coordexp.runtime.io import sha256_file, write_json
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    predictions, annotations = generated(0, lvis=False, images=3).write(tmp_path_factory.mktemp("run"))
+    return evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ({}, (None, None, None)),
+        ({"coordexp": "0.0.9", "code": "0" * 16}, ("0.0.9", "0" * 16, False)),
+        ({"coordexp": "0.1.0", "code": code_identity(TRAINING_CODE)}, ("0.1.0", code_identity(TRAINING_CODE), True)),
+    ],
+)
+def test_code_of_every_stage(result, manifest, expected):
+    training, evaluation, report = stage_codes(manifest, result)
+    assert training == ("training", *expected)
+    assert evaluation == ("evaluation", coordexp.__version__, result.code, True)
+    assert (report.stage, report.current) == ("report", True)
+
+
+def test_manifest_and_calibration_are_included(tmp_path):
+    write_json(tmp_path / "train_manifest.json", {"step": 3})
+    write_json(tmp_path / "calibration.json", {"method": "isotonic"})
+    found = provenance(tmp_path / "train_manifest.json", tmp_path / "calibration.json")
+    assert found["training"] == {"step": 3} and found["calibration"] == {"method": "isotonic"}
+    assert found["training_manifest_sha256"] == sha256_file(tmp_path / "train_manifest.json")
+    assert "calibration" not in provenance(tmp_path / "train_manifest.json")
+
+
+def test_no_revision_outside_a_repository(tmp_path):
+    assert revision(tmp_path) == {"commit": None, "changed_files": None}
