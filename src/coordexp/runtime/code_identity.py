@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from coordexp.runtime.io import canonical_json, sha256_file
 from coordexp.runtime.normalised_source import INFRASTRUCTURE, normalise
 from coordexp.runtime.plugins import VARIABLE as PLUGINS
@@ -63,6 +65,22 @@ def file_identity(file: str | Path) -> str:
 def identity_of(value: Any) -> str:
     """16 hex digits for plain values; the order of keys does not count."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def non_defaults(struct: msgspec.Struct) -> dict[str, Any]:
+    """Plain values of the fields that are not at their defaults, at any depth.
+
+    An option that a later version adds, off by default, leaves an identity made of these as it was.
+    """
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        factory = field.default_factory
+        default = field.default if factory is msgspec.NODEFAULT else factory()
+        if value != default:
+            nested = isinstance(value, msgspec.Struct)
+            values[field.encode_name] = non_defaults(value) if nested else msgspec.to_builtins(value)
+    return values
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """One training run: resolve, resume, run ms-swift, and publish a whole result.
 
-Checkpoints lie under a key of recipe, data, model and code, outside the published folder: a killed job
-continues there, and a changed one starts afresh without touching what came before.
+Checkpoints are kept outside the published folder, one folder per training (`training.identity`): a killed job continues
+there, and a changed one starts afresh without touching the earlier ones.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import Any
 
 import msgspec
 
-from coordexp.datasets import image_provenance as made_by
-from coordexp.datasets import mixture as fusion
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.families import family_of
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
-from coordexp.runtime.code_identity import code_identity, content_identity, file_identity, identity_of
+from coordexp.runtime.code_identity import content_identity
 from coordexp.runtime.errors import ConfigError, ModelError, located
 from coordexp.runtime.io import atomic_dir, read_json, write_json, write_jsonl
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.training.checkpoints import drop_broken, step, whole_checkpoints
+from coordexp.training.identity import record_code, recorded_code, select_checkpoints, training_code, training_key
 from coordexp.training.launch import DistributedConfig, launch
 
 MANIFEST = "train_manifest.json"
@@ -52,24 +51,39 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def train(
-    recipe: Recipe, model_dir: Path, out_dir: Path, log: Path, distributed: DistributedConfig | None = None
+    recipe: Recipe,
+    model_dir: Path,
+    out_dir: Path,
+    log: Path,
+    distributed: DistributedConfig | None = None,
+    *,
+    rerun_on_code_change: bool = False,
+    made_from: str | None = None,
 ) -> dict[str, Any] | None:
     """Train `model_dir` by `recipe` and publish the result as `out_dir`.
 
     Returns the manifest; None on machines of a larger run that leave publishing to the first one. Beside `log`
     (JSON lines of the loss and its terms) lie checkpoints and TensorBoard files, kept between runs. The published
     folder holds an adapter (LoRA, offsets) or, for full-parameter training, a whole checkpoint, and
-    `train_manifest.json`.
+    `train_manifest.json`. A finished training is published again without another step, by default whatever code made
+    it. `made_from` is the workflow's identity of the training's configuration, for the manifest.
     """
     refuse_remote_code(model_dir)
     if recipe.custom.coord_tokens.enabled:
         verified_ids(model_dir)
     distributed = distributed or DistributedConfig()
-    key = fingerprint(recipe, model_dir, distributed.world_size)
-    work_dir = log.resolve().parent
-    checkpoints = work_dir / "checkpoints" / key
-    _name_other_checkpoints(checkpoints)
-    arguments = swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / key)
+    key = training_key(recipe, model_dir, distributed.world_size)
+    work_dir, code = log.resolve().parent, training_code(recipe)
+    checkpoints = select_checkpoints(
+        work_dir / "checkpoints",
+        key,
+        code,
+        lambda folder: _finished(folder, recipe.custom.detection_eval),
+        rerun_on_code_change=rerun_on_code_change,
+    )
+    if not _finished(checkpoints, recipe.custom.detection_eval):
+        record_code(checkpoints, code)
+    arguments = swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / checkpoints.name)
     job = Job(
         arguments=cap_workers(arguments, distributed),
         custom=msgspec.to_builtins(recipe.custom),
@@ -79,7 +93,8 @@ def train(
     write_json(job_file, job)
     if not _run_to_the_end(job_file, distributed, recipe.custom.detection_eval):
         return None
-    return _publish(checkpoints, out_dir, log, key, recipe, model_dir, distributed)
+    facts = {"fingerprint": key, "code": recorded_code(checkpoints), "made_from": made_from}
+    return _publish(checkpoints, out_dir, log, facts, recipe, model_dir, distributed)
 
 
 def _run_to_the_end(job_file: Path, distributed: DistributedConfig, watched: DetectionEval) -> bool:
@@ -109,38 +124,6 @@ def _finished(checkpoints: Path, watched: DetectionEval) -> bool:
     state = read_json(whole[-1] / "trainer_state.json")
     over = watched.every and watched.is_over(state["log_history"], state["best_global_step"])
     return bool(over) or state["global_step"] >= state["max_steps"]
-
-
-def fingerprint(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
-    """Key of a run: the recipe without its paths, the data's bytes, the base's tokenizer, samples of its weights, the
-    code, and how many processes share a step, since that many batches make one."""
-    facts = {**msgspec.to_builtins(recipe), "world_size": world_size}
-    facts["code"] = code_identity("coordexp.training.ms_swift.plugin")
-    facts |= {name: _content(facts["custom"].pop(name)) for name in ("train_jsonl", "val_jsonl", "categories")}
-    facts["mixture"] = _mixture(facts["custom"].pop("fusion_config"))
-    for file in sorted(model_dir.glob("*.json")):
-        facts[f"model/{file.name}"] = file_identity(file)
-    facts |= {f"model/{name}": sample for name, sample in weights_identity(model_dir).items()}
-    return identity_of(facts)
-
-
-def _content(path: str | None) -> Any:
-    """The bytes of a file of the data, and by what the images beside it were made; wherever they lie."""
-    if not path:
-        return None
-    return [file_identity(path), made_by.beside(path)]
-
-
-def _mixture(path: str | None) -> Any:
-    """A mixture as resolved, with the content of its files in the place of their paths."""
-    if not path:
-        return None
-    mixture = fusion.load(path)
-    sources = {
-        name: {**msgspec.to_builtins(source), **{key: _content(getattr(source, key)) for key in fusion.PATHS}}
-        for name, source in mixture.sources.items()
-    }
-    return {**msgspec.to_builtins(mixture), "sources": sources}
 
 
 def refuse_remote_code(model_dir: Path) -> None:
@@ -207,7 +190,7 @@ def _publish(
     checkpoints: Path,
     out_dir: Path,
     log: Path,
-    key: str,
+    facts: dict[str, Any],
     recipe: Recipe,
     model_dir: Path,
     distributed: DistributedConfig,
@@ -225,7 +208,7 @@ def _publish(
     chosen = candidates[-1]
     best = {"metric": settings.metric, "value": state["best_metric"], "last_step": state["global_step"]}
     manifest = {
-        "fingerprint": key,
+        **facts,
         "checkpoint": chosen.name,
         "step": step(chosen),
         "best": best if settings.every else None,
@@ -239,14 +222,3 @@ def _publish(
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
         write_json(scratch / MANIFEST, manifest)
     return manifest
-
-
-def _name_other_checkpoints(checkpoints: Path) -> None:
-    others = [p.name for p in checkpoints.parent.glob("*") if p.is_dir() and p != checkpoints]
-    if others and not checkpoints.exists():
-        print(
-            "recipe, data, base, code or number of processes changed: "
-            f"starting afresh in {checkpoints}; kept: {', '.join(others)}\n"
-            f"  -> to go on from one of those in spite of the change, rename it to {checkpoints.name} and run again",
-            flush=True,
-        )

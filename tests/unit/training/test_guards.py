@@ -13,9 +13,9 @@ from coordexp.modeling import tiny, vocab
 from coordexp.recipe import CoordOffset, CoordTokens, Custom, DetectionEval, load_recipe
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.runtime.io import write_json
+from coordexp.training.identity import training_key
 from coordexp.training.ms_swift.loss import CoordLoss
 from coordexp.training.ms_swift.trainer import MOST_LEFT_OUT, CoordTrainer, check_start
-from coordexp.training.train import fingerprint
 
 GOOD = Counts(text=50, slots=8, boxes=2)
 WEIGHTS = {"model.layers.0.q_proj.lora_A": 64}
@@ -102,7 +102,7 @@ def key_of(tmp_path):
     """Key of a run of a tiny base with this `custom` section."""
     vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
     recipe = Path(__file__).parents[3] / "config/train/sft_base.yaml"
-    return lambda **custom: fingerprint(load_recipe(recipe, {"custom": custom}), tmp_path / "model")
+    return lambda **custom: training_key(load_recipe(recipe, {"custom": custom}), tmp_path / "model")
 
 
 def test_the_key_of_a_run_follows_all_that_a_mixture_names(key_of, tmp_path):
@@ -151,7 +151,7 @@ def test_the_key_of_a_run_follows_recipe_data_weights_and_tokenizer(tmp_path):
     def key(**training) -> str:
         custom = {"train_jsonl": str(data)}
         overrides = {"training": training, "custom": custom}
-        return fingerprint(load_recipe(root / "config/train/sft_base.yaml", overrides), tmp_path / "model")
+        return training_key(load_recipe(root / "config/train/sft_base.yaml", overrides), tmp_path / "model")
 
     keys = [key(), key(max_steps=7)]
     assert key() == keys[0]

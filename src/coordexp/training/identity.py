@@ -1,0 +1,117 @@
+"""What a training is made from, which code makes it, and which folder holds its checkpoints.
+
+A folder is named `{key}-{code}`. The key stands for recipe, data, base model and number of processes, the code for
+everything that computes the training. A finished training is never repeated because the code has changed; a
+half-finished one continues only under the same code, because its second half would follow other rules than its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordexp import __version__
+from coordexp.datasets import image_provenance, mixture
+from coordexp.modeling.checkpoint_files import weights_identity
+from coordexp.modeling.vocab import COORD_FILE
+from coordexp.recipe import Recipe
+from coordexp.runtime.code_identity import code_identity, file_identity, identity_of, non_defaults
+from coordexp.runtime.io import read_json, write_json
+
+CODE_FILE = "code.json"
+MODULES = ("coordexp.training.train", "coordexp.training.ms_swift.worker", "coordexp.training.ms_swift.plugin")
+EVAL_MODULE = "coordexp.training.ms_swift.eval_plugin"  # chooses the best checkpoint
+
+
+def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
+    """Identity of what is trained: recipe, content of the data, base model, and processes that share a step.
+
+    Paths do not count, nor options at their defaults: a version that adds an option keeps the key.
+    """
+    facts = {**non_defaults(recipe), "world_size": world_size}
+    custom = facts["custom"] = dict(facts.get("custom", {}))
+    for name in ("train_jsonl", "val_jsonl", "categories"):
+        facts[name] = data_identity(custom.pop(name, None))
+    facts["mixture"] = mixture_identity(custom.pop("fusion_config", None))
+    facts["model"] = {file.name: file_identity(file) for file in model_dir.glob("*.json")} | weights_identity(model_dir)
+    if (tokens := model_dir / COORD_FILE).exists():
+        facts["model"][COORD_FILE] = {key: value for key, value in read_json(tokens).items() if key != "code"}
+    return identity_of(facts)
+
+
+def training_code(recipe: Recipe) -> str:
+    """Identity of the code that trains by `recipe`; decoder and metrics count if they choose the best checkpoint."""
+    return code_identity(*MODULES, *([EVAL_MODULE] if recipe.custom.detection_eval.every else []))
+
+
+def data_identity(path: str | Path | None) -> Any:
+    """Content of a data file and of how the images of its records were made; not where they are."""
+    return [file_identity(path), image_provenance.beside(path)] if path else None
+
+
+def mixture_identity(path: str | Path | None) -> Any:
+    """A mixture as resolved, with the content of its files instead of their paths."""
+    if not path:
+        return None
+    resolved = mixture.load(path)
+    sources = {
+        name: {**msgspec.to_builtins(source), **{key: data_identity(getattr(source, key)) for key in mixture.PATHS}}
+        for name, source in resolved.sources.items()
+    }
+    return {**msgspec.to_builtins(resolved), "sources": sources}
+
+
+def select_checkpoints(
+    folder: Path, key: str, code: str, finished: Callable[[Path], bool], *, rerun_on_code_change: bool = False
+) -> Path:
+    """The folder below `folder` to publish from or train in; explains on stdout when an earlier one is not continued.
+
+    `finished` tells whether the training in a folder is complete. With `rerun_on_code_change` one that other code has
+    finished is not taken.
+    """
+    current = folder / f"{key}-{code}"
+    same_key = [other for other in sorted(folder.glob(f"{key}-*")) if other.is_dir() and other != current]
+    if current.exists():
+        return current
+    complete = [other for other in same_key if finished(other)]
+    if complete and not rerun_on_code_change:
+        newest = max(complete, key=lambda other: (other / CODE_FILE).stat().st_mtime if _has_code(other) else 0)
+        made = recorded_code(newest)
+        print(
+            f"this training is finished; it was made by other code (coordexp {made['coordexp']}, {made['code']}) "
+            f"than the current one ({__version__}, {code})\n  -> set train.rerun_on_code_change: true to train again",
+            flush=True,
+        )
+        return newest
+    others = [other.name for other in sorted(folder.glob("*")) if other.is_dir()]
+    if others:
+        changed = "the code" if same_key else "recipe, data, base or number of processes"
+        print(
+            f"{changed} changed: starting afresh in {current}; kept: {', '.join(others)}\n"
+            f"  -> to continue one of those in spite of the change, rename it to {current.name} and run again",
+            flush=True,
+        )
+    return current
+
+
+def record_code(checkpoints: Path, code: str) -> None:
+    """Write which version trains in `checkpoints`; earlier ones stay listed where a user has renamed the folder."""
+    made = {"coordexp": __version__, "code": code}
+    earlier = read_json(checkpoints / CODE_FILE) if _has_code(checkpoints) else None
+    if earlier is None or earlier["code"] != code:
+        before = {} if earlier is None else {"started_by": earlier.get("started_by", earlier)}
+        write_json(checkpoints / CODE_FILE, made | before)
+
+
+def recorded_code(checkpoints: Path) -> dict[str, Any]:
+    """`coordexp` (version) and `code` (identity) of what trained in `checkpoints`."""
+    if _has_code(checkpoints):
+        return read_json(checkpoints / CODE_FILE)
+    return {"coordexp": "unknown", "code": checkpoints.name.rpartition("-")[2]}
+
+
+def _has_code(checkpoints: Path) -> bool:
+    return (checkpoints / CODE_FILE).is_file()
