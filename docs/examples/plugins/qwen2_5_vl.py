@@ -6,7 +6,7 @@ from coordexp.modeling.families.qwen3_vl import Qwen3VL
 
 @FAMILIES.register("qwen2_5_vl")
 class Qwen25VL(Qwen3VL):
-    """Special tokens, module names and positions are the same as in Qwen3-VL; checkpoints name their tensors otherwise."""
+    """Same special tokens, modules and positions as Qwen3-VL, but different tensor names in checkpoints."""
 
     swift = SwiftNames(model_type="qwen2_5_vl", template="qwen2_5_vl", requires=("transformers>=4.49",))
     tiny_tokenizer = ModelFamily.tiny_tokenizer  # no tiny model of this family

@@ -65,8 +65,9 @@ def directive(rule: str, name: str) -> str:
 
 def test_rules_ignore_packages_in_the_home_directory():
     """Apptainer mounts $HOME, and ~/.local precedes the packages of an environment or image."""
-    [prefix] = re.findall(r"^shell\.prefix\((.*?)^\)", (REPOSITORY / "rules/common.smk").read_text(), flags=re.M | re.S)
-    assert " PYTHONNOUSERSITE=1" in prefix
+    common = (REPOSITORY / "rules/common.smk").read_text()
+    [environment] = re.findall(r"^ENVIRONMENT = \{(.*?)^\}", common, flags=re.M | re.S)
+    assert '"PYTHONNOUSERSITE": "1"' in environment
 
 
 def test_rules_are_found():
