@@ -24,13 +24,13 @@ from PIL import Image
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.predictor import Checkpoint
-from coordexp.inference.prompts import Question
+from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import Prompt
 from coordexp.modeling import tiny, vocab
 from coordexp.records import Object, coord_token
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
-from model_helpers import qwen3_tokenizer
+from modeling_helpers import qwen3_tokenizer
 
 NAMES = ["person", "traffic light", "black cat", "potted plant", "baseball bat", "cup", "dog", "wine glass"]
 STYLE = PromptStyle()
@@ -57,20 +57,20 @@ def answers(count: int, objects: int) -> list[str]:
     return rendered
 
 
-def teach(checkpoint: Checkpoint, shown: list[Image.Image], texts: list[str], limit: int) -> int:
+def teach(predictor: Predictor, shown: list[Image.Image], texts: list[str], limit: int) -> int:
     """Train until every token of every answer is the most likely one by a margin; the steps it took.
 
     The softmax is over the tokens in use and a fresh sample of the rest, so that none of the rest wins later.
     """
-    prompts = [checkpoint.prompt() + text + "<|im_end|>" for text in texts]
-    batch = checkpoint.encode(shown, prompts)
-    lengths = [len(checkpoint.processor.tokenizer(text + "<|im_end|>").input_ids) for text in texts]
+    prompts = [predictor.prompt_text() + text + "<|im_end|>" for text in texts]
+    batch = predictor.encode(shown, prompts)
+    lengths = [len(predictor.processor.tokenizer(text + "<|im_end|>").input_ids) for text in texts]
     width = batch["input_ids"].shape[1]
     target = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     for row, length in enumerate(lengths):
         target[row, width - length :] = True
     used, where = batch["input_ids"][target].unique(return_inverse=True)
-    model = checkpoint.model.train()
+    model = predictor.model.train()
     unused = torch.ones(model.lm_head.weight.shape[0], dtype=torch.bool)
     unused[used] = False
     unused = unused.nonzero()[:, 0]
@@ -99,19 +99,19 @@ def timed(function) -> tuple[float, object]:
     return time.perf_counter() - began, result
 
 
-def measure(checkpoint: Checkpoint, shown: list[Image.Image], tokens: int) -> dict[str, float]:
-    prompts = [checkpoint.prompt()] * len(shown)
-    inputs = checkpoint.encode(shown, prompts)
+def measure(predictor: Predictor, shown: list[Image.Image], tokens: int) -> dict[str, float]:
+    prompts = [predictor.prompt_text()] * len(shown)
+    inputs = predictor.encode(shown, prompts)
     start = inputs["input_ids"].shape[1]
-    end = checkpoint.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = predictor.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     def plain() -> list[str]:
         # the untaught part of a large vocabulary would otherwise win now and then: end at the taught token
-        generated = checkpoint.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=end)
-        return checkpoint.processor.batch_decode(generated[:, start:], skip_special_tokens=False)
+        generated = predictor.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=end)
+        return predictor.processor.batch_decode(generated[:, start:], skip_special_tokens=False)
 
     def constrained() -> list[str]:
-        return [checkpoint.text(a) for a in checkpoint.answer(shown, [Question(None, None)] * len(shown))]
+        return [predictor.text(a) for a in predictor.answer(shown, [Prompt()] * len(shown))]
 
     constrained()
     runs = [(timed(plain), timed(constrained)) for _ in range(3)]
@@ -119,7 +119,7 @@ def measure(checkpoint: Checkpoint, shown: list[Image.Image], tokens: int) -> di
     plain_texts, texts = runs[0][0][1], runs[0][1][1]
     objects = [sum(len(parse_answer(text).objects) for text in found) for found in (plain_texts, texts)]
     same = sum(a.split("<|im_end|>")[0] == b for a, b in zip(plain_texts, texts, strict=True))
-    written = sum(len(checkpoint.processor.tokenizer(text).input_ids) for text in texts)
+    written = sum(len(predictor.processor.tokenizer(text).input_ids) for text in texts)
     return {
         "images": len(shown),
         "objects_plain": objects[0],
@@ -148,10 +148,10 @@ def main() -> None:
         tiny.build(Path(folder) / "base", 7, tokenizer=qwen3_tokenizer())
         vocab.expand(Path(folder) / "base", Path(folder) / "expanded")
         options = PredictOptions(batch_size=chosen.images, max_new_tokens=64 * chosen.objects)
-        checkpoint = Checkpoint(Path(folder) / "expanded", options, STYLE)
+        predictor = Predictor.from_checkpoint(Path(folder) / "expanded", options, STYLE)
     shown = images(chosen.images)
-    steps = teach(checkpoint, shown, answers(chosen.images, chosen.objects), chosen.steps)
-    print(json.dumps({"steps": steps, **measure(checkpoint, shown, 64 * chosen.objects)}, indent=2))
+    steps = teach(predictor, shown, answers(chosen.images, chosen.objects), chosen.steps)
+    print(json.dumps({"steps": steps, **measure(predictor, shown, 64 * chosen.objects)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -270,9 +270,9 @@ def _parse(commands) -> None:
 
 
 def _run_parse(args: argparse.Namespace) -> None:
-    from coordexp.inference.import_responses import parse_served
+    from coordexp.inference.import_responses import import_responses
 
-    for reason, count in parse_served(args.responses, args.records, args.out, args.emit_norm).items():
+    for reason, count in import_responses(args.responses, args.records, args.out, args.emit_norm).items():
         print(f"{reason}: {count}")
 
 

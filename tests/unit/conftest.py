@@ -1,13 +1,14 @@
-"""A taught tiny checkpoint and the records of the images that it knows, made once a session."""
+"""A tiny checkpoint taught to answer a few images, and the records of these images; created once per session."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from inference_helpers import SIZES, images, taught_checkpoint
+from inference_helpers import SIZES, images, open_predictor, taught_checkpoint
 
 from coordexp.answers.render import PromptStyle
+from coordexp.inference.predictor import Predictor
 from coordexp.records import Metadata, Object, Record
 from coordexp.runtime.io import write_jsonl
 
@@ -18,8 +19,14 @@ def taught() -> Path:
 
 
 @pytest.fixture(scope="session")
+def predictor() -> Predictor:
+    """A predictor of boxes and polygons; tests must not change its model."""
+    return open_predictor()
+
+
+@pytest.fixture(scope="session")
 def records(tmp_path_factory) -> Path:
-    """Pixel-space records of `images`, ids from 100 on; every second one holds a cat."""
+    """Pixel-space records of `images`, ids from 100 on; every second one contains a cat."""
     folder = tmp_path_factory.mktemp("records")
     rows = []
     for n, image in enumerate(images()):

@@ -1,4 +1,4 @@
-"""A tiny checkpoint that was taught a few answers, so that its choices are clear and its answers vary."""
+"""A tiny checkpoint taught a few answers, so that its choices are unambiguous and its answers differ."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from coordexp.answers.render import PromptStyle, hf_chat, render_answer
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.predictor import Predictor
 from coordexp.modeling import tiny, vocab
 from coordexp.records import Object, Prediction, coord_token
 
 SIZES = [(96, 96), (128, 64), (64, 64), (160, 96), (32, 64)]
+ORDERS = ("desc_first", "geometry_first")
 NAMES = ["cat", "black cat", 'a "dog"', "traffic light", "bun (food)"]
 
 
 def images(count: int = len(SIZES)) -> list[Image.Image]:
-    """Noise in different colours and sizes, all on the grid."""
+    """Noise in different colours and sizes, all on the model's grid."""
     rng = np.random.default_rng(0)
     shades = [rng.integers(0, 255, 3) for _ in SIZES]
     noise = [rng.integers(-20, 20, (h, w, 3)) for w, h in SIZES]
@@ -53,27 +56,27 @@ def objects(seed: int, poly: bool = False) -> list[Object]:
 
 @functools.cache
 def taught_checkpoint(style: PromptStyle, *, poly: bool = False, steps: int = 100) -> Path:
-    """An expanded tiny checkpoint that has seen one answer to each of `images`, `steps` times; once a session."""
+    """An expanded tiny checkpoint trained for `steps` steps on one answer per image of `images`; cached per session."""
     folder = Path(tempfile.mkdtemp(prefix="coordexp-taught-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    knobs = {"hidden": 64, "heads": 2, "kv_heads": 1, "layers": 2, "mlp": 128, "vocab_size": 600}
-    tiny.build(folder / "plain", 7, **knobs, vision_hidden=48, vision_layers=1, vision_mlp=96, deepstack=(0,))
+    sizes = {"hidden": 64, "heads": 2, "kv_heads": 1, "layers": 2, "mlp": 128, "vocab_size": 600}
+    tiny.build(folder / "plain", 7, **sizes, vision_hidden=48, vision_layers=1, vision_mlp=96, deepstack=(0,))
     vocab.expand(folder / "plain", folder / "expanded")
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(folder / "expanded")
     model = AutoModelForImageTextToText.from_pretrained(folder / "expanded", dtype=torch.float32)
-    question = processor.apply_chat_template(hf_chat(style), add_generation_prompt=True, tokenize=False)
+    prompt = processor.apply_chat_template(hf_chat(style), add_generation_prompt=True, tokenize=False)
     answers = [render_answer(objects(n, poly), style) + "<|im_end|>" for n in range(len(SIZES))]
     inputs = processor(
-        text=[question + answer for answer in answers],
+        text=[prompt + answer for answer in answers],
         images=[[image] for image in images()],
         padding=True,
         do_resize=False,
         return_tensors="pt",
     )
     prompt_lengths = [
-        processor(text=[question], images=[[p]], do_resize=False, return_tensors="pt")["input_ids"].shape[1]
-        for p in images()
+        processor(text=[prompt], images=[[image]], do_resize=False, return_tensors="pt")["input_ids"].shape[1]
+        for image in images()
     ]
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     for row, length in enumerate(prompt_lengths):
@@ -88,3 +91,11 @@ def taught_checkpoint(style: PromptStyle, *, poly: bool = False, steps: int = 10
     model.save_pretrained(folder / "taught")
     processor.save_pretrained(folder / "taught")
     return folder / "taught"
+
+
+def open_predictor(order: str = "desc_first", **options) -> Predictor:
+    """A predictor of boxes and polygons, with a checkpoint that was taught in this field order."""
+    style = PromptStyle(object_field_order=order)
+    options = {"max_new_tokens": 300, "geometry": ("bbox_2d", "poly"), **options}
+    folder = taught_checkpoint(style, poly=True, steps=50)
+    return Predictor.from_checkpoint(folder, PredictOptions(**options), style)

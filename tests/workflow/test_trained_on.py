@@ -42,4 +42,4 @@ def test_a_calibration_image_in_the_user_s_own_training_file_is_an_error(changed
     target = f"{RUN}/calibration.json"
     done = workflow.run("--allowed-rules", "gather", "calibrate", "--", target, check=False)
     assert done.returncode != 0 and not workflow.path(target).exists()
-    assert "was trained on" in workflow.path(f"{RUN}/logs/calibrate.log").read_text()
+    assert "is in the training data" in workflow.path(f"{RUN}/logs/calibrate.log").read_text()

@@ -1,1 +1,1 @@
-"""answers."""
+"""The answer format: `render` writes prompts and answers, `parse` reads answers."""

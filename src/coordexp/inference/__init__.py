@@ -1,1 +1,1 @@
-"""Reading images with a trained checkpoint: grammar, batched decoding, scores, overlays."""
+"""Inference with a trained checkpoint: constrained decoding, scores, calibration, sharded prediction, overlays."""

@@ -1,8 +1,9 @@
-"""Calibrated scores: how often a detection with these raw terms is right, learnt on a calibration split.
+"""Score calibration: map the score parts of a detection to the probability that it is correct.
 
-Fit on images that neither training nor the evaluation uses. What is right, wrong or not judged is what the
-evaluation says at IoU .5: COCO's rules, or those of federated truth. Records lack the annotations that the
-conversion left out, crowds above all: a detection without an object is not judged where its category has such ones.
+The map is fitted on a calibration split that neither training nor evaluation uses. A detection is correct, wrong or
+ignored by the rules of the evaluation at IoU 0.5, COCO's or those of federated ground truth. Records do not contain the
+annotations that the conversion left out (crowds, mostly): an unmatched detection whose category has such annotations in
+the image is ignored.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines, read_json, sha256_file, write_json, write_jsonl
 
 FEATURES = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "log_spread")
-MIN_OF_EACH = 5
+MIN_PER_CLASS = 5  # correct and wrong detections needed to fit
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A fitted map from raw terms to the probability of being right.
+    """A fitted map from score parts to the probability of a correct detection.
 
-    logistic: `weights` and `bias` on `FEATURES` after subtracting `means` and dividing by `scales`.
-    isotonic: linear between the points (`knots`, `values`), on the raw score.
-    fitted: what it was learnt from: hashes of the files, counts, and the IoU of a match.
+    logistic: `weights` and `bias` for `FEATURES`, standardised by `means` and `scales`.
+    isotonic: linear interpolation between the points (`knots`, `values`) of the raw score.
+    fitted: what it was fitted on: file hashes, counts, and the IoU threshold.
     """
 
     method: CalibrationMethod
@@ -50,7 +51,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values: list[float] = []
 
     def probability(self, detections: Sequence[Detection]) -> np.ndarray:
-        """Probability of being right, float64 [N] in [0, 1]."""
+        """Probability that each detection is correct, float64 [N] in [0, 1]."""
         if self.method == "isotonic":
             return np.interp([raw_score(d) for d in detections], self.knots, self.values)
         terms = (features(detections) - self.means) / self.scales
@@ -58,19 +59,19 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def raw_score(detection: Detection) -> float:
-    """The score before any calibration."""
+    """The score before calibration."""
     return detection.score_parts.get(RAW_SCORE, detection.score)
 
 
 def features(detections: Sequence[Detection]) -> np.ndarray:
-    """`FEATURES` of each detection, float64 [N, 5]; DataError for detections without score parts."""
+    """`FEATURES` of each detection, float64 [N, 5]; DataError if a detection has no score parts."""
     rows = []
     for detection in detections:
         parts = detection.score_parts
         missing = [name for name in (*FEATURES[:-1], "spread") if name not in parts]
         if missing:
-            fix = "calibrate predictions of `predict`, or use method isotonic"
-            raise DataError(located("detection without score parts", field=missing[0], found=sorted(parts), fix=fix))
+            fix = "calibrate predictions written by `predict`, or use method isotonic"
+            raise DataError(located("a detection has no score parts", field=missing[0], found=sorted(parts), fix=fix))
         rows.append([*(parts[name] for name in FEATURES[:-1]), math.log(parts["spread"] + 1e-4)])
     return np.array(rows, dtype=np.float64).reshape(-1, len(FEATURES))
 
@@ -85,11 +86,12 @@ def fit(
     federated: bool,
     trained_on: Sequence[str | Path] = (),
 ) -> Calibration:
-    """Learn from the predictions of a calibration split and its pixel-space records; writes the calibration to `out`.
+    """Fit on the predictions of a calibration split and its pixel-space records; writes the calibration to `out`.
 
-    `categories` are the data set's; `federated` says that only some categories of a image were looked for
-    (LVIS). DataError when a calibration image occurs in one of `trained_on`, the records of training: a model is
-    surer of images that it has seen than it is right about others.
+    categories: all categories of the data set.
+    federated: whether only some categories of each image are annotated exhaustively (LVIS).
+    trained_on: the training records. DataError if one contains a calibration image: a model is overconfident on images
+        that it was trained on.
     """
     records = list(read_records(records_jsonl, "pixel"))
     for path in trained_on:
@@ -98,48 +100,49 @@ def fit(
     ground_truth = ground_truth_from_records(records, list(categories), federated=federated)
     found, _ = collect_detections(rows, ground_truth, LabelMap(ground_truth.categories))
     unmapped = np.flatnonzero((found.category < 0) & (not federated))
-    judged, right = correctness(match(ground_truth, found, federated=federated), unmapped)
-    known = right | ~_open(ground_truth, found, judged)
-    judged, right = judged[known], right[known]
-    every = [detection for _, row in rows for detection in row.detections]
+    judged, correct = correctness(match(ground_truth, found, federated=federated), unmapped)
+    known = correct | ~_maybe_unannotated(ground_truth, found, judged)
+    judged, correct = judged[known], correct[known]
+    detections = [detection for _, row in rows for detection in row.detections]
     fitted = {
         "predictions": sha256_file(predictions_jsonl),
         "records": sha256_file(records_jsonl),
         "images": len(rows),
         "detections": len(judged),
-        "right": int(right.sum()),
+        "correct": int(correct.sum()),
         "iou": float(IOU_THRESHOLDS[0]),
     }
-    calibration = fit_detections([every[i] for i in found.input_index[judged]], right, method, fitted)
+    calibration = fit_detections([detections[i] for i in found.input_index[judged]], correct, method, fitted)
     write_json(out, calibration)
     return calibration
 
 
 def fit_detections(
-    detections: Sequence[Detection], right: np.ndarray, method: CalibrationMethod, fitted: dict
+    detections: Sequence[Detection], correct: np.ndarray, method: CalibrationMethod, fitted: dict
 ) -> Calibration:
-    """Learn from `detections` and bool [N] `right`; DataError when one kind is nearly absent."""
-    if min(int(right.sum()), int((~right).sum())) < MIN_OF_EACH:
-        fix = "use more images, or leave the scores as they are"
-        found = {"right": int(right.sum()), "wrong": int((~right).sum())}
-        raise DataError(
-            located("too little to calibrate on", expected=f"at least {MIN_OF_EACH} of each", found=found, fix=fix)
-        )
+    """Fit on N `detections` and bool [N] `correct`; DataError if nearly all are correct, or nearly all wrong."""
+    found = {"correct": int(correct.sum()), "wrong": int((~correct).sum())}
+    if min(found.values()) < MIN_PER_CLASS:
+        fix = "increase calibrate.images, or set calibrate.method: none"
+        expected = f"at least {MIN_PER_CLASS} of each"
+        raise DataError(located("too few detections to calibrate", expected=expected, found=found, fix=fix))
     if method == "isotonic":
-        return _fit_isotonic(np.array([raw_score(d) for d in detections]), right, fitted)
-    return _fit_logistic(features(detections), right, fitted)
+        return _fit_isotonic(np.array([raw_score(d) for d in detections]), correct, fitted)
+    return _fit_logistic(features(detections), correct, fitted)
 
 
 def load(path: str | Path) -> Calibration:
-    """A calibration that `fit` wrote."""
+    """Read a calibration written by `fit`."""
     try:
         return msgspec.convert(read_json(path), Calibration)
     except msgspec.ValidationError as error:
-        raise DataError(located(f"not a calibration: {error}", file=path, fix="fit it again")) from error
+        raise DataError(
+            located(f"not a calibration: {error}", file=path, fix="fit it again (rule calibrate)")
+        ) from error
 
 
 def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
-    """`prediction` with calibrated scores; the raw ones stay in `score_parts`. Doing it twice changes nothing."""
+    """`prediction` with calibrated scores; `score_parts` keeps the raw ones. Idempotent."""
     if not prediction.detections:
         return prediction
     scores = calibration.probability(prediction.detections).tolist()
@@ -151,52 +154,51 @@ def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
 
 
 def apply(predictions_jsonl: str | Path, calibration: Calibration, out: str | Path) -> int:
-    """Write `predictions_jsonl` with calibrated scores to `out`; the count of lines."""
+    """Write `predictions_jsonl` with calibrated scores to `out`; returns the number of lines."""
     return write_jsonl(out, (calibrated(row, calibration) for _, row in read_predictions(predictions_jsonl)))
 
 
-def _open(ground_truth: GroundTruth, found: Detections, rows: np.ndarray) -> np.ndarray:
-    """Bool [N]: detections `rows` of a category that the records do not hold all annotations of, as left-out crowds."""
+def _maybe_unannotated(ground_truth: GroundTruth, found: Detections, rows: np.ndarray) -> np.ndarray:
+    """Whether the records lack annotations of the category in the image, for detections `rows`; bool [N]."""
     category = found.category[rows]
     codes = found.image[rows] * len(ground_truth.categories) + category
     return (category >= 0) & np.isin(codes, ground_truth.not_exhaustive)
 
 
 def _refuse_seen(records: Sequence[Record], trained_on: str | Path) -> None:
-    """DataError when `trained_on` holds one of the images, told by image id and file name."""
-    calibration = {_name(record.metadata) for record in records}
+    """DataError if `trained_on` contains one of the images, identified by image id and file name."""
+    calibration = {_image_key(record.metadata) for record in records}
     for number, line in enumerate_lines(trained_on):
-        seen = _name(_decode_seen(line, trained_on, number).metadata)
-        if seen in calibration:
-            fix = "train on train_rest.coord.jsonl, which leaves the calibration images out"
-            raise DataError(
-                located(f"calibration image {seen[0]!r} was trained on", file=trained_on, line=number, fix=fix)
-            )
+        key = _image_key(_decode_metadata(line, trained_on, number).metadata)
+        if key in calibration:
+            fix = "train on train_rest.coord.jsonl, which excludes the calibration images"
+            problem = f"calibration image {key[0]!r} is in the training data"
+            raise DataError(located(problem, file=trained_on, line=number, fix=fix))
 
 
-class _Seen(msgspec.Struct):
+class _RecordMetadata(msgspec.Struct):
     metadata: Metadata
 
 
-_decoder = msgspec.json.Decoder(_Seen)
+_decoder = msgspec.json.Decoder(_RecordMetadata)
 
 
-def _decode_seen(line: bytes, path: str | Path, number: int) -> _Seen:
+def _decode_metadata(line: bytes, path: str | Path, number: int) -> _RecordMetadata:
     try:
         return _decoder.decode(line)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise DataError(located(f"not a record: {error}", file=path, line=number)) from error
 
 
-def _name(metadata: Metadata) -> tuple[int | str, str]:
+def _image_key(metadata: Metadata) -> tuple[int | str, str]:
     return metadata.image_id, Path(metadata.file_name or "").name
 
 
-def _fit_logistic(terms: np.ndarray, right: np.ndarray, fitted: dict) -> Calibration:
-    """Maximum likelihood with a weak ridge, so that separable data still has one answer."""
+def _fit_logistic(terms: np.ndarray, correct: np.ndarray, fitted: dict) -> Calibration:
+    """Logistic regression with a weak L2 penalty, so that separable data has a finite solution."""
     means, scales = terms.mean(0), terms.std(0) + 1e-9
     scaled = (terms - means) / scales
-    sign = np.where(right, 1.0, -1.0)
+    sign = np.where(correct, 1.0, -1.0)
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
         margin = sign * (scaled @ theta[1:] + theta[0])
@@ -210,10 +212,10 @@ def _fit_logistic(terms: np.ndarray, right: np.ndarray, fitted: dict) -> Calibra
     )
 
 
-def _fit_isotonic(scores: np.ndarray, right: np.ndarray, fitted: dict) -> Calibration:
-    """Pool-adjacent-violators, then linear between the centres of the pools so that the ranking keeps its steps."""
+def _fit_isotonic(scores: np.ndarray, correct: np.ndarray, fitted: dict) -> Calibration:
+    """Isotonic regression, interpolated between the centres of its blocks so that different scores rarely tie."""
     order = np.argsort(scores, kind="stable")
-    result = isotonic_regression(right[order].astype(float))
+    result = isotonic_regression(correct[order].astype(float))
     edges = result.blocks
     knots = [float(scores[order][a:b].mean()) for a, b in itertools.pairwise(edges)]
     values = [float(result.x[a]) for a in edges[:-1]]

@@ -1,10 +1,10 @@
-"""Batched greedy decoding under a grammar, with a cache whose rows advance at their own pace."""
+"""Batched greedy decoding under a grammar, with a key/value cache whose rows advance independently."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,31 +23,44 @@ from coordexp.runtime.errors import ModelError, located
 Refill = Callable[[int], tuple[dict[str, torch.Tensor], Sequence[GenerationState]] | None]
 
 
-class Decoder:
-    """Runs answers through one model. Only the columns of the output layer that can be chosen are computed."""
+class OpenChoice(NamedTuple):
+    """A position where the model chooses: `column` of the step's tokens, in batch row `row`, at a grammar node."""
+
+    row: int
+    column: int
+    node: Node
+    state: GenerationState
+
+
+class ConstrainedDecoder:
+    """Generates answers with one model. Only the columns of the output layer that may be chosen are computed.
+
+    ids: coordinate token ids; None if coordinates are integers in text.
+    forward_passes: number of forward passes so far, of prompts and of steps.
+    """
 
     def __init__(self, model: Any, ids: CoordIds | None, options: PredictOptions):
         self.model, self.ids, self.options = model, ids, options
         self.device = model.device
-        # an adapter on the head changes its answers, not its weight
         self.family = family_named(model.config.model_type)
         self.head: Any = model.get_output_embeddings()
+        # an adapter on the output layer changes its outputs, not its weight
         self._plain_head = type(self.head) is nn.Linear and not self.head._forward_hooks
         self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
         self.forward_passes = 0
 
-    def run(self, inputs: dict[str, torch.Tensor], answers: Sequence[GenerationState]) -> None:
-        """Finish `answers`, one for each row of the left-padded `inputs` of the processor."""
-        groups = iter([(inputs, answers)])
-        for _ in self.stream(lambda _free: next(groups, None), len(answers)):
+    def run(self, inputs: dict[str, torch.Tensor], states: Sequence[GenerationState]) -> None:
+        """Finish `states`, one per row of the processor's left-padded `inputs`."""
+        groups = iter([(inputs, states)])
+        for _ in self.stream(lambda _free: next(groups, None), len(states)):
             pass
 
     @torch.inference_mode()
     def stream(self, refill: Refill, capacity: int) -> Iterator[list[GenerationState]]:
-        """Answers as they are finished, at most `capacity` in the making at a time.
+        """Finished answers, as soon as they are finished, with at most `capacity` in progress.
 
-        `refill(n)` gives inputs and unfinished answers of up to `n` more rows, or None when there are no more.
-        It is asked when a quarter of the places are free, so long answers do not hold up short ones.
+        `refill(n)` returns the inputs and unfinished states of up to `n` more rows, or None if there are no more. It is
+        called when a quarter of the rows are free, so that short answers do not wait for long ones.
         """
         active: list[GenerationState] = []
         cache: RowCache | None = None
@@ -67,24 +80,24 @@ class Decoder:
                     active += group[1]
             elif cache is not None:
                 self._step(cache, positions, active)
-            staying = [row for row, answer in enumerate(active) if answer.finish is None]
-            if cache is not None and len(staying) < len(active):
-                yield [answer for answer in active if answer.finish is not None]
-                active = [active[row] for row in staying]
-                cache.keep(staying)
-                positions = positions[torch.tensor(staying, dtype=torch.long, device=self.device)]
+            unfinished = [row for row, state in enumerate(active) if state.finish is None]
+            if cache is not None and len(unfinished) < len(active):
+                yield [state for state in active if state.finish is not None]
+                active = [active[row] for row in unfinished]
+                cache.keep(unfinished)
+                positions = positions[torch.tensor(unfinished, dtype=torch.long, device=self.device)]
 
     def _admit(
-        self, inputs: dict[str, torch.Tensor], answers: Sequence[GenerationState]
+        self, inputs: dict[str, torch.Tensor], states: Sequence[GenerationState]
     ) -> tuple[RowCache, torch.Tensor]:
-        """Read the prompts of new rows; their cache and rope positions."""
+        """Process the prompts of new rows; returns their cache and the rope positions [B] of their first tokens."""
         cache, positions, last = self._prefill(inputs)
-        open_start = [row for row, answer in enumerate(answers) if answer.finish is None and not answer.chunk]
-        self._judge(last[open_start], [answers[row] for row in open_start])
+        open_start = [row for row, state in enumerate(states) if state.finish is None and not state.pending]
+        self._advance(last[open_start], [states[row] for row in open_start])
         return cache, positions
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> tuple[RowCache, torch.Tensor, torch.Tensor]:
-        """The prompts' cache, the rope position [B] of the first token of each answer, the last state [B, 1, H]."""
+        """The prompts' cache, the rope position [B] of each answer's first token, the last hidden state [B, 1, H]."""
         prefilled = DynamicCache(config=self.model.config.get_text_config())
         outputs = self.model.model(**inputs, past_key_values=prefilled, use_cache=True)
         self.forward_passes += 1
@@ -93,96 +106,105 @@ class Decoder:
         positions = self.family.first_positions(outputs, mask)
         return RowCache(prefilled, mask.shape[1] - lengths), positions, outputs.last_hidden_state[:, -1:]
 
-    def _step(self, cache: RowCache, positions: torch.Tensor, answers: list[GenerationState]) -> None:
-        """Feed every row's chunk at once, judge its guesses, and choose what comes next."""
-        width = max(len(answer.chunk) for answer in answers)
-        rows = [[fed.token for fed in answer.chunk] for answer in answers]
+    def _step(self, cache: RowCache, positions: torch.Tensor, states: list[GenerationState]) -> None:
+        """Feed the pending tokens of every row in one pass, verify the drafts, and choose the next tokens."""
+        width = max(len(state.pending) for state in states)
+        rows = [[pending.token for pending in state.pending] for state in states]
         tokens = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device=self.device)
         mask = cache.begin(width)
         offsets = torch.arange(width, device=self.device)
-        place = (positions + cache.lengths)[:, None] + offsets
+        rope_positions = (positions + cache.lengths)[:, None] + offsets
         hidden = self.family.language_model(self.model)(
             inputs_embeds=self.model.get_input_embeddings()(tokens),
-            position_ids=self.family.position_ids(place),
+            position_ids=self.family.position_ids(rope_positions),
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         self.forward_passes += 1
-        held = self._judge(hidden, answers)
-        cache.lengths += torch.tensor(held, device=self.device)
+        accepted = self._advance(hidden, states)
+        cache.lengths += torch.tensor(accepted, device=self.device)
 
-    def _judge(self, hidden: torch.Tensor, answers: list[GenerationState]) -> list[int]:
-        """Settle every answer by `hidden` [B, width, H]; how many fed tokens of each row hold."""
-        if not answers:
+    def _advance(self, hidden: torch.Tensor, states: list[GenerationState]) -> list[int]:
+        """Advance every state by the model's output `hidden` [B, width, H]; returns accepted tokens per row."""
+        if not states:
             return []
-        asked: list[tuple[int, int, Node]] = []
-        for row, answer in enumerate(answers):
-            asked += [(row, index - 1, answer.chunk[index].node) for index in answer.guesses]  # type: ignore[misc]
-            asked.append((row, len(answer.chunk) - 1, answer.node))
-        vectors = hidden[[row for row, _, _ in asked], [column for _, column, _ in asked]]
-        verdicts: list[TokenChoice | None] = [None] * len(asked)
-        slots, texts, choices = [], [], []
-        for n, (row, _, node) in enumerate(asked):
-            among = None if node.kind == "slot" else answers[row].candidates(node)
-            if node.kind == "slot":
+        open_choices: list[OpenChoice] = []
+        for row, state in enumerate(states):
+            for index in state.drafts:
+                open_choices.append(OpenChoice(row, index - 1, state.pending[index].node, state))
+            open_choices.append(OpenChoice(row, len(state.pending) - 1, state.node, state))
+        by_row: list[list[TokenChoice]] = [[] for _ in states]
+        for (row, *_), choice in zip(open_choices, self._choose(hidden, open_choices), strict=True):
+            if math.isnan(choice.logprob):  # `max` would return NaN as the best
+                fix = "use an earlier checkpoint (training has diverged), or one in bfloat16 (float16 may overflow)"
+                raise ModelError(located("the model's outputs are not finite", fix=fix))
+            by_row[row].append(choice)
+        return [state.advance(choices) for state, choices in zip(states, by_row, strict=True)]
+
+    def _choose(self, hidden: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
+        """The most likely allowed token of each open choice, computed in one batch per kind of choice."""
+        vectors = hidden[[c.row for c in open_choices], [c.column for c in open_choices]]
+        slots, texts, few = [], [], []
+        for n, choice in enumerate(open_choices):
+            candidates = None if choice.node.kind == "slot" else choice.state.candidates(choice.node)
+            if choice.node.kind == "slot":
                 slots.append(n)
-            elif among is None:
+            elif candidates is None:
                 texts.append(n)
             else:
-                choices.append((n, among))
-        self._judge_slots(vectors, slots, [(answers[asked[n][0]], asked[n][2]) for n in slots], verdicts)
-        self._judge_texts(vectors, texts, [(answers[asked[n][0]], asked[n][2]) for n in texts], verdicts)
-        self._judge_choices(vectors, choices, verdicts)
-        by_row: list[list[TokenChoice]] = [[] for _ in answers]
-        for (row, _, _), verdict in zip(asked, verdicts, strict=True):
-            assert verdict is not None
-            if math.isnan(verdict.logprob):  # `max` takes one for the best there is
-                fix = "take an earlier checkpoint: training went astray; or one in bfloat16: float16 may overflow"
-                raise ModelError(located("the model's outputs are not a number", fix=fix))
-            by_row[row].append(verdict)
-        return [answer.settle(found) for answer, found in zip(answers, by_row, strict=True)]
+                few.append((n, candidates))
+        chosen: dict[int, TokenChoice] = {}
+        if slots:
+            tokens = self._choose_coordinates(vectors[slots], [open_choices[n] for n in slots])
+            chosen |= zip(slots, tokens, strict=True)
+        if texts:
+            tokens = self._choose_text(vectors[texts], [open_choices[n] for n in texts])
+            chosen |= zip(texts, tokens, strict=True)
+        if few:
+            indices, candidates = zip(*few, strict=True)
+            chosen |= zip(indices, self._choose_among(vectors[list(indices)], candidates), strict=True)
+        return [chosen[n] for n in range(len(open_choices))]
 
-    def _judge_slots(self, vectors: torch.Tensor, places: list[int], where: list[tuple], verdicts: list) -> None:
-        if not places:
-            return
-        assert self.ids is not None, "a slot in a style without coordinate tokens"
-        logits = self._columns(vectors[places], slice(self.ids.start, self.ids.end + 1))
-        low, high = torch.tensor([answer.bounds(node.role) for answer, node in where], device=self.device).unbind(-1)
-        readings = decode_slots(logits, low, high, self.options)
-        for n, reading in zip(places, readings, strict=True):
-            verdicts[n] = TokenChoice(self.ids.id_of(reading.bin), reading.logprob, reading)
+    def _choose_coordinates(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
+        """Coordinates for `vectors` [N, H], each within the bins that its box still allows."""
+        assert self.ids is not None, "the grammar has a slot, but the model has no coordinate tokens"
+        logits = self._columns(vectors, slice(self.ids.start, self.ids.end + 1))
+        ranges = [choice.state.bin_range(choice.node.role) for choice in open_choices]
+        low, high = torch.tensor(ranges, device=self.device).unbind(-1)
+        coordinates = decode_slots(logits, low, high, self.options)
+        return [TokenChoice(self.ids.id_of(c.bin), c.logprob, c) for c in coordinates]
 
-    def _judge_texts(self, vectors: torch.Tensor, places: list[int], where: list[tuple], verdicts: list) -> None:
-        if not places:
-            return
-        logits = self.head(vectors[places]).float()
-        masks = torch.stack([self._mask(node, logits.shape[-1]) for _, node in where])
-        for row, (answer, node) in enumerate(where):
-            masks[row, answer.banned(node)] = False
+    def _choose_text(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
+        """Description tokens for `vectors` [N, H], from the whole vocabulary under each node's mask."""
+        logits = self.head(vectors).float()
+        masks = torch.stack([self._mask(choice.node, logits.shape[-1]) for choice in open_choices])
+        for row, choice in enumerate(open_choices):
+            masks[row, choice.state.forbidden(choice.node)] = False
         best, token = logits.masked_fill_(~masks, -torch.inf).max(-1)
         logprobs = best - logits.logsumexp(-1)
-        for n, chosen, logprob in zip(places, token.tolist(), logprobs.tolist(), strict=True):
-            verdicts[n] = TokenChoice(chosen, logprob)
+        return [TokenChoice(*pair) for pair in zip(token.tolist(), logprobs.tolist(), strict=True)]
 
-    def _judge_choices(self, vectors: torch.Tensor, places: list[tuple[int, list[int]]], verdicts: list) -> None:
-        if not places:
-            return
-        union = sorted({token for _, among in places for token in among})
+    def _choose_among(self, vectors: torch.Tensor, candidates: Sequence[list[int]]) -> list[TokenChoice]:
+        """A token of each list of candidates, for `vectors` [N, H]."""
+        union = sorted({token for tokens in candidates for token in tokens})
         column = {token: n for n, token in enumerate(union)}
-        logits = self._columns(vectors[[n for n, _ in places]], torch.tensor(union, device=self.device)).cpu()
-        for (n, among), row in zip(places, logits, strict=True):
-            logprobs = row[[column[token] for token in among]].log_softmax(-1)
+        logits = self._columns(vectors, torch.tensor(union, device=self.device)).cpu()
+        choices = []
+        for tokens, row in zip(candidates, logits, strict=True):
+            logprobs = row[[column[token] for token in tokens]].log_softmax(-1)
             best = int(logprobs.argmax())
-            verdicts[n] = TokenChoice(among[best], float(logprobs[best]))
+            choices.append(TokenChoice(tokens[best], float(logprobs[best])))
+        return choices
 
     def _columns(self, vectors: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
-        """Logits of `columns` of the output layer alone, float32."""
+        """Logits of `columns` of the output layer only, float32."""
         if self._plain_head:
             return F.linear(vectors.float(), self.head.weight[columns].float())
         return self.head(vectors)[:, columns].float()
 
     def _mask(self, node: Node, size: int) -> torch.Tensor:
+        """Allowed tokens of a `text` node, bool [size], on the model's device."""
         if id(node) not in self._masks:
             allowed = torch.from_numpy(node.allowed)
             self._masks[id(node)] = node, F.pad(allowed, (0, size - len(allowed))).to(self.device)

@@ -1,4 +1,4 @@
-"""Detection in loose images: whatever size they have, boxes come back in their own pixels."""
+"""Detection in image files of any size; boxes are in the pixels of each file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import Rule, grid_size
 from coordexp.inference import calibrate
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.predict import combine
-from coordexp.inference.predictor import Checkpoint
-from coordexp.inference.prompts import Question, listed_questions
+from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import Prompt, category_prompts
+from coordexp.inference.scores import build_prediction
 from coordexp.recipe import checkpoint_custom
 from coordexp.records import Detection, Metadata, Record
 from coordexp.runtime.errors import DataError, located
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What was found in one image. `width` and `height` are pixels of the image as it is looked at."""
+class ImageDetections(msgspec.Struct, frozen=True):
+    """Detections in one image file. `width` and `height` are in pixels, after EXIF rotation."""
 
     path: str
     width: int
@@ -33,11 +33,11 @@ class Found(msgspec.Struct, frozen=True):
     problems: dict[str, int]
 
     def boxes(self) -> list[list[float]]:
-        """[x1, y1, x2, y2] in pixels of the image, in the order of `detections`."""
+        """[x1, y1, x2, y2] in pixels of the file, in the order of `detections`."""
         return [self._pixels(d.norm) for d in self.detections]
 
     def polygons(self) -> list[list[float] | None]:
-        """[x, y, x, y, ...] in pixels of the image, in the order of `detections`; None for one that is a box."""
+        """[x, y, x, y, ...] in pixels of the file, in the order of `detections`; None for a box."""
         return [self._pixels(d.poly) if d.poly else None for d in self.detections]
 
     def _pixels(self, norm: Sequence[float]) -> list[float]:
@@ -58,41 +58,45 @@ def detect(
     calibration: str | Path | None = None,
     polygons: bool = False,
     device: str | None = None,
-) -> list[Found]:
-    """Objects in the images `images`, in their order.
+) -> list[ImageDetections]:
+    """Detect objects in image files; returns one result per image, in order.
 
-    Images are prepared as conversion does: upright (EXIF), RGB, on the model's grid within `max_blocks` tiles
-    by `rule`. They are asked the open prompt, or for `categories`, `options.chunk` at a time. Style, codec and
-    temperature are those that the checkpoint was trained by unless given. With `polygons` answers may hold them
-    beside boxes, as one that learnt from `data.geometry: poly` gives them. `calibration` is a file of
-    `calibrate.fit`. Errors name the image.
+    categories: names to ask for, `options.chunk` per prompt; default: the open prompt.
+    options, style, emit_norm: default to those that the checkpoint was trained with.
+    max_blocks, min_blocks, rule: image budget in tiles and resize rule. Images are converted as in the data stage: EXIF
+        rotation, RGB, and the model's grid.
+    calibration: file written by `calibrate.fit`; scores become probabilities.
+    polygons: allow polygons as well as boxes, for a checkpoint trained with `data.geometry: poly`.
+
+    DataError that names the image if one cannot be read.
     """
     custom = checkpoint_custom(model_dir)
     options = options or PredictOptions(temperature=custom.loss.temperature)
     if polygons:
         options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
     style, emit_norm = style or custom.style, emit_norm or custom.emit_norm
-    learnt = calibrate.load(calibration) if calibration else None
+    fitted = calibrate.load(calibration) if calibration else None
     if not images:
         raise DataError("detect: no image given\n  -> name at least one image file")
     paths = [Path(image) for image in images]
     sizes = [_upright_size(path) for path in paths]
-    checkpoint = Checkpoint(model_dir, options, style, device)
-    budget = {"factor": checkpoint.factor, "max_blocks": max_blocks, "min_blocks": min_blocks}
+    predictor = Predictor.from_checkpoint(model_dir, options, style, device)
+    budget = {"factor": predictor.factor, "max_blocks": max_blocks, "min_blocks": min_blocks}
     resized = [_on_grid(path, size, rule, budget) for path, size in zip(paths, sizes, strict=True)]
-    asked = listed_questions(list(categories), options) if categories else [Question(None, None)]
-    jobs = [(pixels, question) for pixels in resized for question in asked]
+    prompts = category_prompts(list(categories), options) if categories else [Prompt()]
+    requests = [(image, prompt) for image in resized for prompt in prompts]
     answers = []
-    for start in range(0, len(jobs), options.batch_size):
-        answers += checkpoint.answer(*zip(*jobs[start : start + options.batch_size], strict=True))
-    found = []
+    for start in range(0, len(requests), options.batch_size):
+        answers += predictor.answer(*zip(*requests[start : start + options.batch_size], strict=True))
+    results = []
     for n, path in enumerate(paths):
-        own = [(answer, checkpoint.text(answer)) for answer in answers[n * len(asked) : (n + 1) * len(asked)]]
+        own = [(answer, predictor.text(answer)) for answer in answers[n * len(prompts) : (n + 1) * len(prompts)]]
         record = Record([path.name], *resized[n].size, "pixel", [], Metadata(str(path), *sizes[n]))
-        row = combine(own, record, options, emit_norm)
-        row = calibrate.calibrated(row, learnt) if learnt else row
-        found.append(Found(str(path), *sizes[n], row.detections, row.text, row.problems))
-    return found
+        prediction = build_prediction(own, record, options, emit_norm)
+        prediction = calibrate.calibrated(prediction, fitted) if fitted else prediction
+        found = prediction.detections, prediction.text, prediction.problems
+        results.append(ImageDetections(str(path), *sizes[n], *found))
+    return results
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
@@ -103,7 +107,7 @@ def _upright_size(path: Path) -> tuple[int, int]:
 
 
 def _on_grid(path: Path, size: tuple[int, int], rule: Rule, budget: dict[str, int]) -> Image.Image:
-    """The image of upright `size` (width, height), in pixels as conversion prepares them."""
+    """The image of upright `size` (width, height), resized to the model's grid as in conversion."""
     try:
         return image_files.load(path, size, grid_size(*size, rule, **budget))
     except image_files.ImageError as error:
@@ -113,4 +117,4 @@ def _on_grid(path: Path, size: tuple[int, int], rule: Rule, budget: dict[str, in
 
 
 def _unreadable(path: Path, error: image_files.ImageError) -> DataError:
-    return DataError(located(f"cannot read the image: {error}", file=path, fix="give a image file that opens"))
+    return DataError(located(f"cannot read the image: {error}", file=path, fix="give an image file that opens"))

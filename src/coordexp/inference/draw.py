@@ -1,4 +1,4 @@
-"""Boxes and polygons drawn over a image."""
+"""Draw boxes and polygons over an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from coordexp.records import Detection
 
-# Okabe and Ito's palette (2008), told apart by people with any form of colour vision.
+# Okabe and Ito's palette (2008), distinguishable with every common form of colour blindness.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 DARK = {"#009E73", "#0072B2", "#D55E00"}
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -18,7 +18,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 def draw(image: Image.Image, detections: Sequence[Detection], min_score: float = 0.0) -> Image.Image:
     """A copy of `image` (RGB) with the outline, description and score of each detection of at least `min_score`.
 
-    Less certain ones are drawn first. One description has one colour, in every image.
+    Detections with a higher score are drawn on top. A description has the same colour in every image.
     """
     canvas = image.convert("RGB")
     pen = ImageDraw.Draw(canvas)
@@ -38,7 +38,7 @@ def draw(image: Image.Image, detections: Sequence[Detection], min_score: float =
 
 
 def colour_of(desc: str) -> str:
-    """The palette's colour of a description, the same in every run."""
+    """The colour of a description, the same in every run."""
     return PALETTE[hashlib.sha256(desc.encode()).digest()[0] % len(PALETTE)]
 
 
@@ -49,7 +49,7 @@ def _pixels(norm: Sequence[float], size: tuple[int, int]) -> list[float]:
 def _label(
     pen: ImageDraw.ImageDraw, text: str, corner: list[float], colour: str, font: Font, size: tuple[int, int]
 ) -> None:
-    """Text on a filled box above `corner`, moved inside the image where it would stick out."""
+    """Text on a filled box above `corner`, moved inside the image if it would extend beyond it."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0.0, min(corner[0], size[0] - width))

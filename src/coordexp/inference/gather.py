@@ -1,4 +1,4 @@
-"""Shards put together again, with calibrated scores where a calibration is given."""
+"""Merge the predictions of shards, and calibrate their scores if a calibration is given."""
 
 from __future__ import annotations
 
@@ -17,50 +17,52 @@ _decoder = msgspec.json.Decoder(Prediction)
 
 
 def gather(
-    parts: Sequence[str | Path],
+    shards: Sequence[str | Path],
     out: str | Path,
     calibration: str | Path | None = None,
     *,
     records: str | Path | None = None,
 ) -> int:
-    """Put the shards `parts`, in the order of their numbers, back into the order of the records; the count.
+    """Write the predictions of `shards`, given in shard order, to `out` in the order of the records; their count.
 
-    `calibration` is a file of `calibrate.fit`: scores become probabilities on the way, the shards keep the raw ones.
-    `records`, the file that was predicted, says how many predictions there must be. DataError when lines are missing.
+    calibration: file written by `calibrate.fit`; scores in `out` become probabilities, the shards keep the raw ones.
+    records: the records that were predicted, to check the number of predictions.
+
+    DataError if a line is invalid or the counts do not match.
     """
-    rows = [_raw_lines(Path(part)) for part in parts]
-    for number, part in enumerate(rows):
-        expected = len(rows[0]) - (0 if number == 0 else int(len(part) < len(rows[0])))
-        if len(part) != expected or (number and len(part) > len(rows[number - 1])):
-            fix = "give every shard once, in the order of their numbers"
-            raise DataError(
-                located("shards do not fit together", file=parts[number], expected=expected, found=len(part), fix=fix)
-            )
+    lines = [_raw_lines(Path(shard)) for shard in shards]
+    for number, shard in enumerate(lines):
+        expected = len(lines[0]) - (0 if number == 0 else int(len(shard) < len(lines[0])))
+        if len(shard) != expected or (number and len(shard) > len(lines[number - 1])):
+            fix = "give every shard once, in shard order"
+            problem = "the number of predictions does not fit that of the other shards"
+            raise DataError(located(problem, file=shards[number], expected=expected, found=len(shard), fix=fix))
     if records is not None:
-        _check_count(rows, parts, records)
-    longest = max((len(part) for part in rows), default=0)
-    ordered: Iterator[Any] = (msgspec.Raw(part[n]) for n in range(longest) for part in rows if n < len(part))
+        _check_count(lines, shards, records)
+    longest = max((len(shard) for shard in lines), default=0)
+    ordered: Iterator[Any] = (msgspec.Raw(shard[n]) for n in range(longest) for shard in lines if n < len(shard))
     if calibration is not None:
-        learnt = calibrate.load(calibration)
-        ordered = (calibrate.calibrated(msgspec.json.decode(line, type=Prediction), learnt) for line in ordered)
+        fitted = calibrate.load(calibration)
+        ordered = (calibrate.calibrated(msgspec.json.decode(line, type=Prediction), fitted) for line in ordered)
     return write_jsonl(out, ordered)
 
 
-def _check_count(rows: list[list[bytes]], parts: Sequence[str | Path], records: str | Path) -> None:
-    expected, found = sum(1 for _ in enumerate_lines(records)), sum(map(len, rows))
+def _check_count(lines: list[list[bytes]], shards: Sequence[str | Path], records: str | Path) -> None:
+    expected, found = sum(1 for _ in enumerate_lines(records)), sum(map(len, lines))
     if found != expected:
-        names = ", ".join(map(str, parts))
-        fix = "delete what is cut off and give the same command again: it is made anew"
-        problem = f"predictions and records ({records}) differ in number"
+        names = ", ".join(map(str, shards))
+        fix = "delete the incomplete file and run the command again: it will be predicted again"
+        problem = f"the number of predictions is not that of the records in {records}"
         raise DataError(located(problem, file=names, expected=expected, found=found, fix=fix))
 
 
 def _raw_lines(path: Path) -> list[bytes]:
+    """The lines of a predictions file, each checked to be a prediction."""
     lines = [line for line in path.read_bytes().split(b"\n") if line]
     for number, line in enumerate(lines, start=1):
         try:
             _decoder.decode(line)
         except msgspec.DecodeError as error:
-            fix = "delete the file and give the same command again: the shard is predicted anew"
+            fix = "delete the file and run the command again: the shard will be predicted again"
             raise DataError(located(f"not a prediction: {error}", file=path, line=number, fix=fix)) from error
     return lines

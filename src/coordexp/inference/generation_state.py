@@ -1,4 +1,8 @@
-"""One answer in the making: where it stands in the grammar, what was chosen, and what to feed next."""
+"""The state of one answer during generation: accepted tokens, position in the grammar, and what to feed next.
+
+Generation is speculative within the grammar: a step feeds the last chosen token together with the tokens that the
+grammar forces after it and with draft tokens that are nearly always chosen. The model's choices then verify the drafts.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,18 @@ from coordexp.inference.grammar.automaton import FIRST_ROLES
 from coordexp.inference.grammar.token_grammar import Grammar, Node
 from coordexp.inference.options import PredictOptions
 
-MAX_PERIOD = 4  # tokens of the longest loop that is looked for in a description
+MAX_PERIOD = 4  # tokens of the longest loop that is detected in a description
 
 
 @dataclass
-class ObjectTrace:
-    """Log probabilities (natural) behind one object; `first_slot` is the place of its geometry among the slots.
+class ObjectLogprobs:
+    """Log probabilities (natural) of the choices that make up one object.
 
-    next_logprob: of going on with an object at all. desc_logprob: sum over the `desc_tokens` free choices of
-    the description. Choices are renormalised over what the grammar allows; forced tokens count nothing.
+    first_slot: index of its first coordinate among the answer's slots.
+    next_logprob: of generating another object rather than ending the answer.
+    desc_logprob: sum over the `desc_tokens` tokens of the description, without forced ones.
+
+    Every choice is normalised over the tokens that the grammar allows, so forced tokens contribute nothing.
     """
 
     first_slot: int
@@ -30,28 +37,31 @@ class ObjectTrace:
 
 
 class TokenChoice(NamedTuple):
-    """The model's choice at one place, its log probability, and the slot's reading if it is a coordinate."""
+    """The token that the model chooses at one position, its log probability, and the coordinate if it is a slot."""
 
     token: int
     logprob: float
-    reading: DecodedCoordinate | None = None
+    coordinate: DecodedCoordinate | None = None
 
 
 @dataclass
 class PendingToken:
-    """One token of a chunk: forced (`node` None), chosen (with its logprob), or guessed (to be checked)."""
+    """A token to feed that is not accepted yet: forced (`node` None), chosen, or a draft to be verified.
+
+    `index` is that of `node` in the grammar.
+    """
 
     token: int
     logprob: float = 0.0
     node: Node | None = None
-    number: int = 0
-    guess: bool = False
-    reading: DecodedCoordinate | None = None
+    index: int = 0
+    draft: bool = False
+    coordinate: DecodedCoordinate | None = None
 
 
 @dataclass
-class Limits:
-    """Where an answer is cut or closed; see `PredictOptions`."""
+class GenerationLimits:
+    """Where an answer or a description is ended; see the options of the same names in `PredictOptions`."""
 
     max_new_tokens: int
     max_desc_tokens: int
@@ -59,151 +69,159 @@ class Limits:
     max_repeats: int
 
     @classmethod
-    def of(cls, options: PredictOptions) -> Limits:
-        """The limits that `options` set."""
+    def from_options(cls, options: PredictOptions) -> GenerationLimits:
+        """The limits in `options`."""
         return cls(options.max_new_tokens, options.max_desc_tokens, options.max_desc_loops, options.max_repeats)
 
 
 @dataclass
 class GenerationState:
-    """State of one row: `tokens` and `logprobs` are settled, `chunk` is what the model reads next.
+    """One answer of a batch.
 
-    `pieces`, set for styles with integer coordinates only, are the bytes that each token spells.
+    tokens, logprobs: accepted tokens and their natural log probabilities, 0.0 for forced ones.
+    slots: accepted coordinates, in order.
+    objects: log probabilities of each object.
+    problems: counts by name of what limited the answer.
+    finish: None while generating, `stop` at the end of the grammar, `length` at `max_new_tokens`.
+    pending: tokens that the model reads in the next step.
+    token_bytes: bytes of each token; only for styles with integer coordinates.
 
-    Coordinate tokens are never counted as repetition on their own: only a whole object is, and only loops of
-    description tokens are cut.
+    Only a complete object counts as a repetition, and only loops of description tokens are ended: repeated coordinate
+    tokens alone are legitimate.
     """
 
     grammar: Grammar
-    limits: Limits
+    limits: GenerationLimits
     desc_first: bool = True
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     slots: list[DecodedCoordinate] = field(default_factory=list)
-    objects: list[ObjectTrace] = field(default_factory=list)
+    objects: list[ObjectLogprobs] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     finish: Literal["stop", "length"] | None = None
-    chunk: list[PendingToken] = field(default_factory=list)
-    pieces: list[bytes] | None = None
+    pending: list[PendingToken] = field(default_factory=list)
+    token_bytes: list[bytes] | None = None
 
     def __post_init__(self) -> None:
-        self.number = self.grammar.start
-        self._pending = ObjectTrace(0)
+        self.index = self.grammar.start
+        self._current = ObjectLogprobs(0)
         self._desc_run: list[int] = []
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._object_start = 0
         self._must_close = False
-        self._plan()
+        self._extend()
 
     @property
     def node(self) -> Node:
-        """Where the answer stands after the chunk."""
-        return self.grammar.node(self.number)
+        """The grammar's node after the pending tokens."""
+        return self.grammar.node(self.index)
 
     @property
-    def guesses(self) -> list[int]:
-        """Places in the chunk of tokens that were fed ahead of the model's choice."""
-        return [index for index, fed in enumerate(self.chunk) if fed.guess]
+    def drafts(self) -> list[int]:
+        """Indices of the draft tokens in `pending`."""
+        return [index for index, pending in enumerate(self.pending) if pending.draft]
 
     def candidates(self, node: Node) -> list[int] | None:
-        """The tokens to choose from at a node that is no slot; None for everything that a description allows."""
+        """The tokens to choose from at a node other than a slot; None for all that a description allows."""
         if node.kind == "choice":
             return list(node.closes) if self._must_close and node.closes else list(node.follow)
         if self._in_loop() and node.finish:
             return sorted((node.closes if self._must_close else None) or node.finish)
         return None
 
-    def banned(self, node: Node) -> list[int]:
-        """Tokens of a description that must not come: ends with a further object when the answer is to be closed."""
+    def forbidden(self, node: Node) -> list[int]:
+        """Tokens not allowed in a description: if the answer must close, those that start another object."""
         return sorted(node.finish - node.closes) if self._must_close and node.closes else []
 
-    def bounds(self, role: str) -> tuple[int, int]:
-        """Lowest and highest bin (norm1000) that may stand in a slot: a box keeps at least one bin."""
+    def bin_range(self, role: str) -> tuple[int, int]:
+        """First and last bin (norm1000) allowed for a coordinate: a box is at least one bin wide and high."""
         if role in ("x1", "y1"):
             return 0, 998
         if role in ("x2", "y2"):
-            readings = [*self.slots[-2:], *(fed.reading for fed in self.chunk if fed.reading)]
-            return readings[-2].bin + 1, 999
+            pending = (token.coordinate for token in self.pending if token.coordinate)
+            coordinates = [*self.slots[-2:], *pending]
+            return coordinates[-2].bin + 1, 999
         return 0, 999
 
-    def settle(self, verdicts: Sequence[TokenChoice]) -> int:
-        """Take the verdicts on each guess and on the place after the chunk; how many fed tokens hold.
+    def advance(self, choices: Sequence[TokenChoice]) -> int:
+        """Accept pending tokens and append the next choice; returns how many pending tokens were accepted.
 
-        The first guess that the model would not have made is replaced, and what was fed after it is dropped.
+        `choices` are the model's choices at the position of each draft, then at the position after `pending`. The first
+        draft that differs from the model's choice is replaced, and everything after it is dropped.
         """
-        chunk, guesses = self.chunk, self.guesses
-        holds, verdict = len(chunk), verdicts[-1]
-        for index, checked in zip(guesses, verdicts, strict=False):
-            chunk[index].logprob = checked.logprob
-            if checked.token != chunk[index].token:
-                holds, verdict, self.number = index, checked, chunk[index].number
+        pending, drafts = self.pending, self.drafts
+        accepted, choice = len(pending), choices[-1]
+        for position, verified in zip(drafts, choices, strict=False):
+            pending[position].logprob = verified.logprob
+            if verified.token != pending[position].token:
+                accepted, choice, self.index = position, verified, pending[position].index
                 break
-        for fed in chunk[:holds]:
-            self._commit(fed)
-        node, number = self.node, self.number
-        self.number = node.after(verdict.token)
-        self.chunk = [PendingToken(verdict.token, verdict.logprob, node, number, reading=verdict.reading)]
-        if self._must_close and verdict.token in node.closes:
+        for token in pending[:accepted]:
+            self._accept(token)
+        node, index = self.node, self.index
+        self.index = node.after(choice.token)
+        self.pending = [PendingToken(choice.token, choice.logprob, node, index, coordinate=choice.coordinate)]
+        if self._must_close and choice.token in node.closes:
             self.problems["repetition_closed"] += 1
-        self._plan()
-        return holds
+        self._extend()
+        return accepted
 
-    def _plan(self) -> None:
-        """Extend the chunk by what is forced and by guesses, up to the next open choice; finish where it ends."""
+    def _extend(self) -> None:
+        """Append forced tokens and drafts to `pending`, up to the next open choice; finish the answer at its end."""
         while (node := self.node).kind == "choice":
             token = node.forced
-            guess = token is None
-            if guess:
-                token = node.guess if self.chunk and not (self._must_close and node.closes) else None
+            draft = token is None
+            if draft:
+                token = node.draft if self.pending and not (self._must_close and node.closes) else None
             if token is None:
                 break
-            self.chunk.append(PendingToken(token, node=node if guess else None, number=self.number, guess=guess))
-            self.number = node.after(token)
-        room = self.limits.max_new_tokens - len(self.tokens)
-        if node.kind == "end" and len(self.chunk) <= room:
-            self._finish("stop", len(self.chunk))
-        elif len(self.chunk) >= room:
-            certain = self.guesses[0] if self.guesses else len(self.chunk)
-            self._finish("length", min(certain, room))
+            self.pending.append(PendingToken(token, node=node if draft else None, index=self.index, draft=draft))
+            self.index = node.after(token)
+        remaining = self.limits.max_new_tokens - len(self.tokens)
+        if node.kind == "end" and len(self.pending) <= remaining:
+            self._finish("stop", len(self.pending))
+        elif len(self.pending) >= remaining:
+            certain = self.drafts[0] if self.drafts else len(self.pending)
+            self._finish("length", min(certain, remaining))
 
     def _finish(self, reason: Literal["stop", "length"], count: int) -> None:
-        for fed in self.chunk[:count]:
-            self._commit(fed)
-        self.chunk = []
-        self._attach_description()
+        for token in self.pending[:count]:
+            self._accept(token)
+        self.pending = []
+        self._assign_description()
         self.finish = reason
 
-    def _commit(self, fed: PendingToken) -> None:
-        node = fed.node
-        if fed.reading is not None:
-            self._commit_slot(fed)
+    def _accept(self, pending: PendingToken) -> None:
+        node = pending.node
+        if pending.coordinate is not None:
+            self._accept_coordinate(pending)
         elif node is not None and node.kind == "choice" and node.closes:
-            self._pending.next_logprob += 0.0 if fed.token in node.closes else fed.logprob
+            self._current.next_logprob += 0.0 if pending.token in node.closes else pending.logprob
         elif node is not None:
-            self._pending.desc_logprob += fed.logprob
-            self._pending.desc_tokens += 1
+            self._current.desc_logprob += pending.logprob
+            self._current.desc_tokens += 1
         if node is not None:
-            self._desc_run = [*self._desc_run, fed.token] if node.kind == "text" else []
-        self.tokens.append(fed.token)
-        self.logprobs.append(fed.logprob)
+            self._desc_run = [*self._desc_run, pending.token] if node.kind == "text" else []
+        self.tokens.append(pending.token)
+        self.logprobs.append(pending.logprob)
 
-    def _commit_slot(self, fed: PendingToken) -> None:
-        assert fed.node is not None and fed.reading is not None
-        if fed.node.role in FIRST_ROLES:
-            self._attach_description()
-            new = ObjectTrace(len(self.slots), next_logprob=self._pending.next_logprob)
+    def _accept_coordinate(self, pending: PendingToken) -> None:
+        assert pending.node is not None and pending.coordinate is not None
+        if pending.node.role in FIRST_ROLES:
+            self._assign_description()
+            new = ObjectLogprobs(len(self.slots), next_logprob=self._current.next_logprob)
             if self.desc_first:
-                new.desc_logprob, new.desc_tokens = self._pending.desc_logprob, self._pending.desc_tokens
+                new.desc_logprob, new.desc_tokens = self._current.desc_logprob, self._current.desc_tokens
             self.objects.append(new)
             self._count_repeats()
-        self._pending = ObjectTrace(0)
-        self.slots.append(fed.reading)
+        self._current = ObjectLogprobs(0)
+        self.slots.append(pending.coordinate)
 
-    def _attach_description(self) -> None:
-        """With the geometry first, a description belongs to the object before it."""
-        if not self.desc_first and self.objects and self._pending.desc_tokens:
-            self.objects[-1].desc_logprob = self._pending.desc_logprob
-            self.objects[-1].desc_tokens = self._pending.desc_tokens
+    def _assign_description(self) -> None:
+        """With the geometry first, a description belongs to the previous object."""
+        if not self.desc_first and self.objects and self._current.desc_tokens:
+            self.objects[-1].desc_logprob = self._current.desc_logprob
+            self.objects[-1].desc_tokens = self._current.desc_tokens
 
     def _count_repeats(self) -> None:
         key = tuple(self.tokens[self._object_start :])
@@ -212,8 +230,9 @@ class GenerationState:
         self._must_close = self._must_close or self._seen[key] >= self.limits.max_repeats
 
     def _in_loop(self) -> bool:
-        fed = [fed.token for fed in self.chunk if fed.node is not None and fed.node.kind == "text"]
-        run, loops = self._desc_run + fed, self.limits.max_desc_loops
+        """Whether the description so far is too long or ends in a loop."""
+        pending = [token.token for token in self.pending if token.node is not None and token.node.kind == "text"]
+        run, loops = self._desc_run + pending, self.limits.max_desc_loops
         if len(run) >= self.limits.max_desc_tokens:
             return True
         for period in range(1, MAX_PERIOD + 1):

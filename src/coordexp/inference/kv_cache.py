@@ -1,4 +1,4 @@
-"""A key/value cache whose rows grow independently: row `r` writes its next tokens right after its own last one."""
+"""A key/value cache whose rows grow independently: each row writes its next tokens right after its own last one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from coordexp.runtime import tuning
 
 
 class RowCache:
-    """Stands where the model expects a cache. Each row holds its left-padded prompt, then what was kept behind it.
+    """Key/value cache for batches whose rows accept different numbers of tokens per step; passed as `past_key_values`.
 
-    padding: int64 [B], unused columns before each prompt. ends: int64 [B], column after each prompt.
-    lengths: int64 [B], tokens kept behind the prompt. Tokens written beyond a row's length are overwritten by
-    its next ones, so taking some back costs nothing.
+    Each row holds its left-padded prompt, followed by the tokens accepted so far. Tokens written beyond a row's length
+    are overwritten by its next ones, so rejecting tokens needs no work: the caller adds the number of accepted tokens
+    to `lengths` after each step.
+
+    keys, values: per layer [B, heads, columns, D].
+    padding: int64 [B], unused columns before each prompt.
+    ends: int64 [B], column after each prompt.
+    lengths: int64 [B], accepted tokens after each prompt.
     """
 
     def __init__(self, prefilled: DynamicCache, padding: torch.Tensor):
@@ -28,7 +33,7 @@ class RowCache:
         self._used = 0
 
     def begin(self, width: int) -> torch.Tensor:
-        """Make room for `width` tokens a row; the attention mask bool [B, 1, width, columns in use]."""
+        """Reserve `width` tokens per row for one step; its attention mask, bool [B, 1, width, columns in use]."""
         device = self.lengths.device
         first = self.ends + self.lengths
         self._columns = first[:, None] + torch.arange(width, device=device)
@@ -43,20 +48,23 @@ class RowCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store `key` and `value` [B, heads, width, D] of the running step; everything stored so far."""
+        """Store `key` and `value` [B, heads, width, D] of the current step; returns all columns in use.
+
+        This is the method of `transformers.Cache` that attention layers call.
+        """
         self.keys[layer][self._rows, :, self._columns] = key.transpose(1, 2)
         self.values[layer][self._rows, :, self._columns] = value.transpose(1, 2)
         return self.keys[layer][:, :, : self._used], self.values[layer][:, :, : self._used]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Keep only `rows`, in this order."""
         index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         self.keys = [keys.index_select(0, index) for keys in self.keys]
         self.values = [values.index_select(0, index) for values in self.values]
         self.padding, self.ends, self.lengths = self.padding[index], self.ends[index], self.lengths[index]
 
     def join(self, other: RowCache) -> None:
-        """Put the rows of `other` behind these; it must not be used any more."""
+        """Append the rows of `other`, which must not be used afterwards."""
         columns = max(self.keys[0].shape[2], other.keys[0].shape[2])
         self._widen(columns)
         other._widen(columns)

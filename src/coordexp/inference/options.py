@@ -1,4 +1,4 @@
-"""Options of prediction: section `predict` of the configuration."""
+"""Options of prediction and calibration: sections `predict` and `calibrate` of the configuration."""
 
 from __future__ import annotations
 

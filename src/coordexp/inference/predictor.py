@@ -1,58 +1,88 @@
-"""A model ready to answer: processor, coordinate ids, and prompts exactly as in training."""
+"""A model in memory that answers prompts about images, encoded exactly as in training."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
 from coordexp.answers.render import PromptStyle, hf_chat
-from coordexp.inference.decoder import Decoder
-from coordexp.inference.generation_state import GenerationState, Limits
+from coordexp.inference.decoder import ConstrainedDecoder
+from coordexp.inference.generation_state import GenerationLimits, GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.prompts import Question
+from coordexp.inference.prompts import Prompt
 from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime.errors import DataError, ModelError, located
 
-Asked = tuple[Any, Image.Image, Question]
+
+class Request(NamedTuple):
+    """One prompt about one image; `key` identifies the answer and is chosen by the caller."""
+
+    key: Any
+    image: Image.Image
+    prompt: Prompt
 
 
 class Predictor:
-    """A model in memory that answers images on its grid with their prompts.
+    """A model and its processor, ready to generate answers.
 
-    model: Qwen3-VL, in training or not, adapters in place. ids: None when coordinates are text integers.
+    model: Qwen3-VL, also one in training with its adapters.
+    processor: the checkpoint's Hugging Face processor.
+    ids: coordinate token ids; None if coordinates are integers in text.
+    options, style: how answers are decoded, and how prompts and answers are written.
     """
 
     def __init__(self, model: Any, processor: Any, ids: CoordIds | None, options: PredictOptions, style: PromptStyle):
         self.model, self.processor, self.ids = model, processor, ids
         self.options, self.style = options, style
-        self.decoder = Decoder(self.model, self.ids, options)
+        self.decoder = ConstrainedDecoder(model, ids, options)
         family, config = family_named(model.config.model_type), model.config.to_dict()
         self.patch, self.factor = family.patch_size(config), family.tile_size(config)
-        self._vocabulary = Vocabulary(self.processor.tokenizer)
+        self.vocabulary = Vocabulary(processor.tokenizer)
         self._grammars: dict[tuple[str, ...] | None, Grammar] = {}
 
-    def prompt(self, categories: Sequence[str] | None = None) -> str:
-        """The prompt's text with one place for the image, up to where the answer starts."""
+    @classmethod
+    def from_checkpoint(
+        cls, folder: str | Path, options: PredictOptions, style: PromptStyle, device: str | None = None
+    ) -> Predictor:
+        """Load a merged checkpoint folder; ModelError for any other folder. `device` defaults to the GPU, if any."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if not (Path(folder) / "config.json").is_file():
+            fix = "give a merged Hugging Face checkpoint folder (rule merge)"
+            raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", attn_implementation="sdpa")
+        ids = verified_ids(folder) if style.coordinates == "token" else None
+        return cls(model.to(device).eval(), processor, ids, options, style)
+
+    def prompt_text(self, categories: Sequence[str] | None = None) -> str:
+        """The chat prompt with one image placeholder, up to where the answer starts."""
         return self.processor.apply_chat_template(
             hf_chat(self.style, categories), add_generation_prompt=True, tokenize=False
         )
 
-    def encode(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs of a left-padded batch; the images must be on the grid and keep their size."""
+    def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs of a left-padded batch on the model's device.
+
+        Image sizes must be multiples of `factor` pixels, as the images are not resized; DataError otherwise.
+        """
         for image in images:
             if image.width % self.factor or image.height % self.factor:
-                fix = f"resize images to multiples of {self.factor} first (rule convert_resize)"
-                raise DataError(located("image off the model's grid", found=f"{image.width}x{image.height}", fix=fix))
+                fix = f"resize images to multiples of {self.factor} pixels first (rule convert_resize)"
+                raise DataError(
+                    located("image size is not on the model's grid", found=f"{image.width}x{image.height}", fix=fix)
+                )
         inputs = self.processor(
-            text=list(prompts),
+            text=list(texts),
             images=[[image] for image in images],
             padding=True,
             padding_side="left",
@@ -61,16 +91,17 @@ class Predictor:
         )
         expected = [[1, image.height // self.patch, image.width // self.patch] for image in images]
         if inputs["image_grid_thw"].tolist() != expected:
-            raise DataError(located("the processor resized a image", expected=expected, found=inputs["image_grid_thw"]))
+            found = inputs["image_grid_thw"].tolist()
+            raise DataError(located("the processor resized an image", expected=expected, found=found))
         return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
     def grammar(self, labels: Sequence[str] | None = None) -> Grammar:
-        """The grammar of answers, free or limited to `labels`; compiled once each."""
+        """The grammar of answers, whose descriptions are limited to `labels` if given; compiled once per list."""
         key = None if labels is None else tuple(labels)
         if key not in self._grammars:
             options = self.options
             self._grammars[key] = compile_grammar(
-                self._vocabulary,
+                self.vocabulary,
                 self.style,
                 kinds=options.geometry,
                 labels=key,
@@ -78,50 +109,37 @@ class Predictor:
             )
         return self._grammars[key]
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[Question]) -> list[GenerationState]:
-        """One finished answer for each image and its question."""
-        asked = zip(range(len(images)), images, questions, strict=True)
-        answers = dict(pair for finished in self.stream(asked, len(images)) for pair in finished)
-        return [answers[n] for n in range(len(images))]
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[GenerationState]:
+        """A finished answer to each image and its prompt, in one batch."""
+        requests = [Request(n, *pair) for n, pair in enumerate(zip(images, prompts, strict=True))]
+        answers = dict(pair for finished in self.stream(requests, len(requests)) for pair in finished)
+        return [answers[n] for n in range(len(requests))]
 
-    def stream(self, asked: Iterable[Asked], capacity: int) -> Iterator[list[tuple[Any, GenerationState]]]:
-        """(key, answer) of each asked (key, image, question) as they are finished, `capacity` at a time."""
-        waiting = iter(asked)
+    def stream(self, requests: Iterable[Request], capacity: int) -> Iterator[list[tuple[Any, GenerationState]]]:
+        """(key, answer) of each request, as soon as they are finished, with at most `capacity` in progress.
+
+        `requests` is read lazily, so images may be loaded on demand.
+        """
+        waiting = iter(requests)
         keys: dict[int, Any] = {}
+        limits = GenerationLimits.from_options(self.options)
+        desc_first = self.style.object_field_order == "desc_first"
 
         def refill(free: int) -> tuple[dict[str, torch.Tensor], list[GenerationState]] | None:
             taken = list(itertools.islice(waiting, free))
             if not taken:
                 return None
-            answers = [GenerationState(self.grammar(question.labels), limits, desc_first) for _, _, question in taken]
-            keys.update({id(answer): key for answer, (key, _, _) in zip(answers, taken, strict=True)})
-            prompts = [self.prompt(question.categories) for _, _, question in taken]
-            return self.encode([image for _, image, _ in taken], prompts), answers
+            states = [GenerationState(self.grammar(request.prompt.labels), limits, desc_first) for request in taken]
+            keys.update({id(state): request.key for state, request in zip(states, taken, strict=True)})
+            texts = [self.prompt_text(request.prompt.categories) for request in taken]
+            return self.encode([request.image for request in taken], texts), states
 
-        limits = Limits.of(self.options)
-        desc_first = self.style.object_field_order == "desc_first"
         for finished in self.decoder.stream(refill, capacity):
             if self.style.coordinates == "integer":
-                for answer in finished:
-                    answer.pieces = [self._vocabulary.spelling.get(token, b"") for token in answer.tokens]
-            yield [(keys.pop(id(answer)), answer) for answer in finished]
+                for state in finished:
+                    state.token_bytes = [self.vocabulary.spelling.get(token, b"") for token in state.tokens]
+            yield [(keys.pop(id(state)), state) for state in finished]
 
     def text(self, answer: GenerationState) -> str:
         """The answer as text, special tokens included."""
         return self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=False)
-
-
-class Checkpoint(Predictor):
-    """The model of a merged checkpoint folder, ready to answer."""
-
-    def __init__(self, model_dir: str | Path, options: PredictOptions, style: PromptStyle, device: str | None = None):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        if not (Path(model_dir) / "config.json").is_file():
-            fix = "give a merged Hugging Face checkpoint folder (rule merge)"
-            raise ModelError(located("not a checkpoint folder", file=model_dir, fix=fix))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        processor = AutoProcessor.from_pretrained(model_dir)
-        model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
-        ids = verified_ids(model_dir) if style.coordinates == "token" else None
-        super().__init__(model.to(device).eval(), processor, ids, options, style)

@@ -1,4 +1,4 @@
-"""What the prompt names: nothing, all categories in chunks, or the image's own."""
+"""The prompts that a protocol asks about one image."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from typing import NamedTuple
 
 from coordexp.inference.options import PredictOptions
 from coordexp.records import Record
-from coordexp.runtime.errors import ConfigError
+from coordexp.runtime.errors import ConfigError, located
 
 
-class Question(NamedTuple):
-    """One prompt: the categories that it names (None: the open prompt), and the labels an answer is limited to."""
+class Prompt(NamedTuple):
+    """One prompt: the categories that it names (None: the open prompt), and the only labels allowed (None: any)."""
 
-    categories: tuple[str, ...] | None
-    labels: tuple[str, ...] | None
+    categories: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
-def questions(record: Record, options: PredictOptions, categories: Sequence[str] | None) -> list[Question]:
-    """The prompts for one record; ConfigError when the protocol needs `categories` and there are none.
+def prompts_of(record: Record, options: PredictOptions, categories: Sequence[str] | None) -> list[Prompt]:
+    """The prompts for one record; ConfigError if the protocol needs `categories` and there are none.
 
-    `image_categories` names the descriptions of the record's objects in alphabetical order, so that the
-    prompt says nothing about their places; a image without objects has nothing to ask.
+    `image_categories` names the descriptions of the record's objects in alphabetical order, so that the prompt reveals
+    nothing about their positions; an image without objects gets no prompt.
     """
     if options.protocol == "image_categories":
-        return listed_questions(sorted({obj.desc for obj in record.objects}), options)
+        return category_prompts(sorted({obj.desc for obj in record.objects}), options)
     if options.protocol == "all_categories":
-        return listed_questions(_required(categories, "protocol all_categories"), options)
-    labels = tuple(_required(categories, "restrict_labels")) if options.restrict_labels else None
-    return [Question(None, labels)]
+        return category_prompts(_required(categories, "protocol", "all_categories"), options)
+    labels = tuple(_required(categories, "restrict_labels", True)) if options.restrict_labels else None
+    return [Prompt(labels=labels)]
 
 
-def listed_questions(categories: Sequence[str], options: PredictOptions) -> list[Question]:
-    """Prompts that name `categories`, `options.chunk` at a time."""
+def category_prompts(categories: Sequence[str], options: PredictOptions) -> list[Prompt]:
+    """Prompts that name `categories`, `options.chunk` per prompt."""
     chunks = [tuple(categories[i : i + options.chunk]) for i in range(0, len(categories), options.chunk)]
-    return [Question(chunk, chunk if options.restrict_labels else None) for chunk in chunks]
+    return [Prompt(chunk, chunk if options.restrict_labels else None) for chunk in chunks]
 
 
-def _required(categories: Sequence[str] | None, why: str) -> Sequence[str]:
+def _required(categories: Sequence[str] | None, option: str, value: object) -> Sequence[str]:
     if not categories:
-        raise ConfigError(f"predict: {why} needs the list of categories\n  -> pass the data set's category names")
+        problem = f"`{option}: {value}` needs a list of categories"
+        raise ConfigError(located(problem, field=f"predict.{option}", fix="pass the category names of the data set"))
     return categories

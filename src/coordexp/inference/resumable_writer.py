@@ -1,4 +1,4 @@
-"""Finished rows on disk while a shard is running, so that a killed job goes on where it was."""
+"""Finished predictions on disk while a shard is running, so that a killed job can resume."""
 
 from __future__ import annotations
 
@@ -20,59 +20,59 @@ class _Row(msgspec.Struct):
 
 
 class ResumableWriter:
-    """Predictions by the position of their record in the shard, in a hidden file beside the output.
+    """Predictions by the position of their record in the shard, in a hidden file next to the output.
 
-    The first line says what the file belongs to (`identity`); a file of anything else is started anew, and a
-    line that a kill cut off is dropped. Only places in the file are held in memory.
+    The first line of the file is `identity`, everything that the predictions depend on. A file with another identity is
+    overwritten; an incomplete last line is dropped. Only file offsets are held in memory.
     """
 
     def __init__(self, out: Path, identity: Any):
         self.path = out.with_name(f".{out.name}.rows")
-        self._places: dict[int, tuple[int, int]] = {}
-        self._head = canonical_json(identity).encode() + b"\n"
+        self._spans: dict[int, tuple[int, int]] = {}  # position -> offset and length of its line
+        self._header = canonical_json(identity).encode() + b"\n"
         self._encoder = msgspec.json.Encoder()
         out.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._read()
-        if whole == 0:
-            self.path.write_bytes(self._head)
+        complete_bytes = self._read()
+        if complete_bytes == 0:
+            self.path.write_bytes(self._header)
         else:
-            os.truncate(self.path, whole)
+            os.truncate(self.path, complete_bytes)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
     def __contains__(self, position: int) -> bool:
-        return position in self._places
+        return position in self._spans
 
     def add(self, rows: Iterable[tuple[int, Prediction]]) -> None:
-        """Keep finished rows, on disk before this returns."""
+        """Append finished predictions; they are on disk when this returns."""
         with self.path.open("ab") as handle:
             for position, prediction in rows:
                 line = self._encoder.encode(_Row(position, msgspec.Raw(self._encoder.encode(prediction)))) + b"\n"
-                self._places[position] = handle.tell(), len(line)
+                self._spans[position] = handle.tell(), len(line)
                 handle.write(line)
             handle.flush()
             os.fsync(handle.fileno())
 
     def ordered(self, count: int) -> Iterator[msgspec.Raw]:
-        """The encoded predictions of positions 0..`count`-1; KeyError for one that is not there."""
+        """The encoded predictions of positions 0..`count`-1; KeyError if one is missing."""
         decoder = msgspec.json.Decoder(_Row)
         with self.path.open("rb") as handle:
             for position in range(count):
-                offset, length = self._places[position]
+                offset, length = self._spans[position]
                 handle.seek(offset)
                 yield decoder.decode(handle.read(length)).prediction
 
     def remove(self) -> None:
-        """Delete the file; the output is complete."""
+        """Delete the file once the output is complete."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> int:
-        """Find the rows of a file with our head; the length in bytes of its whole lines (0: not ours)."""
+        """Index the rows of an existing file; the length of its complete lines in bytes, 0 for another identity."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as handle:
-            if handle.readline() != self._head:
+            if handle.readline() != self._header:
                 return 0
-            whole = len(self._head)
+            end = len(self._header)
             decoder = msgspec.json.Decoder(_Row)
             for line in handle:
                 try:
@@ -81,7 +81,7 @@ class ResumableWriter:
                     break
                 if not line.endswith(b"\n"):
                     break
-                self._places[row.position] = whole, len(line)
-                whole += len(line)
-            return whole
+                self._spans[row.position] = end, len(line)
+                end += len(line)
+            return end
         return 0

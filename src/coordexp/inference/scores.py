@@ -6,6 +6,7 @@ import bisect
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,55 +15,85 @@ from coordexp.answers.parse import ParsedObject, parse_answer
 from coordexp.geometry.boxes import iou
 from coordexp.geometry.norm1000 import LAST_BIN, EmitNorm
 from coordexp.inference.coordinates import DecodedCoordinate
-from coordexp.inference.generation_state import GenerationState, ObjectTrace
-from coordexp.records import COORD_TOKEN, Detection
+from coordexp.inference.generation_state import GenerationState, ObjectLogprobs
+from coordexp.inference.options import PredictOptions
+from coordexp.records import COORD_TOKEN, Detection, Prediction, Record
 
-# coordinates stand outside of JSON strings: what a description spells is no slot
+# Coordinate tokens outside of JSON strings; strings are matched first, so that tokens in a description do not count.
 _STRING_OR_SLOT = re.compile(rf'"(?:[^"\\]++|\\.)*+"|{COORD_TOKEN.pattern}', re.DOTALL)
 
 
-def read_answer(
+def build_prediction(
+    answers: Sequence[tuple[GenerationState, str]], record: Record, options: PredictOptions, emit_norm: EmitNorm
+) -> Prediction:
+    """The prediction for one record from the (answer, text) pairs of its prompts, in the order of the prompts."""
+    detections: list[Detection] = []
+    problems: Counter[str] = Counter()
+    for answer, text in answers:
+        found, found_problems = detections_of(answer, text, (record.width, record.height), emit_norm)
+        detections += found
+        problems.update(found_problems)
+    unique, duplicates = drop_duplicates(detections, options.duplicate_iou)
+    if duplicates:
+        problems["duplicates_dropped" if options.drop_duplicates else "duplicates"] = duplicates
+    return Prediction(
+        image_id=record.metadata.image_id,
+        source_width=record.metadata.source_width,
+        source_height=record.metadata.source_height,
+        protocol=options.protocol,
+        finish="length" if any(answer.finish == "length" for answer, _ in answers) else "stop",
+        text="\n".join(text for _, text in answers),
+        detections=unique if options.drop_duplicates else detections,
+        problems=dict(problems),
+        token_ids=[token for answer, _ in answers for token in answer.tokens],
+        token_logprobs=[round(value, 4) + 0.0 for answer, _ in answers for value in answer.logprobs],
+    )
+
+
+def detections_of(
     answer: GenerationState, text: str, size: tuple[int, int], emit_norm: EmitNorm = "norm1000"
 ) -> tuple[list[Detection], dict[str, int]]:
-    """Detections of a finished answer and what could not be used, counted.
+    """Detections of a finished answer, and counts of what could not be used, by reason.
 
-    `text` is the answer's text; `size` (width, height) in pixels of the image that the model saw, which the
-    legacy codec needs. The parser decides what is an object; readings join it by the order of the tokens.
-    Integer coordinates have no slots: boxes are their integers, scores come from the tokens' probabilities.
+    text: the answer as text. size: (width, height) in pixels of the image that the model saw, for the legacy codec.
+
+    The parser decides what an object is; its coordinates are matched to the decoded slots by the order of the tokens.
+    Answers with integer coordinates have no slots: their boxes are the integers, and their scores come from the log
+    probabilities of the tokens.
     """
-    parsed = parse_answer(text, "token" if answer.pieces is None else "integer")
-    problems = dict(answer.problems)
-    for reason, count in parsed.problems.items():
-        problems[reason] = problems.get(reason, 0) + count
-    if answer.pieces is not None:
-        tokens = list(zip(answer.pieces, answer.logprobs, strict=True))
-        parts = [token_logprobs(obj, text, tokens) for obj in parsed.objects]
-        return [plain_detection(o, p, size, emit_norm) for o, p in zip(parsed.objects, parts, strict=True)], problems
-    traces = {trace.first_slot: trace for trace in answer.objects}
+    parsed = parse_answer(text, "token" if answer.token_bytes is None else "integer")
+    problems = Counter(answer.problems)
+    problems.update(parsed.problems)
+    if answer.token_bytes is not None:
+        tokens = list(zip(answer.token_bytes, answer.logprobs, strict=True))
+        parts = [text_score_parts(obj, text, tokens) for obj in parsed.objects]
+        pairs = zip(parsed.objects, parts, strict=True)
+        return [detection_from_text(obj, part, size, emit_norm) for obj, part in pairs], dict(problems)
+    logprobs = {obj.first_slot: obj for obj in answer.objects}
     starts = [match.start() for match in _STRING_OR_SLOT.finditer(text) if match[0][0] != '"']
     detections = []
     for obj in parsed.objects:
         first = bisect.bisect_left(starts, obj.span[0])
-        readings = answer.slots[first : first + len(obj.bins)]
-        detections.append(_detection(obj, readings, traces[first], size, emit_norm))
-    return detections, problems
+        coordinates = answer.slots[first : first + len(obj.bins)]
+        detections.append(_detection_from_slots(obj, coordinates, logprobs[first], size, emit_norm))
+    return detections, dict(problems)
 
 
 def decode_coords(bins: Sequence[float], size: tuple[int, int], emit_norm: EmitNorm) -> list[float]:
-    """Coordinates in [0, 1] of flat x, y, ... in (fractional) bins; `size` (width, height) in pixels."""
+    """Flat x, y, ... coordinates in [0, 1] from (fractional) bins; `size` is (width, height) in pixels."""
     scale = (1.0, 1.0) if emit_norm == "norm1000" else ((size[0] - 1) / size[0], (size[1] - 1) / size[1])
     return [min(max(k / LAST_BIN * scale[n % 2], 0.0), 1.0) for n, k in enumerate(bins)]
 
 
-def token_logprobs(obj: ParsedObject, text: str, tokens: Sequence[tuple[bytes, float]]) -> dict[str, float]:
-    """Log probabilities (natural) inside an object of `text`, of the same choices as the grammar's own terms.
+def text_score_parts(obj: ParsedObject, text: str, tokens: Sequence[tuple[bytes, float]]) -> dict[str, float]:
+    """Log probabilities (natural) of an object in `text`, of the same tokens that count with the grammar.
 
-    `desc_logprob` is the sum over the tokens of the description, its closing quote included; `slot_logprob` the
-    sum over the tokens of the coordinates, divided by their number: coordinate tokens alone, or digits and what
-    ends a number. Nothing else of the layout counts, least of all whether a further object comes.
-    `tokens` are (bytes, log probability) pairs that spell `text` from its beginning.
+    `desc_logprob` is the sum over the tokens of the description and its closing quote. `slot_logprob` is the sum over
+    the tokens of the coordinates (coordinate tokens; or digits and the separators that end a number), divided by the
+    number of coordinates. Other syntax does not count, and neither does the choice of another object.
+    `tokens` are (bytes, log probability) pairs that spell `text` from its start.
     """
-    ends = list(itertools.accumulate(len(piece) for piece, _ in tokens))
+    ends = list(itertools.accumulate(len(token_bytes) for token_bytes, _ in tokens))
     slots = [match.span() for match in COORD_TOKEN.finditer(text, *obj.coords_span)] or [obj.coords_span]
     desc = _overlapping(obj.desc_span, text, ends)
     coords = {n for span in slots for n in _overlapping(span, text, ends) if b"}" not in tokens[n][0]}
@@ -73,15 +104,15 @@ def token_logprobs(obj: ParsedObject, text: str, tokens: Sequence[tuple[bytes, f
 
 
 def _overlapping(span: tuple[int, int], text: str, ends: Sequence[int]) -> range:
-    """Places of the tokens that share a byte with `span`, characters of `text`; `ends` are the tokens' in bytes."""
+    """Indices of the tokens that overlap `span` (in characters of `text`); `ends` are their end offsets in bytes."""
     begin, end = (len(text[:edge].encode()) for edge in span)
     return range(bisect.bisect_right(ends, begin), min(bisect.bisect_left(ends, end) + 1, len(ends)))
 
 
-def plain_detection(
+def detection_from_text(
     obj: ParsedObject, parts: dict[str, float], size: tuple[int, int], emit_norm: EmitNorm
 ) -> Detection:
-    """A detection from the text alone: coordinates of its bins, and a score from `parts` (1.0 without any)."""
+    """A detection whose coordinates are its bins; its score is the product of `parts` (1.0 if empty)."""
     coords = decode_coords(obj.bins, size, emit_norm)
     return Detection(
         desc=obj.desc,
@@ -94,9 +125,9 @@ def plain_detection(
 
 
 def drop_duplicates(detections: Sequence[Detection], threshold: float) -> tuple[list[Detection], int]:
-    """Detections without those that repeat a better-scored one (same description, IoU of at least `threshold`).
+    """Detections without duplicates of a better-scored one (same description, IoU >= `threshold`), and their count.
 
-    The order is kept; the count of the dropped ones comes second. Ties go to the earlier detection.
+    The order is kept. Of two equal scores, the earlier detection is kept.
     """
     if len(detections) < 2:
         return list(detections), 0
@@ -110,35 +141,40 @@ def drop_duplicates(detections: Sequence[Detection], threshold: float) -> tuple[
     return [detections[i] for i in sorted(kept)], len(detections) - len(kept)
 
 
-def score_of(parts: dict[str, float]) -> float:
-    """Uncalibrated score in [0, 1]: certainty of the description times that of the box.
+def score_from_parts(parts: dict[str, float]) -> float:
+    """Uncalibrated score in [0, 1]: probability of the description times that of the box.
 
-    The box counts with the geometric mean of its slots' probability near the mode. `next_logprob` is left to
-    the calibration: how sure a model is of there being a further object depends on the training order.
+    The box contributes the geometric mean over its slots of the probability near the mode. `next_logprob` is used only
+    by the calibration: whether a model generates another object depends on the order of objects in training.
     """
     return math.exp(min(0.0, parts["desc_logprob"] + parts["slot_logmass"]))
 
 
-def _detection(
-    obj: ParsedObject, readings: list[DecodedCoordinate], trace: ObjectTrace, size: tuple[int, int], emit_norm: EmitNorm
+def _detection_from_slots(
+    obj: ParsedObject,
+    coordinates: list[DecodedCoordinate],
+    logprobs: ObjectLogprobs,
+    size: tuple[int, int],
+    emit_norm: EmitNorm,
 ) -> Detection:
-    assert [reading.bin for reading in readings] == obj.bins, "slots and parsed bins differ"
-    coords = decode_coords([reading.value for reading in readings], size, emit_norm)
+    assert [coordinate.bin for coordinate in coordinates] == obj.bins, "decoded and parsed bins differ"
+    coords = decode_coords([coordinate.value for coordinate in coordinates], size, emit_norm)
     xs, ys = coords[0::2], coords[1::2]
+    count = len(coordinates)
     parts = {
-        "next_logprob": trace.next_logprob,
-        "desc_logprob": trace.desc_logprob,
-        "desc_tokens": float(trace.desc_tokens),
-        "slot_logprob": sum(reading.logprob for reading in readings) / len(readings),
-        "slot_logmass": sum(math.log(max(reading.mass, 1e-12)) for reading in readings) / len(readings),
-        "spread": sum(reading.spread for reading in readings) / len(readings) / LAST_BIN,
+        "next_logprob": logprobs.next_logprob,
+        "desc_logprob": logprobs.desc_logprob,
+        "desc_tokens": float(logprobs.desc_tokens),
+        "slot_logprob": sum(coordinate.logprob for coordinate in coordinates) / count,
+        "slot_logmass": sum(math.log(max(coordinate.mass, 1e-12)) for coordinate in coordinates) / count,
+        "spread": sum(coordinate.spread for coordinate in coordinates) / count / LAST_BIN,
     }
     return Detection(
         desc=obj.desc,
         norm=[min(xs), min(ys), max(xs), max(ys)],
-        score=score_of(parts),
+        score=score_from_parts(parts),
         bins=obj.bins,
-        spread=[reading.spread / LAST_BIN for reading in readings],
+        spread=[coordinate.spread / LAST_BIN for coordinate in coordinates],
         score_parts=parts,
         poly=coords if obj.kind == "poly" else None,
     )

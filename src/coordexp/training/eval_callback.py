@@ -59,8 +59,8 @@ class DetectionScorer(Scorer):
 
     def answer(self, model: nn.Module, share: int, shares: int) -> list[Prediction]:
         """As `Scorer` says."""
-        answerer = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
-        return predict_records(answerer, self.records[share::shares], self.folder, self.custom.emit_norm)
+        predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
+        return predict_records(predictor, self.records[share::shares], self.folder, self.custom.emit_norm)
 
     def score(self, answers: list[Prediction]) -> dict[str, float]:
         """AP, AP50 and micro F1 (mean over IoU .5:.95); federated where the records name verified absent categories."""

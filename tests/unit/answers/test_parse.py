@@ -1,4 +1,4 @@
-"""Reading answers back: whole, broken, cut off, and a hundred thousand mutated ones."""
+"""Parsing answers: complete, malformed, truncated, and a hundred thousand mutated ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def random_objects(rng: random.Random, count: int) -> list[Object]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_reads_back_what_is_rendered(style):
+def test_rendered_answers_are_parsed_exactly(style):
     rng = random.Random(3)
     for count in (0, 1, 2, 7):
         objects = random_objects(rng, count)
@@ -81,7 +81,7 @@ def test_reads_back_what_is_rendered(style):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_cut_keeps_the_complete_objects(style):
+def test_truncation_keeps_the_complete_objects(style):
     objects = random_objects(random.Random(5), 4)
     text = render_answer(objects, style)
     spans = [o.span for o in parse_answer(text).objects]
@@ -127,7 +127,7 @@ def test_reasons(text, descs, problems, complete):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_integers_are_read_when_they_are_expected_and_only_then(style):
+def test_integers_are_parsed_only_if_expected(style):
     plain = msgspec.structs.replace(style, coordinates="integer")
     objects = random_objects(random.Random(4), 5)
     parsed = parse_answer(render_answer(objects, plain), "integer")
@@ -140,8 +140,8 @@ def test_integers_are_read_when_they_are_expected_and_only_then(style):
         assert parse_answer(text, "integer").problems == {"not_coord_tokens": 1}
 
 
-def strict_reading(text: str) -> tuple[str, str, list[int]]:
-    """One object by the json module, after the coordinate tokens outside strings became numbers."""
+def parse_strictly(text: str) -> tuple[str, str, list[int]]:
+    """One object by the json module, with coordinate tokens outside of strings replaced by numbers."""
     parts = re.split(r'("(?:[^"\\]|\\.)*")', text, flags=re.DOTALL)
     parts[::2] = [re.sub(r"<\|coord_(\d+)\|>", r"\1", part) for part in parts[::2]]
     value = json.loads("".join(parts))
@@ -178,7 +178,7 @@ def mutate(rng: random.Random, text: str) -> str:
     return text
 
 
-def test_fuzz_never_raises_never_invents_counts_every_reason():
+def test_mutated_answers_never_raise_and_never_invent_objects():
     rng = random.Random(11)
     seeds = [render_answer(random_objects(rng, rng.randint(0, 4)), style) for style in STYLES for _ in range(50)]
     kept = broken = 0
@@ -191,7 +191,7 @@ def test_fuzz_never_raises_never_invents_counts_every_reason():
         for obj in parsed.objects:
             assert previous <= obj.span[0] < obj.span[1]
             previous = obj.span[1]
-            assert strict_reading(text[slice(*obj.span)]) == (obj.desc, obj.kind, obj.bins)
+            assert parse_strictly(text[slice(*obj.span)]) == (obj.desc, obj.kind, obj.bins)
             obj.desc.encode("utf-8")
             assert all(0 <= k <= 999 for k in obj.bins)
             if obj.kind == "bbox_2d":
@@ -201,13 +201,13 @@ def test_fuzz_never_raises_never_invents_counts_every_reason():
         kept += len(parsed.objects)
         broken += bool(parsed.problems)
         if not parsed.problems:
-            objects = strict_reading_of_answer(text)
+            objects = parse_answer_strictly(text)
             assert [(o.desc, o.kind, o.bins) for o in parsed.objects] == objects
     assert kept > 50_000 and broken > 50_000
 
 
-def strict_reading_of_answer(text: str) -> list[tuple[str, str, list[int]]]:
-    """A whole answer by the json module: what an answer without problems must say."""
+def parse_answer_strictly(text: str) -> list[tuple[str, str, list[int]]]:
+    """A complete answer by the json module, which an answer without problems must equal."""
     text = re.sub(r"(?:<\|im_end\|>|<\|endoftext\|>|\s)+\Z", "", text)
     parts = re.split(r'("(?:[^"\\]|\\.)*")', text, flags=re.DOTALL)
     parts[::2] = [re.sub(r"<\|coord_(\d+)\|>", r"\1", part) for part in parts[::2]]
@@ -233,7 +233,7 @@ def strict_reading_of_answer(text: str) -> list[tuple[str, str, list[int]]]:
     ],
     ids=range(12),
 )
-def test_time_grows_with_the_length_only(text):
+def test_time_is_linear_in_the_length(text):
     began = time.perf_counter()
     parse_answer(text)
     assert time.perf_counter() - began < 2.0

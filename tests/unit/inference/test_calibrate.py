@@ -1,4 +1,4 @@
-"""Scores as probabilities: what is learnt, from what, and that it is never learnt from images of training."""
+"""Calibrated scores are probabilities, fitted by the rules of the evaluation and never on training images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOX, ELSEWHERE = [0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
 
 
 def synthetic(count: int, seed: int) -> tuple[list[Detection], np.ndarray]:
-    """Detections whose chance of being right is a known function of their terms."""
+    """Detections and whether each is correct, which has a known probability given their score parts."""
     rng = np.random.default_rng(seed)
     terms = -rng.exponential(1.0, (count, 4))
     spread = rng.uniform(0.001, 0.2, count)
@@ -37,11 +37,11 @@ def synthetic(count: int, seed: int) -> tuple[list[Detection], np.ndarray]:
 
 
 def files(folder, count: int, seed: int):
-    """(predictions, records, annotations): a cat a image, found where `synthetic` is right, missed elsewhere."""
+    """(predictions, records, annotations): one cat per image, detected where `synthetic` is correct."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, records, annotations = [], [], []
-    for n, (detection, right) in enumerate(zip(*synthetic(count, seed), strict=True)):
-        found = msgspec.structs.replace(detection, norm=BOX if right else ELSEWHERE)
+    for n, (detection, correct) in enumerate(zip(*synthetic(count, seed), strict=True)):
+        found = msgspec.structs.replace(detection, norm=BOX if correct else ELSEWHERE)
         rows.append(Prediction(n, 100, 100, "open", "stop", "", [found]))
         cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
         records.append(Record(["x.png"], 100, 100, "pixel", [cat], Metadata(n, 100, 100, file_name=f"{n}.jpg")))
@@ -54,15 +54,15 @@ def files(folder, count: int, seed: int):
 
 
 @pytest.mark.parametrize("method", ["logistic", "isotonic"])
-def test_calibrated_scores_are_frequencies(method):
+def test_calibrated_scores_equal_frequencies(method):
     fitted = calibrate.fit_detections(*synthetic(4000, 1), method, {})
-    held, right = synthetic(4000, 2)
+    held, correct = synthetic(4000, 2)
     probability = fitted.probability(held)
     raw = np.array([d.score for d in held])
 
     def error(scores: np.ndarray) -> float:
         bins = np.minimum((scores * 10).astype(int), 9)
-        return sum(abs(scores[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+        return sum(abs(scores[bins == b].mean() - correct[bins == b].mean()) * (bins == b).mean() for b in set(bins))
 
     assert error(probability) < 0.03 and error(raw) > 2 * error(probability)
     if method == "isotonic":
@@ -70,12 +70,12 @@ def test_calibrated_scores_are_frequencies(method):
 
 
 @pytest.mark.parametrize("method", ["logistic", "isotonic"])
-def test_from_held_out_files_to_evaluated_probabilities(tmp_path, method):
+def test_calibration_fitted_on_one_split_is_right_on_another(tmp_path, method):
     predictions, records, _ = files(tmp_path / "calibration", 800, 1)
     fitted = calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", method, federated=False)
     assert calibrate.load(tmp_path / "c.json") == fitted
     assert fitted.fitted["detections"] == fitted.fitted["images"] == 800
-    assert fitted.fitted["right"] == synthetic(800, 1)[1].sum()
+    assert fitted.fitted["correct"] == synthetic(800, 1)[1].sum()
     shard, _, annotations = files(tmp_path / "eval", 800, 2)
     gather([shard], tmp_path / "calibrated.jsonl", tmp_path / "c.json")
     options, names = EvaluateOptions(bootstrap=0), {"dataset": "made", "split": "val"}
@@ -86,7 +86,7 @@ def test_from_held_out_files_to_evaluated_probabilities(tmp_path, method):
     assert done.coco.calibration.brier < raw.coco.calibration.brier
 
 
-def test_calibrating_twice_is_calibrating_once_and_the_raw_score_stays(tmp_path):
+def test_calibrating_twice_equals_once_and_keeps_the_raw_score(tmp_path):
     predictions, records, _ = files(tmp_path, 200, 1)
     fitted = calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", federated=False)
     calibrate.apply(predictions, fitted, tmp_path / "once.jsonl")
@@ -98,7 +98,7 @@ def test_calibrating_twice_is_calibrating_once_and_the_raw_score_stays(tmp_path)
 
 
 def judged(tmp_path, detections: list[Detection], *, federated: bool) -> tuple[int, int]:
-    """(judged, right) among `detections`, ten images of each; a cat is there, cows are known to be absent."""
+    """(judged, correct) per image of ten with these detections; each has a cat, and cows are known to be absent."""
     cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
     parts = dict.fromkeys((*calibrate.FEATURES[:4], "spread"), 0.0)
     found = [msgspec.structs.replace(d, score_parts=parts) for d in detections]
@@ -107,10 +107,10 @@ def judged(tmp_path, detections: list[Detection], *, federated: bool) -> tuple[i
     write_jsonl(tmp_path / "p.jsonl", [Prediction(n, 100, 100, "open", "stop", "", found) for n in range(10)])
     args = (tmp_path / "p.jsonl", tmp_path / "r.jsonl", CATEGORIES, tmp_path / "c.json")
     fitted = calibrate.fit(*args, federated=federated).fitted
-    return fitted["detections"] / 10, fitted["right"] / 10
+    return fitted["detections"] / 10, fitted["correct"] / 10
 
 
-def test_what_is_right_is_what_the_evaluation_says(tmp_path):
+def test_correctness_follows_the_rules_of_the_evaluation(tmp_path):
     twice = [Detection("cat", BOX, 0.2), Detection("The Cat", BOX, 0.9), Detection("cat", ELSEWHERE, 1.0)]
     assert judged(tmp_path, twice, federated=False) == (3, 1)
     unmapped, unknown, absent = (Detection(desc, ELSEWHERE, 0.5) for desc in ("unicorn", "dog", "cow"))
@@ -118,8 +118,8 @@ def test_what_is_right_is_what_the_evaluation_says(tmp_path):
     assert judged(tmp_path, [twice[0], unmapped, unknown, absent], federated=True) == (2, 1)
 
 
-def test_what_lies_on_a_left_out_crowd_is_not_wrong(tmp_path):
-    """Records of COCO's layout name the categories of left-out annotations; an unmapped box stays wrong."""
+def test_detections_of_omitted_crowds_are_ignored(tmp_path):
+    """COCO records list the categories of omitted annotations; a box without a category is still wrong."""
     cat = Object("cat", 1, BOX, bbox_2d=[10, 10, 50, 50])
     parts = dict.fromkeys((*calibrate.FEATURES[:4], "spread"), 0.0)
     named = [("cat", BOX), ("cow", ELSEWHERE), ("dog", ELSEWHERE), ("unicorn", ELSEWHERE)]
@@ -129,10 +129,10 @@ def test_what_lies_on_a_left_out_crowd_is_not_wrong(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", [Prediction(n, 100, 100, "open", "stop", "", found) for n in range(10)])
     args = (tmp_path / "p.jsonl", tmp_path / "r.jsonl", CATEGORIES, tmp_path / "c.json")
     fitted = calibrate.fit(*args, federated=False).fitted
-    assert (fitted["detections"], fitted["right"]) == (30, 10)
+    assert (fitted["detections"], fitted["correct"]) == (30, 10)
 
 
-def test_images_of_training_are_refused(tmp_path):
+def test_training_images_are_rejected(tmp_path):
     predictions, records, _ = files(tmp_path, 50, 1)
     token = Object("cat", 1, BOX, bbox_2d=[coord_token(k) for k in (100, 100, 500, 500)])
     others = [Record(["x"], 9, 9, "token", [token], Metadata(n, 9, 9, file_name=f"{n}.jpg")) for n in (50, 51)]
@@ -141,29 +141,29 @@ def test_images_of_training_are_refused(tmp_path):
     calibrate.fit(*fit, federated=False, trained_on=[tmp_path / "rest.jsonl"])
     seen = Record(["x"], 9, 9, "token", [token], Metadata(7, 9, 9, file_name="train2017/7.jpg"))
     write_jsonl(tmp_path / "mixed.jsonl", [*others, seen])
-    with pytest.raises(DataError, match=r"mixed\.jsonl:3: calibration image 7 was trained on"):
+    with pytest.raises(DataError, match=r"mixed\.jsonl:3: calibration image 7 is in the training data"):
         calibrate.fit(*fit, federated=False, trained_on=[tmp_path / "rest.jsonl", tmp_path / "mixed.jsonl"])
-    cut_off = tmp_path / "mixed.jsonl"
-    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    truncated = tmp_path / "mixed.jsonl"
+    truncated.write_bytes(truncated.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"mixed\.jsonl:\d+: not a record"):
-        calibrate.fit(*fit, federated=False, trained_on=[cut_off])
+        calibrate.fit(*fit, federated=False, trained_on=[truncated])
 
 
-def test_too_little_to_calibrate_on():
+def test_too_few_detections_are_an_error():
     found, _ = synthetic(50, 3)
-    with pytest.raises(DataError, match="too little"):
+    with pytest.raises(DataError, match="too few detections"):
         calibrate.fit_detections(found, np.ones(50, dtype=bool), "logistic", {})
 
 
-def test_answers_of_other_servers_have_no_terms(tmp_path):
-    found, right = synthetic(50, 3)
+def test_imported_responses_can_only_be_calibrated_isotonically(tmp_path):
+    found, correct = synthetic(50, 3)
     bare = [msgspec.structs.replace(d, score_parts={}) for d in found]
     with pytest.raises(DataError, match="method isotonic"):
-        calibrate.fit_detections(bare, right, "logistic", {})
-    assert calibrate.fit_detections(bare, right, "isotonic", {}).probability(bare).min() >= 0
+        calibrate.fit_detections(bare, correct, "logistic", {})
+    assert calibrate.fit_detections(bare, correct, "isotonic", {}).probability(bare).min() >= 0
 
 
-def test_detect_takes_a_calibration(taught, tmp_path):
+def test_detect_applies_a_calibration(taught, tmp_path):
     write_json(tmp_path / "c.json", calibrate.fit_detections(*synthetic(400, 1), "logistic", {}))
     images()[0].save(tmp_path / "a.png")
     (raw,) = detect(taught, [tmp_path / "a.png"], max_blocks=9)

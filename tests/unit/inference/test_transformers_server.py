@@ -1,4 +1,4 @@
-"""The recipe of docs/serving.md, word for word, against a real `transformers serve`."""
+"""The example of docs/serving.md, verbatim, against a real `transformers serve`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from inference_helpers import SIZES, read
 
 from coordexp.answers.render import PromptStyle
-from coordexp.inference.import_responses import parse_served
+from coordexp.inference.import_responses import import_responses
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 
@@ -25,13 +25,13 @@ for needed in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(needed, reason="`transformers serve` needs it")
 pytestmark = pytest.mark.slow
 
-RECIPE = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
+EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
 START_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
 def server(taught, tmp_path_factory):
-    """Base address of a server of the taught checkpoint."""
+    """Base address of a server of the taught predictor."""
     log = tmp_path_factory.mktemp("server") / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,12 +55,12 @@ def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
             return
         except (urllib.error.URLError, TimeoutError):
             time.sleep(0.5)
-    pytest.fail(f"the server did not come up:\n{log.read_text()[-3000:]}")
+    pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
 
 
-def run_recipe(max_tokens: int = 4096, **given: object) -> None:
+def run_example(max_tokens: int = 4096, **given: object) -> None:
     """Run the Python of the page's first block with the constants `given`."""
-    code = re.search(r"```python\n(.*?)```", RECIPE.read_text(), re.DOTALL).group(1)
+    code = re.search(r"```python\n(.*?)```", EXAMPLE.read_text(), re.DOTALL).group(1)
     assert all(re.search(rf"\b{name}\b[^\n]* = ", code) for name in given)
     code = code.replace("client =", "globals().update(GIVEN)\nclient =", 1)
     exec(code.replace("max_tokens=4096", f"max_tokens={max_tokens}"), {"GIVEN": given})
@@ -68,19 +68,19 @@ def run_recipe(max_tokens: int = 4096, **given: object) -> None:
 
 @pytest.fixture
 def given(server, taught, records, tmp_path, monkeypatch):
-    """The recipe's constants for this server; what it answers comes to `ANSWERS`."""
+    """The example's constants for this server; responses are written to `ANSWERS`."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     answers = tmp_path / "served.jsonl"
     return {"SERVER": server, "MODEL": str(taught), "RECORDS": records, "ANSWERS": answers, "EXTRA": {}}
 
 
-def test_the_recipe_gives_what_predict_finds(given, taught, records, tmp_path):
-    run_recipe(**given)
-    counts = parse_served(given["ANSWERS"], records, tmp_path / "served_p.jsonl")
+def test_the_example_equals_predict(given, taught, records, tmp_path):
+    run_example(**given)
+    counts = import_responses(given["ANSWERS"], records, tmp_path / "served_p.jsonl")
     options = PredictOptions(decode="argmax", max_new_tokens=300)
     predict(taught, records, tmp_path / "p.jsonl", options, PromptStyle())
     rows = zip(SIZES, read(tmp_path / "served_p.jsonl"), read(tmp_path / "p.jsonl"), strict=True)
-    # the server enlarges images below the checkpoint's least area, as the page says
+    # the server enlarges images below the checkpoint's minimum area, as the page states
     untouched = [(a, b) for (width, height), a, b in rows if width * height >= 4 * 32 * 32]
     assert counts == {"images": len(SIZES), "detections": counts["detections"]} and len(untouched) == 4
     for a, b in untouched:
@@ -88,18 +88,18 @@ def test_the_recipe_gives_what_predict_finds(given, taught, records, tmp_path):
         assert a.finish == "stop" and all(d.score == 1.0 for d in a.detections)
 
 
-def test_an_answer_that_the_server_cuts_off_is_salvaged(given, records, tmp_path):
-    run_recipe(max_tokens=40, **given)
+def test_objects_of_a_truncated_answer_are_kept(given, records, tmp_path):
+    run_example(max_tokens=40, **given)
     reasons = {json.loads(line)["choices"][0]["finish_reason"] for line in given["ANSWERS"].read_text().splitlines()}
-    counts = parse_served(given["ANSWERS"], records, tmp_path / "p.jsonl")
+    counts = import_responses(given["ANSWERS"], records, tmp_path / "p.jsonl")
     assert reasons == {"stop", "length"} and counts["cut_off"] > 0
     cut = [row for row in read(tmp_path / "p.jsonl") if row.finish == "length"]
     assert cut and any(row.detections for row in cut)
 
 
-def test_it_refuses_the_option_that_the_page_says(given):
+def test_the_server_rejects_the_option_named_on_the_page(given):
     from openai import UnprocessableEntityError
 
     del given["EXTRA"]
     with pytest.raises(UnprocessableEntityError):
-        run_recipe(**given)
+        run_example(**given)

@@ -9,8 +9,8 @@ from transformers import TrainerControl, TrainerState
 
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.predictor import Checkpoint, Predictor
-from coordexp.inference.prompts import Question
+from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import Prompt
 from coordexp.modeling.merge import merge
 from coordexp.recipe import Custom, DetectionEval
 from coordexp.records import Detection, Prediction, read_records
@@ -107,7 +107,7 @@ def test_a_model_is_asked_what_it_is_taught_to_answer(shapes_data, tiny_model):
 
 def test_shares_make_up_all_images(shapes_data, tiny_model):
     scorer = scorer_of(shapes_data, tiny_model, images=5, max_new_tokens=24)
-    model = Checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
+    model = Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
     whole = scorer.answer(model, 0, 1)
     halves = scorer.answer(model, 0, 2) + scorer.answer(model, 1, 2)
     assert [row.image_id for row in whole] == [r.metadata.image_id for r in scorer.records]
@@ -132,10 +132,10 @@ def test_an_adapter_in_place_answers_as_its_merged_checkpoint(tmp_path, tie):
     adapter.save_pretrained(tmp_path / "adapter")
     merge(base, tmp_path / "adapter", tmp_path / "merged")
     options, style = PredictOptions(max_new_tokens=60), PromptStyle()
-    merged = Checkpoint(tmp_path / "merged", options, style)
+    merged = Predictor.from_checkpoint(tmp_path / "merged", options, style)
     live = Predictor(adapter.get_base_model(), merged.processor, merged.ids, options, style)
     images = [Image.effect_noise((96, 64), 80).convert("RGB"), Image.new("RGB", (64, 64), (200, 30, 30))]
-    questions = [Question(None, None)] * 2
+    questions = [Prompt()] * 2
     for ours, theirs in zip(live.answer(images, questions), merged.answer(images, questions), strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

@@ -1,8 +1,8 @@
-"""The answer's layout as a finite automaton over bytes, with coordinate slots as atoms.
+"""The answer format as a finite automaton over bytes, with coordinate slots as atoms.
 
-A state is an index into `Automaton.edges` (byte -> state). Slots, the end and the two states inside a
-description are told apart by their own tables. Everything that `prompt.render_answer` can write is a
-path from `start` to `end`, and nothing that the parser would refuse is one.
+A state is an index into `Automaton.edges` (byte -> next state). Slots, the end state and the two states inside a
+description are listed separately. Everything that `answers.render.render_answer` can write is a path from `start` to
+`end`, and no text that `answers.parse` would reject is one.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from coordexp.answers.parse import Kind
 from coordexp.answers.render import PromptStyle
 
 Role = Literal["x1", "y1", "x2", "y2", "x0", "x", "y"]
-FIRST_ROLES = ("x1", "x0")  # of the slots that open a geometry
+FIRST_ROLES = ("x1", "x0")  # roles of the first slot of a geometry: box, polygon
 BOX_ROLES: tuple[Role, ...] = ("x1", "y1", "x2", "y2")
 MIN_POLY_POINTS = 3
-SAMPLE_DESC = "a"  # stands for a description wherever only the text around it matters
-SAMPLE_NUMBER = "0"  # the same for an integer coordinate
+SAMPLE_DESC = "a"  # represents any description where only the text around it matters
+SAMPLE_NUMBER = "0"  # represents any integer coordinate
 DIGITS = frozenset(b"0123456789")
-WIDE_SPACES = [char for char in map(chr, range(0x80, 0x10000)) if char.isspace()]  # there are none beyond
+WIDE_SPACES = [char for char in map(chr, range(0x80, 0x10000)) if char.isspace()]  # all are in the basic plane
 
 
 @dataclass
 class Automaton:
-    """edges: byte transitions of each state. slots: state -> (role, state after the coordinate token).
+    """States and edges of the answer format.
 
-    number: states inside an integer coordinate, in styles without coordinate tokens; `number_start` open one.
+    edges: byte transitions of each state.
+    slots: state -> (role, state after the coordinate token).
+    number: states inside an integer coordinate, for styles without coordinate tokens; `number_start` are the states
+        before the first digit.
     blank, text: states inside a description before and after its first visible character.
     context: state -> text since the last coordinate token, with `SAMPLE_DESC` for the description.
     """
@@ -44,7 +47,7 @@ class Automaton:
     text: int = 0
 
     def walk(self, state: int, data: bytes) -> int | None:
-        """The state after `data`, or None when it leaves the layout."""
+        """The state after `data`, or None if `data` does not match the format."""
         for byte in data:
             following = self.edges[state].get(byte)
             if following is None:
@@ -53,7 +56,10 @@ class Automaton:
         return state
 
     def endings(self, state: int, descriptions: Sequence[str] = (SAMPLE_DESC,)) -> list[tuple[str, int]]:
-        """Every text from `state` to a slot or the end, and which one; `descriptions` stand in JSON spelling."""
+        """Every text from `state` to the next slot or the end, with the state reached.
+
+        `descriptions` are the description texts to insert, JSON-escaped and without quotes.
+        """
         if state in self.slots or state == self.end:
             return [("", state)]
         if state in self.number:
@@ -69,11 +75,13 @@ class Automaton:
 
 
 def build(style: PromptStyle, kinds: tuple[Kind, ...] = ("bbox_2d",), poly_max_points: int = 20) -> Automaton:
-    """The automaton of answers in `style` whose objects carry a geometry of one of `kinds`."""
+    """The automaton of answers in `style` whose objects have a geometry of one of `kinds`."""
     return _Builder(style, kinds, poly_max_points).build()
 
 
 class _Builder:
+    """Builds an automaton backwards: each method takes the state that follows and returns the first state."""
+
     def __init__(self, style: PromptStyle, kinds: tuple[Kind, ...], poly_max_points: int):
         self.style, self.kinds, self.poly_max_points = style, kinds, poly_max_points
         self.out = Automaton()
@@ -84,17 +92,17 @@ class _Builder:
         after_object = self.state()
         if style.object_field_order == "desc_first":
             heads = self.geometries(self.literal("}", after_object))
-            self.description(self.literal(style.comma + '"', self.named(heads)))
+            self.description(self.literal(style.comma + '"', self.geometry_name(heads)))
             fields = lambda: self.literal(f'"desc"{style.colon}"', out.blank)  # noqa: E731
         else:
             self.description(self.literal("}", after_object))
             heads = self.geometries(self.literal(f'{style.comma}"desc"{style.colon}"', out.blank))
-            fields = lambda: self.literal('"', self.named(heads))  # noqa: E731
+            fields = lambda: self.literal('"', self.geometry_name(heads))  # noqa: E731
         following = self.literal(style.comma[1:] + "{", fields())
         out.edges[after_object] = {ord("]"): self.literal("}", out.end), ord(","): following}
         first_object = self.state({ord("]"): self.literal("}", out.end), ord("{"): fields()})
         out.start = self.literal(f'{{"objects"{style.colon}[', first_object)
-        self.note_contexts()
+        self.set_contexts()
         return out
 
     def state(self, edges: Mapping[int, int] | None = None) -> int:
@@ -102,18 +110,18 @@ class _Builder:
         return len(self.out.edges) - 1
 
     def literal(self, text: str, following: int) -> int:
-        """First state of a chain that spells `text` and then is `following`."""
+        """First state of a chain that spells `text` and leads to `following`."""
         for byte in reversed(text.encode()):
             following = self.state({byte: following})
         return following
 
     def geometries(self, after: int) -> dict[Kind, int]:
-        """First slot of each kind; the bracket that closes it leads to `after`."""
+        """First slot of each kind; its closing bracket leads to `after`."""
         heads = {"bbox_2d": self.box, "poly": self.polygon}
         return {kind: heads[kind](after) for kind in self.kinds}
 
-    def named(self, heads: dict[Kind, int]) -> int:
-        """State after the opening quote of a geometry's name."""
+    def geometry_name(self, heads: dict[Kind, int]) -> int:
+        """State after the opening quote of a geometry's key; each key leads to its first slot in `heads`."""
         edges: dict[int, int] = {}
         for kind, head in heads.items():
             name = f'{kind}"{self.style.colon}['
@@ -128,7 +136,7 @@ class _Builder:
         return state
 
     def number(self, following: int) -> int:
-        """An integer 0..999 without leading zeros, and what follows it."""
+        """An integer 0..999 without leading zeros, continued by the edges of `following`."""
         out = self.out
         first = state = self.state(out.edges[following])
         out.number.add(state)
@@ -161,24 +169,24 @@ class _Builder:
     def description(self, after: int) -> None:
         """States of a JSON string with at least one visible character; its closing quote leads to `after`.
 
-        Only escapes that JSON encoders write are allowed, and only well-formed UTF-8.
+        Only escapes that JSON encoders write are allowed, and only valid UTF-8.
         """
         out = self.out
         out.blank, out.text = self.state(), self.state()
-        pending = self.utf8_pending(out.text)
+        lead_bytes = self.utf8_lead_bytes(out.text)
         for state, plain in ((out.blank, out.blank), (out.text, out.text)):
             edges = dict.fromkeys(range(33, 128), out.text)
             edges |= {ord(" "): plain, ord("\\"): self.escape(plain)}
-            edges |= pending
+            edges |= lead_bytes
             del edges[ord('"')]
             out.edges[state] = edges
         out.edges[out.text][ord('"')] = after
         self.wide_spaces()
 
     def wide_spaces(self) -> None:
-        """Spaces of several bytes leave a description blank: the parser drops one that has nothing else."""
+        """Multi-byte spaces keep a description blank: the parser rejects one that consists of spaces only."""
         out = self.out
-        copies: dict[bytes, int] = {}  # the states after such a beginning, which the blank state alone leads to
+        copies: dict[bytes, int] = {}  # first bytes of a space -> copy of the state after them, reached from `blank`
         for char in WIDE_SPACES:
             *head, last = data = char.encode()
             edges = out.edges[out.blank]
@@ -189,14 +197,15 @@ class _Builder:
             edges[last] = out.blank
 
     def escape(self, plain: int) -> int:
+        """State after a backslash; an escape that is not visible text leads to `plain`."""
         hexadecimal = self.state(dict.fromkeys(b"0123456789abcdef", plain))
         low = self.state({ord("0"): hexadecimal, ord("1"): hexadecimal})
         unicode = self.literal("00", low)
         edges = dict.fromkeys(b"bfnrt", plain) | {ord('"'): self.out.text, ord("\\"): self.out.text}
         return self.state(edges | {ord("u"): unicode})
 
-    def utf8_pending(self, text: int) -> dict[int, int]:
-        """Lead bytes of multi-byte characters and the states that take their continuations."""
+    def utf8_lead_bytes(self, text: int) -> dict[int, int]:
+        """Lead bytes of multi-byte characters -> states that read their continuation bytes and lead to `text`."""
         one = self.state(dict.fromkeys(range(128, 192), text))
         two = self.state(dict.fromkeys(range(128, 192), one))
         three = self.state(dict.fromkeys(range(128, 192), two))
@@ -208,20 +217,20 @@ class _Builder:
         leads[0xF4] = self.state(dict.fromkeys(range(128, 144), two))
         return leads
 
-    def note_contexts(self) -> None:
-        """Spread the text since the last slot along the literals; it is unique by construction."""
+    def set_contexts(self) -> None:
+        """Fill `context` by following the literals from the start and from every slot; it is unique per state."""
         out = self.out
-        open_ends = [(out.start, "")]
-        open_ends += [(following, "") for _, following in out.slots.values()]
-        open_ends += [(out.edges[out.text][ord('"')], SAMPLE_DESC + '"')]
+        waiting = [(out.start, "")]
+        waiting += [(following, "") for _, following in out.slots.values()]
+        waiting += [(out.edges[out.text][ord('"')], SAMPLE_DESC + '"')]
         for number in out.number - out.number_start:
             edges = out.edges[number].items()
-            open_ends += [(state, SAMPLE_NUMBER + chr(byte)) for byte, state in edges if byte not in DIGITS]
-        while open_ends:
-            state, context = open_ends.pop()
+            waiting += [(state, SAMPLE_NUMBER + chr(byte)) for byte, state in edges if byte not in DIGITS]
+        while waiting:
+            state, context = waiting.pop()
             if state in (out.end, out.blank, out.text) or state in out.slots or state in out.number:
                 continue
             if out.context.setdefault(state, context) != context:
                 raise AssertionError(f"state {state} has two contexts, {out.context[state]!r} and {context!r}")
             out.context[state] = context
-            open_ends += [(following, context + chr(byte)) for byte, following in out.edges[state].items()]
+            waiting += [(following, context + chr(byte)) for byte, following in out.edges[state].items()]

@@ -1,4 +1,4 @@
-"""The grammar whose descriptions are a given list: a trie of whole pieces of text, cut as in training."""
+"""The grammar whose descriptions are a given list of labels: a trie of token sequences, tokenized as in training."""
 
 from __future__ import annotations
 
@@ -12,48 +12,47 @@ from coordexp.runtime.errors import DataError
 
 
 class LabelGrammar(Grammar):
-    """Every piece between two coordinate tokens is one of finitely many token sequences.
+    """Every text between two coordinate tokens is one of finitely many token sequences.
 
-    Numbers of the automaton's slots and end are kept; a state after a slot becomes the root of a trie, whose
-    inner nodes are numbered from there on.
+    Slots and the end keep the indices of their automaton states. The state after a slot becomes the root of a trie,
+    whose inner nodes are numbered after the last state.
     """
 
-    def __init__(self, vocabulary: Vocabulary, layout: Automaton, labels: Sequence[str]):
+    def __init__(self, vocabulary: Vocabulary, automaton: Automaton, labels: Sequence[str]):
         if not labels or not all(label.strip() for label in labels):
             raise DataError("labels: expected at least one and none of them blank\n  -> give the categories to detect")
-        self.vocabulary, self.layout = vocabulary, layout
+        self.vocabulary, self.automaton = vocabulary, automaton
         self.spellings = [json.dumps(label, ensure_ascii=False)[1:-1] for label in dict.fromkeys(labels)]
-        self.start = layout.start
-        self._nodes: dict[int, Node] = {layout.end: Node("end")}
-        self._next_number = len(layout.edges)
+        self.start = automaton.start
+        self._nodes: dict[int, Node] = {automaton.end: Node("end")}
+        self._next_index = len(automaton.edges)
 
-    def node(self, number: int) -> Node:
+    def node(self, index: int) -> Node:
         """See `Grammar.node`."""
-        if number not in self._nodes:
-            if number in self.layout.slots:
-                role, following = self.layout.slots[number]
-                self._nodes[number] = Node("slot", {-1: following}, role=role)
+        if index not in self._nodes:
+            if index in self.automaton.slots:
+                role, following = self.automaton.slots[index]
+                self._nodes[index] = Node("slot", {-1: following}, role=role)
             else:
-                pieces = [
-                    (self.vocabulary.cut(text), target) for text, target in self.layout.endings(number, self.spellings)
-                ]
-                self._grow(number, pieces)
-        return self._nodes[number]
+                endings = self.automaton.endings(index, self.spellings)
+                self._add_trie(index, [(self.vocabulary.tokenize(text), target) for text, target in endings])
+        return self._nodes[index]
 
-    def _grow(self, number: int, pieces: list[tuple[list[int], int]]) -> None:
-        """Make the node of `pieces` (tokens still to come, where they lead), and the nodes below it."""
+    def _add_trie(self, index: int, sequences: list[tuple[list[int], int]]) -> None:
+        """Add the node `index` of `sequences` (remaining tokens, node they lead to), and the nodes below it."""
         branches: dict[int, list[tuple[list[int], int]]] = {}
-        for tokens, target in pieces:
+        for tokens, target in sequences:
             branches.setdefault(tokens[0], []).append((tokens[1:], target))
         follow: dict[int, int] = {}
         for token, rest in sorted(branches.items()):
             if rest[0][0]:
-                follow[token] = self._next_number
-                self._next_number += 1
-                self._grow(follow[token], rest)
+                follow[token] = self._next_index
+                self._next_index += 1
+                self._add_trie(follow[token], rest)
             else:
                 follow[token] = rest[0][1]
-        closes = {t for t, rest in branches.items() if all(target == self.layout.end for _, target in rest)}
-        guesses = [token for token in follow if token not in closes]
-        guess = guesses[0] if closes and len(guesses) == 1 else None
-        self._nodes[number] = Node("choice", follow, frozenset(closes if guesses else ()), guess)
+        end = self.automaton.end
+        closes = {token for token, rest in branches.items() if all(target == end for _, target in rest)}
+        others = [token for token in follow if token not in closes]
+        draft = others[0] if closes and len(others) == 1 else None
+        self._nodes[index] = Node("choice", follow, frozenset(closes if others else ()), draft)

@@ -1,4 +1,4 @@
-"""What each token of a byte-level tokenizer spells, sorted for walking an automaton."""
+"""The bytes that each token of a byte-level BPE tokenizer stands for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from coordexp.runtime.errors import ModelError, located
 
 
 class Vocabulary:
-    """Bytes of the ordinary tokens (added tokens are left out), and the tokenizer's own cutting of a text.
+    """Bytes of every ordinary token (added tokens excluded), grouped for walking an automaton.
 
-    `plain` are ids of tokens that may stand anywhere inside a JSON string: whole UTF-8 characters, no quote,
-    no backslash, no control character, and something visible. `others` holds the rest by first byte.
+    spelling: token -> its bytes.
+    plain: tokens that are allowed anywhere inside a JSON string: complete UTF-8 characters without a quote, a
+        backslash or a control character, at least one of them visible.
+    others: the remaining tokens and their bytes.
+    by_first_byte: first byte -> tokens and their bytes.
+    size: number of token ids, added tokens included.
     """
 
     def __init__(self, tokenizer: Any):
@@ -27,8 +31,8 @@ class Vocabulary:
                 if token not in added:
                     self.spelling[token] = bytes(decode[char] for char in text)
         except KeyError as error:
-            fix = "the grammar reads byte-level BPE tokenizers, as every Qwen model has"
-            raise ModelError(located("not a byte-level tokenizer", found=str(error), fix=fix)) from error
+            fix = "use a byte-level BPE tokenizer, as in every Qwen model"
+            raise ModelError(located("the tokenizer is not byte-level", found=str(error), fix=fix)) from error
         self.plain: list[int] = []
         self.others: list[tuple[int, bytes]] = []
         self.by_first_byte: dict[int, list[tuple[int, bytes]]] = {}
@@ -39,8 +43,8 @@ class Vocabulary:
             else:
                 self.others.append((token, data))
 
-    def cut(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens included, nothing added."""
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens in it are recognised, none are added."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
 
@@ -54,7 +58,10 @@ def _is_plain(data: bytes) -> bool:
 
 
 def _byte_decoder() -> dict[str, int]:
-    """Character -> byte of the byte-level alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    """Character -> byte in the GPT-2 byte-level alphabet.
+
+    Printable Latin-1 characters represent themselves; the other bytes are mapped to U+0100 and above.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(0x100) if byte not in printable]
     table = {chr(byte): byte for byte in printable}

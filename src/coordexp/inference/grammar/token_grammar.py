@@ -1,9 +1,8 @@
-"""The answer's layout over tokens: which tokens may follow, which must, and where a coordinate stands.
+"""The answer format over tokens: which tokens are allowed next, which one is forced, and where a coordinate follows.
 
-Training cuts the text between two coordinate tokens in one piece, so at a place in the skeleton only tokens
-that occur in such a cutting are allowed, and where there is one it is forced. Inside a description every
-token that keeps the text well-formed is allowed. With `labels`, the pieces of text are cut label by label
-and only their token sequences exist.
+In training, the text between two coordinate tokens is tokenized in one piece. Outside of descriptions, therefore, only
+tokens that occur in such a tokenization are allowed, and a single one is forced. Inside a description, every token that
+keeps the JSON valid is allowed. With `labels`, only the token sequences of the given labels are.
 """
 
 from __future__ import annotations
@@ -16,27 +15,31 @@ import numpy as np
 
 from coordexp.answers.parse import Kind
 from coordexp.answers.render import PromptStyle
-from coordexp.inference.grammar import automaton
-from coordexp.inference.grammar.automaton import Role
+from coordexp.inference.grammar import automaton as byte_automaton
+from coordexp.inference.grammar.automaton import Automaton, Role
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.runtime.errors import ConfigError
 
 
 @dataclass
 class Node:
-    """One place in an answer.
+    """One position in an answer.
 
-    kind: `choice` between few tokens (one: forced), `text` inside a description, `slot`, or `end`.
-    follow: token -> next node; a slot's only follower is under -1.
-    closes: tokens after which no further object can come; the probability of the others is that of an object.
-    guess: the token that is nearly always right here, worth trying ahead of the model's answer.
-    allowed: for `text`, bool [vocabulary size]; `finish` are its tokens that end the description.
+    kind: `choice` between few tokens (if it is one token, it is forced), `text` inside a description, `slot` for a
+        coordinate, or `end`.
+    follow: token -> index of the next node; a slot has one next node, under the key -1.
+    closes: tokens after which no further object can follow; the probability of the others is that of an object.
+    draft: the token that is nearly always chosen here; it is fed before the model has chosen, and verified.
+    role: for `slot`, which coordinate it is.
+    allowed: for `text`, bool [vocabulary size].
+    default: for `text`, the next node of tokens that are not in `follow`.
+    finish: for `text`, the tokens that end the description.
     """
 
     kind: Literal["choice", "text", "slot", "end"]
     follow: dict[int, int] = field(default_factory=dict)
     closes: frozenset[int] = frozenset()
-    guess: int | None = None
+    draft: int | None = None
     role: Role | None = None
     allowed: np.ndarray | None = None
     default: int | None = None
@@ -44,40 +47,40 @@ class Node:
 
     @property
     def forced(self) -> int | None:
-        """The only token that can stand here."""
+        """The token of a choice with only one."""
         return next(iter(self.follow)) if self.kind == "choice" and len(self.follow) == 1 else None
 
     def after(self, token: int) -> int:
-        """Node after `token`, which must be allowed here."""
+        """Index of the node after `token`, which must be allowed."""
         if self.kind == "slot":
             return self.follow[-1]
         following = self.follow.get(token, self.default)
-        assert following is not None, f"token {token} cannot stand here"
+        assert following is not None, f"token {token} is not allowed by the grammar"
         return following
 
 
 class Grammar:
-    """Nodes by number, made when first asked for. `start` is the place right after the prompt."""
+    """Nodes by index, compiled on first use. `start` is the position right after the prompt."""
 
     start: int
 
-    def node(self, number: int) -> Node:
-        """The node of a number that `start`, `Node.after` or another node gave."""
+    def node(self, index: int) -> Node:
+        """The node with an index from `start` or `Node.after`."""
         raise NotImplementedError
 
     def admits(self, tokens: Sequence[int], coord_range: range) -> bool:
-        """Whether a whole answer, without its end-of-turn token, is a path of this grammar."""
-        number = self.start
+        """Whether a complete answer, without its end-of-turn token, is a path; `coord_range` are coordinate ids."""
+        index = self.start
         for token in tokens:
-            node = self.node(number)
+            node = self.node(index)
             if node.kind == "end" or (node.kind == "slot") != (token in coord_range):
                 return False
             if node.kind == "text" and not (token < len(node.allowed) and node.allowed[token]):
                 return False
             if node.kind == "choice" and token not in node.follow:
                 return False
-            number = node.after(token)
-        return self.node(number).kind == "end"
+            index = node.after(token)
+        return self.node(index).kind == "end"
 
 
 def compile_grammar(
@@ -88,111 +91,113 @@ def compile_grammar(
     labels: Sequence[str] | None = None,
     poly_max_points: int = 20,
 ) -> Grammar:
-    """The grammar of answers in `style`; with `labels`, descriptions are exactly these."""
+    """The grammar of answers in `style`; with `labels`, they are the only descriptions allowed."""
     vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary(tokenizer)
-    layout = automaton.build(style, kinds, poly_max_points)
+    automaton = byte_automaton.build(style, kinds, poly_max_points)
     if labels is None:
-        return OpenGrammar(vocabulary, layout)
+        return OpenGrammar(vocabulary, automaton)
     if style.coordinates == "integer":
-        raise ConfigError("restrict_labels needs coordinate tokens\n  -> leave it off for styles with integers")
+        raise ConfigError("restrict_labels needs coordinate tokens\n  -> set it to false for `coordinates: integer`")
     from coordexp.inference.grammar.label_grammar import LabelGrammar
 
-    return LabelGrammar(vocabulary, layout, labels)
+    return LabelGrammar(vocabulary, automaton, labels)
 
 
 class OpenGrammar(Grammar):
-    """Free descriptions: nodes are the automaton's states."""
+    """Any description is allowed; node indices are the states of the automaton."""
 
-    def __init__(self, vocabulary: Vocabulary, layout: automaton.Automaton):
-        self.vocabulary, self.layout = vocabulary, layout
-        self.start = layout.start
+    def __init__(self, vocabulary: Vocabulary, automaton: Automaton):
+        self.vocabulary, self.automaton = vocabulary, automaton
+        self.start = automaton.start
         self._nodes: dict[int, Node] = {}
 
-    def node(self, number: int) -> Node:
+    def node(self, index: int) -> Node:
         """See `Grammar.node`."""
-        if number not in self._nodes:
-            self._nodes[number] = self._compile(number)
-        return self._nodes[number]
+        if index not in self._nodes:
+            self._nodes[index] = self._compile(index)
+        return self._nodes[index]
 
     def _compile(self, state: int) -> Node:
-        layout = self.layout
-        if state == layout.end:
+        automaton = self.automaton
+        if state == automaton.end:
             return Node("end")
-        if state in layout.slots:
-            role, following = layout.slots[state]
+        if state in automaton.slots:
+            role, following = automaton.slots[state]
             return Node("slot", {-1: following}, role=role)
-        if state in layout.context:
-            return self._skeleton(state, layout.context[state])
-        if state in layout.number:
-            return self._skeleton(state, "" if state in layout.number_start else automaton.SAMPLE_NUMBER)
+        if state in automaton.context:
+            return self._skeleton(state, automaton.context[state])
+        if state in automaton.number:
+            return self._skeleton(state, "" if state in automaton.number_start else byte_automaton.SAMPLE_NUMBER)
         return self._description(state)
 
     def _skeleton(self, state: int, prefix: str) -> Node:
-        layout = self.layout
+        """The node of a state outside of descriptions; `prefix` is the text since the last coordinate."""
         candidates = self._reachable(state)
-        follow = {t: s for t, s in candidates.items() if self._is_cut(prefix, t, s)}
-        if not follow:  # a cutting that training never shows led here: go on with the best cutting of what is left
-            cuts = [self.vocabulary.cut(text)[0] for text, _ in layout.endings(state)]
-            follow = {t: candidates[t] for t in cuts if t in candidates}
+        follow = {t: s for t, s in candidates.items() if self._occurs(prefix, t, s)}
+        if not follow:  # reached by a tokenization that training never shows: continue with that of the remaining text
+            first = [self.vocabulary.tokenize(text)[0] for text, _ in self.automaton.endings(state)]
+            follow = {t: candidates[t] for t in first if t in candidates}
         closes = frozenset(t for t, s in follow.items() if self._only_end(s))
         if len(closes) == len(follow):
             closes = frozenset()
-        return Node("choice", follow, closes, self._guess(state, prefix, follow, closes))
+        return Node("choice", follow, closes, self._draft(state, prefix, follow, closes))
 
-    def _guess(self, state: int, prefix: str, follow: dict[int, int], closes: frozenset[int]) -> int | None:
-        """A further object rather than none, and an opening quote alone rather than with a sign after it."""
+    def _draft(self, state: int, prefix: str, follow: dict[int, int], closes: frozenset[int]) -> int | None:
+        """A further object rather than the end, and an opening quote alone rather than with a character after it."""
         if closes:
             others = [token for token in follow if token not in closes]
             return others[0] if len(others) == 1 else None
-        if len(follow) == 1 or state in self.layout.number:
+        if len(follow) == 1 or state in self.automaton.number:
             return None
-        usual = self._cut_at(prefix + self.layout.endings(state)[0][0], len(prefix))
-        return usual if usual in follow and follow[usual] == self.layout.blank else None
+        usual = self._token_at(prefix + self.automaton.endings(state)[0][0], len(prefix))
+        return usual if usual in follow and follow[usual] == self.automaton.blank else None
 
     def _only_end(self, state: int) -> bool:
-        if state == self.layout.end:
+        """Whether every path from `state` leads to the end without another object."""
+        if state == self.automaton.end:
             return True
-        return state in self.layout.context and all(self._only_end(s) for s in self.node(state).follow.values())
+        return state in self.automaton.context and all(self._only_end(s) for s in self.node(state).follow.values())
 
     def _description(self, state: int) -> Node:
-        layout, vocabulary = self.layout, self.vocabulary
-        inside = state in (layout.blank, layout.text)
+        automaton, vocabulary = self.automaton, self.vocabulary
+        inside = state in (automaton.blank, automaton.text)
         follow = self._reachable(state, vocabulary.others if inside else None)
-        ends = {t: s for t, s in follow.items() if s in layout.context or s == layout.end}
-        finish = {t: s for t, s in ends.items() if self._is_cut(automaton.SAMPLE_DESC, t, s)}
+        ends = {t: s for t, s in follow.items() if s in automaton.context or s == automaton.end}
+        finish = {t: s for t, s in ends.items() if self._occurs(byte_automaton.SAMPLE_DESC, t, s)}
         follow = {t: s for t, s in follow.items() if t not in ends or t in finish}
         closes = frozenset(t for t, s in finish.items() if self._only_end(s))
         allowed = np.zeros(vocabulary.size, dtype=bool)
         allowed[list(follow)] = True
         if inside:
             allowed[vocabulary.plain] = True
-        default = layout.text if inside else None
+        default = automaton.text if inside else None
         return Node("text", follow, closes, allowed=allowed, default=default, finish=frozenset(finish))
 
     def _reachable(self, state: int, tokens: Iterable[tuple[int, bytes]] | None = None) -> dict[int, int]:
-        """Where each of `tokens` (all of them if None) leads from `state`."""
+        """Token -> the state that it leads to from `state`, for each of `tokens` (default: all) that leads to one."""
         by_first_byte = self.vocabulary.by_first_byte
-        tokens = tokens or (entry for byte in self.layout.edges[state] for entry in by_first_byte.get(byte, ()))
-        walked = ((token, self.layout.walk(state, data)) for token, data in tokens)
+        tokens = tokens or (entry for byte in self.automaton.edges[state] for entry in by_first_byte.get(byte, ()))
+        walked = ((token, self.automaton.walk(state, data)) for token, data in tokens)
         return {token: following for token, following in walked if following is not None}
 
-    def _is_cut(self, prefix: str, token: int, following: int) -> bool:
-        """Whether the tokenizer itself can put `token` after `prefix`."""
+    def _occurs(self, prefix: str, token: int, following: int) -> bool:
+        """Whether the tokenizer itself produces `token` after `prefix`, in some text that continues at `following`."""
         try:
             text = prefix + self.vocabulary.spelling[token].decode()
         except UnicodeDecodeError:
             return True
-        return any(self._cut_at(text + ending, len(prefix.encode())) == token for ending in self._endings(following))
+        position = len(prefix.encode())
+        return any(self._token_at(text + ending, position) == token for ending in self._endings(following))
 
     def _endings(self, state: int) -> list[str]:
-        layout = self.layout
-        known = state in layout.context or state in layout.slots or state in layout.number
-        known = known or state in (layout.end, layout.blank, layout.text)
-        return [text for text, _ in layout.endings(state)] if known else [""]
+        automaton = self.automaton
+        known = state in automaton.context or state in automaton.slots or state in automaton.number
+        known = known or state in (automaton.end, automaton.blank, automaton.text)
+        return [text for text, _ in automaton.endings(state)] if known else [""]
 
-    def _cut_at(self, text: str, position: int) -> int | None:
-        """The token that starts at byte `position` when `text` is cut in one piece; None if none does."""
-        for token in self.vocabulary.cut(text):
+    def _token_at(self, text: str, position: int) -> int | None:
+        """The token that starts at byte `position` of the tokenized `text`; None if none starts there."""
+        for token in self.vocabulary.tokenize(text):
             if position == 0:
                 return token
             position -= len(self.vocabulary.spelling[token])

@@ -1,4 +1,4 @@
-"""The grammar against the tokenizer: whatever training can show is a path, and nothing else is."""
+"""The grammar of two tokenizers: every answer of training is a path, and no other text is."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def vocabulary(tiny_model):
 
 @pytest.fixture(scope="module")
 def published():
-    """The published Qwen3 vocabulary with the coordinate tokens behind it."""
+    """The published Qwen3 vocabulary followed by the coordinate tokens."""
     from modeling_helpers import qwen3_tokenizer
     from tokenizers import AddedToken
 
@@ -69,7 +69,7 @@ def published():
     return vocabulary
 
 
-def thing(desc: str, poly: int = 0) -> Object:
+def make_object(desc: str, poly: int = 0) -> Object:
     """A box, or a polygon of `poly` points."""
     tokens = [coord_token(k) for k in range(2 * poly or 4)]
     return Object(desc, 1, [0.0] * len(tokens), **({"poly": tokens} if poly else {"bbox_2d": tokens}))
@@ -79,39 +79,39 @@ def thing(desc: str, poly: int = 0) -> Object:
 @pytest.mark.parametrize("style", STYLES)
 def test_every_rendered_answer_is_a_path(vocabulary, style, labels):
     grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels)
-    assert grammar.admits(vocabulary.cut(render_answer([], style)), vocabulary.coords)
+    assert grammar.admits(vocabulary.tokenize(render_answer([], style)), vocabulary.coords)
     for label in LABELS:
         for objects in (
-            [thing(label)],
-            [thing("cat"), thing(label, 3)],
-            [thing(label, 20), thing(label), thing("dog" if labels is None else "cat")],
+            [make_object(label)],
+            [make_object("cat"), make_object(label, 3)],
+            [make_object(label, 20), make_object(label), make_object("dog" if labels is None else "cat")],
         ):
-            assert grammar.admits(vocabulary.cut(render_answer(objects, style)), vocabulary.coords), label
+            assert grammar.admits(vocabulary.tokenize(render_answer(objects, style)), vocabulary.coords), label
 
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
 @pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
 def test_every_rendered_answer_is_a_path_in_the_published_vocabulary(published, style, labels):
     grammar = compile_grammar(published, style, kinds=("bbox_2d", "poly"), labels=labels)
-    assert grammar.admits(published.cut(render_answer([], style)), published.coords)
+    assert grammar.admits(published.tokenize(render_answer([], style)), published.coords)
     for label in LABELS:
-        objects = [thing("cat"), thing(label, 3), thing(label)]
-        assert grammar.admits(published.cut(render_answer(objects, style)), published.coords), label
+        objects = [make_object("cat"), make_object(label, 3), make_object(label)]
+        assert grammar.admits(published.tokenize(render_answer(objects, style)), published.coords), label
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_what_the_parser_would_refuse_is_no_path(vocabulary, style):
+def test_text_that_the_parser_rejects_is_not_a_path(vocabulary, style):
     grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), poly_max_points=5)
-    good = render_answer([thing("cat"), thing("dog", 3)], style)
-    assert grammar.admits(vocabulary.cut(good), vocabulary.coords)
+    good = render_answer([make_object("cat"), make_object("dog", 3)], style)
+    assert grammar.admits(vocabulary.tokenize(good), vocabulary.coords)
     bad = [
         good[:-1],
         good + "}",
         good + " ",
-        render_answer([thing(" ")], style),
-        *(render_answer([thing(blank)], style) for blank in BLANKS),
-        render_answer([thing("cat", 2)], style),
-        render_answer([thing("cat", 6)], style),
+        render_answer([make_object(" ")], style),
+        *(render_answer([make_object(blank)], style) for blank in BLANKS),
+        render_answer([make_object("cat", 2)], style),
+        render_answer([make_object("cat", 6)], style),
         good.replace("<|coord_3|>", "3"),
         good.replace("<|coord_3|>", "<|coord_*|>"),
         good.replace("cat", "c<|coord_3|>t"),
@@ -123,20 +123,20 @@ def test_what_the_parser_would_refuse_is_no_path(vocabulary, style):
         "",
     ]
     for text in bad:
-        assert not grammar.admits(vocabulary.cut(text), vocabulary.coords), text
+        assert not grammar.admits(vocabulary.tokenize(text), vocabulary.coords), text
 
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
 @pytest.mark.parametrize("style", STYLES)
 def test_random_walks_parse(vocabulary, style, labels):
-    """Any path to the end, however unlikely, is an answer that the parser reads without complaint."""
+    """Any path to the end, however unlikely, is an answer that the parser accepts without problems."""
     grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels, poly_max_points=4)
     rng = random.Random(1)
     tokenizer = vocabulary._backend
     objects = 0
     for _ in range(60):
-        number, tokens, box = grammar.start, [], []
-        while (node := grammar.node(number)).kind != "end":
+        index, tokens, box = grammar.start, [], []
+        while (node := grammar.node(index)).kind != "end":
             if node.kind == "slot":
                 box = [] if node.role in automaton.FIRST_ROLES else box
                 low = box[-2] + 1 if node.role in ("x2", "y2") else 0
@@ -149,7 +149,7 @@ def test_random_walks_parse(vocabulary, style, labels):
             else:
                 token = int(rng.choice(node.allowed.nonzero()[0]))
             tokens.append(token)
-            number = node.after(token)
+            index = node.after(token)
         text = tokenizer.decode(tokens, skip_special_tokens=False)
         parsed = parse_answer(text)
         assert parsed.complete and parsed.problems == {}, text
@@ -159,17 +159,17 @@ def test_random_walks_parse(vocabulary, style, labels):
 
 
 @pytest.mark.parametrize("name", ["vocabulary", "published"])
-def test_the_skeleton_costs_nothing(name, request):
-    """Of an answer's tokens only the description's, the coordinates and the end are open choices."""
+def test_syntax_needs_no_choices(name, request):
+    """Only the tokens of descriptions, the coordinates and the end of the answer are open choices."""
     vocabulary = request.getfixturevalue(name)
     grammar = compile_grammar(vocabulary, STYLES[0])
-    tokens = vocabulary.cut(render_answer([thing("cat")] * 3, STYLES[0]))
-    number, free = grammar.start, 0
+    tokens = vocabulary.tokenize(render_answer([make_object("cat")] * 3, STYLES[0]))
+    index, free = grammar.start, 0
     for token in tokens:
-        node = grammar.node(number)
-        free += node.forced is None and node.guess != token
-        number = node.after(token)
-    descriptions = len(vocabulary.cut("cat")) + 1
+        node = grammar.node(index)
+        free += node.forced is None and node.draft != token
+        index = node.after(token)
+    descriptions = len(vocabulary.tokenize("cat")) + 1
     assert free == 3 * (descriptions + 4) + 1
 
 
@@ -183,13 +183,13 @@ def test_integers_instead_of_coordinate_tokens(name, style, request):
     objects = [Object("a cat", 1, [0.0] * 4, bbox_2d=tokens), Object("dog (big)", 1, [0.0] * 8, poly=tokens * 2)]
     for count in range(3):
         text = render_answer(objects[:count], style)
-        assert grammar.admits(vocabulary.cut(text), range(0)), text
+        assert grammar.admits(vocabulary.tokenize(text), range(0)), text
     for number in ("1000", "042", "-1", "<|coord_42|>", ""):
-        assert not grammar.admits(vocabulary.cut(text.replace("42", number)), range(0))
+        assert not grammar.admits(vocabulary.tokenize(text.replace("42", number)), range(0))
     with pytest.raises(ConfigError, match="restrict_labels"):
         compile_grammar(vocabulary, style, labels=["cat"])
 
 
-def test_labels_are_needed(vocabulary):
+def test_an_empty_list_of_labels_is_an_error(vocabulary):
     with pytest.raises(DataError, match="labels"):
         compile_grammar(vocabulary, STYLES[0], labels=[])

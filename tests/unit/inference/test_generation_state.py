@@ -1,0 +1,113 @@
+"""One answer driven by scripted choices: repetitions, loops, and what a description may spell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from inference_helpers import ORDERS, open_predictor
+from modeling_helpers import qwen3_tokenizer
+
+from coordexp.answers.render import PromptStyle, render_answer
+from coordexp.inference.coordinates import DecodedCoordinate
+from coordexp.inference.generation_state import GenerationLimits, GenerationState, TokenChoice
+from coordexp.inference.grammar.token_grammar import compile_grammar
+from coordexp.inference.predictor import Predictor
+from coordexp.inference.scores import detections_of
+from coordexp.records import Object, coord_token
+
+LIMITS = GenerationLimits(5000, 48, 4, 9)
+
+
+def scripted(answer: GenerationState, bins: tuple[int, ...] = (1, 2, 30, 40)) -> None:
+    """Simulate a model that always generates the same object and never ends the answer if it has a choice."""
+    while answer.finish is None:
+        if not answer.pending:
+            nodes = [answer.node]
+        else:
+            nodes = [answer.pending[index].node for index in answer.drafts] + [answer.node]
+        choices = []
+        for node in nodes:
+            if node.kind == "slot":
+                low, high = answer.bin_range(node.role)
+                k = bins[len(choices) + len(answer.slots) + sum(f.coordinate is not None for f in answer.pending) & 3]
+                assert low <= k <= high
+                choices.append(TokenChoice(5000 + k, -0.5, DecodedCoordinate(k, k, 1.0, -0.5, 0.9)))
+            else:
+                free = answer.candidates(node) or np.flatnonzero(node.allowed).tolist()
+                among = sorted(set(free) - set(answer.forbidden(node)))
+                preferred = [t for t in among if t not in node.closes]
+                ends = [t for t in preferred if t in node.finish]
+                choices.append(TokenChoice((ends or preferred or among)[0], -0.1))
+        answer.advance(choices)
+
+
+def test_repeated_objects_close_the_answer(predictor):
+    for repeats in (2, 3):
+        answer = GenerationState(predictor.grammar(("cat",)), GenerationLimits(5000, 48, 4, repeats))
+        scripted(answer)
+        assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1
+        assert len(answer.objects) == repeats + 1  # the tokens of the first include the start of the answer
+
+
+def test_repeated_objects_close_the_answer_if_quote_and_end_are_one_token():
+    tokenizer = qwen3_tokenizer()
+    grammar = compile_grammar(tokenizer, PromptStyle(object_field_order="geometry_first"))
+    answer = GenerationState(grammar, GenerationLimits(5000, 48, 4, 3), desc_first=False)
+    scripted(answer)
+    assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1 and len(answer.objects) < 6
+
+
+def test_a_looping_description_is_closed(predictor):
+    answer = GenerationState(predictor.grammar(), GenerationLimits(400, 48, 4, 2))
+    word = predictor.vocabulary.tokenize("cat")[0]
+    while answer.finish is None and not answer.slots:
+        nodes = [answer.pending[index].node for index in answer.drafts] + [answer.node]
+        choices = []
+        for node in nodes:
+            if node.kind == "slot":
+                choices.append(TokenChoice(5000, -0.5, DecodedCoordinate(0, 0.0, 1.0, -0.5, 0.9)))
+            else:
+                among = answer.candidates(node)
+                token = word if among is None else next(t for t in among if t not in node.closes)
+                choices.append(TokenChoice(token, -0.1))
+        answer.advance(choices)
+    assert answer.tokens.count(word) == 4
+
+
+def tokens_of(predictor: Predictor, objects: list[Object], labels: tuple[str, ...] | None) -> list[int]:
+    """Tokens of an answer; coordinate tokens in a description are spelled in ordinary tokens unless they are labels."""
+    text, tokenize = render_answer(objects, predictor.style), predictor.vocabulary.tokenize
+    if labels:
+        return tokenize(text)
+    pieces = text.replace("<|coord_5|>", "\0<|\0coord_5|>\0").split("\0")
+    return [token for piece in pieces for token in tokenize(piece)]
+
+
+def run_with(answer: GenerationState, tokens: list[int], first_coord: int) -> None:
+    """Simulate a model that generates `tokens`."""
+    while answer.finish is None:
+        done = len(answer.tokens)
+        choices = []
+        for index in [*answer.drafts, len(answer.pending)]:
+            node = answer.node if index == len(answer.pending) else answer.pending[index].node
+            token = tokens[min(done + index, len(tokens) - 1)]  # past the end: behind a draft that fails
+            k = token - first_coord
+            choices.append(
+                TokenChoice(token, -0.5, DecodedCoordinate(k, k, 1.0, -0.5, 0.9) if node.kind == "slot" else None)
+            )
+        answer.advance(choices)
+
+
+@pytest.mark.parametrize("labels", [None, ("cat <|coord_5|>", "<|coord_5|>"), ("dog", "<|coord_5|>")], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_coordinate_tokens_in_descriptions_are_not_slots(order, labels):
+    predictor = open_predictor(order)
+    names = [*(labels or ('"<|coord_5|>', "cat <|coord_5|>")), (labels or ("cat",))[0]]
+    boxes = [[1, 2, 30, 40], [7, 8, 90, 95], [3, 4, 50, 60]]
+    objects = [Object(n, 1, [0.0] * 4, [coord_token(k) for k in b]) for n, b in zip(names, boxes, strict=True)]
+    answer = GenerationState(
+        predictor.grammar(labels), GenerationLimits(5000, 48, 4, 9), desc_first=order == "desc_first"
+    )
+    run_with(answer, tokens_of(predictor, objects, labels), predictor.ids.start)
+    found, problems = detections_of(answer, predictor.text(answer), (96, 96))
+    assert [(d.desc, d.bins) for d in found] == list(zip(names, boxes, strict=True)) and problems == {}
