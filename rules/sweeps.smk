@@ -31,7 +31,8 @@ rule sweep_summary:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        config=lambda w: keys(name=w.sweep, sweep=settings.config["sweeps"][w.sweep]),
+        # As text: the order of the axes is part of the names of the variants.
+        config=lambda w: keys(name=w.sweep, sweep=json.dumps(settings.config["sweeps"][w.sweep])),
         code=code("sweep_summary"),
     shell:
         "python -m workflow_scripts.sweep_summary --config {params.config:q} --summary {output.summary:q}"

@@ -8,5 +8,5 @@ from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, summary=path, page=path)
 with job(args.summary):
-    sweep = msgspec.convert(args.config["sweep"], Sweep)
+    sweep = msgspec.json.decode(args.config["sweep"], type=Sweep)
     write_summary(args.config["name"], sweep, args.summary.parents[2], args.summary, args.page)
