@@ -51,7 +51,7 @@ class Workflow:
     def change(self, changes: dict) -> None:
         """Write the configuration that is merged over the repository's."""
         self.changes = changes
-        (self.folder / "changes.yaml").write_text(yaml.safe_dump(changes), sort_keys=False)
+        (self.folder / "changes.yaml").write_text(yaml.safe_dump(changes, sort_keys=False))
 
     def run(self, *arguments: str, check: bool = True, timeout: int = 900) -> subprocess.CompletedProcess:
         """`snakemake ARGUMENTS`; fails the test with the log when the exit code is not 0."""
