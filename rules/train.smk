@@ -36,7 +36,8 @@ rule train:
             nodes=settings.run(w.run).train.nodes,
             desc=settings.run(w.run).data.desc,
         ),
-        code=code("train"),
+        # A finished training is kept when its code changes, unless the run asks for the strict behaviour.
+        code=lambda w: code("train") if settings.run(w.run).train.rerun_on_code_change else "",
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
         " --val {input.val:q} --source {input.source:q} --log {output.log:q}"
