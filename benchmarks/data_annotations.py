@@ -28,11 +28,12 @@ def plain_loop(manifest: Path, out: Path) -> None:
 
 
 def without_pixels(manifest: Path, out: Path, workers: int) -> None:
-    """The stage as it is, with the images left out."""
+    """The stage without its work on image files."""
+    from coordexp.datasets import chunk_conversion
     from coordexp.datasets import convert as stage
 
-    stage.images.find = lambda name, dirs, from_url=False: (0, name.rsplit("/", 1)[-1])
-    stage.images.prepare = lambda *a: "left out"
+    chunk_conversion.find_image = lambda name, dirs, from_url=False: (0, name.rsplit("/", 1)[-1])
+    chunk_conversion.prepare_image = lambda *a: "skipped"
     options = stage.ConvertOptions(num_workers=workers)
     stage.convert(manifest, out / "train.jsonl", out / "images", options, BLOCKS, out / "stats.json")
 

@@ -106,7 +106,7 @@ def main() -> None:
     args = parser.parse_args()
     from data_generated import write_photographs
 
-    from coordexp.datasets.images import resampler
+    from coordexp.datasets.images import resampler_version
     from coordexp.runtime.io import write_json
 
     load = round(os.getloadavg()[0], 2)
@@ -124,7 +124,7 @@ def main() -> None:
             "load_average_at_start": load,
             "images": len(sources),
             "source": "photographs" if originals else "generated",
-            "resampler": resampler(),
+            "resampler": resampler_version(),
             "plain_loop": plain,
             "stage": ours,
             "again": measured(stage, manifest, work / "out", args.workers),

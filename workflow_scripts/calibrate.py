@@ -1,6 +1,6 @@
 """Rule calibrate: fit the probability that a detection is correct, on images that training never sees."""
 
-from coordexp.datasets.categories import load
+from coordexp.datasets.categories import load_categories
 from coordexp.datasets.source import load_source
 from coordexp.inference.calibrate import fit
 from workflow_scripts.arguments import arguments, config, job, path
@@ -13,7 +13,7 @@ with job(args.calibration):
     fit(
         args.predictions,
         args.records,
-        load(args.source.parent / source.annotations),
+        load_categories(args.source.parent / source.annotations),
         args.calibration,
         args.config["method"],
         federated=source.federated,

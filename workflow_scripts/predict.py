@@ -13,14 +13,14 @@ with job(args.predictions):
     import msgspec
 
     from coordexp.answers.render import PromptStyle
-    from coordexp.datasets.categories import descriptions, load
+    from coordexp.datasets.categories import descriptions, load_categories
     from coordexp.datasets.source import load_source
     from coordexp.inference.options import PredictOptions
     from coordexp.inference.predict import predict
     from coordexp.runtime.io import read_json
 
     read_json(args.model)  # an unreadable manifest indicates a damaged checkpoint
-    categories = load(args.source.parent / load_source(args.source).annotations)
+    categories = load_categories(args.source.parent / load_source(args.source).annotations)
     predict(
         args.model.parent,
         args.records,

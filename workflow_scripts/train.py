@@ -20,7 +20,7 @@ args = arguments(
 limit_threads(args.threads)
 rank = os.environ.get("NODE_RANK", "0")  # set when the machines of a run are started by hand
 with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}")):
-    from coordexp.datasets.samples import write_table
+    from coordexp.datasets.samples import write_category_table
     from coordexp.recipe import parse_recipe
     from coordexp.runtime.config_io import merge
     from coordexp.runtime.gpus import take_gpus
@@ -30,8 +30,9 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     distributed = DistributedConfig.of(args.gpus, args.nodes, args.config["processes"], args.threads)
     if distributed.nodes == 1:
         take_gpus(distributed.gpus)
+    categories = args.log.parent / "categories.json"
     own = args.config["recipe"]["custom"]["categories"]
-    table = path(own) if own else write_table(args.source, args.log.parent / "categories.json", args.config["desc"])
+    table = path(own) if own else write_category_table(args.source, categories, args.config["desc"])
     paths = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": table}
     paths = {name: str(path.resolve()) for name, path in paths.items()}
     if mixture := args.config["recipe"]["custom"]["fusion_config"]:

@@ -239,7 +239,7 @@ def _detect(commands) -> None:
 def _run_detect(args: argparse.Namespace) -> None:
     import msgspec
 
-    from coordexp.datasets import images
+    from coordexp.datasets.images import load_image
     from coordexp.inference.detect import detect
     from coordexp.inference.draw import draw
 
@@ -256,7 +256,7 @@ def _run_detect(args: argparse.Namespace) -> None:
         print(msgspec.json.encode({"image": found.path, "detections": rows}).decode())
         if args.out:
             size = found.width, found.height
-            draw(images.load(found.path, size, size), found.detections).save(args.out)
+            draw(load_image(found.path, size, size), found.detections).save(args.out)
 
 
 def _parse(commands) -> None:

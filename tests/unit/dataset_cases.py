@@ -1,4 +1,4 @@
-"""Small data sets on disk and a web server with bad manners, for the tests of the data stages."""
+"""Small datasets on disk, and a web server that can misbehave, for the tests of the data stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from coordexp.datasets.convert import ConvertOptions, convert
 from coordexp.datasets.source import Source
-from coordexp.records import Record, read_records
+from coordexp.records import Metadata, Object, Record, read_records
 from coordexp.runtime.io import sha256_file, write_json
 
 CATEGORIES = [
@@ -26,7 +26,7 @@ CATEGORIES = [
 
 
 def draw_image(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A smooth colourful drawn: JPEG keeps it nearly exactly."""
+    """A smooth colourful image, which JPEG preserves almost exactly."""
     ys, xs = np.mgrid[0:height, 0:width]
     waves = [np.sin(xs / 17 + seed), np.cos(ys / 13 + seed), np.sin((xs + ys) / 29)]
     return Image.fromarray((np.stack(waves, axis=-1) * 100 + 128).astype(np.uint8))
@@ -52,7 +52,7 @@ def write_dataset(
     categories: list[dict] | None = None,
     format: str = "lvis",
 ) -> Path:
-    """A data set of a few images under `folder`; returns its manifest. Images already there are kept."""
+    """A dataset of a few images under `folder`; returns its manifest. Existing images are kept."""
     if images is None:
         images = [{"id": i, "file_name": f"{i:04d}.jpg", "width": 160, "height": 120} for i in range(1, 7)]
     if annotations is None:
@@ -77,22 +77,32 @@ def write_dataset(
     return manifest
 
 
-def source_of(annotations: Path, image_dirs: list[str], format: str = "lvis", **facts) -> Source:
-    """A manifest for an annotation file beside it."""
+def source_of(
+    annotations: Path, image_dirs: list[str], format: str = "lvis", absolute: bool = False, **facts
+) -> Source:
+    """A manifest for an annotation file, which is in the same folder unless `absolute`."""
     facts = {"dataset": "test", "split": "train", "federated": format == "lvis", **facts}
     return Source(
         format=format,
-        annotations=facts.pop("annotations", annotations.name),
+        annotations=str(annotations) if absolute else annotations.name,
         image_dirs=image_dirs,
         annotations_sha256=sha256_file(annotations),
         **facts,
     )
 
 
-class Server:
-    """Serves `content` by path. `script` holds, per path, what happens to its next requests, then all is well.
+def make_record(i, boxes=((0.1, 0.2, 0.5, 0.6),), space="pixel", width=640, height=480) -> Record:
+    """A record with cats at `boxes` in [0, 1]; its image does not exist."""
+    size = np.array([width, height] * 2)
+    pixels = [np.floor(np.array(b) * size + 0.5).astype(int).tolist() for b in boxes]
+    objects = [Object("cat", 7, list(b), bbox_2d=p) for b, p in zip(boxes, pixels, strict=True)]
+    return Record([f"images/{i}.jpg"], width, height, space, objects, Metadata(i, width, height))
 
-    An item of a script is called with the handler and the body, and answers the request itself.
+
+class Server:
+    """Serves `content` by path. `script` holds, per path, functions that answer its next requests.
+
+    Such a function gets the handler and the body; when the list is empty, the server answers normally.
     """
 
     def __init__(self) -> None:

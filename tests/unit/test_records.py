@@ -5,7 +5,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
-from dataset_cases import annotation_entry, convert_to, draw_image, image_entry, write_dataset
+from dataset_cases import annotation_entry, convert_to, draw_image, image_entry, make_record, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +16,6 @@ from coordexp.geometry.norm1000 import encode_box, encode_poly
 from coordexp.records import Metadata, Object, Record, coord_bin, read_records
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.runtime.io import write_jsonl
-
-
-def record(i, boxes=((0.1, 0.2, 0.5, 0.6),), space="pixel", width=640, height=480) -> Record:
-    size = np.array([width, height] * 2)
-    objects = [
-        Object("cat", 7, list(b), bbox_2d=np.floor(np.array(b) * size + 0.5).astype(int).tolist()) for b in boxes
-    ]
-    return Record([f"images/{i}.jpg"], width, height, space, objects, Metadata(i, width, height))
 
 
 @given(st.lists(st.floats(0, 0.99), min_size=4, max_size=4))
@@ -65,7 +57,7 @@ def test_tokenizing_changes_nothing_else_and_never_happens_twice(tmp_path):
 
 
 def test_the_tiny_split_is_the_same_in_every_space(tmp_path):
-    rows = [record(i) for i in range(40)]
+    rows = [make_record(i) for i in range(40)]
     write_jsonl(tmp_path / "a.jsonl", rows)
     tokenize(tmp_path / "a.jsonl", tmp_path / "a.coord.jsonl")
     assert tiny(tmp_path / "a.jsonl", tmp_path / "t.jsonl", 10, 17) == 10
@@ -91,7 +83,7 @@ def test_one_more_image_takes_at_most_one_place(tmp_path_factory, ids, count, da
     added = data.draw(st.integers(0, len(ids) - 1))
     chosen = []
     for name, own in (("less", ids[:added] + ids[added + 1 :]), ("more", ids)):
-        write_jsonl(folder / f"{name}.jsonl", [record(i) for i in own])
+        write_jsonl(folder / f"{name}.jsonl", [make_record(i) for i in own])
         tiny(folder / f"{name}.jsonl", folder / f"{name}.tiny.jsonl", count, 3)
         chosen.append({r.metadata.image_id for r in read_records(folder / f"{name}.tiny.jsonl", "pixel")})
     assert len(chosen[0] - chosen[1]) <= 1
@@ -99,14 +91,14 @@ def test_one_more_image_takes_at_most_one_place(tmp_path_factory, ids, count, da
 
 
 def test_the_tiny_split_is_spread_over_the_file(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", [record(i) for i in range(400)])
+    write_jsonl(tmp_path / "a.jsonl", [make_record(i) for i in range(400)])
     tiny(tmp_path / "a.jsonl", tmp_path / "t.jsonl", 100, 17)
     ids = np.array([r.metadata.image_id for r in read_records(tmp_path / "t.jsonl", "pixel")])
     assert [15 <= ((ids >= a) & (ids < a + 100)).sum() <= 36 for a in range(0, 400, 100)] == [True] * 4
 
 
 def test_held_out_images_and_the_rest_are_all_and_the_tiny_split_stays(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", [record(i) for i in range(40)])
+    write_jsonl(tmp_path / "a.jsonl", [make_record(i) for i in range(40)])
     tokenize(tmp_path / "a.jsonl", tmp_path / "a.coord.jsonl")
     names = ("a.jsonl", "a.coord.jsonl", "calibration.jsonl", "rest.jsonl", "rest.coord.jsonl")
     files = [tmp_path / name for name in names]
@@ -120,7 +112,7 @@ def test_held_out_images_and_the_rest_are_all_and_the_tiny_split_stays(tmp_path)
     tiny(files[0], tmp_path / "t.jsonl", 28, 17)
     assert {r.metadata.image_id for r in read_records(tmp_path / "t.jsonl", "pixel")} == set(rest)
     for count in (0, 40):
-        with pytest.raises(ConfigError, match=f"calibrate.calibration: .*1 to 39.*found {count}"):
+        with pytest.raises(ConfigError, match=f"calibrate.images: .*1 to 39.*found {count}"):
             calibration_split(*files, count, 17)
 
 
@@ -156,7 +148,7 @@ BROKEN = {
     "unknown field": (lambda row: row.update(boxes=[]), "record", "unknown field `boxes`"),
     "two images": (lambda row: row.update(images=["a.jpg", "b.jpg"]), "images", "expected one path, found 2"),
     "absolute": (lambda row: row.update(images=["/a.jpg"]), "images", "relative to this file"),
-    "absent": (lambda row: row.update(images=["images/no.jpg"]), "images", "is not there"),
+    "absent": (lambda row: row.update(images=["images/no.jpg"]), "images", "does not exist"),
     "size": (lambda row: row.update(width=0), "width/height", "positive sizes, found 0x"),
     "no description": (lambda row: row["objects"][0].update(desc=" "), "objects[0].desc", "is empty"),
     "a token": (lambda row: row["objects"][0].update(desc="a <|coord_5|>"), "objects[0].desc", "holds '<|'"),
@@ -165,11 +157,11 @@ BROKEN = {
     "outside": (set_box([1, 2, 9999, 30]), "objects[0].bbox_2d", "x in 0.."),
     "turned": (set_box([50, 2, 40, 30]), "objects[0].bbox_2d", "x1 < x2"),
     "tokens": (set_box(["<|coord_1|>"] * 4), "objects[0].bbox_2d", "finite numbers in pixel space"),
-    "elsewhere": (set_box([1, 2, 4, 5]), "objects[0].norm", "pixels away"),
+    "elsewhere": (set_box([1, 2, 4, 5]), "objects[0].norm", "from the coordinates by"),
     "norm": (lambda row: row["objects"][0].update(norm=[0, 0, 2, 1]), "objects[0].norm", "in [0, 1]"),
     "short norm": (lambda row: row["objects"][0].update(norm=[0, 0]), "objects[0].norm", "expected 4 numbers"),
-    "unit": (lambda row: row.update(coord_space="norm1000", objects=[]), "coord_space", "but line 1 has 'pixel'"),
-    "twice": (lambda row: row["metadata"].update(image_id=1), "metadata.image_id", "is on line 1 too"),
+    "unit": (lambda row: row.update(coord_space="norm1000", objects=[]), "coord_space", "that of line 1 is 'pixel'"),
+    "twice": (lambda row: row["metadata"].update(image_id=1), "metadata.image_id", "is also the id of line 1"),
 }
 
 
@@ -198,7 +190,7 @@ def test_all_problems_are_listed_not_the_first(tmp_path):
         (3, "images"),
         (4, "record"),
     ]
-    assert str(problems[2]) == "line 3: images: no.jpg is not there"
+    assert str(problems[2]) == "line 3: images: no.jpg does not exist"
 
 
 def test_tokens_must_be_those_of_the_norm_by_either_codec(tmp_path):

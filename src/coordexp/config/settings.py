@@ -14,9 +14,9 @@ import yaml
 from coordexp.config import runs
 from coordexp.config.runs import Run, Runs
 from coordexp.config.sections import DataSection, VocabOptions, WorkflowConfig
-from coordexp.datasets import mixture
 from coordexp.datasets.convert import ConvertOptions
 from coordexp.datasets.download import local_annotations_sha256, options_for_split
+from coordexp.datasets.mixture import mixture_files
 from coordexp.inference.options import PredictOptions
 from coordexp.modeling import checkpoint_files
 from coordexp.recipe import Recipe, load_recipe
@@ -110,7 +110,7 @@ class Settings:
         if config is None:
             return []
         path = self.root / config
-        named = [*mixture.files(path), *(mixture.files(path, "categories") if tables else [])]
+        named = [*mixture_files(path), *(mixture_files(path, "categories") if tables else [])]
         return [os.path.relpath(file) for file in (path, *named)]
 
     def images(self, *records: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""From public data sets to records: one file of annotations and images in, JSON lines out. No torch."""
+"""From datasets in any supported format to records, splits and training samples. Does not import torch."""

@@ -1,7 +1,7 @@
 """Annotation files in COCO or LVIS format, read image by image.
 
-The file is never loaded whole: ids, boxes and byte spans are kept in columns (some 70 bytes an
-annotation); images and outlines are decoded only when they are needed.
+The file is never loaded into memory: ids, boxes and byte spans are kept in columns (about 70 bytes per annotation), and
+images and segmentations are decoded only when they are needed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from coordexp.datasets.annotation_writer import SkippedLine
 from coordexp.datasets.json_spans import Elements, Mapper, find_elements, read_spans
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
-Block = tuple[str, np.ndarray, np.ndarray]  # file, and spans of elements and of their bulk, as in Elements
+Block = tuple[str, np.ndarray, np.ndarray]  # file, spans of elements, spans of their bulk (as in Elements)
 Decode = Callable[[bytes], list[Any]]
 _COLUMNS = (
     ("ids", (), np.int64),
-    ("owners", (), np.int64),
+    ("image_ids", (), np.int64),
     ("categories", (), np.int64),
     ("boxes", (4,), np.float64),
     ("crowd", (), bool),
 )
 
 
-class Image(msgspec.Struct):
-    """One entry of `images`; sizes in pixels. LVIS names the file by `coco_url` alone."""
+class ImageEntry(msgspec.Struct):
+    """One entry of `images`; sizes are in pixels. LVIS names the file by `coco_url` only."""
 
     id: int | str
     width: int
@@ -46,14 +47,14 @@ class Image(msgspec.Struct):
 
     @property
     def path(self) -> str:
-        """`folder/file` of the URL, or the file name as it is; empty when the entry has neither."""
+        """The file name, or `folder/file` from the URL; empty if the entry has neither."""
         if self.file_name:
             return self.file_name
         return "/".join(self.coco_url.split("/")[-2:]) if self.coco_url else ""
 
 
-class Annotation(msgspec.Struct, gc=False):
-    """One entry of `annotations` without its outline; `bbox` is [x, y, width, height] in source pixels."""
+class AnnotationEntry(msgspec.Struct, gc=False):
+    """One entry of `annotations` without its segmentation; `bbox` is [x, y, width, height] in source pixels."""
 
     id: int | str
     image_id: int | str
@@ -62,19 +63,19 @@ class Annotation(msgspec.Struct, gc=False):
     iscrowd: int = 0
 
 
-class Broken(msgspec.Struct):
-    """An element that could not be decoded: what is known of it, and why."""
+class InvalidElement(msgspec.Struct):
+    """An element that cannot be used: the ids that are known, and the problem."""
 
     id: int | str | None
     image_id: int | str | None
     problem: str
 
 
-class Rows(msgspec.Struct):
-    """Annotations in columns. Image i owns rows `offsets[i]:offsets[i + 1]`.
+class AnnotationColumns(msgspec.Struct):
+    """Annotations grouped by image, in columns. Image i owns rows `offsets[i]:offsets[i + 1]`.
 
-    ids int64 or text [M]; categories int64 [M]; boxes float64 [M, 4] as (x, y, width, height) in
-    source pixels; crowd bool [M]; spans int64 [M, 2], the bytes of each element in the file.
+    ids: int64 or text [M]. categories: int64 [M]. boxes: float64 [M, 4], (x, y, width, height) in source pixels.
+    crowd: bool [M]. spans: int64 [M, 2], the bytes of each element in the file. offsets: int64 [number of images + 1].
     """
 
     ids: np.ndarray
@@ -87,95 +88,104 @@ class Rows(msgspec.Struct):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, index: np.ndarray | slice, offsets: np.ndarray) -> Rows:
-        """The rows of `index`, owned by images as `offsets` says."""
+    def take(self, index: np.ndarray | slice, offsets: np.ndarray) -> AnnotationColumns:
+        """The rows selected by `index`, with new `offsets`."""
         columns = (self.ids, self.categories, self.boxes, self.crowd, self.spans)
-        return Rows(*(column[index] for column in columns), offsets)
+        return AnnotationColumns(*(column[index] for column in columns), offsets)
 
     @property
-    def owner(self) -> np.ndarray:
-        """Position of the image of each row, int64 [M]."""
+    def image_index(self) -> np.ndarray:
+        """Index of the image of each row, int64 [M]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-class Index(msgspec.Struct):
-    """A file's contents: spans of images and categories int64 [N, 2], and all annotations, grouped by image.
+class AnnotationIndex(msgspec.Struct):
+    """The contents of an annotation file: byte spans int64 [N, 2] of images and categories, and all annotations.
 
-    `lost` are elements that belong to no image or cannot be read, as (field, element).
+    invalid: (field, element) of what cannot be decoded, has an id that is already used, or belongs to no image.
+    skipped: what a dataset format could not convert to this file (see `AnnotationWriter`).
     """
 
     path: str
     images: np.ndarray
     categories: np.ndarray
-    rows: Rows
-    lost: list[tuple[str, Broken]]
+    annotations: AnnotationColumns
+    invalid: list[tuple[str, InvalidElement]]
+    skipped: list[SkippedLine]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def annotations_of(self, low: int, high: int) -> AnnotationColumns:
+        """The annotations of images low..high-1; their `offsets` start at 0."""
+        offsets = self.annotations.offsets[low : high + 1]
+        return self.annotations.take(slice(offsets[0], offsets[-1]), offsets - offsets[0])
 
 
 class _Id(msgspec.Struct, gc=False):
     id: int | str
 
 
-class _Outline(msgspec.Struct, gc=False):
+class _Segmentation(msgspec.Struct, gc=False):
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_decode_images = msgspec.json.Decoder(list[Image]).decode
+_decode_images = msgspec.json.Decoder(list[ImageEntry]).decode
 _decode_ids = msgspec.json.Decoder(list[_Id]).decode
-_decode_annotations = msgspec.json.Decoder(list[Annotation]).decode
-_decode_outlines = msgspec.json.Decoder(list[_Outline]).decode
+_decode_annotations = msgspec.json.Decoder(list[AnnotationEntry]).decode
+_decode_segmentations = msgspec.json.Decoder(list[_Segmentation]).decode
+_decode_skipped = msgspec.json.Decoder(list[SkippedLine]).decode
 
 
-def build_index(path: str | Path, mapper: Mapper = map) -> Index:
-    """Index of an annotation file; `mapper` may be a process pool's `imap`.
+def build_index(path: str | Path, mapper: Mapper = map) -> AnnotationIndex:
+    """Index an annotation file; `mapper` may be the `map` of a process pool.
 
-    DataError when the file is not in the format or has no images. Duplicate ids, annotations of
-    unknown images and broken ones are not errors here: they are in `lost`, for the caller to judge.
+    DataError if the file is not in COCO format or has no images. Elements that cannot be used are no errors here: they
+    are listed in `invalid`, and the caller decides.
     """
-    elements = find_elements(path, ("images", "annotations", "categories"), mapper)
+    elements = find_elements(path, ("images", "annotations", "categories", "skipped"), mapper)
     for name in ("images", "annotations"):
         if name not in elements:
             fix = "give the path of a COCO or LVIS annotation file"
-            raise DataError(located("this list is missing", file=path, field=name, fix=fix))
+            raise DataError(located("the list is missing", file=path, field=name, fix=fix))
     images = elements.pop("images")
     if not len(images.spans):
-        fix = "an empty data set cannot be converted: check the path and the split"
+        fix = "check the path and the split: an empty dataset cannot be converted"
         raise DataError(located("the list is empty", file=path, field="images", fix=fix))
-    image_ids = _join(mapper(_image_ids, _blocks(path, images)))
+    image_ids = _concatenate_ids(mapper(_image_ids, _blocks(path, images)))
     repeated = _repeated(image_ids)
-    lost = [("images", Broken(i, i, "duplicate image id")) for i in image_ids[repeated].tolist()]
-    table = elements["categories"].spans if "categories" in elements else np.zeros((0, 2), np.int64)
-    found = _annotations(path, elements.pop("annotations"), mapper)
-    lost += [("annotations", broken) for broken in found.pop("broken")]
-    rows, lost_rows = _grouped(image_ids[~repeated], found)
-    return Index(str(path), images.spans[~repeated], table, rows, lost + lost_rows)
+    invalid = [("images", InvalidElement(i, i, "duplicate image id")) for i in image_ids[repeated].tolist()]
+    categories = elements["categories"].spans if "categories" in elements else np.zeros((0, 2), np.int64)
+    columns = _read_columns(path, elements.pop("annotations"), mapper)
+    invalid += [("annotations", element) for element in columns.pop("invalid")]
+    annotations, not_grouped = _group_by_image(image_ids[~repeated], columns)
+    skipped = _read_skipped(path, elements["skipped"].spans) if "skipped" in elements else []
+    return AnnotationIndex(str(path), images.spans[~repeated], categories, annotations, invalid + not_grouped, skipped)
 
 
-def read_images(fd: int, index: Index, low: int, high: int) -> list[Image | Broken]:
+def read_images(fd: int, index: AnnotationIndex, low: int, high: int) -> list[ImageEntry | InvalidElement]:
     """Images low..high-1, from the open annotation file `fd`."""
     return decode_elements(read_spans(fd, index.images[low:high]), _decode_images)
 
 
-def rows_of(index: Index, low: int, high: int) -> Rows:
-    """The annotations of images low..high-1; their `offsets` count from the first of them."""
-    offsets = index.rows.offsets[low : high + 1]
-    return index.rows.take(slice(offsets[0], offsets[-1]), offsets - offsets[0])
-
-
-def read_outlines(fd: int, rows: Rows) -> list[bytes]:
-    """The `segmentation` of each row as JSON text, from the open annotation file `fd`."""
-    found = decode_elements(read_spans(fd, rows.spans), _decode_outlines)
-    return [b"null" if isinstance(o, Broken) else bytes(o.segmentation) for o in found]
+def read_segmentations(fd: int, annotations: AnnotationColumns) -> list[bytes]:
+    """The `segmentation` of each annotation as JSON text, from the open annotation file `fd`."""
+    elements = decode_elements(read_spans(fd, annotations.spans), _decode_segmentations)
+    return [b"null" if isinstance(e, InvalidElement) else bytes(e.segmentation) for e in elements]
 
 
 def decode_elements(elements: list[bytes], decode: Decode) -> list[Any]:
-    """All elements at once; one by one, with a Broken for each bad one, if that fails."""
+    """Decode all elements at once or, if that fails, one by one, with an InvalidElement for each failure."""
     try:
         return decode(b"[" + b",".join(elements) + b"]")
     except (msgspec.ValidationError, msgspec.DecodeError):
         return [_decode_one(element, decode) for element in elements]
+
+
+def _read_skipped(path: str | Path, spans: np.ndarray) -> list[SkippedLine]:
+    with Path(path).open("rb") as handle:
+        elements = decode_elements(read_spans(handle.fileno(), spans), _decode_skipped)
+    return [element for element in elements if isinstance(element, SkippedLine)]
 
 
 def _decode_one(element: bytes, decode: Decode) -> Any:
@@ -184,17 +194,17 @@ def _decode_one(element: bytes, decode: Decode) -> Any:
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         problem = str(error).replace("$[0].", "").replace("$[0]", "element")
     try:
-        known = json.loads(element)  # accepts NaN, so that the id can still be named
+        known = json.loads(element)  # accepts NaN, so that the error can name the id
     except ValueError:
         known = {}
     if not isinstance(known, dict):
         known = {}
     ids = [v if isinstance(v := known.get(k), int | str) else None for k in ("id", "image_id")]
-    return Broken(*ids, problem)
+    return InvalidElement(*ids, problem)
 
 
 def _blocks(path: str | Path, elements: Elements) -> Iterator[Block]:
-    """Runs of neighbouring elements, at least one."""
+    """The elements in blocks of up to BLOCK; one empty block if there are none."""
     spans, bulk = elements.spans, elements.bulk
     for i in range(0, max(len(spans), 1), tuning.ELEMENTS_PER_BLOCK):
         own = spans[i : i + tuning.ELEMENTS_PER_BLOCK]
@@ -203,7 +213,7 @@ def _blocks(path: str | Path, elements: Elements) -> Iterator[Block]:
 
 
 def _read_block(block: Block, decode: Decode) -> list[Any]:
-    """The elements of a block without their bulk, all at once; element by element if that fails."""
+    """Decode the elements of a block without their bulk, or one by one and complete if that fails."""
     path, spans, bulk = block
     if not len(spans):
         return []
@@ -212,7 +222,7 @@ def _read_block(block: Block, decode: Decode) -> list[Any]:
     with open(path, "rb") as handle:
         data = memoryview(mmap.mmap(handle.fileno(), end - page, access=mmap.ACCESS_READ, offset=page))
     kept = np.concatenate([[base], bulk.ravel(), [end]]).reshape(-1, 2) - page
-    gc.disable()  # thousands of small objects, none of them cyclic
+    gc.disable()  # thousands of small objects without cycles
     try:
         return decode(b"[" + b"".join([data[a:b] for a, b in kept.tolist()]) + b"]")
     except (msgspec.ValidationError, msgspec.DecodeError):
@@ -222,56 +232,57 @@ def _read_block(block: Block, decode: Decode) -> list[Any]:
 
 
 def _image_ids(block: Block) -> np.ndarray:
-    """Ids of a block of images; an element without one counts as a image of its own."""
-    found = _read_block(block, _decode_ids)
-    return _id_array([f"? byte {a}" if e.id is None else e.id for e, a in zip(found, block[1][:, 0], strict=True)])
+    """Ids of a block of images; an element without an id gets a unique one."""
+    elements = _read_block(block, _decode_ids)
+    starts = block[1][:, 0]
+    return _id_array([f"? byte {a}" if e.id is None else e.id for e, a in zip(elements, starts, strict=True)])
 
 
-def _annotations(path: str | Path, elements: Elements, mapper: Mapper) -> dict[str, Any]:
-    """Columns of all annotations in file order, as in Rows, and their `owners`; the `broken` ones are left out.
+def _read_columns(path: str | Path, elements: Elements, mapper: Mapper) -> dict[str, Any]:
+    """Columns of the valid annotations in file order, by name, and the list `invalid` of the others.
 
-    Blocks are copied into place as they come, so that memory is that of the columns.
+    Blocks are copied to their position as they arrive, so the peak memory is that of the columns.
     """
     spans = elements.spans
-    size, at, done = len(spans), 0, 0
-    columns = {name: np.empty((size, *shape), kind) for name, shape, kind in _COLUMNS}
-    good, broken = np.ones(size, bool), []
-    for part, part_good, part_broken in mapper(_annotation_columns, _blocks(path, elements)):
-        for name, values in part.items():
+    count, filled, seen = len(spans), 0, 0
+    columns = {name: np.empty((count, *shape), kind) for name, shape, kind in _COLUMNS}
+    valid, invalid = np.ones(count, bool), []
+    for block, block_valid, block_invalid in mapper(_columns_of_block, _blocks(path, elements)):
+        for name, values in block.items():
             if values.dtype.kind == "U" and columns[name].dtype.kind == "i":
                 columns[name] = columns[name].astype(object)  # text of any length
-            columns[name][at : at + len(values)] = values
-        good[done : done + len(part_good)] = part_good
-        broken += part_broken
-        at, done = at + len(part["ids"]), done + len(part_good)
-    if broken:
-        spans = spans[good]
-        columns = {name: column[:at] for name, column in columns.items()}
+            columns[name][filled : filled + len(values)] = values
+        valid[seen : seen + len(block_valid)] = block_valid
+        invalid += block_invalid
+        filled, seen = filled + len(block["ids"]), seen + len(block_valid)
+    if invalid:
+        spans = spans[valid]
+        columns = {name: column[:filled] for name, column in columns.items()}
     texts = {name: column.astype(str) for name, column in columns.items() if column.dtype.kind == "O"}
-    return columns | texts | {"spans": spans, "broken": broken}
+    return columns | texts | {"spans": spans, "invalid": invalid}
 
 
-def _annotation_columns(block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[Broken]]:
-    """(columns of the sound elements of a block of annotations, which these are, the other elements)."""
-    found = _read_block(block, _decode_annotations)
-    good, broken = np.ones(len(found), bool), []
-    if Broken in set(map(type, found)):
-        good = np.array([not isinstance(e, Broken) for e in found])
-        broken = [e for e in found if isinstance(e, Broken)]
-        found = [e for e in found if not isinstance(e, Broken)]
-    count = len(found)
-    boxes = np.fromiter(itertools.chain.from_iterable(map(attrgetter("bbox"), found)), np.float64, 4 * count)
+def _columns_of_block(block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[InvalidElement]]:
+    """(columns of the valid elements of a block, bool mask of the valid ones, the invalid ones)."""
+    elements = _read_block(block, _decode_annotations)
+    valid, invalid = np.ones(len(elements), bool), []
+    if InvalidElement in set(map(type, elements)):
+        valid = np.array([not isinstance(e, InvalidElement) for e in elements])
+        invalid = [e for e in elements if isinstance(e, InvalidElement)]
+        elements = [e for e in elements if not isinstance(e, InvalidElement)]
+    count = len(elements)
+    boxes = np.fromiter(itertools.chain.from_iterable(map(attrgetter("bbox"), elements)), np.float64, 4 * count)
     columns = {
-        "ids": _id_array(list(map(attrgetter("id"), found))),
-        "owners": _id_array(list(map(attrgetter("image_id"), found))),
-        "categories": np.fromiter(map(attrgetter("category_id"), found), np.int64, count),
+        "ids": _id_array(list(map(attrgetter("id"), elements))),
+        "image_ids": _id_array(list(map(attrgetter("image_id"), elements))),
+        "categories": np.fromiter(map(attrgetter("category_id"), elements), np.int64, count),
         "boxes": boxes.reshape(-1, 4),
-        "crowd": np.fromiter(map(attrgetter("iscrowd"), found), bool, count),
+        "crowd": np.fromiter(map(attrgetter("iscrowd"), elements), bool, count),
     }
-    return columns, good, broken
+    return columns, valid, invalid
 
 
-def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
+def _concatenate_ids(parts: Iterable[np.ndarray]) -> np.ndarray:
     parts = list(parts)
     if any(p.dtype.kind != "i" for p in parts):
         parts = [p.astype(str) for p in parts]
@@ -279,45 +290,43 @@ def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _id_array(ids: list[int | str]) -> np.ndarray:
-    """int64 when every id is an integer, else text (in a file that mixes them 1 and "1" are one id)."""
+    """int64 if every id is an integer, else text (a file that mixes them has one id for 1 and "1")."""
     if set(map(type, ids)) <= {int}:
         return np.array(ids, dtype=np.int64)
     return np.array([str(i) for i in ids])
 
 
 def _repeated(ids: np.ndarray) -> np.ndarray:
-    """Bool [N]: ids that appeared before."""
+    """Bool [N]: whether an id has occurred earlier in the array."""
     repeated = np.ones(len(ids), dtype=bool)
     repeated[np.unique(ids, return_index=True)[1]] = False
     return repeated
 
 
-def _grouped(image_ids: np.ndarray, found: dict[str, Any]) -> tuple[Rows, list[tuple[str, Broken]]]:
-    """Rows grouped by image, in file order within each, and what belongs to no image or is there twice.
+def _group_by_image(
+    image_ids: np.ndarray, columns: dict[str, Any]
+) -> tuple[AnnotationColumns, list[tuple[str, InvalidElement]]]:
+    """Annotations grouped by image, in file order within each; and those of unknown images or with a repeated id.
 
-    The columns in `found` are taken out one by one, so that none is in memory twice for long.
+    The arrays in `columns` are removed from it one by one, so that none is in memory twice for long.
     """
-    ids, owners = found["ids"], found.pop("owners")
-    if image_ids.dtype.kind != owners.dtype.kind:
-        image_ids, owners = image_ids.astype(str), owners.astype(str)
+    ids, image_of = columns["ids"], columns.pop("image_ids")
+    if image_ids.dtype.kind != image_of.dtype.kind:
+        image_ids, image_of = image_ids.astype(str), image_of.astype(str)
     by_id = np.argsort(image_ids, kind="stable").astype(np.int32)
     sorted_ids = image_ids[by_id]
-    place = np.minimum(np.searchsorted(sorted_ids, owners), len(sorted_ids) - 1)
-    orphan = sorted_ids[place] != owners
-    image = by_id[place]
-    del place
+    position = np.minimum(np.searchsorted(sorted_ids, image_of), len(sorted_ids) - 1)
+    orphan = sorted_ids[position] != image_of
+    image = by_id[position]
+    del position
     repeated = _repeated(ids)
-    lost = [
-        ("annotations", Broken(ids[i].item(), owners[i].item(), "duplicate annotation id"))
-        for i in np.flatnonzero(repeated)
-    ]
-    lost += [
-        ("annotations", Broken(ids[i].item(), owners[i].item(), f"image_id {owners[i].item()!r} is not in images"))
-        for i in np.flatnonzero(orphan & ~repeated)
-    ]
-    image[orphan | repeated] = len(image_ids)  # behind all others
+    problems = [(i, "duplicate annotation id") for i in np.flatnonzero(repeated)]
+    problems += [(i, f"image_id {image_of[i].item()!r} is not in images") for i in np.flatnonzero(orphan & ~repeated)]
+    invalid = [("annotations", InvalidElement(ids[i].item(), image_of[i].item(), problem)) for i, problem in problems]
+    image[orphan | repeated] = len(image_ids)  # sorted after all images, then cut off
     counts = np.bincount(image, minlength=len(image_ids))[: len(image_ids)]
     offsets = np.concatenate([[0], np.cumsum(counts)])
     order = np.argsort(image, kind="stable")[: offsets[-1]]
-    del ids, owners, image
-    return Rows(*(found.pop(name)[order] for name in ("ids", "categories", "boxes", "crowd", "spans")), offsets), lost
+    del ids, image_of, image
+    names = ("ids", "categories", "boxes", "crowd", "spans")
+    return AnnotationColumns(*(columns.pop(name)[order] for name in names), offsets), invalid

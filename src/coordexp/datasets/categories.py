@@ -1,4 +1,4 @@
-"""Category tables: ids, names, synonyms, LVIS frequency, and the text that the model reads."""
+"""Category tables: ids, names, synonyms, LVIS frequency, and the descriptions that the model is trained on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_index import Broken, decode_elements
+from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.runtime.errors import DataError, located
 
 
 class Category(msgspec.Struct, frozen=True):
-    """One category. `synonyms` holds the name itself in LVIS; `frequency` is r, c or f in LVIS, else None."""
+    """One category. In LVIS, `synonyms` includes the name and `frequency` is r, c or f."""
 
     id: int
     name: str = ""
@@ -27,13 +27,13 @@ class Category(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(list[Category]).decode
 
 
-def load(
+def load_categories(
     annotation_path: str | Path, on_bad: Literal["error", "skip"] = "error", spans: np.ndarray | None = None
 ) -> list[Category]:
-    """Categories of a COCO or LVIS file, in file order; the rest of the file is not read into memory.
+    """Categories of a COCO or LVIS file, in file order; the rest of the file is not loaded.
 
-    `spans` [N, 2] are the bytes of each one, if they are known already. A category without a name or
-    with a repeated id raises DataError naming file and id; with `on_bad="skip"` it is left out.
+    `spans` [N, 2] are their byte spans, if known. DataError with file and id for a category without a name or with a
+    repeated id; with `on_bad="skip"` it is left out.
     """
     if spans is None:
         spans = element_spans(annotation_path, ("categories",)).get("categories", ())
@@ -42,25 +42,25 @@ def load(
         raise DataError(located("the list is missing or empty", file=annotation_path, field="categories", fix=fix))
     fd = os.open(annotation_path, os.O_RDONLY)
     try:
-        found = decode_elements(read_spans(fd, spans), _decode)
+        table = decode_elements(read_spans(fd, spans), _decode)
     finally:
         os.close(fd)
-    problems = list(_problems(found))
+    problems = list(_problems(table))
     if problems and on_bad == "error":
         index, problem = problems[0]
-        fix = f"correct the file, or set data.on_bad: skip ({len(problems)} such categories)"
+        fix = f"correct the file, or set data.on_bad: skip to leave out all {len(problems)} such categories"
         raise DataError(located(problem, file=annotation_path, field=f"categories[{index}]", fix=fix))
     bad = {index for index, _ in problems}
-    return [category for index, category in enumerate(found) if index not in bad]
+    return [category for index, category in enumerate(table) if index not in bad]
 
 
 def pretty(name: str) -> str:
-    """A category's name as plain words: `baseball_bat` -> `baseball bat`."""
+    """A category name without underscores: `baseball_bat` -> `baseball bat`."""
     return " ".join(name.replace("_", " ").split())
 
 
 def descriptions(categories: Iterable[Category], style: Literal["pretty", "raw"]) -> dict[int, str]:
-    """The text of each category id. It is reversible: DataError when two categories read the same."""
+    """The description of each category id; DataError if two categories have the same description."""
     texts: dict[int, str] = {}
     owners: dict[str, Category] = {}
     for category in categories:
@@ -68,21 +68,22 @@ def descriptions(categories: Iterable[Category], style: Literal["pretty", "raw"]
         other = owners.setdefault(text, category)
         if other is not category:
             fix = "rename one of them" if category.name == other.name else "set data.desc: raw"
-            problem = f"categories {other.id} ({other.name!r}) and {category.id} ({category.name!r}) both read {text!r}"
+            names = f"{other.id} ({other.name!r}) and {category.id} ({category.name!r})"
+            problem = f"categories {names} have the same description {text!r}"
             raise DataError(located(problem, field="categories", fix=fix))
         texts[category.id] = text
     return texts
 
 
 def category_ids(categories: Iterable[Category], style: Literal["pretty", "raw"]) -> dict[str, int]:
-    """The way back: category id of each description."""
+    """The inverse of `descriptions`: the category id of each description."""
     return {text: category_id for category_id, text in descriptions(categories, style).items()}
 
 
-def _problems(found: list[Category | Broken]) -> Iterable[tuple[int, str]]:
+def _problems(table: list[Category | InvalidElement]) -> Iterable[tuple[int, str]]:
     seen: set[int] = set()
-    for index, category in enumerate(found):
-        if isinstance(category, Broken):
+    for index, category in enumerate(table):
+        if isinstance(category, InvalidElement):
             yield index, f"category {category.id}: {category.problem}"
         elif not category.name.strip():
             yield index, f"category {category.id} has no name"

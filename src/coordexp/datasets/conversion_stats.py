@@ -1,75 +1,79 @@
-"""Counts of a conversion: everything listed is written or dropped for a named reason."""
+"""Counts of a conversion: every listed image and object is written, or dropped for a named reason."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 
-from coordexp.datasets.annotation_index import Index
-from coordexp.datasets.objects import GOOD_IOU, SIZES, Skip
+from coordexp.datasets.annotation_index import AnnotationIndex
+from coordexp.datasets.objects import GOOD_IOU, SIZES, SkippedItem
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import DataError, located
 
 
-class Tally(msgspec.Struct):
-    """Counts of one chunk or of all of them."""
+class ConversionCounts(msgspec.Struct):
+    """Counts of one chunk, or of all of them."""
 
     counts: Counter = msgspec.field(default_factory=Counter)
     objects: Counter = msgspec.field(default_factory=Counter)
-    skipped: list[Skip] = []
+    skipped: list[SkippedItem] = []
 
     @classmethod
-    def from_json(cls, data: bytes) -> Tally:
-        """The counts that an earlier run wrote."""
+    def from_json(cls, data: bytes) -> ConversionCounts:
+        """Counts that an earlier run stored."""
         raw = msgspec.json.decode(data)
-        return cls(Counter(raw["counts"]), Counter(raw["objects"]), msgspec.convert(raw["skipped"], list[Skip]))
+        skipped = msgspec.convert(raw["skipped"], list[SkippedItem])
+        return cls(Counter(raw["counts"]), Counter(raw["objects"]), skipped)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: ConversionCounts) -> None:
         """Add the counts of another chunk."""
         self.counts.update(other.counts)
         self.objects.update(other.objects)
         self.skipped += other.skipped
 
+    def drop_listed(self, item: SkippedItem) -> None:
+        """Count an item that is listed, but does not reach the conversion."""
+        plural = "images" if item.kind == "image" else "objects"
+        self.counts[f"{plural} listed"] += 1
+        self.counts[f"{plural} dropped:{item.reason}"] += 1
+        self.skipped.append(item)
 
-def bad_input(skip: Skip, annotation_file: str) -> DataError:
-    """The error for something that `on_bad: skip` would leave out."""
-    ids = [f"image {skip.image_id!r}"] if skip.image_id is not None else []
-    ids += [f"annotation {skip.annotation_id!r}"] if skip.annotation_id is not None else []
-    field = ", ".join(ids) or skip.kind
-    name = f" ({skip.file})" if skip.file else ""
+
+def bad_input(item: SkippedItem, annotation_file: str) -> DataError:
+    """The error for an item that `on_bad: skip` would leave out."""
+    ids = [f"image {item.image_id!r}"] if item.image_id is not None else []
+    ids += [f"annotation {item.annotation_id!r}"] if item.annotation_id is not None else []
+    field = ", ".join(ids) or item.kind
+    name = f" ({item.file})" if item.file else ""
     fix = "correct the data, or set data.on_bad: skip to leave such items out and list them in the statistics"
-    detail = f": {skip.detail}" if skip.detail else ""
-    return DataError(located(f"{skip.reason}{detail}", file=annotation_file, field=field + name, fix=fix))
+    detail = f": {item.detail}" if item.detail else ""
+    return DataError(located(f"{item.reason}{detail}", file=annotation_file, field=field + name, fix=fix))
 
 
-def lost(index: Index, on_bad: str) -> Tally:
-    """Counts of the elements that no image has; DataError for the first one if `on_bad` is `error`."""
-    tally = Tally()
-    for field, element in index.lost:
+def unusable_elements(index: AnnotationIndex, on_bad: str) -> ConversionCounts:
+    """Counts of the elements that belong to no image; DataError for the first one if `on_bad` is `error`.
+
+    Lines that the dataset's format has left out are counted too.
+    """
+    counts = ConversionCounts()
+    for field, element in index.invalid:
         kind = "image" if field == "images" else "annotation"
         reason = _reason(element.problem)
         detail = "" if reason == element.problem else element.problem
-        annotation_id = element.id if kind == "annotation" else None
-        skip = Skip(kind, reason, element.image_id, annotation_id, "", detail)
+        item = SkippedItem(kind, reason, element.image_id, element.id if kind == "annotation" else None, "", detail)
         if on_bad == "error":
-            raise bad_input(skip, index.path)
-        plural = "images" if kind == "image" else "objects"
-        tally.counts[f"{plural} listed"] += 1
-        tally.counts[f"{plural} dropped:{reason}"] += 1
-        tally.skipped.append(skip)
-    return tally
+            raise bad_input(item, index.path)
+        counts.drop_listed(item)
+    for line in index.skipped:
+        counts.drop_listed(SkippedItem(line.kind, line.reason, file=line.file, detail=line.detail, line=line.line))
+    return counts
 
 
-def _reason(problem: str) -> str:
-    if problem.startswith("duplicate"):
-        return problem
-    return "annotation of no image" if problem.endswith("is not in images") else "unreadable annotation"
-
-
-def summary(tally: Tally, source: Source, categories: int) -> dict:
-    """The statistics file: `listed = written + sum(dropped)` for images and for objects."""
-    counts, objects = tally.counts, tally.objects
+def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[str, Any]:
+    """The statistics file: `listed = written + sum(dropped)`, for images and for objects."""
+    counts, objects = totals.counts, totals.objects
     blocks = {int(k.split(":")[1]): n for k, n in counts.items() if k.startswith("blocks:")}
     total = sum(blocks.values())
     out = {
@@ -97,30 +101,36 @@ def summary(tally: Tally, source: Source, categories: int) -> dict:
     }
     if objects["polygons"] or any(k.startswith("poly:") for k in objects):
         out["polygons"] = _polygons(objects)
-    return out | {"skipped": [msgspec.to_builtins(s) for s in tally.skipped]}
+    return out | {"skipped": [msgspec.to_builtins(item) for item in totals.skipped]}
+
+
+def _reason(problem: str) -> str:
+    if problem.startswith("duplicate"):
+        return problem
+    return "annotation of an unknown image" if problem.endswith("is not in images") else "invalid annotation"
 
 
 def _with_prefix(counts: Counter, prefix: str) -> dict[str, int]:
     return {k.removeprefix(prefix): counts[k] for k in sorted(counts) if k.startswith(prefix)}
 
 
-def _round_trip(objects: Counter) -> dict:
-    """Share of boxes whose IoU with their norm1000 round trip is at least GOOD_IOU, by source area."""
+def _round_trip(objects: Counter) -> dict[str, dict[str, float | None]]:
+    """Fraction of boxes whose IoU with their norm1000 round trip is at least GOOD_IOU, by area in source pixels."""
     rows = {}
     for name in ("all", *SIZES):
-        own = SIZES if name == "all" else (name,)
-        n, good, iou_sum = (sum(objects[f"{size}:{part}"] for size in own) for part in ("objects", "good", "iou_sum"))
+        sizes = SIZES if name == "all" else (name,)
+        n, good, iou_sum = (sum(objects[f"{size}:{part}"] for size in sizes) for part in ("objects", "good", "iou_sum"))
         share = good / n if n else None
         rows[name] = {"objects": n, f"share_iou_{GOOD_IOU}": share, "mean_iou": iou_sum / n if n else None}
     return rows
 
 
-def _polygons(objects: Counter) -> dict:
+def _polygons(objects: Counter) -> dict[str, Any]:
     n = objects["polygons"]
     return {
         "written": n,
-        "of_several_parts": objects["poly_parts"],
+        "multi_part": objects["poly_parts"],
         "mean_iou_with_mask": objects["poly_iou_sum"] / n if n else None,
         f"share_iou_{GOOD_IOU}": objects["poly_iou_95"] / n if n else None,
-        "boxes_instead": _with_prefix(objects, "poly:"),
+        "replaced_by_box": _with_prefix(objects, "poly:"),
     }

@@ -1,4 +1,4 @@
-"""Pixels: open whatever a data set holds, put it upright, bring it to its size, write it once."""
+"""Image files: open any common format, turn upright, resize, and encode at most once."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from PIL import __version__ as pillow_version
 from coordexp.runtime.errors import DataError, located
 
 EXIF_ORIENTATION = 0x0112
-SIDEWAYS = 5  # orientations from here on change width and height
-UNDO = {6: 8, 8: 6}  # the orientation that takes another back; those that are not here take back themselves
+SIDEWAYS = 5  # orientations from 5 on swap width and height
+UNDO = {6: 8, 8: 6}  # the inverse of an orientation; the others are their own inverse
 DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
 CHROMA = {0: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 2: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 Image.MAX_IMAGE_PIXELS = 400_000_000
-cv2.setNumThreads(1)  # processes are the stage's own
+cv2.setNumThreads(1)  # the stage uses one process per core
 
 
 class ImageError(Exception):
-    """A image that cannot be used; `reason` is a short name for statistics, the text says what is wrong."""
+    """An image that cannot be used: `reason` is a key of the statistics, the text describes the problem."""
 
     def __init__(self, reason: str, text: str):
         super().__init__(text)
@@ -37,49 +37,48 @@ class ImageError(Exception):
 
 
 def reuse_memory() -> None:
-    """Let Pillow keep up to 8 freed blocks (16 MB at most each): fresh pages cost as much as decoding a JPEG."""
+    """Let Pillow keep up to 8 freed blocks (16 MB each): allocating new pages costs as much as decoding a JPEG."""
     Image.core.set_blocks_max(8)
 
 
-def find(name: str, image_dirs: Sequence[str], from_url: bool = False) -> tuple[int, str]:
-    """(index of the folder, path inside it) of a image called `name`.
+def find_image(name: str, image_dirs: Sequence[str], from_url: bool = False) -> tuple[int, str]:
+    """(index of the folder, path inside it) of the image called `name`.
 
-    A name like `train2017/1.jpg` is looked up first in a folder called train2017, as `1.jpg`; the
-    folder in a name that comes from a URL says no more than that. ImageError when the image is
-    missing, DataError when the name leads out of the folders.
+    A name like `train2017/1.jpg` is first looked up as `1.jpg` in a folder called train2017. In a name that comes from
+    a URL the folder is only such a hint. ImageError for a missing image, DataError for a name outside the folders.
     """
     parts = name.split("/")
     if not parts[0] or ".." in parts:
-        fix = "names must be relative and stay inside the image folder"
-        raise DataError(located("a file name that leads nowhere", field="images.file_name", found=name, fix=fix))
-    own = parts[-2] if len(parts) > 1 else None
-    same_name = [own == folder.rstrip("/").rpartition("/")[2] for folder in image_dirs]
+        expected = "a relative path inside the image folder"
+        raise DataError(located("invalid file name", field="images.file_name", expected=expected, found=name))
+    parent = parts[-2] if len(parts) > 1 else None
+    same_name = [parent == folder.rstrip("/").rpartition("/")[2] for folder in image_dirs]
     for i in sorted(range(len(image_dirs)), key=lambda i: not same_name[i]):
         for inner in dict.fromkeys((name, parts[-1]) if same_name[i] or from_url else (name,)):
             if os.path.isfile(f"{image_dirs[i]}/{inner}"):
                 return i, inner
-    raise ImageError("missing image", f"{name} is in none of: {', '.join(image_dirs)}")
+    raise ImageError("missing image", f"{name} not found in {', '.join(image_dirs)}")
 
 
 def output_name(inner: str, resized: bool) -> str:
-    """File name of the written image: JPEGs keep theirs, PNGs that need no resampling too, others get `.jpg`."""
+    """File name of the written image: JPEGs, and PNGs that are not resized, keep theirs; others get `.jpg`."""
     suffix = f".{inner.rpartition('.')[2].lower()}"
     kept = suffix in SUFFIXES["JPEG"] or (suffix in SUFFIXES["PNG"] and not resized)
     return inner if kept else f"{inner}.jpg"
 
 
-def prepare(
+def prepare_image(
     source: str | Path, target: str | Path, annotated: tuple[int, int], size: tuple[int, int], quality: int
 ) -> str:
-    """Write `source` to `target` as an upright RGB image of `size` (width, height) in pixels; says how.
+    """Write `source` to `target` as an upright RGB image of `size` (width, height) in pixels.
 
-    `annotated` is the size that the boxes refer to. A JPEG or PNG that is already right is linked
-    (copied across file systems), everything else is resampled once and encoded once. A target that
-    is there and not older than its source is whole, and kept. Returns `linked`, `encoded` or `kept`.
-    ImageError for a image that cannot be read or has another size than annotated.
+    `annotated` is the size that the boxes refer to. A JPEG or PNG that needs no change is linked (copied across file
+    systems); any other image is resampled once and encoded once. A target that exists and is not older than its source
+    is complete, and kept. Returns `linked`, `encoded` or `kept`. ImageError for an image that cannot be read, or whose
+    size differs from the annotated one.
     """
     source, target = Path(source), Path(target)
-    if _is_whole(target, source):
+    if _is_up_to_date(target, source):
         return "kept"
     with _opened(source) as image:
         write = _encoder(image, source, target.suffix, annotated, size, quality)
@@ -91,26 +90,26 @@ def prepare(
 
 
 def upright_size(source: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels of a image turned upright by its EXIF tag; ImageError if it cannot be read."""
+    """(width, height) in pixels of an image turned upright by its EXIF tag; ImageError if it cannot be read."""
     with _opened(Path(source)) as image:
         return _upright_size(image)
 
 
-def load(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """The upright RGB pixels that `prepare` would encode, with the same arguments and errors."""
+def load_image(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """The upright RGB pixels that `prepare_image` would encode, with the same arguments and errors."""
     with _opened(Path(source)) as image:
         return _resized(image, _orientation(image, annotated), size)
 
 
 @contextlib.contextmanager
 def _opened(source: Path) -> Iterator[Image.Image]:
-    """The image in a file, not decoded yet; whatever is wrong with it is a ImageError."""
+    """The image in a file, not yet decoded; any problem with it is an ImageError."""
     try:
-        # not by its path: Pillow would map some TIFFs into memory, and mixes up the sides of those it turns
+        # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
         with source.open("rb") as handle, Image.open(handle) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise ImageError("unreadable image", f"{source}: not a image") from error
+        raise ImageError("unreadable image", f"{source}: not an image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError("unreadable image", f"{source}: {error}") from error
 
@@ -118,11 +117,11 @@ def _opened(source: Path) -> Iterator[Image.Image]:
 def _encoder(
     image: Image.Image, source: Path, suffix: str, annotated: tuple[int, int], size: tuple[int, int], quality: int
 ) -> Callable[[IO[bytes]], object] | None:
-    """What writes the prepared image to a file; None for a image that is already right."""
+    """The function that writes the prepared image to a file; None for an image that needs no change."""
     orientation = _orientation(image, annotated)
     if _is_final(image, orientation, size):
         image.draft(image.mode, (image.width // 8, image.height // 8))
-        image.load()  # a truncated file must not pass because its header is right
+        image.load()  # detects a truncated file, whose header may be valid
         return None
     if (encoded := _enlarged(image, source, orientation, size, quality)) is not None:
         return lambda handle: handle.write(encoded)
@@ -130,7 +129,7 @@ def _encoder(
     return lambda handle: _save(pixels, handle, suffix, quality)
 
 
-def _is_whole(target: Path, source: Path) -> bool:
+def _is_up_to_date(target: Path, source: Path) -> bool:
     try:
         made = target.stat()
     except FileNotFoundError:
@@ -139,10 +138,10 @@ def _is_whole(target: Path, source: Path) -> bool:
 
 
 def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
-    """EXIF orientation 1..8 to apply to the loaded pixels; annotations made on the unrotated ones win over the tag.
+    """EXIF orientation 1..8 to apply to the loaded pixels; the tag is ignored if the unrotated size was annotated.
 
-    Pillow turns a TIFF upright as it loads it, and says its upright size before: what is left to apply is
-    nothing, or the way back.
+    Pillow turns a TIFF upright while loading it and reports its upright size before: either nothing remains to be
+    applied, or the inverse.
     """
     tag, upright = _tag(image), _upright_size(image)
     loaded_upright = image.format == "TIFF"
@@ -150,12 +149,12 @@ def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
         return 1 if loaded_upright else tag
     if tag >= SIDEWAYS and upright[::-1] == annotated:
         return UNDO.get(tag, tag) if loaded_upright else 1
-    found = f"the file has {upright[0]}x{upright[1]} pixels, its annotation says {annotated[0]}x{annotated[1]}"
-    raise ImageError("image size differs", found)
+    detail = f"the file has {upright[0]}x{upright[1]} pixels, its annotation {annotated[0]}x{annotated[1]}"
+    raise ImageError("size differs from the annotation", detail)
 
 
 def _tag(image: Image.Image) -> int:
-    """The EXIF orientation 1..8 in the file; 1 without any. To be asked before the pixels are loaded."""
+    """The EXIF orientation 1..8 in the file, 1 if it has none; must be called before the pixels are loaded."""
     tag = image.getexif().get(EXIF_ORIENTATION, 1)
     return tag if tag in range(1, 9) else 1
 
@@ -166,7 +165,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bool:
     plain = image.format in SUFFIXES and image.mode == "RGB" and "transparency" not in image.info
-    tagged = image.getexif().get(EXIF_ORIENTATION, 1) != 1  # a viewer would turn it, whatever we decided
+    tagged = image.getexif().get(EXIF_ORIENTATION, 1) != 1  # viewers would rotate it
     single = getattr(image, "n_frames", 1) == 1
     return plain and single and orientation == 1 and not tagged and image.size == size
 
@@ -174,16 +173,16 @@ def _is_final(image: Image.Image, orientation: int, size: tuple[int, int]) -> bo
 def _enlarged(
     image: Image.Image, source: Path, orientation: int, size: tuple[int, int], quality: int
 ) -> np.ndarray | None:
-    """The usual case without a copy between libraries: a plain JPEG that grows, encoded anew; None for any other.
+    """The encoded bytes of an ordinary JPEG that is enlarged, by OpenCV alone; None for any other image.
 
-    OpenCV's pixels and bytes are those of `_resized` and `_save`. None too for a file that it cannot
-    decode: Pillow then says why.
+    The pixels and bytes are those of `_resized` and `_save`. Also None for a file that OpenCV cannot decode: Pillow
+    then explains why.
     """
     grows = size != image.size and size[0] >= image.width and size[1] >= image.height
     if not (image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and grows):
         return None
     data = np.fromfile(source, dtype=np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # [H, W, 3], blue first
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # [H, W, 3], BGR
     if pixels is None:
         return None
     large = cv2.resize(pixels, size, dst=_canvas(size), interpolation=cv2.INTER_CUBIC)
@@ -193,9 +192,9 @@ def _enlarged(
 
 def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
     raw_size = (size[1], size[0]) if orientation >= SIDEWAYS else size
-    wanted = (int(raw_size[0] * DRAFT_SCALE), int(raw_size[1] * DRAFT_SCALE))
+    draft_size = (int(raw_size[0] * DRAFT_SCALE), int(raw_size[1] * DRAFT_SCALE))
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        image.draft(image.mode, wanted)
+        image.draft(image.mode, draft_size)
     pixels = _rgb(image)
     if pixels.size != raw_size:
         pixels = resample(pixels, raw_size)
@@ -206,9 +205,9 @@ def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Ima
 
 
 def resample(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`pixels` (RGB) at `size` (width, height) by bicubic interpolation; OpenCV's where it enlarges, being faster.
+    """`pixels` (RGB) resized to `size` (width, height) by bicubic interpolation.
 
-    OpenCV does not smooth before it shrinks, so shrinking is Pillow's.
+    OpenCV enlarges, as it is faster; Pillow shrinks, as OpenCV does not smooth first.
     """
     if size[0] < pixels.width or size[1] < pixels.height:
         return pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -219,22 +218,22 @@ def resample(pixels: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 @functools.lru_cache(maxsize=8)
 def _canvas(size: tuple[int, int]) -> np.ndarray:
-    """Memory to enlarge into, [H, W, 3]: most images of a data set have one of a few sizes."""
+    """A reused buffer [H, W, 3]: most images of a dataset have one of a few sizes."""
     return np.empty((size[1], size[0], 3), dtype=np.uint8)
 
 
-def resampler() -> str:
-    """What resamples images here, with versions: another one may differ by a grey level."""
+def resampler_version() -> str:
+    """The versions of the libraries that resample: other versions may differ by a grey level."""
     return f"opencv {cv2.__version__}, pillow {pillow_version}"
 
 
 def subsampling(quality: int) -> int:
-    """Pillow's code of the chroma subsampling: 4:2:0 as in nearly all sources, 4:4:4 for a quality of 96 and more."""
+    """Pillow's code for the chroma subsampling: 4:2:0, as in nearly all sources; 4:4:4 from quality 96 on."""
     return 2 if quality < 96 else 0
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """First frame as RGB: 16-bit scaled down, transparency on white."""
+    """The first frame as RGB: 16-bit values scaled down, transparency on white."""
     image.seek(0)
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
@@ -259,7 +258,7 @@ def _save(pixels: Image.Image, handle: IO[bytes], suffix: str, quality: int) -> 
 
 
 def _write(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside the target, then rename: no fsync, as a lost image is simply made again."""
+    """Write to a temporary file and rename it, without fsync: a lost image is simply converted again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fd, scratch = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
     try:
@@ -273,7 +272,7 @@ def _write(target: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system allows it, a copy elsewhere; atomic either way."""
+    """Hard-link, or copy if the file system does not allow it; atomic in both cases."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
     scratch.unlink(missing_ok=True)
@@ -283,4 +282,4 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, scratch)
         shutil.copystat(source, scratch)
     scratch.replace(target)
-    scratch.unlink(missing_ok=True)  # renaming one hard link onto another of the same file leaves both
+    scratch.unlink(missing_ok=True)  # renaming a hard link to another link of the same file does nothing

@@ -1,8 +1,7 @@
-"""Where the elements of a large JSON file lie, without loading it.
+"""Byte positions of the elements of a large JSON file, found without loading it.
 
-COCO and LVIS files are one object with long arrays of objects. `find_elements` finds the bytes of
-every element in one pass of numpy over chunks; memory is a few integers an element, whatever
-the elements hold. A gigabyte takes a few seconds.
+COCO and LVIS files are one object with long arrays of objects. `find_elements` finds the byte span of every element in
+one pass of numpy over chunks. Memory is a few integers per element, and a gigabyte takes a few seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
 Mapper = Callable[..., Iterable[Any]]
-BULK = 256  # bytes from which a value inside an element is bulk
+BULK = 256  # a nested array or object longer than this many bytes is bulk
 _BETWEEN_ELEMENTS, _FINISHED = (2, 0), (0, 0)  # (bracket depth, inside a string)
 _NEXT_ELEMENT = re.compile(rb"\}\s*,\s*(?=\{)")
 _QUOTE, _BACKSLASH = 0x22, 0x5C
@@ -35,8 +34,8 @@ _KEY_BYTES = 256
 class Elements(msgspec.Struct, frozen=True):
     """The objects of an array: byte spans int64 [N, 2] (start, end) of each, in file order.
 
-    bulk: spans [K, 2] of the insides of their own arrays and objects that are long, outlines mostly:
-    who needs other fields may leave these bytes out.
+    bulk: spans [K, 2] of the contents of long nested arrays and objects (mostly segmentations). A reader that does not
+    need them leaves these bytes out.
     """
 
     spans: np.ndarray
@@ -44,19 +43,21 @@ class Elements(msgspec.Struct, frozen=True):
 
 
 def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, Elements]:
-    """The objects in each top-level array of `names`; an array that the file does not have is absent.
+    """The objects in each top-level array of `names`; arrays that the file lacks are left out.
 
-    `mapper` may be a process pool's `imap`: a large file is then scanned in parallel. DataError when
-    the file is not one JSON object or ends early.
+    With the `map` of a process pool as `mapper`, a large file is scanned in parallel. DataError if the file is not one
+    JSON object or is truncated.
     """
     with Path(path).open("rb") as handle:
         head = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not head.startswith(b"{"):
-            fix = "expected one object with the lists images, annotations and categories"
-            raise DataError(located("not an annotation file", file=path, found=head[:20].decode("latin1"), fix=fix))
+            expected = "a JSON object with the lists images, annotations and categories"
+            raise DataError(
+                located("not an annotation file", file=path, expected=expected, found=head[:20].decode("latin1"))
+            )
         found = _scan(path, _cuts(handle), mapper) or _scan(path, [0], mapper)
         if found is None:
-            fix = "the file is cut off or broken: fetch it again"
+            fix = "the file is truncated or damaged: download it again"
             raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
         opens, closes, starts, ends, bulk_opens, bulk_closes = found
         elements = {}
@@ -71,7 +72,7 @@ def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) 
 
 
 def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, np.ndarray]:
-    """The spans of `find_elements` alone."""
+    """The spans found by `find_elements`, without those of the bulk."""
     return {name: found.spans for name, found in find_elements(path, names, mapper).items()}
 
 
@@ -87,10 +88,10 @@ def _cuts(handle) -> list[int]:
 
 
 def _scan(path: str | Path, cuts: list[int], mapper: Mapper) -> tuple[np.ndarray, ...] | None:
-    """(top-level values' first and last bytes, elements' first and last bytes); None if the cuts do not hold.
+    """First and last bytes of top-level values, of elements and of bulk; None if a cut is wrong.
 
-    A cut is assumed to lie between two elements of a top-level array, outside any string. That is
-    proven when the range before it ends in just this state.
+    A cut is assumed to lie between two elements of a top-level array, outside any string. This is proven if the scan of
+    the range before it ends in exactly this state.
     """
     ranges = [(str(path), low, high) for low, high in zip(cuts, [*cuts[1:], None], strict=True)]
     events, states = zip(*mapper(_range_events, ranges), strict=True)
@@ -100,9 +101,9 @@ def _scan(path: str | Path, cuts: list[int], mapper: Mapper) -> tuple[np.ndarray
 
 
 def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Events of bytes low..high (None: to the end), and (depth, inside a string) behind them.
+    """First and last bytes of top-level values, of elements and of bulk within bytes low..high (None: to the end).
 
-    The events are the first and last bytes of top-level values, of elements, and of bulk.
+    Also returns (bracket depth, inside a string) at the end of the range.
     """
     path, low, high = span
     events: list[list[np.ndarray]] = [[] for _ in range(6)]
@@ -124,7 +125,7 @@ def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], 
 
 
 def _chunks(handle: IO[bytes], base: int, end: int | None) -> Iterator[tuple[int, bytes | bytearray]]:
-    """(offset, bytes) up to `end`, none of them ending in a backslash; a chunk is valid until the next one."""
+    """(offset, bytes) up to `end`; no chunk ends in a backslash, and each is valid until the next one is read."""
     buffer = bytearray(tuning.JSON_READ_BYTES)
     while size := handle.readinto(memoryview(buffer)[: None if end is None else end - base]):
         data = buffer if size == len(buffer) else buffer[:size]
@@ -148,7 +149,7 @@ def _brackets(data: bytes | bytearray, in_string: int) -> tuple[np.ndarray, np.n
     quote = char == _QUOTE
     if b"\\" in data:
         quote &= ~_escaped(buffer, position)
-    inside = np.cumsum(quote.view(np.uint8), dtype=np.uint8) + np.uint8(in_string) & 1  # wraps, but stays odd or even
+    inside = np.cumsum(quote.view(np.uint8), dtype=np.uint8) + np.uint8(in_string) & 1  # overflow keeps the parity
     step = np.where(inside, 0, _STEP[char])
     kept = np.flatnonzero(step)
     return position[kept], step[kept], int(inside[-1]) if len(inside) else in_string
@@ -156,12 +157,12 @@ def _brackets(data: bytes | bytearray, in_string: int) -> tuple[np.ndarray, np.n
 
 @functools.lru_cache(maxsize=2)
 def _scratch(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Memory of three bytes a byte: fresh pages would cost more than the arithmetic."""
+    """Reused buffers: allocating fresh pages would cost more than the arithmetic."""
     return np.empty(size, np.uint8), np.empty(size, bool), np.empty(size, bool)
 
 
 def _escaped(buffer: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Bool [N]: characters behind an odd run of backslashes."""
+    """Bool [N]: whether the character follows an odd number of backslashes."""
     escaped = (buffer[position - 1] == _BACKSLASH) & (position > 0)
     for i in np.flatnonzero(escaped):
         run, at = 0, int(position[i]) - 1
@@ -178,7 +179,7 @@ def _key_before(handle, position: int) -> str | None:
 
 
 def read_spans(fd: int, spans: np.ndarray, gap: int = 1 << 12) -> list[bytes]:
-    """The bytes of each span [N, 2], in the order given; neighbours are read together."""
+    """The bytes of each span [N, 2], in the given order; spans at most `gap` bytes apart are read together."""
     if not len(spans):
         return []
     order = np.argsort(spans[:, 0], kind="stable")

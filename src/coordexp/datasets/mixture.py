@@ -1,20 +1,21 @@
-"""Several JSONL files as one training set: `custom.fusion_config`.
+"""Mixtures: several JSONL files as one training set (`custom.fusion_config`).
 
 ```yaml
 extends: base.yaml        # optional; one file or a list, relative to this one
-seed: 17                  # of the mixture
-epoch_size: null          # images an epoch, shared out by ratio; null: ratio x length of each source
+seed: 17
+epoch_size: null          # images per epoch, divided by ratio; null: ratio x length of each source
 sources:
   lvis: {jsonl: lvis/train.coord.jsonl, ratio: 1.0}
   mine: {jsonl: mine/train.coord.jsonl, ratio: 0.5, seed: 3, user_prompt: "Find every part.", categories: mine.json}
 ```
-A source's images come in shuffled rounds: none returns before all others were seen, across epochs too.
+The images of a source are drawn in shuffled rounds: none is repeated before all others have been drawn, even across
+epochs.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,52 +24,67 @@ from coordexp.records import CoordSpace, Record, check_record, decode_record
 from coordexp.runtime.config_io import convert, read_extended
 from coordexp.runtime.errors import ConfigError, DataError, located
 
-PATHS = ("jsonl", "categories")  # keys of a source that name a file
+PATHS = ("jsonl", "categories")  # options of a source that name a file
 
 
-class FusionSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of the mixture. The prompt and answer settings left at None are the recipe's.
+class MixtureSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a mixture. Settings of the prompt and the answer that are null are the recipe's."""
 
-    jsonl: relative to the fusion file. ratio: share of the file that an epoch takes (2 = all of it
-    twice), or its weight if the mixture has an `epoch_size`. seed: of this source's shuffling.
-    user_prompt, category_prompt: its prompt. object_field_order, json_format: its answer template.
-    categories: table of its category ids, relative to the fusion file: one that `samples.write_table` wrote, or
-    the Source manifest of its data set, whose names then read as `desc` says. None: the run's own table.
-    """
-
-    jsonl: str
-    ratio: float = 1.0
-    seed: int = 0
-    user_prompt: str | None = None
-    category_prompt: str | None = None
-    object_field_order: Literal["desc_first", "geometry_first"] | None = None
-    json_format: Literal["standard", "compact"] | None = None
-    categories: str | None = None
-    desc: Literal["pretty", "raw"] = "pretty"
+    jsonl: Annotated[str, msgspec.Meta(description="JSONL file of records, relative to the mixture file")]
+    ratio: Annotated[
+        float,
+        msgspec.Meta(
+            description="fraction of the file used per epoch (2: every image twice), or its weight if the mixture has "
+            "an `epoch_size`"
+        ),
+    ] = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=0, description="seed of this source's shuffling")] = 0
+    user_prompt: Annotated[str | None, msgspec.Meta(description="prompt that asks for every object")] = None
+    category_prompt: Annotated[str | None, msgspec.Meta(description="prompt that names categories")] = None
+    object_field_order: Annotated[
+        Literal["desc_first", "geometry_first"] | None,
+        msgspec.Meta(description="order of an object's fields in the answer"),
+    ] = None
+    json_format: Annotated[
+        Literal["standard", "compact"] | None, msgspec.Meta(description="spacing of the answer's JSON")
+    ] = None
+    categories: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="table of this source's categories, relative to the mixture file: a manifest that rule "
+            "download wrote, or a file of `samples.write_category_table`. null: the run's own table"
+        ),
+    ] = None
+    desc: Annotated[
+        Literal["pretty", "raw"], msgspec.Meta(description="form of the category names if `categories` is a manifest")
+    ] = "pretty"
 
     @property
     def style(self) -> dict[str, str]:
-        """The prompt and answer settings that this source has of its own, by their names in PromptStyle."""
+        """The settings of prompt and answer that this source overrides, by their names in PromptStyle."""
         names = ("user_prompt", "category_prompt", "object_field_order", "json_format")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A resolved mixture; `sources` by name, in the order of the file, with absolute paths."""
+class MixtureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mixture: `sources` by name, in the order of the file, with absolute paths."""
 
-    sources: dict[str, FusionSource]
-    seed: int = 17
-    epoch_size: int | None = None
+    sources: Annotated[dict[str, MixtureSource], msgspec.Meta(description="the files of the mixture, by name")]
+    seed: Annotated[int, msgspec.Meta(ge=0, description="seed of the mixture's shuffling")] = 17
+    epoch_size: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None,
+        msgspec.Meta(description="images per epoch, divided by ratio. null: ratio x length of each source"),
+    ] = None
 
 
-class Fusion:
-    """Sources opened: where each line lies, in which unit, and what an epoch is made of.
+class Mixture:
+    """The sources of a mixture: the offset of each record, and the records of each epoch.
 
-    Memory is one integer a image. DataError when a source is empty or any of its records is not
-    in space `expect`, naming file and line.
+    Memory is one integer per image. DataError with file and line if a source is empty, or if a record is not in space
+    `expect`.
     """
 
-    def __init__(self, config: FusionConfig, expect: CoordSpace):
+    def __init__(self, config: MixtureConfig, expect: CoordSpace):
         self.config, self.expect = config, expect
         self.names = list(config.sources)
         self.offsets = [_line_offsets(source.jsonl, expect) for source in config.sources.values()]
@@ -85,8 +101,8 @@ class Fusion:
         mixed = np.concatenate(rows)
         return mixed[np.random.default_rng([self.config.seed, number]).permutation(len(mixed))]
 
-    def record(self, source: int, line: int) -> tuple[Record, Path, FusionSource]:
-        """One image (line from 0), its file and its source's settings."""
+    def record(self, source: int, line: int) -> tuple[Record, Path, MixtureSource]:
+        """The record on a line (from 0) of a source, with the file and the source's settings."""
         settings = self.config.sources[self.names[source]]
         path = Path(settings.jsonl)
         with path.open("rb") as handle:
@@ -95,20 +111,21 @@ class Fusion:
         return check_record(record, self.expect, f"{path}:{line + 1}"), path, settings
 
 
-def load(path: str | Path) -> FusionConfig:
-    """The mixture at `path` (YAML or JSON) with what it `extends`; ConfigError when it is not sound.
+def load_mixture(path: str | Path) -> MixtureConfig:
+    """Load a mixture file (YAML or JSON) and the files that it `extends`; ConfigError if it is invalid.
 
-    A source set to null drops an inherited one.
+    A source that is null removes an inherited one.
     """
     raw = read_extended(path, _absolute)
-    config = convert(raw | {"sources": _sources(raw, path)}, FusionConfig, path)
+    config = convert(raw | {"sources": _sources(raw, path)}, MixtureConfig, path)
     if not config.sources:
-        raise ConfigError(located("no sources", file=path, field="sources", fix="name at least one JSONL file"))
+        fix = "add at least one JSONL file"
+        raise ConfigError(located("the mixture has no sources", file=path, field="sources", fix=fix))
     for name, source in config.sources.items():
         if not (np.isfinite(source.ratio) and source.ratio > 0):
-            fix = "give a positive number, or set the source to null to drop it"
-            where = f"sources.{name}.ratio"
-            raise ConfigError(located("cannot mix this", file=path, field=where, found=source.ratio, fix=fix))
+            fix = "set the source to null to remove it"
+            facts = {"field": f"sources.{name}.ratio", "expected": "a positive number", "found": source.ratio}
+            raise ConfigError(located("invalid ratio", file=path, fix=fix, **facts))
         for key in PATHS:
             file = getattr(source, key)
             if file is not None and not Path(file).is_file():
@@ -116,17 +133,18 @@ def load(path: str | Path) -> FusionConfig:
     return config
 
 
-def files(path: str | Path, key: Literal["jsonl", "categories"] = "jsonl") -> list[Path]:
-    """The files that the mixture at `path` names under `key`, absolute, whether they are there or not."""
+def mixture_files(path: str | Path, key: Literal["jsonl", "categories"] = "jsonl") -> list[Path]:
+    """Absolute paths of the files that the sources of a mixture name under `key`; they need not exist."""
     sources = _sources(read_extended(path, _absolute), path).values()
     return [Path(source[key]) for source in sources if isinstance(source, dict) and source.get(key) is not None]
 
 
 def _sources(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """The sources of a map that may not be checked yet, without those that are set to null."""
+    """The sources in a map that has not been validated, without those that are null."""
     sources = raw.get("sources") or {}
     if not isinstance(sources, dict):
-        raise ConfigError(located("not a map by name", file=path, field="sources", found=type(sources).__name__))
+        problem, found = "expected a map of sources by name", type(sources).__name__
+        raise ConfigError(located(problem, file=path, field="sources", found=found))
     return {name: source for name, source in sources.items() if source is not None}
 
 
@@ -137,24 +155,29 @@ def _absolute(raw: dict[str, Any], path: Path) -> None:
                 source[key] = str((path.parent / source[key]).resolve())
 
 
-def quotas(config: FusionConfig, lengths: list[int]) -> list[int]:
-    """Images that each source gives an epoch.
+def single_file_mixture(jsonl: str | Path) -> MixtureConfig:
+    """A mixture of one file, all of it in each epoch."""
+    return MixtureConfig(sources={Path(jsonl).stem: MixtureSource(jsonl=str(Path(jsonl).resolve()))})
 
-    Without `epoch_size` ratio x length, rounded, at least one; with it, `epoch_size` shared out in
-    proportion to the ratios by largest remainders.
+
+def quotas(config: MixtureConfig, lengths: list[int]) -> list[int]:
+    """Images per epoch of each source.
+
+    Without `epoch_size`: ratio x length, rounded, at least one. With it: `epoch_size` divided in proportion to the
+    ratios, by the method of largest remainders.
     """
     ratios = np.array([source.ratio for source in config.sources.values()])
     if config.epoch_size is None:
         return [max(1, round(ratio * n)) for ratio, n in zip(ratios.tolist(), lengths, strict=True)]
     exact = config.epoch_size * ratios / ratios.sum()
-    whole = np.floor(exact).astype(int)
-    most = np.argsort(whole - exact, kind="stable")[: config.epoch_size - whole.sum()]
-    whole[most] += 1
-    return whole.tolist()
+    counts = np.floor(exact).astype(int)
+    largest_remainders = np.argsort(counts - exact, kind="stable")[: config.epoch_size - counts.sum()]
+    counts[largest_remainders] += 1
+    return counts.tolist()
 
 
 def _rounds(length: int, start: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """`count` line numbers from place `start` of an endless sequence of shuffled rounds."""
+    """`count` line numbers from position `start` of an endless sequence of shuffled rounds."""
     if count == 0:
         return np.zeros(0, dtype=np.int64)
     first, last = start // length, (start + count - 1) // length
@@ -162,11 +185,11 @@ def _rounds(length: int, start: int, count: int, seed: tuple[int, ...]) -> np.nd
     return np.concatenate(rounds)[start - first * length :][:count]
 
 
-class _Unit(msgspec.Struct):
+class _RecordHead(msgspec.Struct):
     coord_space: str
 
 
-_unit = msgspec.json.Decoder(_Unit)
+_decode_head = msgspec.json.Decoder(_RecordHead).decode
 
 
 def _line_offsets(path: str, expect: CoordSpace) -> np.ndarray:
@@ -174,22 +197,21 @@ def _line_offsets(path: str, expect: CoordSpace) -> np.ndarray:
     with Path(path).open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             if line.strip():
-                _check_unit(line, expect, path, number)
+                _check_space(line, expect, path, number)
                 offsets.append(position)
             position += len(line)
     if not offsets:
-        fix = "drop the source, or check its conversion's statistics"
+        fix = "remove the source, or check the statistics of its conversion"
         raise DataError(located("no records", file=path, fix=fix))
     return np.array(offsets, dtype=np.int64)
 
 
-def _check_unit(line: bytes, expect: CoordSpace, path: str, number: int) -> None:
+def _check_space(line: bytes, expect: CoordSpace, path: str, number: int) -> None:
     try:
-        found = _unit.decode(line).coord_space
+        found = _decode_head(line).coord_space
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise DataError(located(f"not a record: {error}", file=path, line=number)) from error
     if found != expect:
-        fix = f"give the mixture a file in {expect} space; nothing converts units silently"
-        raise DataError(
-            located("wrong unit", file=path, line=number, field="coord_space", expected=expect, found=found, fix=fix)
-        )
+        fix = f"use a file in {expect} space; units are never converted implicitly"
+        facts = {"field": "coord_space", "expected": expect, "found": found, "fix": fix}
+        raise DataError(located("wrong coordinate space", file=path, line=number, **facts))

@@ -1,4 +1,4 @@
-"""The one order of objects: top to bottom, then left to right."""
+"""Orders of objects: sorted (top to bottom, then left to right), or random with a seed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Indices [N] that sort boxes [N, 4] (x1, y1, x2, y2 in [0, 1]) by y1, x1, y2, x2.
 
-    Equal boxes keep the order given. With `groups` [N] (integers) every group is sorted by itself
-    and the groups follow each other in increasing order.
+    The sort is stable. With `groups` [N] (integers), boxes are sorted by group first.
     """
     boxes = np.asarray(norm_boxes, dtype=np.float64).reshape(-1, 4)
     keys = [boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1]]
@@ -19,11 +18,11 @@ def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> n
 
 
 def random_order(count: int, seed: int, image_id: int | str) -> np.ndarray:
-    """A permutation [count] that depends on `seed` and the image alone."""
+    """A permutation [count] that depends only on the seed and the image."""
     return np.random.default_rng(stable_hash(seed, image_id)).permutation(count)
 
 
 def stable_hash(seed: int, image_id: int | str) -> int:
-    """64 bits of SHA-256 over seed and image id: equal in every process, version and machine."""
+    """64 bits of the SHA-256 of seed and image id: the same in every process and on every machine."""
     digest = hashlib.sha256(f"{seed}\0{type(image_id).__name__}\0{image_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big")

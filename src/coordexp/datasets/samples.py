@@ -1,7 +1,6 @@
-"""What one training example asks and shows: which image, which objects in which order, which categories.
+"""Training samples: the image, its objects in their order, and the categories that the prompt names.
 
-A sample is a function of (seed, epoch, index) alone, so the order of workers, a resumed run and another
-machine change nothing.
+A sample depends only on (seed, epoch, index), so it is the same in every worker, after a resume, and on every machine.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from coordexp.datasets.categories import descriptions, load
-from coordexp.datasets.mixture import Fusion, FusionConfig, FusionSource
+from coordexp.datasets.categories import descriptions, load_categories
+from coordexp.datasets.mixture import Mixture, MixtureConfig, MixtureSource
 from coordexp.datasets.ordering import reading_order
 from coordexp.datasets.source import load_source
 from coordexp.records import CoordSpace, Object, Record
@@ -22,67 +21,79 @@ from coordexp.runtime.io import read_json, write_json
 
 
 class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """object_ordering: `sorted` (top to bottom, then left to right) or `random`, drawn anew every epoch.
+    """Options of the training samples."""
 
-    orders_per_sample: how many orders of a image an epoch shows (with `random`): a Monte Carlo average
-      over permutations.
-    category_ratio: share of samples whose prompt names categories; the others ask for every object.
-    negatives: most absent categories that such a prompt names.
-    """
-
-    object_ordering: Literal["sorted", "random"] = "sorted"
-    orders_per_sample: Annotated[int, msgspec.Meta(ge=1)] = 1
-    category_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    negatives: Annotated[int, msgspec.Meta(ge=0)] = 5
-    seed: int = 17
+    object_ordering: Annotated[
+        Literal["sorted", "random"],
+        msgspec.Meta(description="order of objects: top to bottom, left to right; or a new random order per epoch"),
+    ] = "sorted"
+    orders_per_sample: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1,
+            description="orders of an image per epoch (with `random`): a Monte Carlo average over permutations",
+        ),
+    ] = 1
+    category_ratio: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=1, description="fraction of samples whose prompt names categories; the others ask for every object"
+        ),
+    ] = 0.0
+    negatives: Annotated[int, msgspec.Meta(ge=0, description="most absent categories that such a prompt names")] = 5
+    seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 
 
 class CategoryTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Descriptions by category id. `exhaustive`: a category without an object is absent (COCO, not LVIS)."""
+    """Descriptions by category id. exhaustive: a category without an object in an image is absent (COCO, not LVIS)."""
 
     names: dict[int, str]
     exhaustive: bool
 
 
 class Sample(NamedTuple):
-    """`place` is file:line; `style` holds the source's own prompt settings; `categories` None asks for everything."""
+    """A training sample.
+
+    path: file of the record. source_line: `file:line`, for messages. style: settings of prompt and answer that the
+    source overrides. categories: those that the prompt names; None asks for every object.
+    """
 
     record: Record
     path: Path
-    place: str
+    source_line: str
     style: dict[str, str]
     categories: list[str] | None
 
 
 class Samples:
-    """The samples of a mixture; each source's records are read when they are needed.
+    """The samples of a mixture. Records are read when they are needed.
 
-    `table` is that of the sources that name none. DataError when a prompt is to name categories and a source has
-    no table, or when a record's description is not the one of its category id.
+    `table` is the category table of the sources that do not name one. DataError if prompts name categories and a source
+    has no table, or if the description of an object is not that of its category id.
     """
 
-    def __init__(self, config: FusionConfig, expect: CoordSpace, options: SampleOptions, table: CategoryTable | None):
+    def __init__(self, config: MixtureConfig, expect: CoordSpace, options: SampleOptions, table: CategoryTable | None):
         self.tables = _tables(config, table) if options.category_ratio else [table] * len(config.sources)
-        self.fusion, self.options = Fusion(config, expect), options
+        self.mixture, self.options = Mixture(config, expect), options
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return sum(self.fusion.quotas) * self.options.orders_per_sample
+        return sum(self.mixture.quotas) * self.options.orders_per_sample
 
     def get(self, index: int, epoch: int) -> Sample:
         """Sample `index` of an epoch (both from 0)."""
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self.fusion.epoch(epoch))
+            self._epoch = (epoch, self.mixture.epoch(epoch))
         source, line = self._epoch[1][index // self.options.orders_per_sample].tolist()
-        record, path, settings = self.fusion.record(source, line)
+        record, path, settings = self.mixture.record(source, line)
         rng = np.random.default_rng([self.options.seed, epoch, index])
-        table, place = self.tables[source], f"{path}:{line + 1}"
+        table, source_line = self.tables[source], f"{path}:{line + 1}"
         categories, objects = None, record.objects
         if table is not None and rng.random() < self.options.category_ratio:
-            _check_names(record, table, place)
-            categories, objects = self._question(record, table, rng)
+            _check_descriptions(record, table, source_line)
+            categories, objects = self._name_categories(record, table, rng)
         record = msgspec.structs.replace(record, objects=self._ordered(objects, rng))
-        return Sample(record, path, place, settings.style, categories)
+        return Sample(record, path, source_line, settings.style, categories)
 
     def _ordered(self, objects: list[Object], rng: np.random.Generator) -> list[Object]:
         if self.options.object_ordering == "random":
@@ -91,88 +102,81 @@ class Samples:
             order = reading_order(np.array([obj.norm_box for obj in objects]))
         return [objects[i] for i in order.tolist()]
 
-    def _question(
+    def _name_categories(
         self, record: Record, table: CategoryTable, rng: np.random.Generator
     ) -> tuple[list[str] | None, list[Object]]:
-        """The categories that the prompt names and the objects that answer it.
+        """The categories that the prompt names (None: every object is asked for), and the objects of the answer.
 
-        Named are categories with objects and some that are *known* absent: listed as negative, or simply
-        without an object where annotations are exhaustive. A category whose annotation is not exhaustive is
-        neither, so it is not named, and its objects are not asked for.
+        The prompt names the categories that have objects and some that are *known* to be absent: those listed as
+        negative or, with exhaustive annotations, all without an object. A category that is not exhaustively annotated
+        is not named, and its objects are not part of the answer.
         """
-        open_ended = set(record.metadata.not_exhaustive_category_ids)
-        present = {obj.category_id for obj in record.objects} - open_ended
+        not_exhaustive = set(record.metadata.not_exhaustive_category_ids)
+        present = {obj.category_id for obj in record.objects} - not_exhaustive
         listed = set(table.names) if table.exhaustive else set(record.metadata.neg_category_ids)
-        absent = sorted((listed & set(table.names)) - present - open_ended)
+        absent = sorted((listed & set(table.names)) - present - not_exhaustive)
         absent = [absent[i] for i in rng.permutation(len(absent))[: self.options.negatives].tolist()]
         named = [*sorted(present), *absent]
         if not named:
             return None, record.objects
-        asked = [table.names[named[i]] for i in rng.permutation(len(named)).tolist()]
-        return asked, [obj for obj in record.objects if obj.category_id in present]
+        categories = [table.names[named[i]] for i in rng.permutation(len(named)).tolist()]
+        return categories, [obj for obj in record.objects if obj.category_id in present]
 
 
-def write_table(manifest: str | Path, out: str | Path, style: Literal["pretty", "raw"]) -> Path:
-    """The table of categories of a data set (its Source manifest) as JSON at `out`; returns its path."""
-    write_json(out, _table_of(manifest, style))
+def write_category_table(manifest: str | Path, out: str | Path, style: Literal["pretty", "raw"]) -> Path:
+    """Write the category table of a dataset, given by its manifest, as JSON to `out`; returns `out`."""
+    write_json(out, _table_of_manifest(manifest, style))
     return Path(out)
 
 
-def read_table(path: str | Path) -> CategoryTable:
-    """The table that `write_table` wrote; DataError when it is none."""
+def read_category_table(path: str | Path) -> CategoryTable:
+    """Read a table that `write_category_table` wrote; DataError if it is not one."""
     try:
         return msgspec.convert(read_json(path), CategoryTable, strict=False)
     except msgspec.ValidationError as error:
-        fix = "expected {names: {id: description}, exhaustive: true or false}, as samples.write_table writes it"
-        raise DataError(located(f"not a table of categories: {error}", file=path, fix=fix)) from error
+        fix = "write the file with coordexp.datasets.samples.write_category_table"
+        raise DataError(located(f"not a category table: {error}", file=path, fix=fix)) from error
 
 
-def _table_of(manifest: str | Path, style: Literal["pretty", "raw"]) -> CategoryTable:
+def _table_of_manifest(manifest: str | Path, style: Literal["pretty", "raw"]) -> CategoryTable:
     source = load_source(manifest)
     annotations = Path(manifest).parent / source.annotations
-    return CategoryTable(descriptions(load(annotations), style), exhaustive=not source.federated)
+    return CategoryTable(descriptions(load_categories(annotations), style), exhaustive=not source.federated)
 
 
-def _tables(config: FusionConfig, table: CategoryTable | None) -> list[CategoryTable]:
-    """The table of each source: its own, or else `table`."""
-    found = [_own_table(source) or table for source in config.sources.values()]
-    for name, one in zip(config.sources, found, strict=True):
-        if one is None:
-            problem = "prompts that name categories need the table of categories"
-            fix = "give it there or as custom.categories, or set custom.category_ratio: 0"
+def _tables(config: MixtureConfig, default: CategoryTable | None) -> list[CategoryTable]:
+    """The table of each source: the one that it names, or else `default`."""
+    tables = [_table_of_source(source) or default for source in config.sources.values()]
+    for name, table in zip(config.sources, tables, strict=True):
+        if table is None:
+            problem = "prompts that name categories need a category table"
+            fix = "set it here or as custom.categories, or set custom.category_ratio: 0"
             raise DataError(located(problem, field=f"sources.{name}.categories", fix=fix))
-    return found
+    return tables
 
 
-def _own_table(source: FusionSource) -> CategoryTable | None:
+def _table_of_source(source: MixtureSource) -> CategoryTable | None:
     if source.categories is None:
         return None
-    found = read_json(source.categories)
-    if isinstance(found, dict) and "annotations" in found:
-        return _table_of(source.categories, source.desc)
-    return read_table(source.categories)
+    content = read_json(source.categories)
+    if isinstance(content, dict) and "annotations" in content:
+        return _table_of_manifest(source.categories, source.desc)
+    return read_category_table(source.categories)
 
 
-def _check_names(record: Record, table: CategoryTable, place: str) -> None:
-    """DataError when an object's description is not what `table` says for its category id."""
-    for i, obj in enumerate(record.objects):
-        if table.names.get(obj.category_id) != obj.desc:
-            raise DataError(_not_in(table, obj, f"objects[{i}]", place))
-
-
-def _not_in(table: CategoryTable, obj: Object, field: str, place: str) -> str:
+def _check_descriptions(record: Record, table: CategoryTable, source_line: str) -> None:
+    """DataError if the description of an object is not that of its category id in `table`."""
     fix = (
-        "give the table that these records were made with: `categories` of their source in the mixture "
+        "use the table that these records were converted with: `categories` of their source in the mixture "
         "(and `desc`, for a manifest), or custom.categories"
     )
-    name = table.names.get(obj.category_id)
-    if name is None:
-        facts = {"field": f"{field}.category_id", "expected": f"one of its {len(table.names)} ids"}
-        return located("no such id in the table of categories", file=place, found=obj.category_id, fix=fix, **facts)
-    problem = f"not the name of category {obj.category_id} in the table of categories"
-    return located(problem, file=place, field=f"{field}.desc", expected=name, found=obj.desc, fix=fix)
-
-
-def one_file(jsonl: str | Path) -> FusionConfig:
-    """A mixture of one file, all of it each epoch."""
-    return FusionConfig(sources={Path(jsonl).stem: FusionSource(jsonl=str(Path(jsonl).resolve()))})
+    for i, obj in enumerate(record.objects):
+        name, where = table.names.get(obj.category_id), f"objects[{i}]"
+        if name is None:
+            facts = {"expected": f"one of its {len(table.names)} ids", "found": obj.category_id, "fix": fix}
+            problem = "the category table lacks this id"
+            raise DataError(located(problem, file=source_line, field=f"{where}.category_id", **facts))
+        if name != obj.desc:
+            problem = f"differs from the name of category {obj.category_id} in the category table"
+            facts = {"expected": name, "found": obj.desc, "fix": fix}
+            raise DataError(located(problem, file=source_line, field=f"{where}.desc", **facts))

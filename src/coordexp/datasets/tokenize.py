@@ -1,4 +1,4 @@
-"""Stage `coord_tokenize`: pixel-space or norm1000 records to token space, quantised from `norm`."""
+"""Stage `coord_tokenize`: records to token space, quantised from the unrounded `norm`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ _TOKENS = coord_tokens()
 def tokenize(
     src: str | Path, dst: str | Path, emit_norm: EmitNorm = "norm1000", *, expect: CoordSpace = "pixel"
 ) -> int:
-    """Write the records of `src` in token space to `dst`; returns how many.
+    """Write the records of `src` in token space to `dst`; returns their number.
 
-    Bins come from the unrounded `norm`, never from rounded pixels. DataError when a record is not in
-    space `expect`: tokens are never tokenized again.
+    DataError if a record is not in space `expect`, so records are never tokenized twice.
     """
     return write_jsonl(dst, (to_tokens(record, emit_norm) for record in read_records(src, expect)))
 
 
 def to_tokens(record: Record, emit_norm: EmitNorm = "norm1000") -> Record:
-    """`record` in token space; its image, `norm` and metadata unchanged."""
+    """`record` in token space; its image, `norm` and metadata do not change."""
     size = (record.width, record.height)
     objects = [_object(obj, emit_norm, size) for obj in record.objects]
     return msgspec.structs.replace(record, coord_space="token", objects=objects)

@@ -1,4 +1,4 @@
-"""Every rule of the record contract, checked over a whole file; nothing is repaired."""
+"""Validation of a file of records. Nothing is repaired."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIXEL_TOLERANCE = 1.0 + 1e-6  # rounding moves a coordinate by half a pixel, kee
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One broken rule: line of the file (from 1, 0 for the file as a whole), field, and what is wrong."""
+    """A violation: line (from 1; 0 for the file as a whole), field, and description."""
 
     line: int
     field: str
@@ -28,12 +28,12 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def validate(path: str | Path, open_images: bool = False) -> list[Problem]:
-    """Every problem of a JSONL file of records, in file order; empty for a sound file.
+    """Every problem of a JSONL file of records, in file order; empty for a valid file.
 
-    Beyond the contract of a single record: one `coord_space` in the file, no image twice, images
-    named by relative paths and present, and `norm` agreeing with the coordinates (pixels to within
-    rounding, bins exactly by one of the two codecs). `open_images` also decodes every image and
-    compares its size. A missing file raises DataError.
+    Beyond the rules for a single record: all records have the same `coord_space`, no image id occurs twice, images are
+    existing files named by relative paths, and `norm` agrees with the coordinates (pixels to within rounding, bins
+    exactly, by one of the two codecs). `open_images` also decodes every image and compares its size.
+    DataError for a missing file.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,35 +50,35 @@ def validate(path: str | Path, open_images: bool = False) -> list[Problem]:
             problems.append(Problem(line, "record", str(error).splitlines()[0].split(": ", 1)[-1]))
             continue
         found = [(f, p) for f, p in record_problems(record)]
-        broken = {f.split(".")[0] for f, _ in found}
-        found += _geometry_problems(record, broken)
+        invalid = {f.split(".")[0] for f, _ in found}
+        found += _geometry_problems(record, invalid)
         if len(record.images) == 1:
             found += _image_problems(record, path.parent, open_images)
         first = spaces.setdefault(record.coord_space, line)
         if len(spaces) > 1 and first == line:
             other = next(iter(spaces))
-            found.append(("coord_space", f"{record.coord_space!r}, but line {spaces[other]} has {other!r}"))
+            found.append(("coord_space", f"is {record.coord_space!r}, but that of line {spaces[other]} is {other!r}"))
         identity = (type(record.metadata.image_id), record.metadata.image_id)
         if (earlier := seen.setdefault(identity, line)) != line:
-            found.append(("metadata.image_id", f"{identity[1]!r} is on line {earlier} too"))
+            found.append(("metadata.image_id", f"{identity[1]!r} is also the id of line {earlier}"))
         problems += [Problem(line, f, p) for f, p in found]
     if not count:
         problems.append(Problem(0, "file", "has no records"))
     return problems
 
 
-def _geometry_problems(record: Record, broken: set[str]) -> list[tuple[str, str]]:
-    """Objects whose coordinates are not their `norm`; those already known as broken are left out."""
+def _geometry_problems(record: Record, invalid: set[str]) -> list[tuple[str, str]]:
+    """Objects whose coordinates do not match their `norm`, except those in `invalid`."""
     problems = []
     size = (record.width, record.height)
     for i, obj in enumerate(record.objects):
         name = f"objects[{i}]"
-        if name in broken or min(size) <= 0:
+        if name in invalid or min(size) <= 0:
             continue
         if record.coord_space == "pixel":
-            apart = np.abs(np.array(obj.norm).reshape(-1, 2) * size - np.reshape(obj.coords, (-1, 2))).max()
-            if apart > PIXEL_TOLERANCE:
-                problems.append((f"{name}.norm", f"is {apart:.1f} pixels away from the coordinates"))
+            difference = np.abs(np.array(obj.norm).reshape(-1, 2) * size - np.reshape(obj.coords, (-1, 2))).max()
+            if difference > PIXEL_TOLERANCE:
+                problems.append((f"{name}.norm", f"differs from the coordinates by {difference:.1f} pixels"))
             continue
         bins = [coord_bin(c) if isinstance(c, str) else c for c in obj.coords]
         encode = encode_box if obj.bbox_2d is not None else encode_poly
@@ -95,7 +95,7 @@ def _image_problems(record: Record, folder: Path, open_images: bool) -> list[tup
         return [("images", f"expected a path relative to this file, found {name!r}")]
     image = folder / name
     if not image.is_file():
-        return [("images", f"{name} is not there")]
+        return [("images", f"{name} does not exist")]
     if not open_images:
         return []
     try:
@@ -105,5 +105,5 @@ def _image_problems(record: Record, folder: Path, open_images: bool) -> list[tup
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return [("images", f"{name} cannot be read: {error}")]
     if size != (record.width, record.height):
-        return [("images", f"{name} has {size[0]}x{size[1]} pixels, the record says {record.width}x{record.height}")]
+        return [("images", f"{name} has {size[0]}x{size[1]} pixels, the record {record.width}x{record.height}")]
     return []

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_index import Broken, decode_elements
+from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.categories import Category
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.records import Record
@@ -175,8 +175,8 @@ def _read_entries(path: Path, invalid: _InvalidEntries) -> _File:
             if name not in spans:
                 raise DataError(located("list is missing", file=path, field=name))
             rows = decode_elements(read_spans(fd, spans[name]), msgspec.json.Decoder(list[kind]).decode)
-            lists.append([row for row in rows if not isinstance(row, Broken)])
-            for row in (row for row in rows if isinstance(row, Broken)):
+            lists.append([row for row in rows if not isinstance(row, InvalidElement)])
+            for row in (row for row in rows if isinstance(row, InvalidElement)):
                 invalid.add(f"unreadable entry of {name}", f"{name}: id {row.id!r}: {row.problem}")
     finally:
         os.close(fd)

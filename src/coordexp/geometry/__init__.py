@@ -1,1 +1,1 @@
-"""Boxes, polygons, image sizes and the norm1000 codec. Pure numpy and shapely, no files."""
+"""Boxes, polygons, image sizes and the norm1000 codec, in numpy and shapely; no file access."""

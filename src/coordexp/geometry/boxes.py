@@ -1,4 +1,4 @@
-"""Box arithmetic on numpy arrays [N, 4] of (x1, y1, x2, y2), any one space for all of them."""
+"""Box arithmetic on numpy arrays [N, 4] of (x1, y1, x2, y2), all in the same space."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def clip(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Boxes cut to the image [0, width] x [0, height]."""
+    """Boxes clipped to the image [0, width] x [0, height]."""
     return np.clip(boxes, 0, [width, height, width, height])
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
-    """Areas [N] in squared units of the boxes; zero for boxes with x2 < x1 or y2 < y1."""
+    """Areas [N] in squared units of the boxes; 0 for boxes with x2 < x1 or y2 < y1."""
     sides = np.maximum(np.asarray(boxes)[..., 2:] - np.asarray(boxes)[..., :2], 0)
     return sides[..., 0] * sides[..., 1]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pairwise IoU [N, M] of `a` [N, 4] and `b` [M, 4]; two empty boxes have IoU 0."""
+    """Pairwise IoU [N, M] of `a` [N, 4] and `b` [M, 4]; the IoU of two empty boxes is 0."""
     inter, union, _ = _overlap(a, b)
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 

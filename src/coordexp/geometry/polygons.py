@@ -1,6 +1,6 @@
-"""Outlines: masks and multi-part polygons to one simple ring of few points, clockwise from the top-left vertex.
+"""Polygons: masks and multi-part polygons to one simple ring of few points, clockwise from the top-left vertex.
 
-Rings are float64 [N, 2] of (x, y), not closed; y grows downwards, so clockwise is as seen on the screen.
+Rings are float64 [N, 2] of (x, y) and not closed. y grows downwards, and "clockwise" is as seen on the screen.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import shapely
 from pycocotools import mask as coco_mask
 
 BRIDGE = 0.5  # pixels: half the width of the strip that joins the parts of one instance
-STEPS = 24  # halvings of the tolerance's logarithm while searching for the point budget
+STEPS = 24  # bisections of the simplification tolerance
 
 
 def from_rings(rings: Sequence[Sequence[float]]) -> shapely.Geometry:
-    """Union of flat rings [x1, y1, x2, y2, ...] as a valid (multi)polygon; empty when they enclose nothing.
+    """The union of flat rings [x1, y1, x2, y2, ...] as a valid (multi)polygon; empty if they enclose no area.
 
-    Overlapping parts are united, as pycocotools does; self-crossing rings are repaired.
+    Overlapping parts are merged, as in pycocotools; self-intersecting rings are repaired.
     """
     points = [np.reshape(ring, (-1, 2)) for ring in rings if len(ring) >= 6 and len(ring) % 2 == 0]
     polygons = [shapely.Polygon(p) for p in points]
@@ -34,7 +34,7 @@ def from_rle(rle: dict) -> shapely.Geometry:
 
 
 def from_mask(mask: np.ndarray) -> shapely.Geometry:
-    """The exact pixel outline (with holes) of a mask [H, W], non-zero inside: a union of its vertical runs."""
+    """The exact pixel outline (with holes) of a mask [H, W], non-zero inside, as the union of its vertical runs."""
     edges = np.diff(np.pad((np.asarray(mask) != 0).astype(np.int8), ((1, 1), (0, 0))), axis=0)
     column, top = np.nonzero(edges.T == 1)
     _, bottom = np.nonzero(edges.T == -1)
@@ -42,15 +42,15 @@ def from_mask(mask: np.ndarray) -> shapely.Geometry:
 
 
 def crop(geometry: shapely.Geometry, width: float, height: float) -> shapely.Geometry:
-    """The part of a geometry inside the image [0, width] x [0, height]; empty when it lies outside."""
+    """The part of a geometry inside the image [0, width] x [0, height]; empty if it is outside."""
     return _only_areas(shapely.intersection(geometry, shapely.box(0, 0, width, height)))
 
 
 def to_ring(geometry: shapely.Geometry, max_points: int, min_iou: float) -> tuple[np.ndarray | None, float]:
-    """(ring, its IoU with `geometry`); the ring is None when the IoU is below `min_iou`.
+    """(ring, its IoU with `geometry`); the ring is None if the IoU is below `min_iou`.
 
-    Holes are filled, parts are joined by thin strips along the shortest way, and the outline is
-    simplified to at most `max_points` points, never to its hull.
+    Holes are filled, parts are joined by thin strips along the shortest line, and the outline is simplified to at most
+    `max_points` points; it is never replaced by its convex hull.
     """
     if max_points < 3:
         raise ValueError(f"a polygon needs at least 3 points, found max_points={max_points}")
@@ -76,9 +76,9 @@ def join_parts(geometry: shapely.Geometry) -> shapely.Polygon:
 
 
 def simplify(polygon: shapely.Polygon, max_points: int) -> shapely.Polygon | None:
-    """`polygon` with at most `max_points` points: the better of Visvalingam and Douglas-Peucker; None if neither can.
+    """`polygon` with at most `max_points` points, by the better of Visvalingam and Douglas-Peucker; None if both fail.
 
-    Each method gets the smallest tolerance that reaches the budget; the result is always simple.
+    Each method uses the smallest tolerance that reaches the budget. The result does not intersect itself.
     """
     if _points(polygon) <= max_points:
         return polygon
@@ -95,7 +95,7 @@ def iou(a: shapely.Geometry, b: shapely.Geometry) -> float:
 
 
 def canonical(ring: np.ndarray) -> np.ndarray:
-    """The same ring [N, 2], clockwise on the screen, starting at the topmost vertex (the leftmost of these)."""
+    """The same ring [N, 2], clockwise, starting at the topmost vertex (the leftmost one of several)."""
     ring = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
     if signed_area(ring) < 0:
         ring = ring[::-1]
@@ -103,7 +103,7 @@ def canonical(ring: np.ndarray) -> np.ndarray:
 
 
 def signed_area(ring: np.ndarray) -> float:
-    """Shoelace area of a ring [N, 2]: positive when it is clockwise on the screen (y downwards)."""
+    """Shoelace area of a ring [N, 2]; positive if it is clockwise."""
     x, y = np.asarray(ring, dtype=np.float64).reshape(-1, 2).T
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) / 2)
 

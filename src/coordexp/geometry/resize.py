@@ -1,8 +1,7 @@
-"""Image sizes on the model's grid: multiples of `factor`, at most `max_blocks` tiles of factor x factor.
+"""Image sizes on the model's grid: multiples of `factor`, at most `max_blocks` tiles of factor x factor pixels.
 
-Two rules. `shrink` is Qwen's own smart resize: round to the grid, shrink what is over the budget,
-enlarge only what is under the minimum. `fill` also enlarges up to the budget: small images give
-the model more tokens to look with.
+There are two rules. `shrink` is Qwen's smart resize: round to the grid, shrink images over the budget, and enlarge only
+those under the minimum. `fill` also enlarges images up to the budget, which gives a small image more visual tokens.
 """
 
 from __future__ import annotations
@@ -11,17 +10,19 @@ from math import ceil, floor, isqrt, sqrt
 from typing import Literal
 
 MAX_ASPECT = 200
-Rule = Literal["fill", "shrink"]
+ResizeRule = Literal["fill", "shrink"]
 
 
-def grid_size(width: int, height: int, rule: Rule, *, factor: int, max_blocks: int, min_blocks: int) -> tuple[int, int]:
-    """(width, height) in pixels that a image of `width` x `height` pixels is resized to.
+def grid_size(
+    width: int, height: int, rule: ResizeRule, *, factor: int, max_blocks: int, min_blocks: int
+) -> tuple[int, int]:
+    """(width, height) in pixels that an image of `width` x `height` pixels is resized to.
 
-    Raises ValueError for an empty image or one whose aspect is over 200.
+    ValueError for an empty image, or one whose aspect ratio exceeds 200.
     """
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
-            f"expected a image with sides of at least 1 and aspect at most {MAX_ASPECT}, found {width}x{height}"
+            f"expected sides of at least 1 pixel and an aspect ratio of at most {MAX_ASPECT}, found {width}x{height}"
         )
     if not 1 <= min_blocks <= max_blocks:
         raise ValueError(f"expected 1 <= min_blocks <= max_blocks, found {min_blocks} and {max_blocks}")
@@ -32,16 +33,16 @@ def grid_size(width: int, height: int, rule: Rule, *, factor: int, max_blocks: i
 
 
 def _fill(width: int, height: int, max_blocks: int) -> tuple[int, int]:
-    """Largest grid of the image's shape within the budget, in exact integers: isqrt of blocks * aspect."""
+    """The largest grid with the image's aspect ratio within the budget: isqrt(blocks * aspect), in exact integers."""
     columns = isqrt(width * max_blocks // height)
     rows = isqrt(height * max_blocks // width)
     return min(max(1, columns), max_blocks), min(max(1, rows), max_blocks)
 
 
 def _shrink(width: int, height: int, factor: int, max_blocks: int, min_blocks: int) -> tuple[int, int]:
-    """Qwen's smart resize in tiles, with its own float arithmetic and half-to-even rounding.
+    """Qwen's smart resize in tiles, with its float arithmetic and half-to-even rounding.
 
-    Where that rule leaves its own budget (very thin images) the budget wins.
+    For very thin images that rule exceeds its own budget; then the budget is enforced by `_fill`.
     """
     columns, rows = round(width / factor), round(height / factor)
     if columns * rows > max_blocks:

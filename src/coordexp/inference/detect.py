@@ -9,9 +9,9 @@ import msgspec
 from PIL import Image
 
 from coordexp.answers.render import PromptStyle
-from coordexp.datasets import images as image_files
+from coordexp.datasets.images import ImageError, load_image, upright_size
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.geometry.resize import Rule, grid_size
+from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.inference import calibrate
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor
@@ -53,7 +53,7 @@ def detect(
     *,
     max_blocks: int = 768,
     min_blocks: int = 4,
-    rule: Rule = "fill",
+    rule: ResizeRule = "fill",
     emit_norm: EmitNorm | None = None,
     calibration: str | Path | None = None,
     polygons: bool = False,
@@ -101,20 +101,20 @@ def detect(
 
 def _upright_size(path: Path) -> tuple[int, int]:
     try:
-        return image_files.upright_size(path)
-    except image_files.ImageError as error:
+        return upright_size(path)
+    except ImageError as error:
         raise _unreadable(path, error) from error
 
 
-def _on_grid(path: Path, size: tuple[int, int], rule: Rule, budget: dict[str, int]) -> Image.Image:
+def _on_grid(path: Path, size: tuple[int, int], rule: ResizeRule, budget: dict[str, int]) -> Image.Image:
     """The image of upright `size` (width, height), resized to the model's grid as in conversion."""
     try:
-        return image_files.load(path, size, grid_size(*size, rule, **budget))
-    except image_files.ImageError as error:
+        return load_image(path, size, grid_size(*size, rule, **budget))
+    except ImageError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
         raise DataError(located(str(error), file=path)) from error
 
 
-def _unreadable(path: Path, error: image_files.ImageError) -> DataError:
+def _unreadable(path: Path, error: ImageError) -> DataError:
     return DataError(located(f"cannot read the image: {error}", file=path, fix="give an image file that opens"))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from coordexp.answers.render import PromptStyle
-from coordexp.datasets import image_provenance
+from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.options import PredictOptions
@@ -71,7 +71,7 @@ def predict(
     identity = {
         "model": content_identity(checkpoint_files.files(Path(model_dir))),
         "records": file_identity(records_jsonl),
-        "images": image_provenance.beside(records_jsonl),
+        "images": provenance_of_records(records_jsonl),
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},
         "style": msgspec.to_builtins(style),
         "categories": list(categories or ()),

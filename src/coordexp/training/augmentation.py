@@ -87,7 +87,7 @@ def _image(sample: Sample, plan: Plan) -> Image.Image:
             found = "x".join(map(str, opened.size))
             fix = "the image file and the record disagree: convert again"
             raise DataError(
-                f"{sample.place}: image is {found}, but the record says {record.width}x{record.height}\n  -> {fix}"
+                f"{sample.source_line}: the image is {found}, but the record {record.width}x{record.height}\n  -> {fix}"
             )
         return change_image(opened.convert("RGB"), plan)
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoProcessor
 
 from coordexp.datasets.categories import Category
-from coordexp.datasets.samples import read_table
+from coordexp.datasets.samples import read_category_table
 from coordexp.evaluation import EvaluateOptions
 from coordexp.evaluation.evaluate import score
 from coordexp.evaluation.ground_truth import ground_truth_from_records
@@ -75,7 +75,7 @@ class DetectionScorer(Scorer):
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
     """Categories by the text that the model reads: of the recipe's table, or of the records without one."""
     if table:
-        names = read_table(table).names
+        names = read_category_table(table).names
     else:
         names = {obj.category_id: obj.desc for record in records for obj in record.objects}
     return [Category(category_id, name) for category_id, name in names.items()]

@@ -49,14 +49,14 @@ def training_code(recipe: Recipe) -> str:
 
 def data_identity(path: str | Path | None) -> Any:
     """Content of a data file and of how the images of its records were made; not where they are."""
-    return [file_identity(path), image_provenance.beside(path)] if path else None
+    return [file_identity(path), image_provenance.provenance_of_records(path)] if path else None
 
 
 def mixture_identity(path: str | Path | None) -> Any:
     """A mixture as resolved, with the content of its files instead of their paths."""
     if not path:
         return None
-    resolved = mixture.load(path)
+    resolved = mixture.load_mixture(path)
     sources = {
         name: {**msgspec.to_builtins(source), **{key: data_identity(getattr(source, key)) for key in mixture.PATHS}}
         for name, source in resolved.sources.items()

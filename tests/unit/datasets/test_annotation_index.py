@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.datasets import json_spans as scan
-from coordexp.datasets.annotation_index import build_index, read_images, read_outlines, rows_of
-from coordexp.datasets.categories import Category, category_ids, descriptions, load, pretty
+from coordexp.datasets.annotation_index import build_index, read_images, read_segmentations
+from coordexp.datasets.categories import Category, category_ids, descriptions, load_categories, pretty
 from coordexp.datasets.json_spans import element_spans, find_elements, read_spans
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError
@@ -83,7 +83,7 @@ def read_all(index):
     """(images, rows of each image)."""
     fd = os.open(index.path, os.O_RDONLY)
     try:
-        return read_images(fd, index, 0, len(index)), [rows_of(index, i, i + 1) for i in range(len(index))]
+        return read_images(fd, index, 0, len(index)), [index.annotations_of(i, i + 1) for i in range(len(index))]
     finally:
         os.close(fd)
 
@@ -100,7 +100,7 @@ def test_annotations_come_with_their_image_in_file_order(tmp_path, kind):
     images, grouped = read_all(index)
     assert [i.id for i in images] == [kind(k) for k in (20, 30, 10, 40)]
     assert ids_of(grouped) == [[3], [0, 2, 5], [1, 4], []]
-    assert index.lost == []
+    assert index.invalid == []
 
 
 def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
@@ -109,8 +109,8 @@ def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "ELEMENTS_PER_BLOCK", 7)
     small = build_index(path)
     for column in ("ids", "categories", "boxes", "crowd", "spans", "offsets"):
-        assert (getattr(whole.rows, column) == getattr(small.rows, column)).all()
-    assert whole.rows.owner.tolist() == sorted(whole.rows.owner.tolist())
+        assert (getattr(whole.annotations, column) == getattr(small.annotations, column)).all()
+    assert whole.annotations.image_index.tolist() == sorted(whole.annotations.image_index.tolist())
 
 
 def emptied(value, limit, depth=0):
@@ -152,16 +152,16 @@ def test_columns_are_the_same_with_and_without_bulk(tmp_path, monkeypatch, bulk)
     _, grouped = read_all(index)
     assert ids_of(grouped) == [[0, 2, 4], [1, 3]]
     assert all(found == box for own in grouped for found in own.boxes.tolist())
-    assert [(b.id, "bbox" in b.problem) for _, b in index.lost] == [(9, True)]
+    assert [(b.id, "bbox" in b.problem) for _, b in index.invalid] == [(9, True)]
     with open(index.path, "rb") as handle:
-        read = [json.loads(o) for own in grouped for o in read_outlines(handle.fileno(), own)]
+        read = [json.loads(o) for own in grouped for o in read_segmentations(handle.fileno(), own)]
     assert read == [outlines[k] for k in (0, 2, 4, 1, 3)]
 
 
 def test_duplicates_and_orphans_are_lost_and_named(tmp_path):
     annotations = [annotation_entry(1, 1), annotation_entry(2, 99), annotation_entry(1, 2), annotation_entry(3, 2)]
     index = build_index(write(tmp_path, [image_entry(1), image_entry(2), image_entry(1)], annotations))
-    assert [(f, b.id, b.problem) for f, b in index.lost] == [
+    assert [(f, b.id, b.problem) for f, b in index.invalid] == [
         ("images", 1, "duplicate image id"),
         ("annotations", 1, "duplicate annotation id"),
         ("annotations", 2, "image_id 99 is not in images"),
@@ -182,9 +182,9 @@ def test_a_broken_element_does_not_hide_its_neighbours(tmp_path):
     _, (own,) = read_all(index)
     assert own.ids.tolist() == [1, 4]
     assert own.boxes.tolist() == [[0, 0, 5, 5]] * 2
-    assert [(f, b.id, b.image_id) for f, b in index.lost] == [("annotations", 2, 1), ("annotations", 3, 1)]
-    assert "bbox" in index.lost[0][1].problem
-    assert "invalid" in index.lost[1][1].problem
+    assert [(f, b.id, b.image_id) for f, b in index.invalid] == [("annotations", 2, 1), ("annotations", 3, 1)]
+    assert "bbox" in index.invalid[0][1].problem
+    assert "invalid" in index.invalid[1][1].problem
 
 
 @pytest.mark.parametrize("text", ["plain", 'a }, { "b": [} c', "\\\\", '"}, {"'])
@@ -213,11 +213,11 @@ def test_missing_lists_and_an_empty_image_list_are_errors(tmp_path):
     with pytest.raises(DataError, match="images: the list is empty"):
         build_index(path)
     path.write_text('{"images": [{"id": 1}]}')
-    with pytest.raises(DataError, match="annotations: this list is missing"):
+    with pytest.raises(DataError, match="annotations: the list is missing"):
         build_index(path)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the photographs are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/photos")
 @pytest.mark.parametrize(
     "name", ["instances_train2017.json", "instances_val2017.json", "lvis_v1_train.json", "lvis_v1_val.json"]
 )
@@ -234,7 +234,7 @@ def test_real_files_are_read_as_json_reads_them(name):
         assert own.boxes.tolist() == [a["bbox"] for a in expected]
         assert own.crowd.tolist() == [bool(a.get("iscrowd")) for a in expected]
         with (SHARED / name).open("rb") as handle:
-            outlines = read_outlines(handle.fileno(), own)
+            outlines = read_segmentations(handle.fileno(), own)
         assert [json.loads(o) for o in outlines] == [a["segmentation"] for a in expected]
 
 
@@ -247,7 +247,7 @@ def write_categories(tmp_path, categories) -> Path:
 def test_categories_of_both_layouts(tmp_path):
     lvis = {"id": 3, "name": "baseball_bat", "synonyms": ["baseball_bat", "bat"], "frequency": "c", "def": "a club"}
     coco = {"id": 4, "name": "stop sign", "supercategory": "outdoor"}
-    assert load(write_categories(tmp_path, [lvis, coco])) == [
+    assert load_categories(write_categories(tmp_path, [lvis, coco])) == [
         Category(3, "baseball_bat", ["baseball_bat", "bat"], "c"),
         Category(4, "stop sign"),
     ]
@@ -265,13 +265,13 @@ def test_categories_of_both_layouts(tmp_path):
 def test_a_bad_category_is_named_or_left_out(tmp_path, bad, problem):
     path = write_categories(tmp_path, [{"id": 3, "name": "cat"}, bad])
     with pytest.raises(DataError, match=problem):
-        load(path)
-    assert [c.name for c in load(path, "skip")] == ["cat"]
+        load_categories(path)
+    assert [c.name for c in load_categories(path, "skip")] == ["cat"]
 
 
 def test_no_categories_is_an_error(tmp_path):
     with pytest.raises(DataError, match="categories: the list is missing or empty"):
-        load(write_categories(tmp_path, []))
+        load_categories(write_categories(tmp_path, []))
 
 
 def test_descriptions_are_reversible():
@@ -281,6 +281,6 @@ def test_descriptions_are_reversible():
         texts = descriptions(table, style)
         assert {category_ids(table, style)[texts[c.id]] for c in table} == {1, 2, 3}
     assert descriptions(table, "pretty")[3] == "bow (weapon)"
-    with pytest.raises(DataError, match=r"1 \('hot_dog'\) and 2 \('hot dog'\) both read 'hot dog'"):
+    with pytest.raises(DataError, match=r"1 \('hot_dog'\) and 2 \('hot dog'\) have the same description 'hot dog'"):
         descriptions([Category(1, "hot_dog"), Category(2, "hot dog")], "pretty")
     assert descriptions([Category(1, "hot_dog"), Category(2, "hot dog")], "raw") == {1: "hot_dog", 2: "hot dog"}

@@ -3,7 +3,8 @@
 import pytest
 from dataset_cases import CATEGORIES, annotation_entry, balanced, convert_to, draw_image, image_entry, write_dataset
 
-from coordexp.datasets.convert import ConvertOptions, load_source
+from coordexp.datasets.convert import ConvertOptions
+from coordexp.datasets.source import load_source
 from coordexp.datasets.validate import validate
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.runtime.io import sha256_file
@@ -32,13 +33,13 @@ def bad_inputs() -> dict:
     return {
         "missing": (two, good, remove, ["missing image", "0002.jpg", second], 1, 1),
         "truncated": (two, good, truncate, ["unreadable image", "0002.jpg", second, "truncated"], 1, 1),
-        "size": (two, good, replace, ["entry size differs", "40x30", "160x120", second], 1, 1),
+        "size": (two, good, replace, ["size differs from the annotation", "40x30", "160x120", second], 1, 1),
         "no width": (nameless, good, None, [second, "width"], 1, 1),
         "zero width": ([image_entry(1), image_entry(2, width=0)], good, remove, ["impossible size", second], 1, 1),
-        "outside": (two, more([200, 5, 9, 9]), None, ["outside the image", ninth], 1, 0),
-        "nan": (two, more([float("nan"), 5, 9, 9]), None, ["unreadable annotation", ninth], 1, 0),
-        "infinite": (two, more([5, 5, 9, float("inf")]), None, ["unreadable annotation", ninth], 1, 0),
-        "short box": (two, more([1, 2]), None, ["unreadable annotation", "bbox", ninth], 1, 0),
+        "outside": (two, more([200, 5, 9, 9]), None, ["box outside the image", ninth], 1, 0),
+        "nan": (two, more([float("nan"), 5, 9, 9]), None, ["invalid annotation", ninth], 1, 0),
+        "infinite": (two, more([5, 5, 9, float("inf")]), None, ["invalid annotation", ninth], 1, 0),
+        "short box": (two, more([1, 2]), None, ["invalid annotation", "bbox", ninth], 1, 0),
         "category": (two, more([5, 5, 9, 9], category_id=99), None, ["unknown category", ninth], 1, 0),
         "orphan": (two, more([5, 5, 9, 9], image_id=77), None, [ninth, "77 is not in images"], 1, 0),
         "repeated annotation": (two, more([1, 1, 9, 9], id=2), None, ["duplicate annotation id", "annotation 2"], 1, 0),
@@ -78,7 +79,7 @@ def test_a_name_that_leads_out_of_the_folder_is_always_an_error(tmp_path):
     (tmp_path / "annotations.json").touch()
     manifest = write_dataset(tmp_path, [{**image_entry(1), "file_name": "../annotations.json"}], [])
     for on_bad in ("error", "skip"):
-        with pytest.raises(DataError, match="leads nowhere"):
+        with pytest.raises(DataError, match="invalid file name"):
             convert_to(manifest, tmp_path / "out", on_bad=on_bad)
 
 
@@ -102,7 +103,7 @@ def test_a_category_without_a_name(tmp_path):
 def test_nothing_usable_is_an_error_even_when_skipping(tmp_path):
     manifest = write_dataset(tmp_path, [image_entry(1)], [])
     (tmp_path / "images" / "0001.jpg").unlink()
-    with pytest.raises(DataError, match=r"no entry could be used.*missing image"):
+    with pytest.raises(DataError, match=r"no image could be used.*missing image"):
         convert_to(manifest, tmp_path / "out", on_bad="skip")
     assert not (tmp_path / "out" / "train.jsonl").exists()
 

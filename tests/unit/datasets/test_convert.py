@@ -13,7 +13,7 @@ from dataset_cases import annotation_entry, balanced, convert_to, image_entry, p
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-import coordexp.datasets.convert as module
+from coordexp.datasets import chunk_cache, chunk_conversion
 from coordexp.datasets.ordering import reading_order
 from coordexp.datasets.source import Source
 from coordexp.datasets.tokenize import tokenize
@@ -184,9 +184,9 @@ def test_polygons_of_masks_parts_and_curves(tmp_path):
         [40 / 160, 30 / 120, 100 / 160, 30 / 120, 100 / 160, 90 / 120, 40 / 160, 90 / 120]
     )
     assert stats["polygons"]["written"] == 3
-    assert stats["polygons"]["of_several_parts"] == 1
+    assert stats["polygons"]["multi_part"] == 1
     assert stats["polygons"]["mean_iou_with_mask"] > 0.9
-    assert stats["polygons"]["boxes_instead"] == {"no outline": 1, "thinner than a pixel or bin": 1}
+    assert stats["polygons"]["replaced_by_box"] == {"no segmentation": 1, "thinner than a pixel or bin": 1}
     assert validate(tmp_path / "out" / "train.jsonl") == []
 
 
@@ -194,7 +194,7 @@ def test_a_poor_polygon_gives_way_to_its_box(tmp_path):
     manifest = write_dataset(tmp_path, [image_entry(1)], polygon_cases()[1:2])
     stats = convert_to(manifest, tmp_path / "out", geometry="poly", poly_max_points=4, poly_min_iou=0.99)
     assert pixel_records(tmp_path / "out")[0].objects[0].bbox_2d is not None
-    assert stats["polygons"]["boxes_instead"] == {"box fits better": 1}
+    assert stats["polygons"]["replaced_by_box"] == {"low IoU with the mask": 1}
 
 
 def test_the_round_trip_is_that_of_the_emitted_tokens(tmp_path):
@@ -229,13 +229,13 @@ def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch):
 def convert_slowly(manifest, out):
     """In a process of its own: image by image, a while for each."""
     tuning.IMAGES_PER_CHUNK = 2
-    prepare = module.images.prepare
+    prepare = chunk_conversion.prepare_image
 
     def slow(*args):
         time.sleep(0.15)
         return prepare(*args)
 
-    module.images.prepare = slow
+    chunk_conversion.prepare_image = slow
     convert_to(manifest, out)
 
 
@@ -255,8 +255,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     made = {p.name: p.stat().st_mtime_ns for p in (out / "images" / "images").glob("0*.jpg")}
     assert 3 <= len(made) < 6
     opened = []
-    read_images = module.read_images
-    monkeypatch.setattr(module, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b))
+    read_images = chunk_conversion.read_images
+    monkeypatch.setattr(
+        chunk_conversion, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b)
+    )
     convert_to(manifest, out)
     assert opened == [2, 4]  # the first chunk was whole
     for name, before in made.items():
@@ -272,17 +274,19 @@ def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     convert_to(manifest, tmp_path / "whole")
     with monkeypatch.context() as stopped:
-        stopped.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped.setattr(chunk_cache, "join_chunks", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             convert_to(manifest, out)
-    (part,) = out.rglob("000001.part")
+    (part,) = out.rglob("000001.chunk")
     data = part.read_bytes()
     spoiled = {"cut": data[:-20], "empty": b"", "changed": data.replace(b'"cat"', b'"cow"')}[damage]
     assert spoiled != data
     part.write_bytes(spoiled)
     opened = []
-    read_images = module.read_images
-    monkeypatch.setattr(module, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b))
+    read_images = chunk_conversion.read_images
+    monkeypatch.setattr(
+        chunk_conversion, "read_images", lambda fd, i, a, b: opened.append(a) or read_images(fd, i, a, b)
+    )
     convert_to(manifest, out)
     assert opened == [2]
     for name in ("train.jsonl", "stats.json"):
@@ -292,19 +296,19 @@ def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
 def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
     manifest = write_dataset(tmp_path)
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
-    prepare = module.images.prepare
+    prepare = chunk_conversion.prepare_image
 
     def killed(source, *rest):
         if source.endswith("0003.jpg"):
             os.kill(os.getpid(), signal.SIGKILL)
         return prepare(source, *rest)
 
-    monkeypatch.setattr(module.images, "prepare", killed)
+    monkeypatch.setattr(chunk_conversion, "prepare_image", killed)
     with pytest.raises(DataError, match=r"process was killed") as error:
         convert_to(manifest, tmp_path / "out", num_workers=2)
     assert "annotations.json" in str(error.value)
-    assert "more memory or fewer workers" in str(error.value)
-    monkeypatch.setattr(module.images, "prepare", prepare)
+    assert "set fewer workers" in str(error.value)
+    monkeypatch.setattr(chunk_conversion, "prepare_image", prepare)
     assert convert_to(manifest, tmp_path / "out", num_workers=2)["images"]["written"] == 6
 
 
@@ -318,7 +322,7 @@ def test_an_error_in_a_worker_keeps_its_words(tmp_path):
 def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     manifest = write_dataset(tmp_path)
-    monkeypatch.setattr(module.parts, "join", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(chunk_cache, "join_chunks", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         convert_to(manifest, tmp_path / "out")
     monkeypatch.undo()
@@ -332,7 +336,7 @@ def test_a_folder_that_is_not_ours_is_never_emptied(tmp_path):
     manifest = write_dataset(tmp_path)
     (tmp_path / "out" / "images").mkdir(parents=True)
     (tmp_path / "out" / "images" / "holiday.jpg").touch()
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="not created by CoordExp"):
         convert_to(manifest, tmp_path / "out")
     assert (tmp_path / "out" / "images" / "holiday.jpg").exists()
 
@@ -342,5 +346,5 @@ def test_two_splits_cannot_share_a_folder(tmp_path):
     convert_to(manifest, tmp_path / "out")
     source = msgspec.json.decode(manifest.read_bytes(), type=Source)
     write_json(manifest, msgspec.structs.replace(source, split="val"))
-    with pytest.raises(DataError, match="another split's"):
+    with pytest.raises(DataError, match="belongs to another split"):
         convert_to(manifest, tmp_path / "out")

@@ -55,7 +55,7 @@ def server():
 
 def lvis(server) -> dict:
     """The entry of the shipped configuration with the URLs of the local server."""
-    entry = yaml.safe_load(CONFIG.read_text())["data"]["lvis"]
+    entry = yaml.safe_load(CONFIG.read_text())["datasets"]["lvis"]
     files = {
         "annotations/lvis_v1_train.json": "/train.json.zip",
         "annotations/lvis_v1_val.json": "/val.json.zip",

@@ -5,12 +5,10 @@ from collections import Counter
 import msgspec
 import numpy as np
 import pytest
-from dataset_cases import write_dataset
-from test_data_records import record
+from dataset_cases import make_record, write_dataset
 
-from coordexp.datasets.mixture import Fusion, FusionConfig, FusionSource, load, quotas
-from coordexp.datasets.mixture import files as files_of
-from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples, read_table, write_table
+from coordexp.datasets.mixture import Mixture, MixtureConfig, MixtureSource, load_mixture, mixture_files, quotas
+from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples, read_category_table, write_category_table
 from coordexp.datasets.tokenize import tokenize
 from coordexp.records import Metadata
 from coordexp.runtime.errors import ConfigError, DataError
@@ -20,7 +18,7 @@ from coordexp.runtime.io import read_json, write_json, write_jsonl
 def files(tmp_path, **counts):
     """One file of token-space records for each name."""
     for name, count in counts.items():
-        write_jsonl(tmp_path / f"{name}.pixel.jsonl", [record(i) for i in range(count)])
+        write_jsonl(tmp_path / f"{name}.pixel.jsonl", [make_record(i) for i in range(count)])
         tokenize(tmp_path / f"{name}.pixel.jsonl", tmp_path / f"{name}.jsonl")
 
 
@@ -43,12 +41,12 @@ def test_a_mixture_with_its_own_prompts(tmp_path):
         "  a: {jsonl: a.jsonl, user_prompt: Find parts., json_format: compact}\n"
         "  b: {jsonl: b.jsonl, ratio: 0.5}\n",
     )
-    mixture = load(path)
-    fusion = Fusion(mixture, "token")
-    assert fusion.quotas == [10, 10]
-    rows = fusion.epoch(0)
+    mixture = load_mixture(path)
+    opened = Mixture(mixture, "token")
+    assert opened.quotas == [10, 10]
+    rows = opened.epoch(0)
     assert source_counts(rows) == [10, 10]
-    found, file, settings = fusion.record(*rows[np.argmin(rows[:, 0])])
+    found, file, settings = opened.record(*rows[np.argmin(rows[:, 0])])
     assert file == tmp_path / "a.jsonl"
     assert found.coord_space == "token"
     assert settings.style == {"user_prompt": "Find parts.", "json_format": "compact"}
@@ -58,7 +56,9 @@ def test_a_mixture_with_its_own_prompts(tmp_path):
 def test_json_is_a_configuration_too(tmp_path):
     files(tmp_path, a=3)
     assert (
-        load(config(tmp_path, '{"sources": {"a": {"jsonl": "a.jsonl", "ratio": 2}}}', "mix.json")).sources["a"].ratio
+        load_mixture(config(tmp_path, '{"sources": {"a": {"jsonl": "a.jsonl", "ratio": 2}}}', "mix.json"))
+        .sources["a"]
+        .ratio
         == 2
     )
 
@@ -66,11 +66,11 @@ def test_json_is_a_configuration_too(tmp_path):
 def test_epochs_are_reproducible_and_different(tmp_path):
     files(tmp_path, a=30, b=30)
     text = "sources:\n  a: {jsonl: a.jsonl}\n  b: {jsonl: b.jsonl, seed: 4}\n"
-    one, two = (Fusion(load(config(tmp_path, text)), "token") for _ in range(2))
+    one, two = (Mixture(load_mixture(config(tmp_path, text)), "token") for _ in range(2))
     assert np.array_equal(one.epoch(3), two.epoch(3))
     assert not np.array_equal(one.epoch(0), one.epoch(1))
     assert one.epoch(0)[:, 0].tolist() != sorted(one.epoch(0)[:, 0].tolist())  # mixed, not in a row
-    other = Fusion(load(config(tmp_path, text.replace("seed: 4", "seed: 5"))), "token")
+    other = Mixture(load_mixture(config(tmp_path, text.replace("seed: 4", "seed: 5"))), "token")
     a, b = ([sorted(map(tuple, f.epoch(0)[f.epoch(0)[:, 0] == s])) for s in (0, 1)] for f in (one, other))
     assert a == b  # a whole round holds every image, whatever the seed
 
@@ -78,10 +78,10 @@ def test_epochs_are_reproducible_and_different(tmp_path):
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 1.7, 2.5])
 def test_no_image_returns_before_all_others_were_seen(tmp_path, ratio):
     files(tmp_path, a=17)
-    fusion = Fusion(load(config(tmp_path, f"sources: {{a: {{jsonl: a.jsonl, ratio: {ratio}}}}}")), "token")
+    opened = Mixture(load_mixture(config(tmp_path, f"sources: {{a: {{jsonl: a.jsonl, ratio: {ratio}}}}}")), "token")
     seen: Counter = Counter()
     for number in range(8):
-        lines = fusion.epoch(number)[:, 1].tolist()
+        lines = opened.epoch(number)[:, 1].tolist()
         assert len(lines) == round(17 * ratio)
         seen.update(lines)
         every = [seen[line] for line in range(17)]
@@ -90,8 +90,8 @@ def test_no_image_returns_before_all_others_were_seen(tmp_path, ratio):
 
 def test_quotas_are_exact():
     def shares(size, *ratios):
-        sources = {str(i): FusionSource("x", ratio=r) for i, r in enumerate(ratios)}
-        return quotas(FusionConfig(sources, epoch_size=size), [100] * len(ratios))
+        sources = {str(i): MixtureSource("x", ratio=r) for i, r in enumerate(ratios)}
+        return quotas(MixtureConfig(sources, epoch_size=size), [100] * len(ratios))
 
     assert shares(10, 1, 1, 1) == [4, 3, 3]
     assert shares(1000, 0.7, 0.2, 0.1) == [700, 200, 100]
@@ -102,8 +102,8 @@ def test_quotas_are_exact():
 def test_an_epoch_of_a_given_size(tmp_path):
     files(tmp_path, a=5, b=50)
     text = "epoch_size: 40\nsources: {a: {jsonl: a.jsonl, ratio: 1}, b: {jsonl: b.jsonl, ratio: 3}}"
-    fusion = Fusion(load(config(tmp_path, text)), "token")
-    assert source_counts(fusion.epoch(2)) == [10, 30]
+    opened = Mixture(load_mixture(config(tmp_path, text)), "token")
+    assert source_counts(opened.epoch(2)) == [10, 30]
 
 
 def test_extends_merges_and_keeps_each_files_own_paths(tmp_path):
@@ -112,9 +112,9 @@ def test_extends_merges_and_keeps_each_files_own_paths(tmp_path):
     files(tmp_path / "base", a=3, b=3)
     config(tmp_path / "base", "seed: 1\nsources: {a: {jsonl: a.jsonl, ratio: 2}, b: {jsonl: b.jsonl}}")
     text = "extends: base/mix.yaml\nsources: {a: {ratio: 0.5}, b: null, mine: {jsonl: mine.jsonl}}"
-    mixture = load(config(tmp_path, text))
+    mixture = load_mixture(config(tmp_path, text))
     assert list(mixture.sources) == ["a", "mine"]
-    assert mixture.sources["a"] == FusionSource(str(tmp_path / "base" / "a.jsonl"), ratio=0.5)
+    assert mixture.sources["a"] == MixtureSource(str(tmp_path / "base" / "a.jsonl"), ratio=0.5)
     assert mixture.seed == 1
 
 
@@ -124,36 +124,37 @@ def test_extends_merges_and_keeps_each_files_own_paths(tmp_path):
         ("sources: {a: {jsonl: a.jsonl, ration: 2}}", r"sources\.a\.ration: unknown key, did you mean 'ratio'"),
         ("source: {a: {jsonl: a.jsonl}}", r"source: unknown key, did you mean 'sources'"),
         ("sources: {a: {jsonl: no.jsonl}}", r"sources\.a\.jsonl: file not found.*no\.jsonl"),
-        ("sources: {a: {jsonl: a.jsonl, ratio: 0}}", r"sources\.a\.ratio: cannot mix this"),
+        ("sources: {a: {jsonl: a.jsonl, ratio: 0}}", r"sources\.a\.ratio: invalid ratio; expected 'a positive number'"),
         ("sources: {a: {jsonl: a.jsonl, ratio: .nan}}", r"sources\.a\.ratio"),
-        ("sources: {a: {jsonl: a.jsonl, ratio: many}}", "Expected `float`"),
+        ("sources: {a: {jsonl: a.jsonl, ratio: many}}", "expected `float`"),
         ("sources: {}", "no sources"),
-        ("sources: [a.jsonl]", r"mix\.yaml: sources: not a map by name; found 'list'"),
-        ("sources: {a: {ratio: 1}}", "missing required field `jsonl`"),
+        ("sources: [a.jsonl]", r"mix\.yaml: sources: expected a map of sources by name; found 'list'"),
+        ("sources: {a: {ratio: 1}}", "sources.a.jsonl: required key is missing"),
         ("extends: mix.yaml\nsources: {a: {jsonl: a.jsonl}}", "circular `extends`: mix.yaml -> mix.yaml"),
         ("extends: none.yaml", r"none\.yaml: file not found"),
-        ("- a", "not a map"),
-        ("sources: [", "not YAML"),
+        ("- a", "expected a map of settings"),
+        ("sources: [", "invalid YAML"),
     ],
 )
 def test_a_configuration_that_is_not_sound(tmp_path, text, words):
     files(tmp_path, a=3)
     with pytest.raises(ConfigError, match=words):
-        load(config(tmp_path, text))
+        load_mixture(config(tmp_path, text))
 
 
 def test_every_record_of_a_source_must_be_in_the_expected_space(tmp_path):
     files(tmp_path, a=3)
     (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes() + (tmp_path / "a.pixel.jsonl").read_bytes())
-    mixture = load(config(tmp_path, "sources: {a: {jsonl: a.jsonl}}"))
-    with pytest.raises(DataError, match=r"a.jsonl:4: coord_space: wrong unit; expected 'token', found 'pixel'"):
-        Fusion(mixture, "token")
+    mixture = load_mixture(config(tmp_path, "sources: {a: {jsonl: a.jsonl}}"))
+    words = r"a.jsonl:4: coord_space: wrong coordinate space; expected 'token', found 'pixel'"
+    with pytest.raises(DataError, match=words):
+        Mixture(mixture, "token")
 
 
 def test_an_empty_source_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(DataError, match="no records"):
-        Fusion(load(config(tmp_path, "sources: {a: {jsonl: a.jsonl}}")), "token")
+        Mixture(load_mixture(config(tmp_path, "sources: {a: {jsonl: a.jsonl}}")), "token")
 
 
 STREET = CategoryTable({1: "person", 2: "dog", 3: "car"}, exhaustive=True)
@@ -162,7 +163,7 @@ PARTS = {1: "bolt", 2: "hex_nut", 9: "washer"}
 
 def holding(i, *categories, neg=()):
     """A image with one box for each (id, description) of `categories`."""
-    bare = record(i, boxes=((0.1, 0.2, 0.5, 0.6),) * len(categories))
+    bare = make_record(i, boxes=((0.1, 0.2, 0.5, 0.6),) * len(categories))
     objects = [
         msgspec.structs.replace(obj, category_id=category, desc=desc)
         for obj, (category, desc) in zip(bare.objects, categories, strict=True)
@@ -182,7 +183,7 @@ def mixed(tmp_path, own="", **options):
     """Samples of both sources under the table of streets; `own` are further keys of the parts."""
     text = f"sources: {{street: {{jsonl: street.jsonl}}, parts: {{jsonl: parts.jsonl{own}}}}}"
     options = SampleOptions(**({"category_ratio": 1.0, "negatives": 9} | options))
-    return Samples(load(config(tmp_path, text)), "token", options, STREET)
+    return Samples(load_mixture(config(tmp_path, text)), "token", options, STREET)
 
 
 def asked(some, epoch=0):
@@ -205,7 +206,7 @@ def test_ids_of_a_source_are_looked_up_in_its_own_table(tmp_path, kind, style, n
     manifest = parts_manifest(tmp_path)
     own = f", categories: of_parts/train.source.json, desc: {style}"
     if kind == "table":
-        write_table(manifest, tmp_path / "parts.categories.json", style)
+        write_category_table(manifest, tmp_path / "parts.categories.json", style)
         own = ", categories: parts.categories.json"
     street = ["car", "dog", "person"]
     assert asked(mixed(tmp_path, own)) == {1: street, 2: street, 7: ["bolt"], 8: sorted([nut, "washer"]), 9: None}
@@ -229,8 +230,11 @@ def test_a_manifest_says_whether_its_annotations_are_exhaustive(tmp_path):
 @pytest.mark.parametrize(
     ("obj", "words"),
     [
-        ((1, "bolt"), r"desc: not the name of category 1 in the table .*; expected 'person', found 'bolt'"),
-        ((9, "washer"), r"category_id: no such id in the table .*; expected 'one of its 3 ids', found 9"),
+        (
+            (1, "bolt"),
+            r"desc: differs from the name of category 1 in the category table; expected 'person', found 'bolt'",
+        ),
+        ((9, "washer"), r"category_id: the category table lacks this id; expected 'one of its 3 ids', found 9"),
     ],
 )
 def test_a_record_of_another_table_is_an_error_and_no_wrong_prompt(tmp_path, obj, words):
@@ -251,8 +255,8 @@ def test_every_source_needs_a_table_for_prompts_that_name_categories(tmp_path):
     write_sources(tmp_path, holding(7, (1, "bolt")))
     parts_manifest(tmp_path)
     parts = "parts: {jsonl: parts.jsonl, categories: of_parts/train.source.json}"
-    mixture = load(config(tmp_path, f"sources: {{{parts}, street: {{jsonl: street.jsonl}}}}"))
-    with pytest.raises(DataError, match=r"sources\.street\.categories: .*table of categories\n.*custom\.categories"):
+    mixture = load_mixture(config(tmp_path, f"sources: {{{parts}, street: {{jsonl: street.jsonl}}}}"))
+    with pytest.raises(DataError, match=r"sources\.street\.categories: .*category table\n.*custom\.categories"):
         Samples(mixture, "token", SampleOptions(category_ratio=0.5), None)
     only = msgspec.structs.replace(mixture, sources={"parts": mixture.sources["parts"]})
     assert asked(Samples(only, "token", SampleOptions(category_ratio=1.0), None)) == {7: ["bolt"]}
@@ -266,14 +270,14 @@ def test_tables_are_named_relative_to_the_file_and_inherited(tmp_path):
     config(tmp_path / "base", f"sources: {{a: {source}, b: {{jsonl: b.jsonl}}, c: {source}}}")
     path = config(tmp_path, "extends: base/mix.yaml\nsources: {a: {ratio: 2}, c: {categories: null}}")
     table = tmp_path / "base" / "a.categories.json"
-    assert {name: source.categories for name, source in load(path).sources.items()} == {
+    assert {name: source.categories for name, source in load_mixture(path).sources.items()} == {
         "a": str(table),
         "b": None,
         "c": None,
     }
-    assert files_of(path, "categories") == [table]
-    assert files_of(path) == [tmp_path / "base" / f"{name}.jsonl" for name in "aba"]
-    assert read_table(table) == STREET
+    assert mixture_files(path, "categories") == [table]
+    assert mixture_files(path) == [tmp_path / "base" / f"{name}.jsonl" for name in "aba"]
+    assert read_category_table(table) == STREET
 
 
 def test_a_table_that_is_none(tmp_path):
@@ -281,12 +285,12 @@ def test_a_table_that_is_none(tmp_path):
     with pytest.raises(ConfigError, match=r"sources\.parts\.categories: file not found; found '.*/no\.json'"):
         mixed(tmp_path, ", categories: no.json")
     write_json(tmp_path / "names.json", {"1": "bolt"})
-    with pytest.raises(DataError, match=r"names\.json: not a table of categories: .*\n  -> "):
+    with pytest.raises(DataError, match=r"names\.json: not a category table: .*\n  -> "):
         mixed(tmp_path, ", categories: names.json")
 
 
 def test_the_form_of_a_table(tmp_path):
-    write_table(parts_manifest(tmp_path), tmp_path / "t.json", "pretty")
+    write_category_table(parts_manifest(tmp_path), tmp_path / "t.json", "pretty")
     assert read_json(tmp_path / "t.json") == {
         "names": {"1": "bolt", "2": "hex nut", "9": "washer"},
         "exhaustive": False,

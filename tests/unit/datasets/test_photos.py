@@ -1,29 +1,28 @@
-"""The conversion of real photographs, in both layouts and both geometries."""
+"""The conversion of real photographs, in COCO and LVIS format and with both geometries."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_cases import convert_to, pixel_records
+from dataset_cases import convert_to, pixel_records, source_of
 
 from coordexp.datasets.validate import validate
-from coordexp.records import Source
-from coordexp.runtime.io import sha256_file, write_json
+from coordexp.runtime.io import write_json
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "photos"
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason="the photographs are not here")
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/photos")
 @pytest.mark.parametrize("format", ["lvis", "coco"])
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("geometry", ["bbox", "poly"])
-def test_real_photographs_with_every_object_accounted_for(tmp_path, layout, split, geometry):
-    name = f"lvis_v1_{split}.json" if layout == "lvis" else f"instances_{split}2017.json"
+def test_real_photographs_with_every_object_accounted_for(tmp_path, format, split, geometry):
+    name = f"lvis_v1_{split}.json" if format == "lvis" else f"instances_{split}2017.json"
     path = PHOTOS / "annotations" / name
     folders = [str(PHOTOS / "images" / f"{s}2017") for s in ("val", "train")]
     manifest = tmp_path / "source.json"
-    write_json(manifest, Source("photos", split, layout, str(path), folders, sha256_file(path)))
+    write_json(manifest, source_of(path, folders, format, split=split, absolute=True))
     stats = convert_to(manifest, tmp_path / "out", 16, geometry=geometry)
     data = json.loads(path.read_text())
     assert stats["images"]["written"] == len(data["images"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples, one_file
+from coordexp.datasets.mixture import single_file_mixture
+from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples
 from coordexp.records import Metadata, Object, Record
 from coordexp.runtime import io
 from coordexp.runtime.errors import DataError
@@ -10,12 +11,12 @@ from coordexp.runtime.errors import DataError
 NAMES = {1: "cat", 2: "dog", 3: "cow", 4: "car", 5: "bus"}
 
 
-def record(number, categories, neg=(), open_ended=()):
+def record(number, categories, neg=(), not_exhaustive=()):
     objects = [
         Object(desc=NAMES[c], category_id=c, norm=[0.1 * i, 0.8 - 0.1 * i, 0.1 * i + 0.2, 0.9], bbox_2d=box(i))
         for i, c in enumerate(categories)
     ]
-    meta = Metadata(number, 96, 96, neg_category_ids=list(neg), not_exhaustive_category_ids=list(open_ended))
+    meta = Metadata(number, 96, 96, neg_category_ids=list(neg), not_exhaustive_category_ids=list(not_exhaustive))
     return Record(["x.png"], 96, 96, "token", objects, meta)
 
 
@@ -28,7 +29,7 @@ def jsonl(tmp_path):
     rows = [
         record(1, [1, 2, 1], neg=[3, 4]),
         record(2, [], neg=[1, 5]),
-        record(3, [2, 3, 4], neg=[1], open_ended=[2]),
+        record(3, [2, 3, 4], neg=[1], not_exhaustive=[2]),
         record(4, [5]),
     ]
     io.write_jsonl(tmp_path / "t.jsonl", rows)
@@ -36,20 +37,20 @@ def jsonl(tmp_path):
 
 
 def samples(path, exhaustive=False, **options):
-    return Samples(one_file(path), "token", SampleOptions(**options), CategoryTable(NAMES, exhaustive))
+    return Samples(single_file_mixture(path), "token", SampleOptions(**options), CategoryTable(NAMES, exhaustive))
 
 
-def draw_image(some, epoch=0):
+def drawn_samples(some, epoch=0):
     return {s.record.metadata.image_id: s for s in (some.get(i, epoch) for i in range(len(some)))}
 
 
 def test_an_epoch_shows_every_image_once(jsonl):
     for epoch in range(3):
-        assert sorted(draw_image(samples(jsonl), epoch)) == [1, 2, 3, 4]
+        assert sorted(drawn_samples(samples(jsonl), epoch)) == [1, 2, 3, 4]
 
 
 def test_sorted_is_top_to_bottom_then_left_to_right(jsonl):
-    shown = draw_image(samples(jsonl))[3].record.objects
+    shown = drawn_samples(samples(jsonl))[3].record.objects
     assert [obj.norm[1] for obj in shown] == sorted(obj.norm[1] for obj in shown)
 
 
@@ -67,7 +68,7 @@ def test_random_orders_differ_between_epochs_and_copies_but_repeat_exactly(jsonl
 
 def test_federated_prompts_name_what_is_present_or_known_absent(jsonl):
     some = samples(jsonl, category_ratio=1.0, negatives=10)
-    shown = draw_image(some)
+    shown = drawn_samples(some)
     assert set(shown[1].categories) == {"cat", "dog", "cow", "car"}
     assert set(shown[2].categories) == {"cat", "bus"} and shown[2].record.objects == []
     assert set(shown[3].categories) == {"cow", "car", "cat"}
@@ -76,7 +77,7 @@ def test_federated_prompts_name_what_is_present_or_known_absent(jsonl):
 
 
 def test_exhaustive_annotations_make_every_other_category_absent(jsonl):
-    shown = draw_image(samples(jsonl, exhaustive=True, category_ratio=1.0, negatives=10))
+    shown = drawn_samples(samples(jsonl, exhaustive=True, category_ratio=1.0, negatives=10))
     assert set(shown[4].categories) == set(NAMES.values())
     assert "dog" not in shown[3].categories
 
@@ -90,5 +91,5 @@ def test_negatives_are_limited_and_the_ratio_is_kept(jsonl):
 
 
 def test_category_prompts_need_the_table(jsonl):
-    with pytest.raises(DataError, match="table of categories"):
-        Samples(one_file(jsonl), "token", SampleOptions(category_ratio=0.5), None)
+    with pytest.raises(DataError, match="category table"):
+        Samples(single_file_mixture(jsonl), "token", SampleOptions(category_ratio=0.5), None)

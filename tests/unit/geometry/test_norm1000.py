@@ -60,7 +60,7 @@ def test_legacy_is_valid_and_encloses_what_norm1000_says(xs, ys, width, height):
 
 
 def test_legacy_needs_a_size():
-    with pytest.raises(ValueError, match="needs the image's size"):
+    with pytest.raises(ValueError, match="needs an image of at least 2x2"):
         norm1000.encode_box([0, 0, 1, 1], "norm1000_legacy")
 
 

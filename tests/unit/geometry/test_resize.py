@@ -86,7 +86,7 @@ def test_turning_the_image_turns_the_size(width, height, budget, rule):
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (201, 1), (1, 201)])
 def test_an_impossible_image_is_an_error(size):
-    with pytest.raises(ValueError, match="aspect at most 200"):
+    with pytest.raises(ValueError, match="aspect ratio of at most 200"):
         shrink(*size)
 
 

@@ -1,7 +1,7 @@
 """Dataset formats: each turns the files of a split into one annotation file in COCO format."""
 
+from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats import coco, lvis, shapes  # noqa: F401 -- registers them
-from coordexp.datasets.formats.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import (
     FORMATS,
     DatasetFormat,

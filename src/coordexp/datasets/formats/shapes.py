@@ -16,7 +16,7 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
-from coordexp.datasets.formats.annotation_writer import AnnotationWriter
+from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
 from coordexp.datasets.source import Source
 from coordexp.runtime.io import atomic_dir

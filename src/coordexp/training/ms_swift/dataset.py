@@ -14,8 +14,8 @@ from datasets import Dataset
 from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
 
-from coordexp.datasets import mixture as fusion
-from coordexp.datasets.samples import Sample, Samples, one_file, read_table
+from coordexp.datasets.mixture import load_mixture, single_file_mixture
+from coordexp.datasets.samples import Sample, Samples, read_category_table
 from coordexp.runtime.errors import ConfigError
 from coordexp.training.ms_swift.custom_section import custom_section
 
@@ -52,16 +52,16 @@ def samples(split: str) -> Samples:
     expect = "token" if section.coord_tokens.skip_bbox_norm else "pixel"
     options, table = section.samples, None
     if section.categories:
-        table = read_table(section.categories)
+        table = read_category_table(section.categories)
     if split == TRAIN and section.fusion_config:
-        return Samples(fusion.load(section.fusion_config), expect, options, table)
+        return Samples(load_mixture(section.fusion_config), expect, options, table)
     path = section.train_jsonl if split == TRAIN else section.val_jsonl
     if not path:
         wanted = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"
         raise ConfigError(f"custom.{wanted} is not set\n  -> name the JSONL file to read")
     if split == VAL:
         options = msgspec.structs.replace(options, object_ordering="sorted", orders_per_sample=1, category_ratio=0.0)
-    return Samples(one_file(path), expect, options, table)
+    return Samples(single_file_mixture(path), expect, options, table)
 
 
 class _Loader(BaseDatasetLoader):

@@ -87,7 +87,7 @@ class CoordTemplate:
         try:
             encoded = super().encode(as_messages(sample, image), **kwargs)
         except MaxLengthError as error:
-            problem = f"{sample.place}: longer than template.max_length: {error}"
+            problem = f"{sample.source_line}: longer than template.max_length: {error}"
             raise LongSampleError(f"{problem}\n  -> {LONG_FIX}") from error
         check_image_size(encoded, sample, self.processor.image_processor.patch_size)
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
@@ -97,15 +97,15 @@ class CoordTemplate:
         section, objects = custom_section(), objects_in_codec(sample.record)
         answer = [label for label in labels if label != IGNORE]
         if not section.coord_tokens.enabled:
-            return AnswerTargets.from_objects(sample.place, [], len(answer))
+            return AnswerTargets.from_objects(sample.source_line, [], len(answer))
         is_slot = [self.coord_start <= label < self.coord_start + COORD_BINS for label in answer]
         expected = sum(len(obj.coords) for obj in objects)
         if sum(is_slot) != expected:
             raise DataError(
-                f"{sample.place}: expected {expected} supervised coordinate tokens, found {sum(is_slot)}\n"
+                f"{sample.source_line}: expected {expected} supervised coordinate tokens, found {sum(is_slot)}\n"
                 "  -> a description contains coordinate tokens, or the sample was truncated: raise template.max_length"
             )
-        targets = AnswerTargets.from_objects(sample.place, objects, len(answer))
+        targets = AnswerTargets.from_objects(sample.source_line, objects, len(answer))
         if section.loss.set_targets == "none":
             return targets
         branches = branch_targets(objects, answer, is_slot, style_of(sample), self._tokenize)
@@ -188,7 +188,7 @@ def check_image_size(encoded: dict[str, Any], sample: Sample, patch: int) -> Non
     height, width = (side * patch for side in encoded["image_grid_thw"][0].tolist()[1:])
     if (width, height) != (sample.record.width, sample.record.height):
         raise DataError(
-            f"{sample.place}: image was encoded as {width}x{height}, "
+            f"{sample.source_line}: image was encoded as {width}x{height}, "
             f"but the record has {sample.record.width}x{sample.record.height}\n"
             "  -> the image file does not match the record, or the processor resized it: convert the data again"
         )

@@ -10,7 +10,7 @@ import shapely
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from coordexp.datasets.categories import load
+from coordexp.datasets.categories import load_categories
 from coordexp.datasets.formats import open_format
 from coordexp.datasets.formats.shapes import BACKGROUND, COLORS, SUPERSAMPLING, ShapesOptions
 from coordexp.runtime.errors import ConfigError
@@ -109,7 +109,7 @@ def test_annotations_are_in_lvis_format(tmp_path):
     source, data = made(tmp_path, count=80, not_exhaustive=0.5, negatives=4)
     assert (source.format, source.federated) == ("shapes", True)
     assert len({a["id"] for a in data["annotations"]}) == len(data["annotations"])
-    categories = load(source.annotations)
+    categories = load_categories(source.annotations)
     assert {c.frequency for c in categories} == {"r", "c", "f"}
     assert all(c.name in c.synonyms and len(c.synonyms) >= 4 for c in categories)
     every = [s for c in categories for s in c.synonyms]

@@ -1,0 +1,236 @@
+"""Conversion of one chunk of images, with their annotations, to records."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from coordexp.datasets import chunk_cache
+from coordexp.datasets.annotation_index import (
+    AnnotationColumns,
+    AnnotationIndex,
+    ImageEntry,
+    InvalidElement,
+    read_images,
+)
+from coordexp.datasets.conversion_stats import ConversionCounts, bad_input
+from coordexp.datasets.images import ImageError, find_image, output_name, prepare_image
+from coordexp.datasets.objects import ObjectOptions, SkippedItem, build_objects
+from coordexp.datasets.source import Source
+from coordexp.geometry.resize import ResizeRule, grid_size
+from coordexp.records import Metadata, Object, Record
+from coordexp.runtime import tuning
+from coordexp.runtime.errors import ConfigError, located
+
+
+def _option(description: str, **bounds: float) -> msgspec.Meta:
+    return msgspec.Meta(description=description, **bounds)
+
+
+class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of rule convert_resize."""
+
+    factor: Annotated[
+        int, _option("FACTOR: image sides are multiples of this many pixels (Qwen3-VL: patch 16, merge 2)", ge=1)
+    ] = 32
+    min_blocks: Annotated[int, _option("MIN_BLOCKS: smallest image, in tiles of factor x factor pixels", ge=1)] = 4
+    poly_max_points: Annotated[
+        int, _option("POLY_MAX_POINTS: polygons are simplified to at most this many points", ge=3)
+    ] = 20
+    poly_min_iou: Annotated[
+        float, _option("a simplified polygon with a lower IoU with its mask is replaced by the box", ge=0, le=1)
+    ] = 0.8
+    resize: Annotated[
+        ResizeRule, _option("fill: enlarge images up to the budget of max_blocks tiles; shrink: Qwen's own rule")
+    ] = "fill"
+    jpeg_quality: Annotated[int, _option("JPEG quality of images that have to be encoded again", ge=1, le=100)] = 95
+    geometry: Annotated[Literal["bbox", "poly"], _option("geometry of the records' objects")] = "bbox"
+    round_geometry: Annotated[
+        bool, _option("round coordinates to integers; `norm` always holds the unrounded geometry")
+    ] = True
+    ordering: Annotated[
+        Literal["sorted", "random"], _option("order of objects: top to bottom, then left to right; or seeded random")
+    ] = "sorted"
+    desc: Annotated[
+        Literal["pretty", "raw"], _option("pretty: baseball_bat becomes `baseball bat`; raw: the category's name")
+    ] = "pretty"
+    crowd: Annotated[Literal["skip", "keep"], _option("annotations with iscrowd: skip and count, or keep")] = "skip"
+    keep_empty: Annotated[bool, _option("keep training images without objects (other splits always keep theirs)")] = (
+        True
+    )
+    on_bad: Annotated[
+        Literal["error", "skip"], _option("a bad image or annotation: an error, or skipped, counted and listed")
+    ] = "error"
+    seed: Annotated[int, _option("seed of the tiny split, the calibration split and random ordering")] = 17
+    num_workers: Annotated[int, _option("processes; the result does not depend on it", ge=1)] = 1
+
+    @classmethod
+    def from_config(cls, data: dict) -> ConvertOptions:
+        """The options in the `data` section of the configuration, whose other keys are ignored; or a ConfigError."""
+        try:
+            known = {k: v for k, v in data.items() if k in cls.__struct_fields__ and v is not None}
+            return msgspec.convert(known, cls)
+        except msgspec.ValidationError as error:
+            raise ConfigError(located(str(error), field="data")) from error
+
+
+class ConversionJob(msgspec.Struct):
+    """What a worker process needs to convert a chunk.
+
+    image_prefix: path of `images_dir` relative to the JSONL file, with a final slash. image_dirs: the source folders;
+    folder_names: their names below `images_dir`. index and descriptions (by category id) are set once the annotation
+    file has been read.
+    """
+
+    source: Source
+    annotations: Path
+    image_dirs: list[str]
+    folder_names: list[str]
+    options: ConvertOptions
+    max_blocks: int
+    images_dir: str
+    image_prefix: str
+    chunks: Path
+    index: AnnotationIndex | None = None
+    descriptions: dict[int, str] | None = None
+
+
+def chunk_count(index: AnnotationIndex) -> int:
+    """Number of chunks that the images of a file are divided into."""
+    return -(-len(index) // chunk_size(index))
+
+
+def chunk_size(index: AnnotationIndex) -> int:
+    """Images per chunk: small datasets have smaller chunks, so that all workers get some."""
+    return min(tuning.IMAGES_PER_CHUNK, max(16, len(index) // 64))
+
+
+def convert_chunk(job: ConversionJob, k: int) -> tuple[ConversionCounts, dict[str, int]]:
+    """Convert chunk `k` unless an earlier run did; returns its counts, and the number of images by outcome."""
+    if (earlier := chunk_cache.read_counts(job.chunks, k)) is not None:
+        return earlier, {"finished earlier": earlier.counts["images listed"]}
+    totals, outcomes = ConversionCounts(), Counter()
+    gc.disable()  # nothing here is cyclic, and a collection would visit some hundred thousand small objects each time
+    fd = os.open(job.index.path, os.O_RDONLY)
+    try:
+        size = chunk_size(job.index)
+        low, high = k * size, min((k + 1) * size, len(job.index))
+        images, annotations = read_images(fd, job.index, low, high), job.index.annotations_of(low, high)
+        records = _convert_images(job, fd, images, annotations, totals, outcomes)
+    finally:
+        os.close(fd)
+        gc.enable()
+    chunk_cache.write_chunk(job.chunks, k, totals, records)
+    return totals, outcomes
+
+
+def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tuple[str, tuple[int, int], str]:
+    """Write one image; returns (path relative to the JSONL, size in pixels, outcome). ImageError if it is unusable."""
+    if isinstance(image, InvalidElement):
+        raise ImageError("invalid image entry", image.problem)
+    options = job.options
+    limits = {"factor": options.factor, "max_blocks": job.max_blocks, "min_blocks": options.min_blocks}
+    try:
+        size = grid_size(image.width, image.height, options.resize, **limits)
+    except ValueError as error:
+        raise ImageError("impossible size", str(error)) from error
+    if not image.path:
+        raise ImageError("no file name", "the entry has neither file_name nor coco_url")
+    folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
+    name = output_name(inner, resized=size != (image.width, image.height))
+    name = f"{job.folder_names[folder]}/{name}"
+    source, target = f"{job.image_dirs[folder]}/{inner}", f"{job.images_dir}/{name}"
+    outcome = prepare_image(source, target, (image.width, image.height), size, options.jpeg_quality)
+    return f"{job.image_prefix}{name}", size, outcome
+
+
+def _convert_images(
+    job: ConversionJob,
+    fd: int,
+    images: Sequence[ImageEntry | InvalidElement],
+    annotations: AnnotationColumns,
+    totals: ConversionCounts,
+    outcomes: Counter,
+) -> list[Record]:
+    """Write the images and return their records; adds to `totals` and `outcomes`."""
+    kept, paths, sizes = [], [], []
+    object_counts = np.diff(annotations.offsets)
+    for i, image in enumerate(images):
+        totals.counts["images listed"] += 1
+        totals.counts["objects listed"] += int(object_counts[i])
+        try:
+            path, size, outcome = convert_image(job, image)
+        except ImageError as error:
+            name = "" if isinstance(image, InvalidElement) else image.path
+            _report_bad(job, SkippedItem("image", error.reason, image.id, None, name, str(error)), totals)
+            totals.counts["objects dropped:image skipped"] += int(object_counts[i])
+            continue
+        outcomes[outcome] += 1
+        kept.append(i)
+        paths.append(path)
+        sizes.append(size)
+    offsets = np.concatenate([[0], np.cumsum(object_counts[kept])]).astype(np.int64)
+    annotations = annotations.take(np.isin(annotations.image_index, kept), offsets)
+    return _build_records(job, fd, [images[i] for i in kept], annotations, paths, sizes, totals)
+
+
+def _build_records(
+    job: ConversionJob,
+    fd: int,
+    images: list[ImageEntry],
+    annotations: AnnotationColumns,
+    paths: list[str],
+    sizes: list[tuple[int, int]],
+    totals: ConversionCounts,
+) -> list[Record]:
+    options = msgspec.convert(job.options, ObjectOptions, from_attributes=True)
+    batch = build_objects(images, annotations, sizes, job.descriptions, options, fd)
+    for item in batch.bad:
+        _report_bad(job, item, totals)
+    for item in (*batch.skipped, *batch.bad):
+        totals.counts[f"objects dropped:{item.reason}"] += 1
+    totals.skipped += batch.skipped
+    totals.objects.update(batch.counts)
+    records = []
+    for image, path, size, objects, lost in zip(images, paths, sizes, batch.objects, batch.incomplete, strict=True):
+        totals.counts["images without objects"] += not objects
+        if objects or job.options.keep_empty:
+            records.append(_record(job, image, path, size, objects, lost))
+            totals.counts[f"blocks:{size[0] * size[1] // job.options.factor**2}"] += 1
+        else:
+            totals.counts["images dropped:no objects"] += 1
+    totals.counts["images written"] += len(records)
+    return records
+
+
+def _record(
+    job: ConversionJob, image: ImageEntry, path: str, size: tuple[int, int], objects: list[Object], lost: set[int]
+) -> Record:
+    """The record of an image; categories that `lost` an annotation are no longer exhaustively annotated."""
+    listed = image.not_exhaustive_category_ids
+    metadata = Metadata(
+        image_id=image.id,
+        source_width=image.width,
+        source_height=image.height,
+        file_name=image.path,
+        dataset=job.source.dataset,
+        neg_category_ids=image.neg_category_ids,
+        not_exhaustive_category_ids=sorted({*listed, *lost}) if lost else listed,
+    )
+    return Record([path], size[0], size[1], "pixel", objects, metadata)
+
+
+def _report_bad(job: ConversionJob, item: SkippedItem, totals: ConversionCounts) -> None:
+    """DataError for a bad image or annotation; with `on_bad: skip`, list it."""
+    if job.options.on_bad == "error":
+        raise bad_input(item, job.index.path)
+    totals.skipped.append(item)
+    if item.kind == "image":
+        totals.counts[f"images dropped:{item.reason}"] += 1
