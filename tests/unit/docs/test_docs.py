@@ -173,7 +173,7 @@ def test_documented_configuration_is_valid(page, block, tmp_path):
     values = yaml.safe_load(block)
     if "sources" in values:
         (tmp_path / "mixture.yaml").write_text(block)
-        assert len(mixture.files(tmp_path / "mixture.yaml")) == len(values["sources"])
+        assert len(mixture.mixture_files(tmp_path / "mixture.yaml")) == len(values["sources"])
         return
     settings = Settings.load(over_defaults(values, REPOSITORY), REPOSITORY)
     for name in values.get("runs", {}):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from coordexp.answers.render import PromptStyle
 from coordexp.cli import main
-from coordexp.datasets import images as prepared
+from coordexp.datasets.images import prepare_image, upright_size
 from coordexp.inference.detect import ImageDetections, detect
 from coordexp.inference.generation_state import GenerationLimits, GenerationState
 from coordexp.inference.predictor import Predictor
@@ -66,9 +66,9 @@ def test_detect_uses_the_pixels_that_conversion_writes(taught, tmp_path, monkeyp
     found = detect(taught, paths, max_blocks=15)
     monkeypatch.setattr(prepared, "_enlarged", lambda *a: None)  # it encodes the same pixels as JPEG
     for path, one, image in zip(paths, found, seen, strict=True):
-        assert (one.width, one.height) == prepared.upright_size(path)
+        assert (one.width, one.height) == upright_size(path)
         target = tmp_path / "converted" / f"{path.name}.png"
-        prepared.prepare(path, target, (one.width, one.height), image.size, 95)
+        prepare_image(path, target, (one.width, one.height), image.size, 95)
         assert image.mode == "RGB" and (np.asarray(image) == np.asarray(Image.open(target))).all(), path
 
 
@@ -76,12 +76,12 @@ def test_detect_uses_the_pixels_that_conversion_writes(taught, tmp_path, monkeyp
 def test_the_overlay_is_drawn_on_the_upright_image(taught, tmp_path, monkeypatch, name):
     (tmp_path / "loose").mkdir()
     path = next(path for path in loose(tmp_path / "loose") if path.name == name)
-    size = prepared.upright_size(path)
+    size = upright_size(path)
     monkeypatch.setattr(
         "coordexp.inference.detect.detect", lambda *a, **k: [ImageDetections(str(path), *size, [], "", {})]
     )
     assert main(["detect", str(path), "--model", str(taught), "--out", str(tmp_path / "drawn.png")]) == 0
-    prepared.prepare(path, tmp_path / "expected.png", size, size, 95)
+    prepare_image(path, tmp_path / "expected.png", size, size, 95)
     assert (np.asarray(Image.open(tmp_path / "drawn.png")) == np.asarray(Image.open(tmp_path / "expected.png"))).all()
 
 
