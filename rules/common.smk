@@ -1,6 +1,7 @@
 # The checked configuration, the environment of every job, and helpers of the rules.
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
 sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
-from coordexp.config import runs
+from coordexp.config import runs, trainings
 from coordexp.config.settings import Settings, over_defaults
 from coordexp.config.sections import DataSection, VocabOptions
 from coordexp.runtime.code_identity import code_identity
@@ -17,6 +18,7 @@ from coordexp.runtime.config_io import choices_of
 from coordexp.runtime.errors import ConfigError
 from coordexp.runtime.io import canonical_json
 from coordexp.runtime.plugins import VARIABLE as PLUGINS
+from coordexp.training.identity import training_code
 
 settings = Settings.load(over_defaults(config, ROOT), ROOT)
 RESULTS = settings.data.output_base
@@ -43,6 +45,16 @@ shell.prefix(
 )
 
 
+# Finished trainings and their bases are made by no rule, so that changed code does not repeat them (config.trainings).
+# A job on a cluster loads this file again and runs what was planned.
+FINISHED = trainings.finished_trainings(settings) if workflow.is_main_process else []
+KEPT = trainings.kept(settings, FINISHED, sys.argv)
+KEPT_BASES = trainings.kept_bases(settings, KEPT, sys.argv)
+MODEL = r"[A-Za-z0-9._-]+"
+for line in trainings.differences(settings, FINISHED):
+    print(line, file=sys.stderr)
+
+
 wildcard_constraints:
     run=runs.PATTERN,
     runs=rf"{runs.PATTERN}(\+{runs.PATTERN})+",
@@ -50,7 +62,7 @@ wildcard_constraints:
     dataset=r"[A-Za-z0-9_-]+",
     split="|".join(choices_of(DataSection, "splits")),
     tiny=r"(_tiny)?",
-    model=r"[A-Za-z0-9._-]+",
+    model=MODEL,
     init=f"(-({'|'.join(choices_of(VocabOptions, 'init'))}))?",
     part=r"eval|calibration",
 
@@ -58,6 +70,11 @@ wildcard_constraints:
 def keys(**values):
     """The options that determine a job, as canonical JSON; Snakemake reruns the job when this text changes."""
     return canonical_json(values)
+
+
+def without(folders, pattern):
+    """`pattern` of a wildcard where the path does not go on as one of `folders`."""
+    return rf"(?!(?:{'|'.join(map(re.escape, folders))})/){pattern}" if folders else pattern
 
 
 def code(rule_name):

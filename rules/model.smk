@@ -10,6 +10,8 @@ rule fetch_model:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
+    wildcard_constraints:
+        model=without(KEPT_BASES, MODEL),
     conda:
         "../envs/train.yaml"
     threads: 1
@@ -36,6 +38,8 @@ rule expand_vocab:
         f"{RESULTS}/logs/expand_vocab/{{model}}{{init}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/expand_vocab/{{model}}{{init}}.tsv"
+    wildcard_constraints:
+        model=without(KEPT_BASES, MODEL),
     conda:
         "../envs/train.yaml"
     threads: 4

@@ -20,6 +20,8 @@ rule train:
         f"{RESULTS}/{{run}}/logs/train.log",
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/train.tsv"
+    wildcard_constraints:
+        run=without([f"{run}/train" for run in KEPT], runs.PATTERN),
     conda:
         "../envs/train.yaml"
     threads: lambda w: settings.run(w.run).train.threads
@@ -36,11 +38,14 @@ rule train:
             nodes=settings.run(w.run).train.nodes,
             desc=settings.run(w.run).data.desc,
         ),
+        made_from=lambda w: trainings.made_from(settings, w.run),
+        rerun_on_code_change=lambda w: settings.run(w.run).train.rerun_on_code_change,
         # A finished training is kept when its code changes, unless the run asks for the strict behaviour.
-        code=lambda w: code("train") if settings.run(w.run).train.rerun_on_code_change else "",
+        code=lambda w: training_code(settings.recipe(w.run)) if settings.run(w.run).train.rerun_on_code_change else "",
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
         " --val {input.val:q} --source {input.source:q} --log {output.log:q}"
+        " --made-from {params.made_from} --rerun-on-code-change {params.rerun_on_code_change}"
         " --trained {output.manifest:q} --threads {threads} --gpus {resources.gpu} --nodes {resources.nodes}"
         " > {log:q} 2>&1"
 

@@ -16,6 +16,8 @@ args = arguments(
     threads=int,
     gpus=int,
     nodes=int,
+    made_from=str,
+    rerun_on_code_change=lambda text: text == "True",
 )
 limit_threads(args.threads)
 rank = os.environ.get("NODE_RANK", "0")  # set when the machines of a run are started by hand
@@ -38,4 +40,6 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     if mixture := args.config["recipe"]["custom"]["fusion_config"]:
         paths["fusion_config"] = str(ROOT / mixture)
     recipe = parse_recipe(merge(args.config["recipe"], {"custom": paths}), "recipe")
-    train(recipe, args.base.parent, args.trained.parent, args.log, distributed)
+    strict = args.rerun_on_code_change
+    options = {"rerun_on_code_change": strict, "made_from": args.made_from}
+    train(recipe, args.base.parent, args.trained.parent, args.log, distributed, **options)

@@ -7,7 +7,7 @@ half-finished one continues only under the same code, because its second half wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,14 @@ def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
     return identity_of(facts)
 
 
+def training_modules(recipe: Recipe) -> tuple[str, ...]:
+    """Modules whose code trains by `recipe`; decoder and metrics count if they choose the best checkpoint."""
+    return (*MODULES, EVAL_MODULE) if recipe.custom.detection_eval.every else MODULES
+
+
 def training_code(recipe: Recipe) -> str:
-    """Identity of the code that trains by `recipe`; decoder and metrics count if they choose the best checkpoint."""
-    return code_identity(*MODULES, *([EVAL_MODULE] if recipe.custom.detection_eval.every else []))
+    """Identity of the code that trains by `recipe`."""
+    return code_identity(*training_modules(recipe))
 
 
 def data_identity(path: str | Path | None) -> Any:
@@ -97,9 +102,9 @@ def select_checkpoints(
     return current
 
 
-def record_code(checkpoints: Path, code: str) -> None:
-    """Write which version trains in `checkpoints`; earlier ones stay listed where a user has renamed the folder."""
-    made = {"coordexp": __version__, "code": code}
+def record_code(checkpoints: Path, code: str, modules: Iterable[str]) -> None:
+    """Write which code trains in `checkpoints`; the one that started stays named after a user renames the folder."""
+    made = {"coordexp": __version__, "code": code, "modules": list(modules)}
     earlier = read_json(checkpoints / CODE_FILE) if _has_code(checkpoints) else None
     if earlier is None or earlier["code"] != code:
         before = {} if earlier is None else {"started_by": earlier.get("started_by", earlier)}
@@ -107,10 +112,10 @@ def record_code(checkpoints: Path, code: str) -> None:
 
 
 def recorded_code(checkpoints: Path) -> dict[str, Any]:
-    """`coordexp` (version) and `code` (identity) of what trained in `checkpoints`."""
+    """Version (`coordexp`) and identity (`code`) of what trained in `checkpoints`, of which modules."""
     if _has_code(checkpoints):
         return read_json(checkpoints / CODE_FILE)
-    return {"coordexp": "unknown", "code": checkpoints.name.rpartition("-")[2]}
+    return {"coordexp": "unknown", "code": checkpoints.name.rpartition("-")[2], "modules": list(MODULES)}
 
 
 def _has_code(checkpoints: Path) -> bool:

@@ -22,7 +22,14 @@ from coordexp.runtime.errors import ConfigError, ModelError, located
 from coordexp.runtime.io import atomic_dir, read_json, write_json, write_jsonl
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.training.checkpoints import drop_broken, step, whole_checkpoints
-from coordexp.training.identity import record_code, recorded_code, select_checkpoints, training_code, training_key
+from coordexp.training.identity import (
+    record_code,
+    recorded_code,
+    select_checkpoints,
+    training_code,
+    training_key,
+    training_modules,
+)
 from coordexp.training.launch import DistributedConfig, launch
 
 MANIFEST = "train_manifest.json"
@@ -82,7 +89,7 @@ def train(
         rerun_on_code_change=rerun_on_code_change,
     )
     if not _finished(checkpoints, recipe.custom.detection_eval):
-        record_code(checkpoints, code)
+        record_code(checkpoints, code, training_modules(recipe))
     arguments = swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / checkpoints.name)
     job = Job(
         arguments=cap_workers(arguments, distributed),

@@ -34,7 +34,7 @@ def trained_by(tmp_path):
     def make(code, key=KEY, finished=True):
         folder = tmp_path / f"{key}-{code}"
         folder.mkdir()
-        record_code(folder, code)
+        record_code(folder, code, MODULES)
         if finished:
             (folder / "finished").touch()
         return folder
@@ -89,7 +89,7 @@ def test_another_recipe_is_another_training(trained_by, tmp_path, capsys):
 
 def test_a_renamed_folder_remembers_the_code_that_started_it(trained_by, tmp_path):
     folder = trained_by(OLD, finished=False).rename(tmp_path / f"{KEY}-{NEW}")
-    record_code(folder, NEW)
+    record_code(folder, NEW, MODULES)
     assert recorded_code(folder)["code"] == NEW
     assert read_json(folder / "code.json")["started_by"]["code"] == OLD
 
