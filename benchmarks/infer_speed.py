@@ -2,8 +2,8 @@
 
     python benchmarks/infer_speed.py [--images 16] [--objects 8] [--threads 2]
 
-Builds a tiny Qwen3-VL with the published vocabulary (152,670 entries), teaches it one answer to each
-image, and lets both ways write these answers down again. Prints seconds, objects and tokens a second.
+Builds a tiny Qwen3-VL with the published vocabulary (152,670 entries), trains it on one answer per image, and generates
+these answers with both methods. Prints seconds, and objects and tokens per second.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ def answers(count: int, objects: int) -> list[str]:
 
 
 def teach(predictor: Predictor, shown: list[Image.Image], texts: list[str], limit: int) -> int:
-    """Train until every token of every answer is the most likely one by a margin; the steps it took.
+    """Train until every token of every answer is the most likely one by a margin; returns the number of steps.
 
-    The softmax is over the tokens in use and a fresh sample of the rest, so that none of the rest wins later.
+    The softmax is over the tokens in use and a new random sample of the others in each step, which keeps all of the
+    others unlikely.
     """
     prompts = [predictor.prompt_text() + text + "<|im_end|>" for text in texts]
     batch = predictor.encode(shown, prompts)
@@ -83,10 +84,12 @@ def teach(predictor: Predictor, shown: list[Image.Image], texts: list[str], limi
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        right = (logits.argmax(-1) == where).float().mean().item()
+        accuracy = (logits.argmax(-1) == where).float().mean().item()
         if step % 25 == 0:
-            print(f"teaching: step {step}, loss {loss.item():.4f}, right {right:.4f}", file=sys.stderr, flush=True)
-        if right == 1.0 and loss.item() < 0.01:
+            print(
+                f"training: step {step}, loss {loss.item():.4f}, accuracy {accuracy:.4f}", file=sys.stderr, flush=True
+            )
+        if accuracy == 1.0 and loss.item() < 0.01:
             break
     model.eval()
     return step
@@ -106,7 +109,7 @@ def measure(predictor: Predictor, shown: list[Image.Image], tokens: int) -> dict
     end = predictor.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     def plain() -> list[str]:
-        # the untaught part of a large vocabulary would otherwise win now and then: end at the taught token
+        # stop at the taught end token only: an untaught token of the large vocabulary is sometimes more likely
         generated = predictor.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=end)
         return predictor.processor.batch_decode(generated[:, start:], skip_special_tokens=False)
 

@@ -64,7 +64,9 @@ def test_detect_uses_the_pixels_that_conversion_writes(taught, tmp_path, monkeyp
 
     monkeypatch.setattr(Predictor, "answer", answer)
     found = detect(taught, paths, max_blocks=15)
-    monkeypatch.setattr(prepared, "_enlarged", lambda *a: None)  # it encodes the same pixels as JPEG
+    monkeypatch.setattr(
+        "coordexp.datasets.images._enlarged", lambda *args: None
+    )  # which encodes the same pixels as JPEG
     for path, one, image in zip(paths, found, seen, strict=True):
         assert (one.width, one.height) == upright_size(path)
         target = tmp_path / "converted" / f"{path.name}.png"
