@@ -35,6 +35,8 @@ from coordexp.runtime.config_io import (
     unwrap,
     variants_of,
 )
+from coordexp.training.identity import EVAL_MODULE
+from coordexp.training.identity import MODULES as TRAINING
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "reruns.md"
@@ -303,7 +305,8 @@ def modules() -> list[str]:
 
 def code_of(rule: str) -> frozenset[str]:
     """Modules in the identity of a rule's code."""
-    return closure(f"workflow_scripts.{rule}", CODE_ROOTS)
+    names = (f"workflow_scripts.{rule}", *((*TRAINING, EVAL_MODULE) if rule == "train" else ()))
+    return frozenset().union(*(closure(name, CODE_ROOTS) for name in names))
 
 
 def users(rule_names: list[str]) -> dict[str, list[str]]:

@@ -459,7 +459,6 @@ def test_the_generated_schema_accepts_the_configuration_and_refuses_mistakes():
         assert list(validator.iter_errors(change)) != []
 
 
-@pytest.mark.xfail(reason="not all options are described yet")
 def test_every_key_of_the_schema_has_a_description():
     definitions = json_schema()["$defs"]
     missing = [
