@@ -1,15 +1,15 @@
-"""The record that travels through every stage, and the names of the tokens.
+"""The record types that all stages exchange, and the coordinate tokens.
 
-One JSON line is one image. `coord_space` says the unit of `bbox_2d` and `poly`:
+A record is one image, as one line of JSON. Its `coord_space` is the unit of `bbox_2d` and `poly`:
 
-| `coord_space` | numbers                                                    |
-|---------------|------------------------------------------------------------|
-| `pixel`       | pixels of the image that the record names, 0..width      |
-| `norm1000`    | integer bins 0..999 of the same image                    |
-| `token`       | the bins as text tokens, `<|coord_0|>`..`<|coord_999|>`    |
+| `coord_space` | values                                                                      |
+|---------------|-----------------------------------------------------------------------------|
+| `pixel`       | pixels of the record's image, 0..width and 0..height                        |
+| `norm1000`    | integer bins 0..999, fractions of the image's width and height times 999    |
+| `token`       | the bins as coordinate tokens, `<|coord_0|>`..`<|coord_999|>`               |
 
-`norm` is always the same geometry as unrounded floats in [0, 1]. A reader names the space
-that it expects and any other space is an error: nothing guesses units.
+`norm` is the same geometry as unrounded floats in [0, 1], whatever the space. A reader states the space that it
+expects, and any other space is an error: units are never guessed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Coordinate = int | float | str  # a number, or a token in token space
 
 
 def coord_token(k: int) -> str:
-    """Text of the coordinate token of bin `k` (norm1000, 0..999)."""
+    """The coordinate token of bin `k` (0..999)."""
     if not 0 <= k < COORD_BINS:
         raise ValueError(f"coordinate bin must be in 0..{COORD_BINS - 1}, found {k}")
     return f"<|coord_{k}|>"
 
 
 def coord_bin(token: str) -> int:
-    """Bin 0..999 of one coordinate token; ValueError for any other text."""
+    """The bin (0..999) of a coordinate token; ValueError for any other text."""
     match = COORD_TOKEN.fullmatch(token)
     if match is None:
         raise ValueError(f"expected one coordinate token like <|coord_42|>, found {token!r}")
@@ -50,12 +50,12 @@ def coord_bin(token: str) -> int:
 
 
 def coord_tokens() -> list[str]:
-    """The 1,000 coordinate tokens in bin order."""
+    """The 1,000 coordinate tokens, in the order of their bins."""
     return [coord_token(k) for k in range(COORD_BINS)]
 
 
 class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One instance: a description and exactly one of `bbox_2d` [x1, y1, x2, y2] or flat `poly` [x, y, ...]."""
+    """One instance: a description, and either a `bbox_2d` [x1, y1, x2, y2] or a flat `poly` [x, y, ...]."""
 
     desc: str
     category_id: int
@@ -66,7 +66,7 @@ class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     @property
     def coords(self) -> list[Coordinate]:
-        """The geometry in the record's space, whichever kind it is."""
+        """The box or the polygon, in the record's space."""
         return self.bbox_2d if self.bbox_2d is not None else self.poly  # type: ignore[return-value]
 
     @property
@@ -77,10 +77,10 @@ class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What evaluation needs and training must not lose. Sizes are pixels of the source image.
+    """Facts about the source image that evaluation needs; sizes are in pixels.
 
-    not_exhaustive_category_ids: LVIS's list, and the categories that the conversion left an annotation out of (a
-    crowd, an empty box), of any format: neither all objects nor the absence of these are known.
+    not_exhaustive_category_ids: LVIS's list and, for any format, the categories that lost an annotation in conversion
+    (a crowd, an empty box). Neither their objects nor their absence is completely known.
     """
 
     image_id: int | str
@@ -93,7 +93,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):
-    """One image with its objects; `images` holds one path relative to the JSONL file."""
+    """One image with its objects; `images` holds one path, relative to the JSONL file."""
 
     images: list[str]
     width: int
@@ -107,10 +107,11 @@ _record_decoder = msgspec.json.Decoder(Record)
 
 
 class Detection(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One predicted object. `norm` is [x1, y1, x2, y2] in [0, 1] of the image, decoded and continuous.
+    """One predicted object.
 
-    `bins` are the coordinate tokens as generated (norm1000 space), `spread` the standard deviation of
-    each slot's distribution in [0, 1] units, `score_parts` the raw terms that `score` was made from.
+    norm: decoded continuous box [x1, y1, x2, y2] in [0, 1]. bins: the generated coordinate tokens (0..999). spread:
+    standard deviation of each coordinate's distribution, in units of [0, 1]. score_parts: the terms that `score` was
+    computed from. poly: decoded polygon [x, y, ...] in [0, 1].
     """
 
     desc: str
@@ -123,10 +124,10 @@ class Detection(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One image's answer: a line of `predictions.jsonl`. Sizes are pixels of the source image.
+    """The answer for one image: a line of `predictions.jsonl`. Sizes are pixels of the source image.
 
-    Every evaluated image has a line, also one without detections. `finish` is why generation ended;
-    `problems` counts what the parser could not use, by reason.
+    Every evaluated image has a line, even without detections. finish: why generation ended. problems: number of parts
+    of the answer that the parser could not use, by reason.
     """
 
     image_id: int | str
@@ -142,22 +143,22 @@ class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
 
 def read_records(path: str | Path, expect: CoordSpace) -> Iterator[Record]:
-    """Stream the records of a JSONL file, refusing any that is broken or not in space `expect`."""
+    """Stream the records of a JSONL file; DataError for one that is invalid or not in space `expect`."""
     for number, line in enumerate_lines(path):
         yield check_record(decode_record(line, path, number), expect, f"{path}:{number}")
 
 
 def decode_record(line: bytes, path: str | Path, number: int) -> Record:
-    """One line as a Record; DataError with file, line and field otherwise."""
+    """Decode a line; DataError with file, line and field if it is not a record."""
     try:
         return _record_decoder.decode(line)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        fix = "see docs/record.md for the layout of a record"
+        fix = "see docs/record.md for the format of a record"
         raise DataError(located(f"not a record: {error}", file=path, line=number, fix=fix)) from error
 
 
 def record_problems(record: Record) -> list[tuple[str, str]]:
-    """Every broken rule of the contract as (field, problem); empty for a sound record."""
+    """Every violation of the record format as (field, problem); empty for a valid record."""
     problems: list[tuple[str, str]] = []
     if len(record.images) != 1:
         problems.append(("images", f"expected one path, found {len(record.images)}"))
@@ -169,16 +170,16 @@ def record_problems(record: Record) -> list[tuple[str, str]]:
 
 
 def check_record(record: Record, expected_space: CoordSpace, where: str) -> Record:
-    """`record` if it is sound and in `expected_space`; DataError naming `where`, field and fix otherwise."""
+    """The record, if it is valid and in `expected_space`; otherwise a DataError with `where`, field and fix."""
     if record.coord_space != expected_space:
         raise DataError(
             f"{where}: coord_space: expected {expected_space!r}, found {record.coord_space!r}\n"
-            f"  -> give this stage a file in {expected_space} space; nothing converts units silently"
+            f"  -> use a file in {expected_space} space; units are never converted implicitly"
         )
     problems = record_problems(record)
     if problems:
         listed = "\n".join(f"{where}: {field}: {problem}" for field, problem in problems)
-        raise DataError(f"{listed}\n  -> run `coordexp validate` on the file to list every broken record")
+        raise DataError(f"{listed}\n  -> run `coordexp validate` on the file to list every invalid record")
     return record
 
 
@@ -186,9 +187,9 @@ def _object_problems(obj: Object, record: Record) -> list[tuple[str, str]]:
     if not obj.desc.strip():
         return [("desc", "is empty")]
     if "<|" in obj.desc:
-        return [("desc", f"{obj.desc!r} holds '<|', which begins a token of its own")]
+        return [("desc", f"{obj.desc!r} contains '<|', which starts a special token")]
     if (obj.bbox_2d is None) == (obj.poly is None):
-        return [("bbox_2d/poly", "expected exactly one of them")]
+        return [("bbox_2d/poly", "expected exactly one of the two")]
     name = "bbox_2d" if obj.bbox_2d is not None else "poly"
     coords = obj.coords
     if name == "bbox_2d" and len(coords) != 4:

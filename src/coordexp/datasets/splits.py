@@ -1,4 +1,4 @@
-"""Stages `tiny_split` and `calibration_split`: small random subsets that more data hardly changes."""
+"""Stages `tiny_split` and `calibration_split`: seeded random subsets that stay stable when images are added."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from coordexp.runtime.errors import ConfigError, located
 from coordexp.runtime.io import write_jsonl
 
 
-def tiny(src: str | Path, dst: str | Path, count: int, seed: int, space: CoordSpace = "pixel") -> int:
-    """Write `count` records of `src` (all, if there are fewer) to `dst` in their order; returns how many.
+def tiny_split(src: str | Path, dst: str | Path, count: int, seed: int, space: CoordSpace = "pixel") -> int:
+    """Write `count` records of `src` (all, if it has fewer) to `dst`, in their order; returns their number.
 
-    Images are ranked by a hash of seed and image id, so the same seed picks the same images in
-    every space, and a new image takes at most one other's place.
+    Images are ranked by a hash of seed and image id: a seed selects the same images in every space, and an added image
+    replaces at most one other.
     """
     if count < 1:
         raise ConfigError(located("expected at least one image", field="data.tiny", found=count))
@@ -42,30 +42,29 @@ def calibration_split(
     count: int,
     seed: int,
 ) -> int:
-    """Take `count` images out of training: their pixel-space records go to `calibration`, the others to `rest`.
+    """Take `count` images out of training: write their pixel-space records to `calibration`, the others to `rest`.
 
-    `records` and `tokens` are the same images in pixel and in token space, as are `rest` and `rest_tokens`.
-    The other end of `tiny`'s ranking is taken, so the tiny split stays with the training images; returns how
-    many of those are left.
+    `records` and `tokens` are the same images in pixel and in token space, as are `rest` and `rest_tokens`. Images are
+    taken from the other end of the ranking of `tiny_split`, so the tiny split stays among the training images. Returns
+    the number of images that remain for training.
     """
     ranks = [
         (stable_hash(seed, record.metadata.image_id), n) for n, record in enumerate(read_records(records, "pixel"))
     ]
     if not 1 <= count < len(ranks):
-        expected = f"1 to {len(ranks) - 1}, as something has to be left to train on"
-        fix = "set calibrate.images to less than the training split has"
-        raise ConfigError(
-            located("cannot hold out", file=records, field="calibrate.images", expected=expected, found=count, fix=fix)
-        )
-    held = {n for _, n in heapq.nlargest(count, ranks)}
-    left = set(range(len(ranks))) - held
-    write_jsonl(calibration, _moved(_pick(records, held, "pixel"), records, calibration))
-    write_jsonl(rest, _moved(_pick(records, left, "pixel"), records, rest))
-    return write_jsonl(rest_tokens, _moved(_pick(tokens, left, "token"), tokens, rest_tokens))
+        facts = {"expected": f"1 to {len(ranks) - 1}", "found": count}
+        fix = "set calibrate.images to fewer images than the training split has"
+        problem = "cannot take this many images out of training"
+        raise ConfigError(located(problem, file=records, field="calibrate.images", fix=fix, **facts))
+    selected = {n for _, n in heapq.nlargest(count, ranks)}
+    remaining = set(range(len(ranks))) - selected
+    write_jsonl(calibration, _relocated(_pick(records, selected, "pixel"), records, calibration))
+    write_jsonl(rest, _relocated(_pick(records, remaining, "pixel"), records, rest))
+    return write_jsonl(rest_tokens, _relocated(_pick(tokens, remaining, "token"), tokens, rest_tokens))
 
 
-def _moved(records: Iterable[Record], src: str | Path, dst: str | Path) -> Iterator[Record]:
-    """`records` of `src` with their image paths relative to `dst`."""
+def _relocated(records: Iterable[Record], src: str | Path, dst: str | Path) -> Iterator[Record]:
+    """`records` of `src`, with image paths relative to `dst`."""
     old, new = Path(src).parent, Path(dst).parent
     if old.resolve() == new.resolve():
         yield from records

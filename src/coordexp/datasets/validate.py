@@ -13,7 +13,7 @@ from coordexp.records import Record, coord_bin, decode_record, record_problems
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import enumerate_lines
 
-PIXEL_TOLERANCE = 1.0 + 1e-6  # rounding moves a coordinate by half a pixel, keeping a box open by one
+PIXEL_TOLERANCE = 1.5 + 1e-6  # rounding moves a coordinate by half a pixel, widening a thin box by one more
 
 
 class Problem(msgspec.Struct, frozen=True):
