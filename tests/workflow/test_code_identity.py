@@ -110,7 +110,7 @@ def test_a_changed_conversion_and_merge_rerun_all_but_the_training(repository):
         {"data": {"jpeg_quality": 60}},
         {"runs": {"shapes": {"recipe": {"training": {"learning_rate": 1e-5}}}}},
         {"models": {"tiny": {"seed": 99}}},
-        {"datasets": {"shapes": {"train": {"seed": 99}}}},
+        {"datasets": {"shapes": {"splits": {"train": {"seed": 99}}}}},
     ],
 )
 def test_changed_options_of_any_stage_up_to_training_retrain(repository, change):
@@ -132,7 +132,7 @@ from coordexp.datasets import chunk_cache, convert
 
 folder, interrupted = Path(sys.argv[1]), sys.argv[2] == "interrupt"
 if interrupted:
-    chunk_cache.join = lambda *_: sys.exit(0)
+    chunk_cache.join_chunks = lambda *_: sys.exit(0)
 source = "resources/shapes/train.source.json"
 options = convert.ConvertOptions()
 convert.convert(source, folder / "train.jsonl", folder / "images/train", options, 9, folder / "stats.json")

@@ -15,7 +15,7 @@ from coordexp.evaluation.results import EvalResult
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import read_json, sha256_file
 
-TRAINING_CODE = "coordexp.training.ms_swift.plugin"  # the module whose code identity training records
+PREDICTION_CODE, REPORT_CODE = "coordexp.inference.predict", "coordexp.reporting.report"
 PACKAGES = (
     "coordexp",
     "torch",
@@ -52,13 +52,23 @@ def provenance(train_manifest: str | Path, calibration: str | Path | None = None
 
 
 def stage_codes(training: Mapping[str, Any], result: EvalResult) -> list[StageCode]:
-    """The code that trained (from the training manifest), evaluated (from eval.json) and reported a run."""
-    current = {module: code_identity(module) for module in (TRAINING_CODE, EVALUATION_CODE)}
-    trained = training.get("code")
+    """The code that trained (from the training manifest), predicted, evaluated (from eval.json) and reported a run.
+
+    The workflow predicts again when the code of prediction changes, so its predictions are always by the current code.
+    """
+    made_by = training.get("code")
+    trained = StageCode("training", None, None, None)
+    if made_by:
+        same = made_by["code"] == code_identity(*made_by["modules"])
+        trained = StageCode("training", made_by["coordexp"], made_by["code"], same)
+    by_workflow = training.get("made_from") is not None
+    predicted = StageCode("prediction", coordexp.__version__, code_identity(PREDICTION_CODE), True)
+    evaluated = result.code == code_identity(EVALUATION_CODE)
     return [
-        StageCode("training", training.get("coordexp"), trained, trained and trained == current[TRAINING_CODE]),
-        StageCode("evaluation", result.software["coordexp"], result.code, result.code == current[EVALUATION_CODE]),
-        StageCode("report", coordexp.__version__, code_identity("coordexp.reporting.report"), True),
+        trained,
+        *([predicted] if by_workflow else []),
+        StageCode("evaluation", result.software["coordexp"], result.code, evaluated),
+        StageCode("report", coordexp.__version__, code_identity(REPORT_CODE), True),
     ]
 
 

@@ -7,9 +7,16 @@ from evaluation_cases import generated
 
 import coordexp
 from coordexp.evaluation import EvaluateOptions, evaluate
-from coordexp.reporting.provenance import TRAINING_CODE, provenance, revision, stage_codes
+from coordexp.reporting.provenance import provenance, revision, stage_codes
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import sha256_file, write_json
+
+LOSS = "coordexp.losses.criterion"
+
+
+def made_by(version, code):
+    """Part of a training manifest: the code that trained."""
+    return {"code": {"coordexp": version, "code": code, "modules": [LOSS]}}
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +29,8 @@ def result(tmp_path_factory):
     ("manifest", "expected"),
     [
         ({}, (None, None, None)),
-        ({"coordexp": "0.0.9", "code": "0" * 16}, ("0.0.9", "0" * 16, False)),
-        ({"coordexp": "0.1.0", "code": code_identity(TRAINING_CODE)}, ("0.1.0", code_identity(TRAINING_CODE), True)),
+        (made_by("0.0.9", "0" * 16), ("0.0.9", "0" * 16, False)),
+        (made_by("0.1.0", code_identity(LOSS)), ("0.1.0", code_identity(LOSS), True)),
     ],
 )
 def test_code_of_every_stage(result, manifest, expected):
@@ -31,6 +38,12 @@ def test_code_of_every_stage(result, manifest, expected):
     assert training == ("training", *expected)
     assert evaluation == ("evaluation", coordexp.__version__, result.code, True)
     assert (report.stage, report.current) == ("report", True)
+
+
+def test_the_workflow_predicts_with_the_current_code(result):
+    stages = stage_codes({"made_from": "0" * 16}, result)
+    assert [stage.stage for stage in stages] == ["training", "prediction", "evaluation", "report"]
+    assert stages[1].identity == code_identity("coordexp.inference.predict")
 
 
 def test_manifest_and_calibration_are_included(tmp_path):
