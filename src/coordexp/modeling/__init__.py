@@ -1,1 +1,1 @@
-"""Checkpoints: build, fetch, expand the vocabulary, coordinate offsets, merge. Streams; never loads a whole model."""
+"""Checkpoints: fetch or build, expand the vocabulary, coordinate offsets, merge; weights are streamed."""

@@ -1,4 +1,4 @@
-"""What a PEFT adapter folder changes in a base checkpoint, tensor by tensor, read from headers alone."""
+"""What a PEFT adapter changes in a base checkpoint, tensor by tensor, read from the file headers only."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 OFFSET_MODULE = "coord_offset_adapter"
 OFFSET_KEY = "coord_offset"
-NEEDS_PLUGIN = "this adapter holds coord_offset_adapter: `import coordexp.modeling.coord_offset` before loading it"
+NEEDS_PLUGIN = "this adapter contains coord_offset_adapter: `import coordexp.modeling.coord_offset` before loading it"
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?")
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base weights too
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq")  # initialisations that also change the base weights
 _UNSUPPORTED = ("lora_bias", "trainable_token_indices", "target_parameters", "arrow_config", "layer_replication")
 
 
 class Lora(msgspec.Struct, frozen=True):
-    """Low-rank update of one weight [out, in]: `scale * B @ A`, rescaled row by row to `magnitude` for DoRA.
+    """Low-rank update of one weight [out, in]: `scale * B @ A`, rescaled row by row to norm `magnitude` for DoRA.
 
     For an embedding [rows, hidden] `a` is [r, rows], `b` is [hidden, r] and the update is `scale * (B @ A).T`.
     """
@@ -39,7 +39,10 @@ class Lora(msgspec.Struct, frozen=True):
 
 
 class Offsets(msgspec.Struct, frozen=True):
-    """Coordinate offsets [1000, hidden] for ids `start`..`end`; without `head` a tied table serves both sides."""
+    """Coordinate offsets [1000, hidden] for ids `start`..`end` (inclusive).
+
+    Without `head`, the offsets `embed` apply to the input embedding and to the output layer.
+    """
 
     start: int
     end: int
@@ -49,7 +52,7 @@ class Offsets(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """A PEFT adapter: `lora` and `replaced` by the name of the base tensor that they change."""
+    """A PEFT adapter; the keys of `lora` and `replaced` are the names of the base tensors that they change."""
 
     folder: Path
     config: dict
@@ -60,7 +63,7 @@ class Adapter(msgspec.Struct, frozen=True):
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Read an adapter folder; ModelError for an option or layout that merging could not apply exactly."""
+    """Read an adapter folder; ModelError for options or tensor names that cannot be merged exactly."""
     folder = Path(folder)
     config = io.read_json(folder / CONFIG_NAME)
     _check_config(folder, config)
@@ -72,7 +75,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     for key, spec in file.tensors.items():
         if not key.startswith(_PREFIX):
             raise ModelError(
-                located("unknown layout of an adapter", file=file.path, field=key, expected=f"{_PREFIX}...")
+                located("unexpected tensor name in an adapter", file=file.path, field=key, expected=f"{_PREFIX}...")
             )
         name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
         match = _LORA.fullmatch(name)
@@ -80,34 +83,34 @@ def read_adapter(folder: str | Path) -> Adapter:
             lora_parts.setdefault(match["module"], {})[match["part"]] = spec
         elif name.startswith(f"{OFFSET_MODULE}."):
             offset_parts[name.removeprefix(f"{OFFSET_MODULE}.")] = spec
-        else:  # modules_to_save, trained biases, saved embedding layers: whole tensors under the base's own names
+        else:  # modules_to_save, trained biases, saved embedding layers: complete tensors under the names of the base
             replaced[name] = spec
     lora = {f"{module}.weight": _lora(file, module, parts, config) for module, parts in lora_parts.items()}
     return Adapter(folder, config, file, lora, replaced, _offsets(file, config, offset_parts, OFFSET_MODULE in saved))
 
 
 def _check_config(folder: Path, config: dict) -> None:
-    where = folder / CONFIG_NAME
+    path = folder / CONFIG_NAME
     if config.get("peft_type") != "LORA":
         found = config.get("peft_type")
         raise ModelError(
-            located("not a LoRA or DoRA adapter", file=where, field="peft_type", expected="LORA", found=found)
+            located("not a LoRA or DoRA adapter", file=path, field="peft_type", expected="LORA", found=found)
         )
     for key in _UNSUPPORTED:
         if config.get(key):
-            raise ModelError(located("merging does not support this option", file=where, field=key, found=config[key]))
+            raise ModelError(located("merging does not support this option", file=path, field=key, found=config[key]))
     start = str(config.get("init_lora_weights") or "").lower()
     if start.startswith(BASE_CHANGING):
         fix = "convert the adapter to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
-        problem = "this initialisation changed the base weights as well"
-        raise ModelError(located(problem, file=where, field="init_lora_weights", found=start, fix=fix))
+        problem = "this initialisation also changed the base weights"
+        raise ModelError(located(problem, file=path, field="init_lora_weights", found=start, fix=fix))
 
 
 def _lora(file: shards.ShardFile, module: str, parts: dict[str, shards.TensorSpec], config: dict) -> Lora:
     embedding = "embedding_A" in parts
     a, b = (parts.get(f"embedding_{side}" if embedding else side) for side in "AB")
     if a is None or b is None:
-        raise ModelError(located("half of a LoRA pair is missing", file=file.path, field=module))
+        raise ModelError(located("a LoRA pair is incomplete", file=file.path, field=module))
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         found = {"A": a.shape, "B": b.shape}
         raise ModelError(
@@ -137,7 +140,7 @@ def _offsets(file: shards.ShardFile, config: dict, parts: dict[str, shards.Tenso
     settings = config.get(OFFSET_KEY) or {}
     embed, head = parts.get("embed_offset"), parts.get("head_offset")
     if embed is None or "start" not in settings:
-        problem = "adapter lists coordinate offsets but does not hold them"
+        problem = "the adapter lists coordinate offsets but does not contain them"
         raise ModelError(located(problem, file=file.path, field=OFFSET_MODULE, found=sorted(parts)))
     for spec in filter(None, (embed, head)):
         if spec.shape[0] != COORD_BINS:

@@ -1,4 +1,4 @@
-"""Base checkpoints under one roof: from a hub at a pinned revision, from a folder, or built small."""
+"""Base checkpoints as local folders: from a hub at a pinned revision, from another folder, or a tiny model."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from coordexp.modeling import checkpoint_files as contents
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import tiny
 from coordexp.modeling.checkpoint_files import PATTERNS, SOURCE_FILE
+from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DownloadError, SpaceError, located, nearest
 from coordexp.runtime.estimates import format_bytes, free_bytes, nearest_existing_dir
 from coordexp.runtime.locks import disk_is_full, full_disk
 
 _SOURCES = ("hf", "modelscope", "path", "tiny")
-_PLACES = {"hf": "HF_HOME", "modelscope": "MODELSCOPE_CACHE"}  # variable that names the folder of a hub's cache
+_CACHE_VARIABLES = {"hf": "HF_HOME", "modelscope": "MODELSCOPE_CACHE"}
 
 
 def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
-    """Make `out_dir` a complete checkpoint folder for the entry `models.{name}` of the configuration.
+    """Write the checkpoint folder `out_dir` for the entry `models.{name}` of the configuration.
 
-    `hf` and `modelscope` need `repo` and a pinned `revision` and land in the hub's own cache (downloads resume there);
-    `path` names a folder. From both the files of a checkpoint (safetensors, json, jinja, txt) are hard-linked, or
-    copied where links are impossible. `tiny` builds a small model from `seed` and the other keys as knobs. Returns what
-    `model_source.json` records. Raises ConfigError for an unusable entry, DownloadError when a hub cannot be reached,
-    SpaceError when the disk of its cache is full, ModelError for damaged weights.
+    The sources `hf` and `modelscope` need `repo` and a pinned `revision` and download into the cache of the hub, where
+    interrupted downloads resume; `path` names a folder. The checkpoint's files (safetensors, json, jinja, txt) are
+    hard-linked from there, or copied where links are impossible. `tiny` builds a tiny model with `seed`; the other keys
+    are its options. Returns the content of `model_source.json`. ConfigError for an invalid entry, DownloadError if the
+    hub cannot be reached, SpaceError if the disk of its cache is full, ModelError for damaged weights or an unknown
+    model family.
     """
     out, entry = Path(out_dir), dict(model)
     source = entry.pop("source", None)
@@ -46,31 +48,29 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
     else:
         repo, revision = _need(name, entry, "repo"), _need(name, entry, "revision")
         folder = _download(name, source, repo, revision)
-    _adopt(folder, out, facts)
+    _link_checkpoint(folder, out, facts)
     return facts
 
 
-def _adopt(folder: Path, out: Path, facts: dict) -> None:
+def _link_checkpoint(folder: Path, out: Path, facts: dict) -> None:
     shards.open_checkpoint(folder)
-    how = set()
+    methods = set()
     with io.atomic_dir(out) as scratch:
         for file in contents.files(folder):
-            how.add(shards.link_or_copy(file, scratch / file.name))
+            methods.add(shards.link_or_copy(file, scratch / file.name))
         for needed in ("config.json", "tokenizer.json"):
             if not (scratch / needed).exists():
-                raise ConfigError(
-                    located("not a complete checkpoint", file=folder, expected=needed, found="no such file")
-                )
+                raise ConfigError(located("incomplete checkpoint", file=folder, expected=needed, found="no such file"))
+        family_of(scratch)
         facts["contents"] = contents.checkpoint_identity(scratch)
-        facts["files"] = "linked" if how == {"link"} else "copied" if how == {"copy"} else "linked or copied"
+        facts["files"] = "linked" if methods == {"link"} else "copied" if methods == {"copy"} else "linked or copied"
         io.write_json(scratch / SOURCE_FILE, facts)
 
 
 def _download(name: str, source: str, repo: str, revision: str) -> Path:
     cache = _cache(source)
-    room = format_bytes(free_bytes(cache))
-    place = f"{cache} ({room} free; {_PLACES[source]} names another)"
-    print(f"fetch {repo}: into the hub's cache {place}", file=sys.stderr, flush=True)
+    variable, free = _CACHE_VARIABLES[source], format_bytes(free_bytes(cache))
+    print(f"fetch {repo}: downloading to {cache} ({free} free; set {variable} to use another folder)", file=sys.stderr)
     try:
         if source == "hf":
             from huggingface_hub import snapshot_download
@@ -79,12 +79,12 @@ def _download(name: str, source: str, repo: str, revision: str) -> Path:
         from modelscope import snapshot_download
 
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(PATTERNS)))
-    except Exception as error:  # each hub client has its own tree of errors
+    except Exception as error:  # each hub client has its own exception classes
         if disk_is_full(error, nearest_existing_dir(cache)):
-            otherwise = f", or set {_PLACES[source]} to a folder that has it,"
+            otherwise = f", or set {variable} to a folder on another disk,"
             raise SpaceError(full_disk(cache, error, otherwise)) from error
         fix = (
-            f"check the network, proxy and access rights; or fetch {repo} at {revision} elsewhere and set "
+            f"check the network, proxy and access rights; or download {repo} at {revision} on another machine and set "
             f"models.{name} to {{source: path, path: /folder/of/the/checkpoint}}"
         )
         problem = f"cannot fetch {repo} from {source}: {type(error).__name__}: {error}"
@@ -92,17 +92,17 @@ def _download(name: str, source: str, repo: str, revision: str) -> Path:
 
 
 def _cache(source: str) -> Path:
-    """Folder in which the client of a hub keeps what it has fetched."""
+    """The folder in which the client of a hub caches its downloads."""
     if source == "hf":
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE)
-    return Path(os.environ.get(_PLACES[source]) or "~/.cache/modelscope").expanduser()
+    return Path(os.environ.get(_CACHE_VARIABLES[source]) or "~/.cache/modelscope").expanduser()
 
 
 def _need(name: str, entry: dict, key: str) -> str:
     value = entry.get(key)
     if not value:
-        fix = "a hub model needs repo and a pinned revision (a commit), a folder needs path"
+        fix = "hf and modelscope need repo and revision (a commit), path needs path"
         raise ConfigError(located("missing key", field=f"models.{name}.{key}", fix=fix))
     return str(value)

@@ -13,7 +13,7 @@ PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
 
 
 def files(folder: Path) -> list[Path]:
-    """Files of a checkpoint in `folder`: weights, configuration, tokenizer and templates."""
+    """The checkpoint's files in `folder`: weights, configuration, tokenizer and templates."""
     return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if file.name != SOURCE_FILE)
 
 

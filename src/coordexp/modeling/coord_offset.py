@@ -1,8 +1,8 @@
-"""Trainable offsets on the rows of the coordinate tokens, carried inside a PEFT adapter.
+"""Trainable offsets on the embedding rows of the coordinate tokens, stored in a PEFT adapter.
 
-Importing this module teaches PEFT to load such adapters (`PeftModel.from_pretrained` as usual) through PEFT's own
-registry of methods; adapters without offsets are untouched by it. Without the import PEFT stops with an error that
-says what to import, because the saved `init_lora_weights` is that sentence.
+Importing this module registers the adapter type with PEFT, so that `PeftModel.from_pretrained` loads such adapters;
+adapters without offsets are not affected. Without the import, PEFT stops with an error that names this module, because
+the saved `init_lora_weights` is that message.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from coordexp.runtime.errors import ModelError, located
 
 
 class CoordOffsetAdapter(nn.Module):
-    """Two float tables [1000, hidden], zero at the start: what is added to the rows `start`..`end` of both embeddings.
+    """Two tables [1000, hidden], initially zero, that are added to the rows `start`..`end` of both embedding tables.
 
-    `embed_offset` is added to the input embedding of a coordinate token; `head_offset` to its output row, that is
-    `logits[..., start:end+1] += h @ head_offset.T`. Without `own_head` (tied embeddings) `embed_offset` serves both.
-    The embedding matrices are never rewritten.
+    `embed_offset` is added to the input embedding of a coordinate token, `head_offset` to its row of the output layer:
+    `logits[..., start:end+1] += h @ head_offset.T`. Without `own_head` (tied embeddings) `embed_offset` is used for
+    both. The embedding tables themselves are never modified.
     """
 
     def __init__(self, hidden: int, start: int, end: int, own_head: bool, dtype: torch.dtype = torch.float32) -> None:
@@ -41,14 +41,14 @@ class CoordOffsetAdapter(nn.Module):
         self.head_offset = nn.Parameter(torch.zeros(COORD_BINS, hidden, dtype=dtype)) if own_head else None
 
     def forward(self, output: Tensor, source: Tensor, side: Literal["embed", "head"]) -> Tensor:
-        """`output` of the embedding (`source`: ids [...]) or of the head (`source`: [..., hidden]), with offsets."""
+        """Add the offsets to the `output` of the embedding (`source`: ids [...]) or head (`source`: [..., hidden])."""
         return self._embed(output, source) if side == "embed" else self._head(output, source)
 
     def _embed(self, output: Tensor, ids: Tensor) -> Tensor:
         index = ids.to(output.device) - self.start
         inside = ((index >= 0) & (index < COORD_BINS)).unsqueeze(-1)
         rows = functional.embedding(index.clamp(0, COORD_BINS - 1), self.embed_offset)
-        # added in float32 and rounded once, as merging does
+        # added in float32 and rounded once, as in merging
         return torch.where(inside, (output.float() + rows.float()).to(output.dtype), output)
 
     def _head(self, output: Tensor, hidden: Tensor) -> Tensor:
@@ -60,28 +60,28 @@ class CoordOffsetAdapter(nn.Module):
 
 @dataclass
 class CoordOffsetLoraConfig(LoraConfig):
-    """LoRA or DoRA with coordinate offsets: `coord_offset` is {start, end, tie_head, dtype}."""
+    """LoRA or DoRA with coordinate offsets; `coord_offset` has the keys start, end, tie_head and dtype."""
 
-    coord_offset: dict | None = field(default=None, metadata={"help": "ids and form of the coordinate offsets"})
+    coord_offset: dict | None = field(default=None, metadata={"help": "ids, tying and dtype of the coordinate offsets"})
 
     def __post_init__(self) -> None:
-        """Lists the offset module in `modules_to_save`."""
+        """List the offset module in `modules_to_save`."""
         if self.init_lora_weights == NEEDS_PLUGIN:
             self.init_lora_weights = True  # the weights come from the file
         if str(self.init_lora_weights).lower().startswith(BASE_CHANGING):
-            problem = "coordinate offsets need an initialisation that leaves the base weights alone"
+            problem = "coordinate offsets need an initialisation that does not change the base weights"
             raise ModelError(located(problem, field="init_weights", found=self.init_lora_weights, fix="set it to true"))
         self.modules_to_save = [*(m for m in self.modules_to_save or () if m != OFFSET_MODULE), OFFSET_MODULE]
         super().__post_init__()
 
     def to_dict(self) -> dict:
-        """The form that is saved; PEFT without this module stops at `init_lora_weights`."""
+        """The saved configuration, whose `init_lora_weights` stops PEFT if this module is not imported."""
         return super().to_dict() | {"init_lora_weights": NEEDS_PLUGIN}
 
 
 @dataclass
 class _ConfigByContent(LoraConfig):
-    """What the registry calls for LORA: the plain class unless the saved configuration has offsets."""
+    """Constructs the plain LoRA configuration, or the one with offsets if the saved configuration has them."""
 
     coord_offset: dict | None = None
 
@@ -92,10 +92,10 @@ class _ConfigByContent(LoraConfig):
 
 
 class CoordOffsetLoraModel(LoraModel):
-    """PEFT's LoRA model that first attaches the offset module when the adapter's configuration asks for it."""
+    """PEFT's LoRA model, with the offset module attached if the adapter's configuration has offsets."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT."""
+        """Attach the offset module, then inject the adapter as PEFT does."""
         settings = getattr(self.peft_config[adapter_name], OFFSET_KEY, None)
         if settings:
             attach(model, **settings)
@@ -105,9 +105,10 @@ class CoordOffsetLoraModel(LoraModel):
 
 
 def lora_config(ids: dict | None, *, tie_head: bool = True, dtype: str = "auto", **lora: Any) -> LoraConfig:
-    """A PEFT configuration: LoRA or DoRA (`lora`: fields of `peft.LoraConfig`), with offsets when `ids` is given.
+    """A PEFT configuration for LoRA or DoRA, with coordinate offsets if `ids` ({start, end}) is given.
 
-    `ids` is {start, end}; `tie_head` only matters on a base with tied embeddings; `dtype` auto means float32.
+    `lora` are fields of `peft.LoraConfig`; `tie_head` matters only for a base with tied embeddings; `dtype` is the name
+    of a torch dtype, `auto` for float32.
     """
     if ids is None:
         return LoraConfig(**lora)
@@ -116,12 +117,12 @@ def lora_config(ids: dict | None, *, tie_head: bool = True, dtype: str = "auto",
 
 
 def attach(model: nn.Module, start: int, end: int, tie_head: bool = True, dtype: str = "auto") -> None:
-    """Put a zero offset module and its two hooks on a Qwen3-VL model; done once, a second call checks the ids."""
+    """Attach a zero offset module and its two forward hooks to a model; a second call only checks the ids."""
     present = getattr(model, OFFSET_MODULE, None)
     if present is not None:
         if (present.start, present.end) != (start, end):
             found = (present.start, present.end)
-            raise ModelError(located("offsets for other ids are attached", expected=(start, end), found=found))
+            raise ModelError(located("offsets for other ids are already attached", expected=(start, end), found=found))
         return
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows, hidden = embed.weight.shape
@@ -134,7 +135,7 @@ def attach(model: nn.Module, start: int, end: int, tie_head: bool = True, dtype:
     table_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     module = CoordOffsetAdapter(hidden, start, end, own_head=not (tied and tie_head), dtype=table_dtype)
     setattr(model, OFFSET_MODULE, module.to(embed.weight.device))
-    owner = weakref.ref(model)  # PEFT copies hooked modules; the model must not be copied with them
+    owner = weakref.ref(model)  # PEFT deep-copies modules with hooks; the model must not be copied along
 
     def offset_embedding(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         return getattr(owner(), OFFSET_MODULE)(output, args[0], "embed")

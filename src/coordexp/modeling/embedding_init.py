@@ -1,4 +1,4 @@
-"""How the rows of new tokens start: one deterministic rule for all 1,001 of them."""
+"""Deterministic initialisation of the embedding rows of the 1,001 new tokens."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ Init = Literal["mean", "numeric"]
 
 BLOCK_ROWS = 512  # rows that are summed at once in float32: the rounding of the mean depends on it
 
-_DIGIT_WEIGHTS = (1.0, 0.5, 0.25)  # hundreds, tens, ones: neighbouring numbers stay neighbours
-_FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # periods over the 1,000 bins of the smooth part
+_DIGIT_WEIGHTS = (1.0, 0.5, 0.25)  # hundreds, tens, ones: close numbers get close rows
+_FREQUENCIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the sinusoids, in periods per 1,000 bins
 _SEED = 20
 
 
 def new_rows(
     shard: shards.ShardFile, spec: shards.TensorSpec, known: int, digits: list[int], init: Init
 ) -> torch.Tensor:
-    """Rows of `<|coord_*|>` and the 1,000 coordinates, [1001, hidden] float32, from the first `known` rows of a table.
+    """Rows for `<|coord_*|>` and the 1,000 coordinates, [1001, hidden] float32, from the first `known` rows of a table.
 
-    `mean`: every row is the mean of the known rows.
-    `numeric`: mean + deviation, where the deviation mixes the rows of the number's three digits (`digits`: the ids of
-    "0".."9", leading digits weigh more) with waves along the number, and has the size that a row of the table
-    typically has. The wildcard is the mean of the 1,000 coordinate rows under either rule. Trained from random weights
-    on generated shapes `numeric` learned boxes faster (benchmarks/model_init.py).
+    `mean`: every row is the mean of the known rows. `numeric`: the mean plus a deviation, the sum of the digits' rows
+    (`digits`: ids of "0".."9"; leading digits have more weight) and of sinusoids of the coordinate, scaled to the
+    standard deviation of the table. The row of the wildcard is the mean of the coordinate rows in both cases. From
+    random weights on generated shapes, `numeric` learned boxes faster (benchmarks/model_init.py).
     """
     import torch
 
@@ -47,7 +46,7 @@ def new_rows(
 
 
 def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: int) -> tuple[torch.Tensor, float]:
-    """Mean row [hidden] float64 of the first `known` rows, and the root mean square deviation of an element."""
+    """Mean row [hidden] float64 of the first `known` rows, and the standard deviation of all elements."""
     import torch
 
     hidden, width = spec.shape[1], spec.nbytes // spec.shape[0]
@@ -68,7 +67,7 @@ def table_statistics(shard: shards.ShardFile, spec: shards.TensorSpec, known: in
 
 @contextlib.contextmanager
 def single_threaded_torch() -> Iterator[None]:
-    """Arithmetic inside with one core a thread: the parallelism is our own, and sums do not depend on the machine."""
+    """Run torch with one thread per call: our own threads run in parallel, and sums do not depend on the machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -80,7 +79,7 @@ def single_threaded_torch() -> Iterator[None]:
 
 
 def read_rows(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end: int) -> torch.Tensor:
-    """Rows [begin, end) of a two-dimensional tensor in its own dtype."""
+    """Rows [begin, end) of a tensor in its own dtype."""
     import torch
 
     width = spec.nbytes // spec.shape[0]
@@ -89,14 +88,14 @@ def read_rows(shard: shards.ShardFile, spec: shards.TensorSpec, begin: int, end:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a safetensors floating dtype name."""
+    """The torch dtype of a floating-point safetensors dtype name."""
     import torch
 
     return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
-    """The little-endian bytes of a tensor converted to safetensors dtype `dtype`."""
+    """The little-endian bytes of a tensor, converted to the safetensors dtype `dtype`."""
     import torch
 
     flat = tensor.to(torch_dtype(dtype)).contiguous().view(-1)
@@ -107,14 +106,14 @@ def _digit_part(digit_rows: torch.Tensor) -> torch.Tensor:
     import torch
 
     bins = torch.arange(COORD_BINS)
-    places = (bins // 100, bins // 10 % 10, bins % 10)
-    return sum(weight * digit_rows[place] for weight, place in zip(_DIGIT_WEIGHTS, places, strict=True))
+    digits = (bins // 100, bins // 10 % 10, bins % 10)
+    return sum(weight * digit_rows[digit] for weight, digit in zip(_DIGIT_WEIGHTS, digits, strict=True))
 
 
 def _smooth_part(hidden: int) -> torch.Tensor:
     import torch
 
-    # RandomState keeps its stream over numpy's versions, so the rows do too.
+    # The stream of RandomState, hence these rows, is the same in every version of numpy.
     directions = torch.from_numpy(np.random.RandomState(_SEED).standard_normal((2 * len(_FREQUENCIES), hidden)))
     angle = 2 * np.pi * torch.arange(COORD_BINS, dtype=torch.float64)[:, None] / COORD_BINS
     angle = angle * torch.tensor(_FREQUENCIES, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""One complete Hugging Face checkpoint from a base and what was trained on it: an adapter or full weights.
+"""Merge a base and the result of its training, an adapter or full weights, into one Hugging Face checkpoint.
 
-Streams: a tensor is read in blocks of rows, changed in float32 and rounded once to the base's dtype. Peak memory is a
-few blocks, not the model. The output appears whole or not at all.
+Tensors are streamed: each is read in blocks of rows, updated in float32 and rounded once to the dtype of the base, so
+peak memory is a few blocks rather than the model. The output folder appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 
 
 class OutputExistsError(ModelError):
-    """The output folder is already there and overwriting was not asked for (exit code 2)."""
+    """The output folder exists and overwriting was not requested (exit code 2)."""
 
 
 def merge(
@@ -47,9 +47,10 @@ def merge(
     """Write the merged checkpoint to `out_dir`; returns the content of its merge_manifest.json.
 
     `trained` is a PEFT adapter folder (LoRA, DoRA, coordinate offsets, fully trained modules), a full-parameter
-    checkpoint, or a folder or glob of `checkpoint-N` folders, of which the newest is taken (`best`: the one that the
-    trainer named best). Configuration, tokenizer, processor, chat template, dtype and, for adapters, the shard layout
-    are the base's; optimizer states and other leftovers of training stay behind.
+    checkpoint, or a folder or glob of `checkpoint-N` folders, of which the newest is used (`best`: the one that the
+    trainer recorded as best). Configuration, tokenizer, processor, chat template, dtypes and, for adapters, the shards
+    are those of the base; optimizer states and other training files are not copied. ModelError if the two do not fit
+    together.
     """
     base, out = Path(base_dir), Path(out_dir)
     checkpoint_dir = resolve_checkpoint(trained, best=best)
@@ -77,9 +78,10 @@ def merge(
 
 
 def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
-    """The folder to merge: itself, or of several `checkpoint-N` the newest complete one, or the trainer's best.
+    """The checkpoint folder to merge: the newest complete one among `trained`, or the one that was recorded as best.
 
-    Newest is the highest step, whatever the names' order or the files' times say.
+    Each of `trained` is a checkpoint folder, a folder of `checkpoint-N` folders, or a glob. The newest is the one with
+    the highest step, regardless of modification times.
     """
     patterns = [str(entry) for entry in trained]
     folders = [Path(p) for text in patterns for p in (glob(text) if any(c in text for c in "*?[") else [text])]
@@ -90,8 +92,8 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
         if _complete(c)
     ]
     if not candidates:
-        fix = "expected a folder with adapter_config.json or model weights, or checkpoint-N folders of that kind"
-        raise ModelError(located("nothing to merge here", file=" ".join(patterns), fix=fix))
+        fix = "give a folder with adapter_config.json or model weights, or one that contains such checkpoint-N folders"
+        raise ModelError(located("no checkpoint to merge", file=" ".join(patterns), fix=fix))
     newest = max(candidates, key=lambda c: (_step(c), c.stat().st_mtime))
     if not best:
         return newest
@@ -99,19 +101,19 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
     named = io.read_json(state).get("best_model_checkpoint") if state.exists() else None
     chosen = [c for c in candidates if named and c.name == Path(named).name]
     if not chosen:
-        fix = "train with custom.detection_eval, or evaluation and metric_for_best_model; or merge the newest"
+        fix = "train with custom.detection_eval, or with evaluation and metric_for_best_model; or merge the newest"
         raise ModelError(
-            located("the trainer named no best checkpoint that is still here", file=state, found=named, fix=fix)
+            located("the trainer recorded no best checkpoint that still exists", file=state, found=named, fix=fix)
         )
     return chosen[0]
 
 
 def merge_from_env(environ: dict[str, str] | None = None) -> int:
-    """`ADAPTERS=... OUTPUT_DIR=... [BASE=...] [ALLOW_OVERWRITE=1] [BEST=1]`: merge and return the exit code.
+    """Merge as the environment variables say: ADAPTERS, OUTPUT_DIR, and optionally BASE, ALLOW_OVERWRITE and BEST.
 
-    ADAPTERS may be a folder, a glob, or several folders separated by white space; the newest is merged. The base is the
-    one that the adapter names unless BASE is set. GPU_DEVICES is accepted and unused: merging runs on the CPU.
-    Exit codes: 0 done, 1 cannot merge, 2 bad usage or existing OUTPUT_DIR.
+    ADAPTERS is a folder, a glob, or several of these separated by white space; the newest checkpoint is merged. BASE
+    defaults to the base recorded in the adapter. GPU_DEVICES is accepted and ignored, because merging uses the CPU.
+    Returns the exit code: 0 success, 1 the merge is impossible, 2 wrong usage or existing OUTPUT_DIR.
     """
     env = os.environ if environ is None else environ
     adapters, out = env.get("ADAPTERS", "").split(), env.get("OUTPUT_DIR")
@@ -153,13 +155,17 @@ def _named_base(folder: Path) -> str:
     named = io.read_json(config).get("base_model_name_or_path") if config.exists() else None
     if not named or not Path(named).is_dir():
         fix = "set BASE to the expanded checkpoint that was trained"
-        raise ModelError(located("the base of this checkpoint is not a folder here", file=folder, found=named, fix=fix))
+        raise ModelError(
+            located("the base of this checkpoint is not a local folder", file=folder, found=named, fix=fix)
+        )
     return named
 
 
 def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: bool) -> None:
     if out.resolve() in (base.resolve(), checkpoint_dir.resolve()):
-        raise ModelError(located("the output would replace its own input", file=out, fix="choose another folder"))
+        raise ModelError(
+            located("the output folder is also an input of the merge", file=out, fix="choose another folder")
+        )
     if out.exists() and not allow_overwrite:
         fix = "choose another OUTPUT_DIR or set ALLOW_OVERWRITE=1"
         raise OutputExistsError(located("output folder exists", file=out, fix=fix))
@@ -175,14 +181,14 @@ def _check_same_tokenizer(base: Path, checkpoint_dir: Path) -> None:
 
 
 def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
-    """The weights that training recorded are the base's: shapes alone do not tell two models of one size apart."""
+    """ModelError unless the base has the weights that training recorded; equal shapes do not imply equal weights."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
     expected = io.read_json(manifest).get("base") if manifest.exists() else None
     found = weights_identity(base) if expected else None
     if found != expected:
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         fix = "merge into the expanded checkpoint that was trained"
-        raise ModelError(located("not the base that was trained", file=base, found=different, fix=fix))
+        raise ModelError(located("this base was not the one that was trained", file=base, found=different, fix=fix))
 
 
 def _check_ids(base: Path, plan: update.MergePlan) -> None:
@@ -191,8 +197,16 @@ def _check_ids(base: Path, plan: update.MergePlan) -> None:
     ids = vocab.coord_ids(base)
     found = (plan.offsets.start, plan.offsets.end)
     if found != (ids.start, ids.end):
-        problem = "the adapter's coordinate ids are not the base's"
-        raise ModelError(located(problem, file=base, expected=(ids.start, ids.end), found=found, fix="wrong base?"))
+        problem = "the coordinate ids of the adapter differ from those of the base"
+        raise ModelError(
+            located(
+                problem,
+                file=base,
+                expected=(ids.start, ids.end),
+                found=found,
+                fix="merge into the base that was trained",
+            )
+        )
 
 
 def _check_not_merged(base: Path, manifest: dict) -> None:
@@ -202,8 +216,8 @@ def _check_not_merged(base: Path, manifest: dict) -> None:
     before = io.read_json(earlier)
     history = [before["trained"]["weights"], *before.get("merged_before", [])]
     if manifest["trained"]["weights"] in history:
-        fix = "merge into the checkpoint that was trained, not into the merged one"
-        raise ModelError(located("this adapter is already merged into the base", file=base, fix=fix))
+        fix = "merge into the checkpoint that was trained, not into a merged one"
+        raise ModelError(located("this adapter has already been merged into the base", file=base, fix=fix))
     manifest["merged_before"] = history
 
 
@@ -228,7 +242,7 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
 
 
 def _recipe(checkpoint_dir: Path) -> dict | None:
-    """What it was trained by, so that a merged folder says how to ask it."""
+    """The recipe of the training, which determines the prompts of the merged model."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
@@ -246,9 +260,9 @@ def _link_base_files(base: Path, folder: Path) -> None:
 
 
 def _base_files(base: Path) -> Iterator[Path]:
-    """What a merged checkpoint has of its base, beside weights."""
-    leave = {MANIFEST_NAME, shards.INDEX_NAME}
+    """The files of the base, other than weights, that are part of the merged checkpoint."""
+    excluded = {MANIFEST_NAME, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
-        if file.is_file() and not weights and file.name not in leave:
+        if file.is_file() and not weights and file.name not in excluded:
             yield file

@@ -1,8 +1,8 @@
-"""A file that several threads write pieces to, past the page cache where the system lets them.
+"""A file that several threads write to, bypassing the page cache where the system supports it.
 
-Finding pages for gigabytes of weights costs the system more processor time than the arithmetic on them. What covers
-whole pages of the file therefore goes to the disk straight from the buffer it was made in (`O_DIRECT`); its address
-must then lie within a page as its position does in the file: `aligned_buffer` gives such memory.
+Allocating page-cache pages for gigabytes of weights takes more CPU time than the arithmetic on the weights. Data that
+covers full pages of the file is therefore written directly from its buffer (`O_DIRECT`). This requires that the offset
+of the buffer within a memory page equals the offset of its file position within a page: use `aligned_buffer`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-PAGE = max(4096, os.sysconf("SC_PAGE_SIZE"))  # a multiple of what any disk asks for
+PAGE = max(4096, os.sysconf("SC_PAGE_SIZE"))  # a multiple of the block size of any disk
 
 _kept = threading.local()
 
 
 class Output:
-    """A new file of `size` bytes; `write` may be called by any thread, `close` once and last."""
+    """A new file of `size` bytes; any thread may call `write`; `close` is called once, at the end."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._cached = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.ftruncate(self._cached, size)
         self._direct = _open_direct(path)
-        # The system lets one writer at a time at a file's cached pages; others would wait for it on the processor.
-        self._turn = threading.Lock()
+        # The kernel serialises cached writes to a file; other threads would spin while they wait.
+        self._lock = threading.Lock()
 
     def write(self, position: int, data: bytes | bytearray | memoryview) -> None:
-        """Write every byte of `data` at `position`; faster from memory that `aligned_buffer` gave for this position."""
+        """Write all of `data` at `position`; fastest from an `aligned_buffer` for this position."""
         view = memoryview(data).cast("B")
         head = -position % PAGE
         if self._direct is None or len(view) < head + PAGE or (_address(view) - position) % PAGE:
@@ -43,7 +43,7 @@ class Output:
         self._write_cached(position + done, view[done:])
 
     def close(self, *, flush: bool = True) -> None:
-        """Wait until all of it is on the disk, unless it is to be thrown away, and let the file go."""
+        """Flush the data to disk, unless the file will be discarded, and close the file."""
         try:
             if flush:
                 os.fsync(self._cached)
@@ -53,7 +53,7 @@ class Output:
                 os.close(self._direct)
 
     def _write_direct(self, position: int, view: memoryview, done: int, last: int) -> int:
-        """Write view[done:last], whole pages; returns how far it came before the file system refused, if it did."""
+        """Write the full pages view[done:last]; returns the end of what was written before the file system refused."""
         while done < last:
             try:
                 count = os.pwrite(self._direct, view[done:last], position + done)
@@ -67,16 +67,17 @@ class Output:
         return done
 
     def _write_cached(self, position: int, view: memoryview) -> None:
-        with self._turn:
+        with self._lock:
             while view:
                 count = os.pwrite(self._cached, view, position)
                 view, position = view[count:], position + count
 
 
 def aligned_buffer(name: str, size: int, position: int = 0) -> memoryview:
-    """`size` bytes of memory of this thread to prepare what goes to `position` of an `Output`.
+    """`size` bytes of thread-local memory, aligned for writing at `position` of an `Output`.
 
-    Valid until the thread asks for `name` again: fresh memory costs more than the arithmetic.
+    The memory is reused by the thread's next call with the same `name`, because allocation would take longer than the
+    arithmetic.
     """
     kept = getattr(_kept, name, None)
     if kept is None or len(kept) < size + PAGE:
@@ -91,6 +92,6 @@ def _address(view: memoryview) -> int:
 
 
 def _open_direct(path: Path) -> int | None:
-    with contextlib.suppress(AttributeError, OSError):  # a system, or a file system, without it
+    with contextlib.suppress(AttributeError, OSError):  # not supported by the system or the file system
         return os.open(path, os.O_WRONLY | os.O_DIRECT)
     return None

@@ -1,4 +1,4 @@
-"""Tokenizers of the Qwen class: a compact one trained on our own text, and any one from a vocabulary and merges."""
+"""Tokenizers of the Qwen class: a compact one trained on a small corpus, or one from a vocabulary and merges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from coordexp.modeling.tokenizer_corpus import lines
 from coordexp.runtime import io
 
-# Qwen's added tokens in id order; the flag says whether decoding with skip_special_tokens drops them.
+# Added tokens of Qwen in id order; True if decoding with skip_special_tokens drops the token.
 QWEN_ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
     ("<|endoftext|>", True),
     ("<|im_start|>", True),
@@ -40,7 +40,7 @@ QWEN_ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
     ("</think>", False),
 )
 
-# How Qwen cuts text before merging: words with a leading sign or space, single digits, runs of signs, white space.
+# Pre-tokenisation: words with a leading punctuation mark or space, single digits, runs of punctuation, white space.
 _WORDS = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -53,7 +53,7 @@ _WORDS = "|".join(
     )
 )
 
-# Renders text, images and videos as Qwen3-VL expects them: no default system prompt, one place per image.
+# Renders text, images and videos as Qwen3-VL expects them: no default system prompt, one placeholder per image.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
 {%- if content is string -%}
@@ -80,7 +80,7 @@ CHAT_TEMPLATE = """\
 
 
 def compact_tokenizer(size: int = 1024) -> Tokenizer:
-    """A byte-level BPE with at most `size` entries plus Qwen's 26 added tokens; every byte has its own entry."""
+    """A byte-level BPE with at most `size` entries, including one per byte, plus the 26 added tokens of Qwen."""
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -94,14 +94,14 @@ def compact_tokenizer(size: int = 1024) -> Tokenizer:
 
 
 def tokenizer_from_vocab(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """A Qwen tokenizer from byte-level entries (text -> id, ids from 0) and merges, with the 26 added tokens after."""
+    """A Qwen tokenizer from byte-level entries (text -> id, from 0) and merges, followed by the 26 added tokens."""
     tokenizer = _byte_level(models.BPE(vocab=vocab, merges=merges))
     tokenizer.add_tokens(_added_tokens())
     return tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """The tokenizer files of a Qwen3-VL checkpoint, in the form that its publishers use."""
+    """Write the tokenizer files that a published Qwen3-VL checkpoint has."""
     tokenizer.save(str(folder / "tokenizer.json"))
     model = json.loads(tokenizer.to_str())["model"]
     io.write_json(folder / "vocab.json", dict(sorted(model["vocab"].items(), key=lambda item: item[1])))

@@ -1,4 +1,4 @@
-"""Safetensors as a stream: read headers and byte ranges, write a file tensor by tensor, never hold a whole shard."""
+"""Streaming safetensors I/O: read headers and byte ranges, write files in parallel pieces."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_HEADER = 100 << 20
-_REFETCH = "the file is damaged or incomplete: fetch or write it again"
+_REFETCH = "the file is damaged or incomplete: fetch or create it again"
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """One tensor of a file: safetensors dtype name, shape, and its bytes [begin, end) counted from the file's start."""
+    """One tensor of a file: safetensors dtype name, shape, and byte range [begin, end) from the start of the file."""
 
     name: str
     dtype: str
@@ -43,7 +43,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class ShardFile(msgspec.Struct, frozen=True):
-    """Header of one safetensors file; `tensors` in the order of their bytes."""
+    """Header of one safetensors file; `tensors` are in the order of their byte ranges."""
 
     path: Path
     tensors: dict[str, TensorSpec]
@@ -51,7 +51,7 @@ class ShardFile(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """A checkpoint folder's weights: its files in order and which file holds which tensor."""
+    """The weight files of a checkpoint folder by name, and the metadata of its index if it has one."""
 
     folder: Path
     shards: dict[str, ShardFile]
@@ -59,24 +59,24 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @property
     def sharded(self) -> bool:
-        """True when an index file names the shards."""
+        """True if the checkpoint has an index of shards."""
         return self.index_metadata is not None
 
     def find(self, name: str) -> tuple[ShardFile, TensorSpec] | None:
-        """The file and place of tensor `name`, or None."""
+        """The file and the specification of tensor `name`, or None."""
         for shard in self.shards.values():
             if name in shard.tensors:
                 return shard, shard.tensors[name]
         return None
 
     def names(self) -> Iterator[str]:
-        """Every tensor name."""
+        """The names of all tensors."""
         for shard in self.shards.values():
             yield from shard.tensors
 
 
 def read_header(path: str | Path) -> ShardFile:
-    """Header of a safetensors file, checked against the file's size; ModelError when damaged or truncated."""
+    """Read the header of a safetensors file; ModelError if the file is damaged or truncated."""
     path = Path(path)
     try:
         with path.open("rb") as handle:
@@ -86,7 +86,7 @@ def read_header(path: str | Path) -> ShardFile:
                 raise ModelError(located("not a safetensors file", file=path, found=f"{size} bytes", fix=_REFETCH))
             header = json.loads(handle.read(length))
     except FileNotFoundError as error:
-        raise ModelError(located("weights file is missing", file=path, fix="fetch the checkpoint again")) from error
+        raise ModelError(located("weight file is missing", file=path, fix="fetch the checkpoint again")) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(located("damaged safetensors header", file=path, fix=_REFETCH)) from error
     metadata = header.pop("__metadata__", None) or {}
@@ -95,19 +95,19 @@ def read_header(path: str | Path) -> ShardFile:
     end = max((spec.end for spec in specs), default=8 + length)
     if end != size:
         raise ModelError(
-            located("file is cut off or has extra bytes", file=path, expected=end, found=size, fix=_REFETCH)
+            located("file is truncated or has extra bytes", file=path, expected=end, found=size, fix=_REFETCH)
         )
     return ShardFile(path=path, tensors={spec.name: spec for spec in specs}, metadata=metadata)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Headers of every weights file of a folder (single file or sharded with an index)."""
+    """Read the headers of the weight files of a folder: a single file, or shards with an index."""
     folder = Path(folder)
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     if not index.exists():
         if not single.exists():
-            fix = f"expected {SINGLE_NAME} or {INDEX_NAME}; only safetensors checkpoints are read"
-            raise ModelError(located("no weights in this folder", file=folder, fix=fix))
+            fix = f"expected {SINGLE_NAME} or {INDEX_NAME}; only safetensors checkpoints are supported"
+            raise ModelError(located("no weights in the folder", file=folder, fix=fix))
         return Checkpoint(folder=folder, shards={SINGLE_NAME: read_header(single)}, index_metadata=None)
     try:
         content = json.loads(index.read_text("utf-8"))
@@ -116,23 +116,23 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise ModelError(located("damaged index of shards", file=index, fix=_REFETCH)) from error
     outside = [name for name in weight_map.values() if Path(name).name != name]
     if outside:
-        raise ModelError(located("a shard must lie in the checkpoint's own folder", file=index, found=outside[0]))
+        raise ModelError(located("a shard must be in the folder of the checkpoint", file=index, found=outside[0]))
     shards = {name: read_header(folder / name) for name in dict.fromkeys(weight_map.values())}
     for tensor, name in weight_map.items():
         if tensor not in shards[name].tensors:
-            raise ModelError(located(f"{name} lacks a tensor that the index promises", file=index, field=tensor))
+            raise ModelError(located(f"{name} does not contain a tensor listed in the index", file=index, field=tensor))
     return Checkpoint(folder=folder, shards=shards, index_metadata=content.get("metadata") or {})
 
 
 def read_bytes(shard: ShardFile, spec: TensorSpec, begin: int = 0, end: int | None = None) -> bytearray:
-    """Bytes [begin, end) of one tensor (relative to it), read without mapping the file."""
+    """Bytes [begin, end) of a tensor, relative to its start, read without memory-mapping the file."""
     buffer = bytearray((spec.nbytes if end is None else end) - begin)
     read_into(shard, spec, begin, memoryview(buffer))
     return buffer
 
 
 def read_into(shard: ShardFile, spec: TensorSpec, begin: int, view: memoryview) -> None:
-    """Fill `view` with the bytes of a tensor from `begin` on."""
+    """Fill `view` with the bytes of a tensor, starting at its byte `begin`."""
     with shard.path.open("rb", buffering=0) as handle:
         handle.seek(spec.begin + begin)
         while view:
@@ -143,14 +143,14 @@ def read_into(shard: ShardFile, spec: TensorSpec, begin: int, view: memoryview) 
 
 
 class Job(NamedTuple):
-    """A piece of a tensor: `run(out, position)` writes exactly `nbytes` bytes of the file there."""
+    """A piece of a tensor: `run(out, position)` writes exactly `nbytes` bytes at `position` of the file."""
 
     nbytes: int
     run: Callable[[Output, int], None]
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One tensor to write: its header facts and the pieces that make it up, in order."""
+    """One tensor to write: its entry in the header, and the jobs that write its pieces in order."""
 
     name: str
     dtype: str
@@ -159,12 +159,12 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes that the pieces must add up to."""
+        """Size in bytes, which the pieces must add up to."""
         return nbytes(self.dtype, self.shape)
 
 
 def nbytes(dtype: str, shape: Iterable[int]) -> int:
-    """Bytes of a tensor of a safetensors dtype and shape."""
+    """Size in bytes of a tensor with a safetensors dtype and shape."""
     count = ITEM_BYTES[dtype]
     for side in shape:
         count *= side
@@ -172,7 +172,7 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 class Workers(NamedTuple):
-    """Threads for the pieces of files, one that only waits for the disk, and what it has been given to wait for."""
+    """Threads that write pieces, one thread that flushes and closes files, and the files it has been given."""
 
     pieces: Executor
     disk: Executor
@@ -181,10 +181,10 @@ class Workers(NamedTuple):
 
 @contextlib.contextmanager
 def workers() -> Iterator[Workers]:
-    """Threads for the pieces of files; reading, arithmetic and writing all leave Python's lock.
+    """Threads that write pieces of files; reading, arithmetic and writing all release the GIL.
 
-    As many as OMP_NUM_THREADS says (Snakemake sets it to the rule's threads), else one more than there are cores.
-    At the end every file is on the disk; OSError where that failed.
+    Their number is OMP_NUM_THREADS (which Snakemake sets to the threads of the rule) or the number of cores plus one.
+    On exit, every file has been flushed to disk; OSError if that failed.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     count = min(tuning.WRITER_THREADS, int(given) if given.isdecimal() else len(os.sched_getaffinity(0)) + 1)
@@ -196,7 +196,7 @@ def workers() -> Iterator[Workers]:
 
 
 def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Workers) -> None:
-    """Write a safetensors file, its pieces in parallel; memory stays at what the pieces at work need."""
+    """Write a safetensors file with its pieces in parallel; only the pieces being written are in memory."""
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for entry in entries:
@@ -213,7 +213,7 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
         _write_pieces(path, entries, out, position, pool.pieces)
         written = True
     finally:
-        pool.closing.append(pool.disk.submit(out.close, flush=written))  # while the next file is made
+        pool.closing.append(pool.disk.submit(out.close, flush=written))  # while the next file is written
 
 
 def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, pool: Executor) -> None:
@@ -226,7 +226,7 @@ def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, 
                 position += job.nbytes
             if position != end:
                 found = entry.nbytes + position - end
-                problem = "pieces do not make up the tensor"
+                problem = "the pieces do not add up to the tensor"
                 raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
         for future in running:
             future.result()
@@ -237,12 +237,12 @@ def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, 
 
 
 def copied(shard: ShardFile, spec: TensorSpec) -> Entry:
-    """An entry that copies a tensor's bytes as they are."""
+    """An entry that copies the bytes of a tensor."""
     return Entry(spec.name, spec.dtype, spec.shape, lambda: copy_jobs(shard, spec, 0, spec.nbytes))
 
 
 def copy_jobs(shard: ShardFile, spec: TensorSpec, begin: int, end: int) -> Iterator[Job]:
-    """Pieces that copy bytes [begin, end) of a tensor."""
+    """Jobs that copy bytes [begin, end) of a tensor."""
     for low in range(begin, end, tuning.COPY_BYTES):
         high = min(low + tuning.COPY_BYTES, end)
         yield Job(high - low, partial(_copy_range, shard, spec, low, high))
@@ -255,7 +255,7 @@ def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: O
 
 
 def link_or_copy(source: Path, target: Path) -> str:
-    """`target` with the content of `source`: a hard link where possible, else a copy; says which."""
+    """Create `target` as a hard link to `source`, or as a copy if that is impossible; returns `link` or `copy`."""
     real = source.resolve(strict=True)
     try:
         os.link(real, target)
@@ -266,7 +266,7 @@ def link_or_copy(source: Path, target: Path) -> str:
 
 
 def write_index(folder: Path, weight_map: dict[str, str], total_size: int, metadata: dict) -> None:
-    """The index file of a sharded checkpoint; keeps other metadata of the original index."""
+    """Write the index file of a sharded checkpoint; other metadata of the original index is kept."""
     content = {"metadata": {**metadata, "total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
@@ -275,9 +275,9 @@ def _spec(path: Path, name: str, entry: dict, data_start: int) -> TensorSpec:
     try:
         dtype, shape = entry["dtype"], tuple(int(side) for side in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
-        sound = dtype in ITEM_BYTES and 0 <= begin <= end and end - begin == nbytes(dtype, shape)
+        valid = dtype in ITEM_BYTES and 0 <= begin <= end and end - begin == nbytes(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(located("damaged safetensors header", file=path, field=name, fix=_REFETCH)) from error
-    if not sound:
-        raise ModelError(located("impossible entry", file=path, field=name, found=entry, fix=_REFETCH))
+    if not valid:
+        raise ModelError(located("invalid tensor entry", file=path, field=name, found=entry, fix=_REFETCH))
     return TensorSpec(name=name, dtype=dtype, shape=shape, begin=data_start + begin, end=data_start + end)

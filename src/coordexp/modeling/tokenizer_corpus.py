@@ -1,4 +1,4 @@
-"""Text that the compact tokenizer learns its merges from: our prompts and answers with everyday names in them."""
+"""The corpus of the compact tokenizer: prompts and answers with the names of everyday objects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ wing wooden wristband wristlet yogurt young
 
 
 def lines() -> list[str]:
-    """Prompts and answers as the model will see them; the more often a word occurs, the earlier it is one token."""
+    """Prompts and answers in the form that the model is given; frequent words become single tokens first."""
     shapes = SHAPES.split()
     coloured = [f"{colour} {shape}" for colour in COLOURS.split() for shape in shapes]
     things = [" ".join(name.split()) for name in THINGS.split(",")]

@@ -1,4 +1,4 @@
-"""The coordinate tokens in a checkpoint: adding them once, and the only way to learn their ids."""
+"""Coordinate tokens in a checkpoint: adding them, checking them, and looking up their ids."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CoordIds(msgspec.Struct, frozen=True):
 
 
 def coord_ids(tokenizer_or_dir: Any) -> CoordIds:
-    """Ids of the coordinate tokens in a checkpoint folder, tokenizer or processor; ModelError unless contiguous.
+    """Ids of the coordinate tokens; ModelError unless all exist and are contiguous.
 
     Accepts a folder with `tokenizer.json`, a `tokenizers.Tokenizer`, a Hugging Face tokenizer, or a processor.
     """
@@ -57,9 +57,9 @@ def coord_ids(tokenizer_or_dir: Any) -> CoordIds:
 
 
 def tokenizer_sha256(folder: str | Path) -> str:
-    """Hash of what a tokenizer does: entries, merges, added tokens with ids, and the ids of a probe text.
+    """SHA-256 of a tokenizer's behaviour: entries, merges, added tokens with ids, and the ids of a probe text.
 
-    Saving the same tokenizer again, with other white space or another library version, does not change it.
+    It does not change when the tokenizer is saved again with other white space or by another library version.
     """
     from tokenizers import Tokenizer
 
@@ -68,9 +68,9 @@ def tokenizer_sha256(folder: str | Path) -> str:
 
 
 def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds:
-    """The coordinate ids of `folder` if its tokenizer is the expected one; ModelError when ids drifted.
+    """The coordinate ids of `folder`; ModelError if its ids or tokenizer differ from the expected ones.
 
-    `expected` is the content of a `coord_tokens.json`, that file, or a checkpoint folder that holds one.
+    `expected` is the content of a `coord_tokens.json`, the path of one, or a checkpoint folder that contains one.
     """
     if not isinstance(expected, dict):
         path = Path(expected)
@@ -82,19 +82,21 @@ def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds
             found = getattr(ids, field)
             raise ModelError(
                 located(
-                    "coordinate ids drifted", file=folder, field=field, expected=expected[field], found=found, fix=fix
+                    "coordinate ids differ", file=folder, field=field, expected=expected[field], found=found, fix=fix
                 )
             )
     found = tokenizer_sha256(folder)
     if found != expected["tokenizer_sha256"]:
         fix = "train, merge and predict must use the tokenizer of the checkpoint that expand_vocab wrote"
         want = expected["tokenizer_sha256"]
-        raise ModelError(located("another tokenizer", file=folder, field="sha256", expected=want, found=found, fix=fix))
+        raise ModelError(
+            located("the tokenizer differs", file=folder, field="sha256", expected=want, found=found, fix=fix)
+        )
     return ids
 
 
 def verified_ids(folder: str | Path) -> CoordIds:
-    """`coord_ids` of a checkpoint folder whose tokenizer is still the one that its coord_tokens.json records."""
+    """`coord_ids` of a checkpoint folder; ModelError if its tokenizer is not the one recorded in coord_tokens.json."""
     if (Path(folder) / COORD_FILE).exists():
         return check_tokenizer(folder, folder)
     return coord_ids(folder)
@@ -103,21 +105,22 @@ def verified_ids(folder: str | Path) -> CoordIds:
 def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric") -> dict:
     """Write `base_dir` with the 1,001 coordinate tokens added to `out_dir`; returns the content of coord_tokens.json.
 
-    Only the shards that hold the embedding table (and an untied head) are rewritten, in blocks; everything else is
-    hard-linked, or copied where links are impossible. Weights keep dtype, tying and shard layout. A checkpoint that
-    is already expanded is passed on as it is with `already_expanded: true`.
+    Only the shards with the embedding table (and an untied output layer) are rewritten, in blocks; other files are
+    hard-linked, or copied where links are impossible. Dtypes, tying and the division into shards stay the same. A
+    checkpoint that already has the tokens is linked unchanged, with `already_expanded: true`. ModelError for an
+    unsuitable checkpoint.
     """
     base, out = Path(base_dir), Path(out_dir)
     if init not in get_args(rows.Init):
         raise ModelError(
-            located("unknown rule for new rows", field="vocab.init", expected=get_args(rows.Init), found=init)
+            located("unknown initialisation", field="vocab.init", expected=get_args(rows.Init), found=init)
         )
     checkpoint = shards.open_checkpoint(base)
     tokenizer = io.read_json(_tokenizer_file(base))
     known = _next_id(tokenizer)
     present = {t["content"] for t in tokenizer["added_tokens"]} & {WILDCARD_TOKEN, *coord_tokens()}
     if len(present) == 1 + COORD_BINS:
-        return _pass_on(base, out)
+        return _link_expanded(base, out)
     if present:
         fix = "start from the original checkpoint"
         raise ModelError(located(f"only {len(present)} coordinate tokens are present", file=base, fix=fix))
@@ -139,17 +142,17 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
 
 
 def check(folder: str | Path) -> dict:
-    """What coord_tokens.json says of an expanded checkpoint, found anew; ModelError when a check fails.
+    """Recompute the content of coord_tokens.json for an expanded checkpoint; ModelError if a check fails.
 
-    Checked are: every token is there, ids are contiguous and inside the table and `vocab_size` fits it; each token is
-    one id in an answer, and an answer survives encoding and decoding; ids and tokenizer are those on record.
+    The checks: all tokens exist, with contiguous ids inside the embedding table, whose size is `vocab_size`; each token
+    is encoded as one id within an answer, and decoding restores the answer; ids and tokenizer are the recorded ones.
     """
     folder = Path(folder)
     table_rows = next(iter(_tables(shards.open_checkpoint(folder)).values()))[1].shape[0]
     facts = _facts(folder, table_rows, None)
     if facts["end"] >= table_rows:
-        fix = "the tokens are in the tokenizer alone: expand the original checkpoint"
-        problem = "coordinate ids lie outside the embedding table"
+        fix = "only the tokenizer has the tokens: expand the original checkpoint"
+        problem = "coordinate ids are outside the embedding table"
         raise ModelError(located(problem, file=folder, expected=f"< {table_rows}", found=facts["end"], fix=fix))
     _resized(io.read_json(folder / "config.json"), table_rows, table_rows)
     recorded = folder / COORD_FILE
@@ -168,7 +171,7 @@ def _contiguous(vocab: dict[str, int], where: str | Path) -> CoordIds:
     start = vocab[coord_token(0)]
     for k in range(COORD_BINS):
         if vocab[coord_token(k)] != start + k:
-            fix = "this tokenizer was not made by expand_vocab: expand the original checkpoint again"
+            fix = "this tokenizer was not written by expand_vocab: expand the original checkpoint again"
             problem = "coordinate ids are not contiguous"
             found = vocab[coord_token(k)]
             raise ModelError(
@@ -207,14 +210,14 @@ def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
 
 
 def _origin(base: Path) -> dict:
-    """What the weights come from, base and code: who reads this file alone sees that they have changed."""
+    """Identity of the base and of the code, by which readers of coord_tokens.json notice changed weights."""
     return {"base": weights_identity(base), "code": code_identity(__name__)}
 
 
-def _pass_on(base: Path, out: Path) -> dict:
+def _link_expanded(base: Path, out: Path) -> dict:
     facts = check(base) | _origin(base)
     ids = f"{facts['start']}..{facts['end']}"
-    print(f"expand: {base} has the coordinate tokens already ({ids}); nothing is added", file=sys.stderr, flush=True)
+    print(f"expand: {base} already has the coordinate tokens ({ids})", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():
         files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name != COORD_FILE]
         announce_shards("expand", out, {}, files)
@@ -239,16 +242,16 @@ def _announce(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict
 
 
 def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
-    """Each coordinate token is one id inside an answer, and decoding gives the text back."""
+    """Check that each coordinate token is one id within an answer, and that decoding restores the text."""
     text = '{"objects": [{"desc": "cat", "poly": [' + ", ".join(coord_tokens()) + "]}]}"
     encoded = tokenizer.encode(text, add_special_tokens=False).ids
     found = [i for i in encoded if ids.start <= i <= ids.end]
     if found != list(range(ids.start, ids.end + 1)):
-        raise ModelError(located("coordinate tokens do not encode as one id each inside an answer", file=folder))
+        raise ModelError(located("coordinate tokens are not encoded as one id each within an answer", file=folder))
     if tokenizer.decode(encoded, skip_special_tokens=True) != text:
-        raise ModelError(located("an answer does not survive encoding and decoding", file=folder))
+        raise ModelError(located("encoding and decoding an answer changes it", file=folder))
     if tokenizer.encode(WILDCARD_TOKEN, add_special_tokens=False).ids != [ids.wildcard]:
-        raise ModelError(located(f"{WILDCARD_TOKEN} does not encode as one id", file=folder))
+        raise ModelError(located(f"{WILDCARD_TOKEN} is not encoded as one id", file=folder))
 
 
 def _tables(checkpoint: shards.Checkpoint) -> dict[str, tuple[shards.ShardFile, shards.TensorSpec]]:
@@ -260,7 +263,9 @@ def _tables(checkpoint: shards.Checkpoint) -> dict[str, tuple[shards.ShardFile, 
     tables = {name: checkpoint.find(name) for name in (names.embedding, names.head)}
     found = {name: source for name, source in tables.items() if source is not None}
     if len({spec.shape[0] for _, spec in found.values()}) != 1:
-        raise ModelError(located("embedding and head have different numbers of rows", file=checkpoint.folder))
+        raise ModelError(
+            located("the embedding table and the output layer have different numbers of rows", file=checkpoint.folder)
+        )
     return found
 
 
@@ -296,7 +301,7 @@ def _grown(
 ) -> shards.Entry:
     width = spec.nbytes // spec.shape[0]
     if known > spec.shape[0]:
-        problem = "the table has fewer rows than the tokenizer has tokens"
+        problem = "the embedding table has fewer rows than the tokenizer has tokens"
         raise ModelError(located(problem, file=shard.path, field=spec.name, expected=known, found=spec.shape[0]))
 
     after = known + 1 + COORD_BINS
@@ -306,20 +311,20 @@ def _grown(
 
     def jobs() -> Iterator[shards.Job]:
         yield from shards.copy_jobs(shard, spec, 0, known * width)
-        yield shards.Job((1 + COORD_BINS) * width, fill)  # reads the whole table for its statistics
+        yield shards.Job((1 + COORD_BINS) * width, fill)  # reads the full table for its statistics
         yield from shards.copy_jobs(shard, spec, after * width, spec.nbytes)
 
     return shards.Entry(spec.name, spec.dtype, (new_rows, *spec.shape[1:]), jobs)
 
 
 def _resized(config: Any, old: int, new: int) -> Any:
-    """`config` with every `vocab_size`, however deep, set to the new number of rows."""
+    """`config` with every `vocab_size`, at any depth, set to the new number of rows."""
     if isinstance(config, list):
         return [_resized(value, old, new) for value in config]
     if not isinstance(config, dict):
         return config
     if config.get("vocab_size", old) != old:
-        problem = "vocab_size does not fit the embedding table"
+        problem = "vocab_size differs from the rows of the embedding table"
         raise ModelError(located(problem, file="config.json", expected=old, found=config["vocab_size"]))
     return {key: new if key == "vocab_size" else _resized(value, old, new) for key, value in config.items()}
 

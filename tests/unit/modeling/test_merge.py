@@ -200,9 +200,9 @@ def test_newest_and_best_checkpoint(bases, tmp_path):
     both = [tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"]
     assert merging.resolve_checkpoint(tmp_path).name == merging.resolve_checkpoint(*both).name == "checkpoint-10"
     assert merging.resolve_checkpoint(*both, best=True).name == "checkpoint-9"
-    with pytest.raises(ModelError, match="named no best checkpoint that is still here"):
+    with pytest.raises(ModelError, match="recorded no best checkpoint that still exists"):
         merging.resolve_checkpoint(tmp_path / "checkpoint-10", best=True)
-    with pytest.raises(ModelError, match="nothing to merge"):
+    with pytest.raises(ModelError, match="no checkpoint to merge"):
         merging.resolve_checkpoint(tmp_path / "checkpoint-100")
 
 
@@ -238,12 +238,12 @@ def test_second_merge_of_the_same_adapter_is_refused(bases, tmp_path):
     helpers.adapted(base).save_pretrained(tmp_path / "one")
     helpers.adapted(base, seed=5).save_pretrained(tmp_path / "two")
     merging.merge(base, tmp_path / "one", tmp_path / "merged")
-    with pytest.raises(ModelError, match="already merged"):
+    with pytest.raises(ModelError, match="already been merged"):
         merging.merge(tmp_path / "merged", tmp_path / "one", tmp_path / "again")
     merging.merge(tmp_path / "merged", tmp_path / "two", tmp_path / "both")
-    with pytest.raises(ModelError, match="already merged"):
+    with pytest.raises(ModelError, match="already been merged"):
         merging.merge(tmp_path / "both", tmp_path / "one", tmp_path / "again")
-    with pytest.raises(ModelError, match="own input"):
+    with pytest.raises(ModelError, match="also an input"):
         merging.merge(base, tmp_path / "one", base, allow_overwrite=True)
 
 
@@ -256,7 +256,7 @@ def test_misfits_are_named(bases, tmp_path):
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
-    with pytest.raises(ModelError, match="cut off"):
+    with pytest.raises(ModelError, match="truncated"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
     weights.write_bytes(b"\xff" * 64)
     with pytest.raises(ModelError, match="not a safetensors file"):
@@ -300,7 +300,7 @@ def test_another_base_of_the_same_shapes_is_refused(bases, tmp_path):
     merging.merge(other, tmp_path / "adapter", tmp_path / "out")
     shard = sorted(other.glob("model-*.safetensors"))[0]
     helpers.rewrite(other, shard.name, lambda tensors: next(iter(tensors.values())).add_(1))
-    with pytest.raises(ModelError, match=rf"not the base that was trained; found \['{shard.name}'\]"):
+    with pytest.raises(ModelError, match=rf"this base was not the one that was trained; found \['{shard.name}'\]"):
         merging.merge(other, tmp_path / "adapter", tmp_path / "out", allow_overwrite=True)
 
 
@@ -311,13 +311,13 @@ def test_drifted_ids_and_another_tokenizer_are_refused(bases, tmp_path):
     content = json.loads(config.read_text())
     moved = content | {"coord_offset": content["coord_offset"] | {"start": 5, "end": 1004}}
     config.write_text(json.dumps(moved))
-    with pytest.raises(ModelError, match="coordinate ids are not the base's"):
+    with pytest.raises(ModelError, match="coordinate ids of the adapter differ"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
     config.write_text(json.dumps(content))
     tokenizer = json.loads((base / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     (tmp_path / "adapter" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="another tokenizer"):
+    with pytest.raises(ModelError, match="the tokenizer differs"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
 
 
@@ -331,10 +331,10 @@ def test_damaged_base_is_named(bases, tmp_path):
     shard = sorted(broken.glob("model-*.safetensors"))[1]
     content = shard.read_bytes()
     shard.unlink()
-    with pytest.raises(ModelError, match=f"{shard.name}: weights file is missing"):
+    with pytest.raises(ModelError, match=f"{shard.name}: weight file is missing"):
         merging.merge(broken, tmp_path / "adapter", tmp_path / "out")
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match=f"{shard.name}: file is cut off"):
+    with pytest.raises(ModelError, match=f"{shard.name}: file is truncated"):
         merging.merge(broken, tmp_path / "adapter", tmp_path / "out")
     shard.write_bytes(content)
     assert merging.merge(broken, tmp_path / "adapter", tmp_path / "out")["untied"] is False

@@ -238,4 +238,4 @@ def test_a_full_disk_under_the_hub_s_cache_is_no_trouble_with_the_network(tmp_pa
     assert str(caught.value).startswith(str(tmp_path / "cache")) and variable in str(caught.value)
     assert "network" not in str(caught.value)
     said = capsys.readouterr().err
-    assert f"fetch a/b: into the hub's cache {tmp_path / 'cache'}" in said and variable in said
+    assert f"fetch a/b: downloading to {tmp_path / 'cache'}" in said and variable in said

@@ -134,7 +134,7 @@ def test_expanding_twice_says_so_and_changes_nothing(tmp_path, capsys):
     first = vocab.expand(base, tmp_path / "one", "numeric")
     assert "already" not in capsys.readouterr().err
     second = vocab.expand(tmp_path / "one", tmp_path / "two")
-    said = f"one has the coordinate tokens already ({first['start']}..{first['end']}); nothing is added"
+    said = f"one already has the coordinate tokens ({first['start']}..{first['end']})"
     assert said in capsys.readouterr().err
     assert second == first | {"already_expanded": True, "base": weights_identity(tmp_path / "one")}
     for file in (tmp_path / "one").iterdir():
@@ -156,16 +156,16 @@ def test_drift_is_an_error(tmp_path):
     vocab.expand(build(tmp_path / "base"), tmp_path / "out")
     facts = json.loads((tmp_path / "out" / vocab.COORD_FILE).read_text())
     vocab.expand(build(tmp_path / "smaller", vocab_size=400), tmp_path / "other")
-    with pytest.raises(ModelError, match="coordinate ids drifted"):
+    with pytest.raises(ModelError, match="coordinate ids differ"):
         vocab.check_tokenizer(tmp_path / "other", facts)
     path = tmp_path / "out" / "tokenizer.json"
     content = json.loads(path.read_text())
     path.unlink()
     content["model"]["merges"].reverse()
     path.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="another tokenizer"):
+    with pytest.raises(ModelError, match="the tokenizer differs"):
         vocab.check_tokenizer(tmp_path / "out", facts)
-    with pytest.raises(ModelError, match="another tokenizer"):
+    with pytest.raises(ModelError, match="the tokenizer differs"):
         vocab.verified_ids(tmp_path / "out")
     (tmp_path / "out" / vocab.COORD_FILE).unlink()
     assert vocab.verified_ids(tmp_path / "out").start == facts["start"]
@@ -196,13 +196,13 @@ def test_unusable_input_is_named(tmp_path):
     weights = base / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
-    with pytest.raises(ModelError, match=r"model\.safetensors: file is cut off"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: file is truncated"):
         vocab.expand(base, tmp_path / "out")
     weights.write_bytes(content[:8] + b"{" * 100 + content[108:])
     with pytest.raises(ModelError, match="damaged safetensors header"):
         vocab.expand(base, tmp_path / "out")
     weights.unlink()
-    with pytest.raises(ModelError, match="no weights in this folder"):
+    with pytest.raises(ModelError, match="no weights in the folder"):
         vocab.expand(base, tmp_path / "out")
     weights.write_bytes(content)
     (base / "tokenizer.json").rename(base / "tokenizer.bak")
@@ -217,10 +217,10 @@ def test_damaged_shards_are_named(tmp_path):
     shard = sorted(base.glob("model-*.safetensors"))[1]
     content = shard.read_bytes()
     shard.unlink()
-    with pytest.raises(ModelError, match=f"{shard.name}: weights file is missing"):
+    with pytest.raises(ModelError, match=f"{shard.name}: weight file is missing"):
         vocab.expand(base, tmp_path / "out")
     for broken, message in (
-        (content[: len(content) // 2], "file is cut off or has extra bytes; expected"),
+        (content[: len(content) // 2], "file is truncated or has extra bytes; expected"),
         (content[:8] + b"{" * 100 + content[108:], "damaged safetensors header"),
         (b"", "not a safetensors file"),
     ):
@@ -232,7 +232,7 @@ def test_damaged_shards_are_named(tmp_path):
     listed = json.loads(index.read_text())
     listed["weight_map"]["model.language_model.extra.weight"] = shard.name
     index.write_text(json.dumps(listed))
-    with pytest.raises(ModelError, match=f"{shard.name} lacks a tensor that the index promises"):
+    with pytest.raises(ModelError, match=f"{shard.name} does not contain a tensor listed in the index"):
         vocab.expand(base, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
@@ -252,11 +252,11 @@ def test_command_and_its_exit_codes(sound, tmp_path, capsys):
     assert facts["init"] == "mean"
     assert cli.main(["expand", str(tmp_path / "out")]) == 0
     assert cli.main(["expand", str(tmp_path / "out"), "--out", str(tmp_path / "again")]) == 0
-    assert "nothing is added" in capsys.readouterr().err
+    assert "already has the coordinate tokens" in capsys.readouterr().err
     assert cli.main(["expand", str(sound / "base"), "--out", str(tmp_path / "out")]) == 2
     assert cli.main(["expand", str(sound / "base")]) == 1
     assert cli.main(["expand", str(tmp_path / "nothing"), "--out", str(tmp_path / "new")]) == 1
-    assert "no weights in this folder" in capsys.readouterr().err
+    assert "no weights in the folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         cli.main(["expand", str(sound / "base"), "--init", "zeros"])
     assert usage.value.code == 2
@@ -284,8 +284,8 @@ def swallow(tokens: list[dict]) -> None:
     [
         (lose, "1 of 1001 coordinate tokens are missing, the first is <|coord_999|>"),
         (swap, "coordinate ids are not contiguous"),
-        (swallow, "coordinate tokens do not encode as one id each inside an answer"),
-        (hide, "an answer does not survive encoding and decoding"),
+        (swallow, "coordinate tokens are not encoded as one id each within an answer"),
+        (hide, "encoding and decoding an answer changes it"),
     ],
 )
 def test_every_check_of_the_tokens_ends_in_exit_code_1(sound, tmp_path, capsys, damage, message):
@@ -305,10 +305,10 @@ def test_tokens_in_the_tokenizer_alone_are_no_expanded_checkpoint(sound, tmp_pat
     for name in ("model.safetensors", "config.json"):
         shutil.copy(sound / "base" / name, folder / name)
     assert cli.main(["expand", str(folder)]) == 1
-    assert "coordinate ids lie outside the embedding table" in capsys.readouterr().err
+    assert "coordinate ids are outside the embedding table" in capsys.readouterr().err
     shutil.copy(sound / "expanded" / "model.safetensors", folder)
     assert cli.main(["expand", str(folder)]) == 1
-    assert "vocab_size does not fit the embedding table" in capsys.readouterr().err
+    assert "vocab_size differs from the rows of the embedding table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["expand", "merge"])
