@@ -41,7 +41,7 @@ def test_a_broken_archive_is_a_clear_error(tmp_path):
     assert not list((tmp_path / "out" / "a").iterdir())
 
 
-def test_an_archive_without_what_is_wanted_says_what_it_has(tmp_path):
+def test_an_archive_without_the_expected_files_lists_its_content(tmp_path):
     path = tmp_path / "other.zip"
     path.write_bytes(zipped({"other/1.jpg": b"x"}))
     with pytest.raises(DownloadError, match=r"none of the expected files.*train2017.*other"):

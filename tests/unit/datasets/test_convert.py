@@ -28,7 +28,7 @@ MASK = np.zeros((120, 160), dtype=np.uint8, order="F")
 MASK[30:90, 40:100] = 1
 
 
-def test_a_record_holds_what_the_source_says(tmp_path):
+def test_a_record_holds_the_annotations_of_its_image(tmp_path):
     images = [image_entry(1, neg_category_ids=[3], not_exhaustive_category_ids=[7])]
     boxes = [annotation_entry(1, 1, [100.5, 60, 40, 30]), annotation_entry(2, 1, [10, 60, 40.25, 30], category_id=3)]
     manifest = write_dataset(tmp_path, images, boxes)
@@ -51,7 +51,7 @@ def test_a_record_holds_what_the_source_says(tmp_path):
     assert validate(tmp_path / "out" / "train.jsonl", open_images=True) == []
 
 
-def test_shrink_keeps_a_fitting_image_as_it_is(tmp_path):
+def test_shrink_does_not_resize_a_fitting_image(tmp_path):
     manifest = write_dataset(tmp_path, [{"id": 1, "file_name": "1.jpg", "width": 160, "height": 128}], [])
     convert_to(manifest, tmp_path / "out", resize="shrink")
     (record,) = pixel_records(tmp_path / "out")
@@ -123,7 +123,7 @@ def test_random_order_is_seeded_and_differs_between_images(tmp_path):
 
 
 @pytest.mark.parametrize("crowd", ["skip", "keep"])
-def test_crowds_are_counted_or_marked(tmp_path, crowd):
+def test_crowds_are_counted_or_kept(tmp_path, crowd):
     packed = coco_mask.encode(MASK)
     rle = {"size": packed["size"], "counts": packed["counts"].decode()}
     boxes = [annotation_entry(1, 1, [40, 30, 60, 60], iscrowd=1), annotation_entry(2, 1, [5, 5, 9, 9], iscrowd=0)]
@@ -190,7 +190,7 @@ def test_polygons_of_masks_parts_and_curves(tmp_path):
     assert validate(tmp_path / "out" / "train.jsonl") == []
 
 
-def test_a_poor_polygon_gives_way_to_its_box(tmp_path):
+def test_a_poor_polygon_is_replaced_by_its_box(tmp_path):
     manifest = write_dataset(tmp_path, [image_entry(1)], polygon_cases()[1:2])
     stats = convert_to(manifest, tmp_path / "out", geometry="poly", poly_max_points=4, poly_min_iou=0.99)
     assert pixel_records(tmp_path / "out")[0].objects[0].bbox_2d is not None
@@ -239,7 +239,7 @@ def convert_slowly(manifest, out):
     convert_to(manifest, out)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_killed_run_resumes_after_its_finished_chunks(tmp_path, monkeypatch):
     manifest = write_dataset(tmp_path)
     whole, out = tmp_path / "whole", tmp_path / "out"
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
@@ -268,7 +268,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
-def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
+def test_a_damaged_chunk_is_converted_again(tmp_path, monkeypatch, damage):
     """Chunks do not wait for the disk: a machine that loses power may leave any of these."""
     manifest, out = write_dataset(tmp_path), tmp_path / "out"
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
@@ -293,7 +293,7 @@ def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch, damage):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
+def test_a_killed_worker_is_an_error(tmp_path, monkeypatch):
     manifest = write_dataset(tmp_path)
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     prepare = chunk_conversion.prepare_image
@@ -312,14 +312,14 @@ def test_a_worker_that_is_killed_is_an_error_not_a_hang(tmp_path, monkeypatch):
     assert convert_to(manifest, tmp_path / "out", num_workers=2)["images"]["written"] == 6
 
 
-def test_an_error_in_a_worker_keeps_its_words(tmp_path):
+def test_an_error_in_a_worker_keeps_its_message(tmp_path):
     manifest = write_dataset(tmp_path)
     (tmp_path / "images" / "0005.jpg").unlink()
     with pytest.raises(DataError, match=r"0005\.jpg.*missing image"):
         convert_to(manifest, tmp_path / "out", num_workers=2)
 
 
-def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch):
+def test_chunks_of_another_configuration_are_not_reused(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     manifest = write_dataset(tmp_path)
     monkeypatch.setattr(chunk_cache, "join_chunks", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -332,7 +332,7 @@ def test_parts_of_another_configuration_are_not_continued(tmp_path, monkeypatch)
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
 
-def test_a_folder_that_is_not_ours_is_never_emptied(tmp_path):
+def test_a_folder_of_other_files_is_never_emptied(tmp_path):
     manifest = write_dataset(tmp_path)
     (tmp_path / "out" / "images").mkdir(parents=True)
     (tmp_path / "out" / "images" / "holiday.jpg").touch()

@@ -76,7 +76,7 @@ def paths_of(server):
     return sorted(path for path, _ in server.requests)
 
 
-def test_a_split_takes_what_it_needs_and_nothing_else(server, tmp_path):
+def test_a_split_downloads_only_its_own_files(server, tmp_path):
     source, raw = run(lvis(server), tmp_path, "train")
     assert paths_of(server) == ["/train.json.zip", "/train2017.zip"]
     assert source.image_dirs == ["raw/images/train2017"]
@@ -96,7 +96,7 @@ def test_lvis_val_has_images_in_both_folders(server, tmp_path):
 
 
 def test_what_was_downloaded_can_be_converted(server, tmp_path):
-    """LVIS names images by URL: `train2017/...` must not be taken for a image of val2017, nor the other way."""
+    """LVIS names images by URL: `train2017/...` must not be taken for an image of val2017, nor the other way."""
     run(lvis(server), tmp_path, "val")
     manifest, out = tmp_path / "lvis" / "val.source.json", tmp_path / "out"
     convert(manifest, out / "val.jsonl", out / "images", ConvertOptions(), 4, out / "stats.json")
@@ -106,7 +106,7 @@ def test_what_was_downloaded_can_be_converted(server, tmp_path):
     assert (out / records[0].images[0]).read_bytes() == jpeg(2)  # 64 x 64 is four tiles: linked as it is
 
 
-def test_what_is_there_is_not_fetched_again(server, tmp_path):
+def test_existing_files_are_not_downloaded_again(server, tmp_path):
     entry = lvis(server)
     run(entry, tmp_path, "train")
     run(entry, tmp_path, "train")
@@ -135,14 +135,14 @@ def test_one_archive_of_several_splits_is_fetched_once(server, tmp_path):
     ]
 
 
-def test_a_file_that_is_no_archive_goes_straight_to_its_place(server, tmp_path):
+def test_a_file_that_is_not_an_archive_is_not_unpacked(server, tmp_path):
     entry = lvis(server)
     entry["downloads"]["annotations/lvis_v1_val.json"] = {"url": f"{server.url}/plain.json"}
     _, raw = run(entry, tmp_path)
     assert (raw / "annotations/lvis_v1_val.json").read_bytes() == server.content["/plain.json"]
 
 
-def test_the_hash_of_the_first_sight_is_enforced(server, tmp_path):
+def test_the_hash_of_the_first_download_is_enforced(server, tmp_path):
     entry = lvis(server)
     _, raw = run(entry, tmp_path, "train")
     lock = json.loads((raw / "downloads.lock.json").read_text())
@@ -160,7 +160,7 @@ def test_the_hash_of_the_configuration_is_enforced(server, tmp_path):
         run(entry, tmp_path)
 
 
-def test_a_new_url_replaces_what_the_old_one_gave(server, tmp_path):
+def test_a_new_url_replaces_the_files_of_the_old_one(server, tmp_path):
     entry = lvis(server)
     _, raw = run(entry, tmp_path, "train")
     server.content["/newer.zip"] = zipped({"train2017/000000000001.jpg": jpeg(1)[::-1]})
@@ -169,7 +169,7 @@ def test_a_new_url_replaces_what_the_old_one_gave(server, tmp_path):
     assert (raw / "images/train2017/000000000001.jpg").read_bytes() == jpeg(1)[::-1]
 
 
-def test_an_interrupted_unpacking_is_finished(server, tmp_path, monkeypatch):
+def test_interrupted_unpacking_is_completed(server, tmp_path, monkeypatch):
     """The second image fails: a folder with half the images must not pass for a whole one."""
     import coordexp.datasets.archive as archive
 
@@ -216,14 +216,14 @@ def killed(entry, tmp_path, method, condition):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
 
 
-def test_a_kill_while_unpacking_leaves_no_litter(server, tmp_path):
+def test_a_kill_while_unpacking_leaves_no_temporary_files(server, tmp_path):
     killed(lvis(server), tmp_path, "open", "path.name.endswith('1.jpg.part')")
     _, raw = run(lvis(server), tmp_path, "train")
     assert sorted(p.name for p in (raw / "images/train2017").iterdir()) == ["000000000001.jpg", "000000000002.jpg"]
     assert paths_of(server).count("/train2017.zip") == 1
 
 
-def test_a_kill_after_unpacking_fetches_nothing_again(server, tmp_path):
+def test_a_kill_after_unpacking_downloads_nothing_again(server, tmp_path):
     killed(lvis(server), tmp_path, "unlink", "path.name.endswith('-train2017.zip')")
     run(lvis(server), tmp_path, "train")
     assert paths_of(server).count("/train2017.zip") == 1
@@ -309,7 +309,7 @@ def test_files_of_a_split_are_fetched_at_the_same_time(server, tmp_path):
     assert len(server.requests) == 3
 
 
-def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
+def test_without_a_network_the_error_names_the_files_and_folders(tmp_path):
     with serving() as gone:
         entry = lvis(gone)
     with pytest.raises(DownloadError) as error:
@@ -325,7 +325,7 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
         assert part in text
 
 
-def test_files_put_there_by_hand_need_no_network(tmp_path):
+def test_files_provided_by_hand_need_no_network(tmp_path):
     with serving() as gone:
         entry = lvis(gone)
     raw = tmp_path / "lvis" / "raw"
@@ -336,7 +336,7 @@ def test_files_put_there_by_hand_need_no_network(tmp_path):
     assert source.annotations == "raw/annotations/lvis_v1_val.json"
 
 
-def test_a_root_of_ones_own_is_used_where_it_lies(server, tmp_path):
+def test_a_user_s_own_root_is_read_in_place(server, tmp_path):
     own = tmp_path / "mine"
     (own / "images/train2017").mkdir(parents=True)
     (own / "annotations").mkdir()
@@ -348,7 +348,7 @@ def test_a_root_of_ones_own_is_used_where_it_lies(server, tmp_path):
     assert source.image_dirs == [str(own / "images/train2017")]
 
 
-def test_a_root_that_lacks_something_names_it(server, tmp_path):
+def test_missing_files_below_a_root_are_named(server, tmp_path):
     with pytest.raises(DataError, match=r"mine.*datasets.lvis.root.*annotations/lvis_v1_train.json.*images/train2017"):
         run({**lvis(server), "root": str(tmp_path / "mine")}, tmp_path, "train")
 
@@ -367,7 +367,7 @@ def own(tmp_path):
     return entry, path, manifest
 
 
-def test_the_content_of_own_annotations_tells_when_they_change(own, monkeypatch):
+def test_changed_annotations_below_a_root_are_noticed(own, monkeypatch):
     entry, path, manifest = own
     first = load_source(manifest).annotations_sha256
     with monkeypatch.context() as patch:
@@ -385,7 +385,7 @@ def test_the_content_of_own_annotations_tells_when_they_change(own, monkeypatch)
     )
 
 
-def test_the_manifest_stands_for_own_annotations_that_are_gone(own):
+def test_the_manifest_keeps_the_hash_of_missing_annotations(own):
     entry, path, manifest = own
     first = load_source(manifest).annotations_sha256
     path.unlink()
@@ -396,7 +396,7 @@ def test_the_manifest_stands_for_own_annotations_that_are_gone(own):
     assert local_annotations_sha256("mine", entry, "val", manifest) is None
 
 
-def test_an_unknown_layout_or_split_is_a_config_error(server, tmp_path):
+def test_an_unknown_format_or_split_is_a_config_error(server, tmp_path):
     with pytest.raises(ConfigError, match=r"datasets.lvis.format.*'voc'"):
         run({**lvis(server), "format": "voc"}, tmp_path)
     with pytest.raises(ConfigError, match=r"datasets.lvis.annotations.*'test'"):

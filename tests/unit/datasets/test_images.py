@@ -32,7 +32,7 @@ def difference(path, expected: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_image_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
+def test_an_image_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
     source = save(tmp_path / "in" / f"a.{suffix}", draw_image(*SIZE))
     target = tmp_path / "out" / f"a.{suffix}"
     assert prepare_image(source, target, SIZE, SIZE, 95) == "linked"
@@ -40,7 +40,7 @@ def test_a_image_that_is_right_is_linked_not_encoded_again(tmp_path, suffix):
     assert prepare_image(source, target, SIZE, SIZE, 95) == "kept"
 
 
-def test_a_image_is_copied_where_links_are_impossible(tmp_path, monkeypatch):
+def test_an_image_is_copied_where_links_are_impossible(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError("cross-device")))
     source = save(tmp_path / "a.jpg", draw_image(*SIZE))
     target = tmp_path / "out" / "a.jpg"
@@ -154,7 +154,7 @@ STORED_AS = [None, None, 0, 3, 1, 5, 2, 6, 4]  # by EXIF orientation: the transp
 
 
 def save_turned(path: Path, upright: Image.Image, orientation: int) -> tuple[Path, Image.Image]:
-    """Store a image turned and tagged so that it reads upright; (its path, the stored pixels)."""
+    """Store an image turned and tagged so that it reads upright; (its path, the stored pixels)."""
     undo = STORED_AS[orientation]
     stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
     exif = Image.Exif()
@@ -214,7 +214,7 @@ def test_annotations_made_on_the_unrotated_pixels_win_over_the_tag(tmp_path, suf
         assert 0x0112 not in image.getexif()
 
 
-def test_a_image_of_another_size_than_annotated_is_refused(tmp_path):
+def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):
     source = save(tmp_path / "a.jpg", draw_image(50, 40))
     with pytest.raises(ImageError, match="50x40 pixels, its annotation 64x32"):
         prepare_image(source, tmp_path / "out.jpg", SIZE, SIZE, 95)
@@ -233,7 +233,7 @@ def test_a_truncated_image_is_refused(tmp_path, resized, suffix):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>"])
-def test_something_that_is_no_image_is_refused(tmp_path, data):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)
     with pytest.raises(ImageError, match=r"a\.jpg: not an image"):
         prepare_image(tmp_path / "a.jpg", tmp_path / "out.jpg", SIZE, SIZE, 95)

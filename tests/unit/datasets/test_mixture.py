@@ -76,7 +76,7 @@ def test_epochs_are_reproducible_and_different(tmp_path):
 
 
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 1.7, 2.5])
-def test_no_image_returns_before_all_others_were_seen(tmp_path, ratio):
+def test_no_image_repeats_before_all_others_were_drawn(tmp_path, ratio):
     files(tmp_path, a=17)
     opened = Mixture(load_mixture(config(tmp_path, f"sources: {{a: {{jsonl: a.jsonl, ratio: {ratio}}}}}")), "token")
     seen: Counter = Counter()
@@ -136,7 +136,7 @@ def test_extends_merges_and_keeps_each_files_own_paths(tmp_path):
         ("sources: [", "invalid YAML"),
     ],
 )
-def test_a_configuration_that_is_not_sound(tmp_path, text, words):
+def test_an_invalid_configuration(tmp_path, text, words):
     files(tmp_path, a=3)
     with pytest.raises(ConfigError, match=words):
         load_mixture(config(tmp_path, text))
@@ -280,7 +280,7 @@ def test_tables_are_named_relative_to_the_file_and_inherited(tmp_path):
     assert read_category_table(table) == STREET
 
 
-def test_a_table_that_is_none(tmp_path):
+def test_a_file_that_is_not_a_table(tmp_path):
     write_sources(tmp_path, holding(7, (1, "bolt")))
     with pytest.raises(ConfigError, match=r"sources\.parts\.categories: file not found; found '.*/no\.json'"):
         mixed(tmp_path, ", categories: no.json")

@@ -68,14 +68,14 @@ def test_bad_input_is_an_error_or_a_listed_skip(tmp_path, name):
     assert validate(tmp_path / "out" / "train.jsonl", open_images=True) == []
 
 
-def test_a_image_without_a_name_is_bad_input(tmp_path):
+def test_an_image_without_a_name_is_bad_input(tmp_path):
     manifest = write_dataset(tmp_path, [image_entry(1), {"id": 2, "width": 5, "height": 5}], [])
     with pytest.raises(DataError, match=r"image 2.*neither file_name nor coco_url"):
         convert_to(manifest, tmp_path / "out")
     assert convert_to(manifest, tmp_path / "out", on_bad="skip")["images"]["dropped"] == {"no file name": 1}
 
 
-def test_a_name_that_leads_out_of_the_folder_is_always_an_error(tmp_path):
+def test_a_name_outside_the_folder_is_always_an_error(tmp_path):
     (tmp_path / "annotations.json").touch()
     manifest = write_dataset(tmp_path, [{**image_entry(1), "file_name": "../annotations.json"}], [])
     for on_bad in ("error", "skip"):
@@ -124,7 +124,7 @@ def test_wrong_options_and_manifests_are_errors(tmp_path):
         convert_to(tmp_path / "other.json", tmp_path / "out")
 
 
-def test_annotations_that_the_manifest_does_not_know_are_an_error(tmp_path):
+def test_annotations_that_have_changed_since_the_manifest_are_an_error(tmp_path):
     """Records and numbers of one run must not come from two versions of a file."""
     manifest = write_dataset(tmp_path)
     path = tmp_path / "annotations.json"
