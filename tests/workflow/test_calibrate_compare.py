@@ -79,7 +79,7 @@ def test_runs_on_the_same_records_are_compared_by_their_names(calibrated):
     result = read_json(calibrated.path("results/compare/shapes_9+other/compare.json"))
     assert [run["name"] for run in result["runs"]] == ["shapes_9", "other"]
     assert result["lvis"]["differences"].keys() == {"other"}
-    assert "Loss over training steps" in calibrated.path(target).read_text()
+    assert '<section id="training">' in calibrated.path(target).read_text()
     assert not calibrated.path("results/other/data").exists()
 
 
