@@ -1,8 +1,8 @@
 """Finished trainings: which the workflow keeps, and whether the current code would train differently.
 
 A training that is finished under the same configuration and the same files of the user is left out of the plan, and its
-base with it: their files are then made by no rule. Training takes days where everything after it takes hours, so changed code, of the training or of a stage
-before it, repeats a training only on request (`train.rerun_on_code_change`).
+base with it: no rule then makes their files. Training takes days where everything after it takes hours, so
+changed code, of training or of a stage before it, repeats a training only on request (`train.rerun_on_code_change`).
 
 Snakemake's `ancient()` is no way to do this: in 9.27 a job whose only changed inputs are ancient is skipped together
 with all jobs after it before their own params are compared, so that another learning rate or a changed merge would be

@@ -1,1 +1,1 @@
-"""runtime."""
+"""Infrastructure: errors, files, locks, GPUs, estimates, progress, identities; no result depends on it."""

@@ -1,4 +1,4 @@
-"""Errors a person can act on: where, what was expected, what was found, what to do."""
+"""Errors that tell users where the problem is, what was expected, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 
 
 class CoordExpError(Exception):
-    """Base of every error that this package raises on purpose; its text is for people."""
+    """Base of every error that this package raises on purpose; its arguments are text for users and nothing else."""
 
 
 class ConfigError(CoordExpError):
-    """A configuration that cannot be used: unknown key, wrong type, cycle in `extends`."""
+    """An invalid configuration: unknown key, wrong type, circular `extends`."""
 
 
 class DataError(CoordExpError):
-    """A data file, record or image that breaks the contract."""
+    """An invalid data file, record or image."""
 
 
 class ModelError(CoordExpError):
-    """A checkpoint, adapter or tokenizer that does not fit."""
+    """A checkpoint, adapter or tokenizer that is invalid or does not match another."""
 
 
 class DownloadError(CoordExpError):
-    """A file that could not be fetched or does not have the promised content."""
+    """A file that could not be downloaded, or has other content than expected."""
 
 
 class SpaceError(CoordExpError):
-    """A stage that would fill the disk."""
+    """A stage that needs more disk than is free."""
 
 
 def located(
@@ -41,7 +41,7 @@ def located(
     found: object = None,
     fix: str | None = None,
 ) -> str:
-    """Text of an error in one layout: `file:line: field: problem; expected ..., found ... -> fix`."""
+    """Text of an error in one format: `file:line: field: problem; expected ..., found ... -> fix`."""
     where = ":".join(str(part) for part in (file, line) if part is not None)
     head = ": ".join(part for part in (where, field, problem) if part)
     facts = [f"{name} {value!r}" for name, value in (("expected", expected), ("found", found)) if value is not None]

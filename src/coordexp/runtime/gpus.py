@@ -1,7 +1,7 @@
-"""The GPUs of one job, on a machine where nobody else hands them out: those that no other job holds.
+"""GPUs of a job on a machine without a scheduler: those that no other job holds.
 
-Each device is held by a lock on a file of its own. The kernel lets go of it when the last process that inherited it
-has ended, however that came about.
+Each device has a lock file. The kernel releases the lock when the last process that inherited it ends, for whatever
+reason.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from coordexp.runtime.locks import try_lock
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 NAME = re.compile(r"\d+$|(GPU|MIG)-")
-MACHINE = Path("/proc/driver/nvidia/gpus")  # the driver's: a folder a GPU; to look there starts no CUDA
-LOCKS = Path("/tmp")  # one place for all users of the machine, whatever their TMPDIR
+MACHINE = Path("/proc/driver/nvidia/gpus")  # the driver's list, one folder per GPU; reading it does not start CUDA
+LOCKS = Path("/tmp")  # the same for all users of the machine, whatever their TMPDIR
 POLL_SECONDS = 1
 
 
 def take_gpus(granted: int) -> None:
-    """Show this process and its children `granted` GPUs that no other job holds, before any of them starts CUDA.
+    """Make `granted` GPUs that no other job holds visible to this process and its children; call it before CUDA starts.
 
-    None granted: none is seen. When $CUDA_VISIBLE_DEVICES names just as many, as in a scheduler's job, it stays as it
-    is and nothing is locked. Waits while other jobs hold too many. ConfigError when there are fewer than granted.
+    With 0 granted, none is visible. If $CUDA_VISIBLE_DEVICES already names exactly that many, as in a scheduler's job,
+    it is kept and nothing is locked. Waits while other jobs hold too many. ConfigError if the machine has fewer.
     """
     visible = visible_gpus()
     if len(visible) < granted:
@@ -35,13 +35,13 @@ def take_gpus(granted: int) -> None:
             "give --resources gpu=N with what nvidia-smi lists; devices that are not NVIDIA's are named in"
             f" {VARIABLE}; --set-resources train:gpu=0 predict:gpu=0 is for the CPU"
         )
-        raise ConfigError(located("not as many GPUs as granted", field="gpu", expected=granted, found=visible, fix=fix))
+        raise ConfigError(located("fewer GPUs than granted", field="gpu", expected=granted, found=visible, fix=fix))
     if not granted or VARIABLE not in os.environ or len(visible) > granted:
         os.environ[VARIABLE] = ",".join(_wait_for(granted, visible) if granted else [])
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that CUDA would use: its list ends at the first name that is none. Without one, all."""
+    """Names of the GPUs that CUDA would use: those in its variable up to the first invalid one, or all without it."""
     if VARIABLE not in os.environ:
         return [str(index) for index, _ in enumerate(MACHINE.iterdir() if MACHINE.is_dir() else ())]
     names = (name.strip() for name in os.environ[VARIABLE].split(","))
@@ -49,24 +49,26 @@ def visible_gpus() -> list[str]:
 
 
 def _wait_for(count: int, visible: list[str]) -> list[str]:
-    """`count` of `visible`, held from now on by this process and its children."""
-    job = os.environ.get("SLURM_JOB_ID", "")  # two jobs may mean different devices by the same number
+    """Lock `count` of the `visible` GPUs for this process and its children; returns their names."""
+    job = os.environ.get("SLURM_JOB_ID", "")  # in two jobs, the same number may be different devices
     files = {name: LOCKS / f"coordexp-gpu-{job}-{name.replace('/', '_')}.lock" for name in visible}
-    told = ""
+    printed = ""
     while len(taken := _take(count, files)) < count:
         held = {name: os.fsdecode(file.read_bytes()) for name, file in files.items() if name not in taken}
         holders = ", ".join(f"GPU {name} by process {holder}" for name, holder in held.items())
-        text = f"waiting for {count} of {len(visible)} GPUs; held, perhaps by what these started: {holders}"
-        if text != told:
+        text = f"waiting for {count} of {len(visible)} GPUs; held, possibly by child processes: {holders}"
+        if text != printed:
             print(text, file=sys.stderr, flush=True)
-        told = text
+        printed = text
         time.sleep(POLL_SECONDS)
     return taken
 
 
 def _take(count: int, files: dict[str, Path]) -> list[str]:
-    """`count` names, now held; or fewer, those that are free, and none is held: two jobs that want several never wait
-    for each other. One process tries at a time."""
+    """Lock `count` GPUs, or none if fewer are free; returns the names of those that are free.
+
+    One process tries at a time and never keeps a part, so two jobs that need several GPUs cannot block each other.
+    """
     while (gate := try_lock(LOCKS / "coordexp-gpus.lock")) is None:
         time.sleep(0.02)
     locks = {name: lock for name, file in files.items() if (lock := try_lock(file)) is not None}

@@ -1,4 +1,4 @@
-"""One file over HTTP(S): resumed by byte ranges, retried, checked, and whole under its final name or absent."""
+"""Download of one file over HTTP(S): resumed by byte ranges, retried, verified, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """How patient a download is. `attempts` counts failures in a row without a single new byte.
+    """Retries of a download. `attempts` counts consecutive failures without a new byte.
 
-    timeout: seconds without data before a connection counts as stalled. The wait doubles from
-    `first_wait` to `longest_wait` seconds, with jitter; a server's Retry-After is respected up to there.
+    timeout: seconds without data after which a connection counts as stalled. The wait doubles from `first_wait` to
+    `longest_wait` seconds, with jitter; a server's Retry-After is respected up to that limit.
     """
 
     attempts: int = 6
@@ -42,7 +42,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class _Again(Exception):
-    """A failure worth another try; `after` is the server's wish in seconds."""
+    """A failure that is retried; `after` is the server's Retry-After in seconds."""
 
     def __init__(self, text: str, after: float | None = None):
         super().__init__(text)
@@ -58,10 +58,10 @@ def fetch(
     policy: Policy = Policy(),  # noqa: B008 -- frozen
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """Download `url` to `target` and return its SHA-256; a `.part` beside it survives a killed run.
+    """Download `url` to `target` and return its SHA-256; a `.part` file next to it survives a killed run.
 
-    A file that changes on the server under way is started over. DownloadError when the server says
-    no, when it stays unreachable, or when `size` (bytes) or `sha256` do not match what arrived.
+    The download starts over if the file on the server changes. DownloadError if the server refuses or stays
+    unreachable, or if the file does not match `size` (bytes) or `sha256`.
     """
     part = target.with_name(target.name + ".part")
     state = target.with_name(target.name + ".part.json")
@@ -95,7 +95,7 @@ def fetch(
 
 
 def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progress) -> None:
-    """One connection: continue `part` if the server's file is still the same, else start over."""
+    """One connection: continue `part` if the file on the server is unchanged, else start over."""
     have = _length(part)
     known = json.loads(state.read_text()) if have and state.exists() else {}
     if not known or known.get("url") != url:
@@ -139,7 +139,7 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
 
 
 def _extent(answer, have: int, known: dict) -> tuple[int, int | None]:
-    """(first byte that comes, size of the whole file or None); -1 when the ranges do not fit together."""
+    """(first byte of the response, size of the file or None); -1 if the range is not the requested one."""
     if answer.status == 206:
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if match is None:

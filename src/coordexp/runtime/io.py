@@ -1,4 +1,4 @@
-"""Reading and writing: streams in, whole files out. A file under its final name is complete."""
+"""Reading and atomic writing of files: a file under its final name is complete."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _LOCK = ".lock"  # appended to the name of a scratch folder
 
 @contextlib.contextmanager
 def atomic_open(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """Write beside `path`, flush to disk, then rename: the file is whole or absent.
+    """Write to a temporary file next to `path`, flush it to disk, then rename it: the file is complete or absent.
 
-    With `durable=False` nothing waits for the disk: a machine that loses power may leave a damaged file.
+    With `durable=False` the data is not flushed: a power failure may leave a damaged file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    _remove_leftovers(path)
     encoding = None if "b" in mode else "utf-8"
-    fd, name = _held(path, ".part")
+    fd, name = _locked_file(path, ".part")
     try:
         with open(fd, mode, encoding=encoding) as handle:
             yield handle
@@ -51,14 +51,14 @@ def atomic_open(path: str | Path, mode: str = "wb", *, durable: bool = True) -> 
 
 @contextlib.contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """A scratch folder beside `path`, renamed to it on success and removed on failure.
+    """A temporary folder next to `path`, renamed to it on success and removed on failure.
 
-    An older folder of that name is replaced only when the new one is complete.
+    An existing folder is replaced only when the new one is complete.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    held, lock = _held(path, f".part{_LOCK}")  # there for as long as the scratch folder
+    _remove_leftovers(path)
+    held, lock = _locked_file(path, f".part{_LOCK}")  # exists as long as the temporary folder
     scratch = lock.with_name(lock.name.removesuffix(_LOCK))
     try:
         scratch.mkdir(mode=0o700)
@@ -92,7 +92,7 @@ def enumerate_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
-    """Write structs or plain objects as JSON lines, whole or not at all; returns the count."""
+    """Write structs or plain values as JSON lines, atomically; returns the number of lines."""
     count = 0
     with atomic_open(path) as handle:
         for row in rows:
@@ -103,7 +103,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Any]:
-    """Stream plain JSON values, one a line; DataError with file and line for a broken one."""
+    """Stream plain values from JSON lines; DataError with file and line for an invalid one."""
     for number, line in enumerate_lines(path):
         try:
             yield msgspec.json.decode(line)
@@ -112,7 +112,7 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
 
 
 def read_json(path: str | Path) -> Any:
-    """A whole JSON file; DataError naming it when it is missing or broken."""
+    """Content of a JSON file; DataError if it is missing or invalid."""
     try:
         return msgspec.json.decode(Path(path).read_bytes())
     except FileNotFoundError as error:
@@ -122,20 +122,20 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write readable JSON with stable key order kept as given; NaN is an error."""
+    """Write indented JSON, atomically, with keys in the given order; NaN is an error."""
     with atomic_open(path, "w") as handle:
         json.dump(msgspec.to_builtins(value), handle, indent=2, ensure_ascii=False, allow_nan=False)
         handle.write("\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text, whole or not at all."""
+    """Write text, atomically."""
     with atomic_open(path, "w") as handle:
         handle.write(text)
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for equal values: sorted keys, no spaces. The form that fingerprints compare."""
+    """JSON that is the same for equal values: sorted keys, no spaces. Identities are hashes of it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -145,35 +145,37 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _held(path: Path, suffix: str) -> tuple[int, Path]:
-    """A new hidden file beside `path`, held by its descriptor for as long as this process, or a child, lives."""
+def _locked_file(path: Path, suffix: str) -> tuple[int, Path]:
+    """A new hidden file next to `path`, locked through its descriptor as long as this process or a child of it runs.
+
+    The lock must be inherited, which filelock's are not: a child may go on writing after this process is killed."""
     while True:
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)  # waits for nothing but a sweep that found the file before it was held
+            fcntl.flock(fd, fcntl.LOCK_EX)  # waits only for a cleanup that found the file before it was locked
         if os.path.exists(name):
             return fd, Path(name)
         os.close(fd)
 
 
-def _sweep(path: Path) -> None:
-    """Remove parts of `path` that killed processes left: those that nobody holds."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` that killed processes left, that is, those that are not locked."""
     for suffix in (".part", f".part{_LOCK}"):
         for part in path.parent.glob(f".{glob.escape(path.name)}.*{suffix}"):
             with contextlib.suppress(OSError):
-                _remove_unheld(part)
+                _remove_unlocked(part)
     if path.exists():
         for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_unheld(part: Path) -> None:
-    """Remove a file, or a folder with the lock beside it; OSError when a process holds it or it is just gone."""
+def _remove_unlocked(part: Path) -> None:
+    """Remove a file, or a folder and its lock file; OSError if a process holds the lock or the file is gone."""
     lock = part.with_name(part.name + _LOCK) if part.is_dir() else part
     try:
-        fd = os.open(lock, os.O_RDWR)  # NFS gives no lock to a descriptor that may only read
+        fd = os.open(lock, os.O_RDWR)  # NFS does not lock read-only descriptors
     except FileNotFoundError:
-        shutil.rmtree(part)  # its writer has just renamed it, or was of a version that made no lock beside it
+        shutil.rmtree(part)  # its writer has just renamed it
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,9 @@
-"""Processes that outlive what started them: one writer at a time for an output, children that end with their parent."""
+"""One writer per output, processes that end with their parent, and full disks.
+
+The locks here are plain `flock`s because child processes inherit them: Snakemake can be killed while the training that
+it started still writes, and a lock that ended with the parent (filelock's does) would let a second one start. Locks
+that are held by a single process use filelock.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +22,22 @@ from pathlib import Path
 from coordexp.runtime.errors import located
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FULL_TEXTS = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")  # where the number is lost
-RESERVE = 64 * 1024  # bytes written to a lock file, so that a log on a full disk can still say that it is full
-FULL_BELOW = 1 << 20  # libraries that hide the error of a full disk leave less than this
+FULL_TEXTS = (
+    "No space left",
+    "os error 28",
+    "Disk quota exceeded",
+    "os error 122",
+)  # without its number
+RESERVE = 64 * 1024  # bytes in a lock file, freed for the log when the disk is full
+FULL_BELOW = 1 << 20  # free bytes: libraries that hide the error of a full disk leave less
 
 
 @contextlib.contextmanager
 def sole_writer(output: Path) -> Iterator[None]:
-    """Be the only process at work on `output`; wait for another one, such as the orphan of a killed Snakemake.
+    """Be the only process that works on `output`; waits for another one, such as the orphan of a killed Snakemake.
 
-    The lock is a hidden file beside the output, named after it, that child processes inherit: it is free when the
-    last of them has ended, however that came about. It holds some space back for the message of a full disk.
+    The lock is a hidden file next to the output. Child processes inherit it, so it is released when the last of them
+    ends, for whatever reason. The file reserves some space for the message of a full disk.
     """
     path = output.with_name(f".{output.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,16 +53,16 @@ def sole_writer(output: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int:
-    """Descriptor of the lock file at `path`, held; not of one that its last holder has just removed."""
+    """Descriptor of the locked file at `path`; never of a file that its last holder has just removed."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).split(b"\n")[0].decode(errors="replace").strip("\0")
-            print(f"{path}: process {holder} is at work on this; waiting for it to end", file=sys.stderr, flush=True)
+            print(f"{path}: process {holder} is working on this; waiting for it to end", file=sys.stderr, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks: go on without one
+        except OSError as error:  # a file system without locks: continue unlocked
             print(f"{path}: no lock ({error.strerror})", file=sys.stderr, flush=True)
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
@@ -61,9 +71,9 @@ def _locked(path: Path) -> int:
 
 
 def try_lock(path: Path) -> int | None:
-    """Descriptor of the lock file at `path`, held, which any user of the machine may hold; None while another one does.
+    """Descriptor of the locked file at `path`, which any user of the machine may lock; None while another process does.
 
-    It stays with this process unless it is made inheritable. The file remains.
+    Children inherit the lock only if the descriptor is made inheritable. The file is never removed.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -82,7 +92,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def end_with_parent() -> None:
-    """End this process within a second of its parent's end: a killed job leaves nothing that goes on writing."""
+    """End this process within a second after its parent ends, so that a killed job leaves no process that writes."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -94,14 +104,14 @@ def end_with_parent() -> None:
 
 
 def full_disk(folder: Path, error: BaseException | None = None, otherwise: str = "") -> str:
-    """The message of a full disk; `otherwise` is what helps beside free space."""
+    """The message for a full disk; `otherwise` names an alternative to freeing space."""
     why = f": {error}" if error is not None else ""
-    fix = f"free some space{otherwise} and give the same command again: what is finished is kept"
+    fix = f"free some space{otherwise} and run the same command again: finished work is kept"
     return located(f"the disk is full{why}", file=folder, fix=fix)
 
 
 def disk_is_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether `error` is that of a full disk, or `folder` lies on one."""
+    """Whether `error` was caused by a full disk, or the disk of `folder` is full."""
     while error is not None:
         if getattr(error, "errno", None) in FULL or any(text in str(error) for text in FULL_TEXTS):
             return True

@@ -138,7 +138,7 @@ def test_fewer_than_granted_is_an_error(machine, monkeypatch, visible, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ConfigError) as caught:
         devices.take_gpus(3)
-    assert "gpu: not as many GPUs as granted; expected 3, found " + found in str(caught.value)
+    assert "gpu: fewer GPUs than granted; expected 3, found " + found in str(caught.value)
     assert "--resources gpu=N" in str(caught.value)
 
 
@@ -166,7 +166,9 @@ FILES = {
 @pytest.mark.parametrize("rule", FILES)
 def test_the_scripts_of_the_rules_ask_for_what_was_granted(rule, tmp_path):
     files = [word for name in FILES[rule] for word in (name, str(tmp_path / "folder" / name.strip("-")))]
-    numbers = {"train": "--nodes 1", "predict": "--shard 1 --shards 1"}[rule].split()
+    numbers = {"train": "--nodes 1 --made-from 0 --rerun-on-code-change False", "predict": "--shard 1 --shards 1"}[
+        rule
+    ].split()
     command = [sys.executable, "-m", f"workflow_scripts.{rule}", "--config", json.dumps({"processes": 3}), *files]
     command += [*numbers, "--threads", "1", "--gpus", "3"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPROFILEIMPORTTIME": "1"}
