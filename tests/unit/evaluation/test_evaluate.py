@@ -99,7 +99,7 @@ def test_images_without_a_record_are_not_scored(tmp_path):
     lines = predictions.read_text().splitlines()
     predictions.write_text("\n".join(lines[:25]) + "\n")
     write_jsonl(tmp_path / "r.jsonl", [Record(["x"], 64, 64, "pixel", [], Metadata(i, 640, 480)) for i in kept])
-    options, names = EvaluateOptions(bootstrap=0), {"dataset": "made", "split": "val"}
+    options, names = EvaluateOptions(bootstrap=0), {"dataset": "generated", "split": "val"}
     part = evaluate(predictions, annotations, options, **names, records=tmp_path / "r.jsonl")
     left = sum(row["image_id"] not in kept for row in case.annotations)
     counts = part.counts

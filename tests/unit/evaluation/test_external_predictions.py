@@ -88,8 +88,8 @@ def test_coco_results_score_like_predictions(tmp_path):
     results = tmp_path / "results.json"
     results.write_text(json.dumps(case.coco_results()[::-1]))
     options = EvaluateOptions(bootstrap=5)
-    own = evaluate(predictions, annotations, options, dataset="made", split="val")
-    other = evaluate(results, annotations, options, dataset="made", split="val", format="coco")
+    own = evaluate(predictions, annotations, options, dataset="generated", split="val")
+    other = evaluate(results, annotations, options, dataset="generated", split="val", format="coco")
     assert other.lvis == own.lvis and other.coco == own.coco
     assert other.inputs.predictions.format == "coco"
 
@@ -105,7 +105,7 @@ def test_coco_results_of_some_images_with_and_without_subset(tmp_path):
 
     def scored(**options) -> dict:
         options = EvaluateOptions(bootstrap=0, **options)
-        return evaluate(results, annotations, options, dataset="made", split="val", format="coco")
+        return evaluate(results, annotations, options, dataset="generated", split="val", format="coco")
 
     whole, part = scored(), scored(subset=True)
     assert whole.counts.images_absent_from_results == part.counts.images_absent_from_results == 20
@@ -114,7 +114,7 @@ def test_coco_results_of_some_images_with_and_without_subset(tmp_path):
     case.images = [image for image in case.images if image["id"] in named]
     case.annotations = [row for row in case.annotations if row["image_id"] in named]
     predictions, annotations = case.write(tmp_path / "small")
-    small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val")
+    small = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val")
     assert small.counts.images_absent_from_results is None
     assert part.coco == small.coco and part.coco.metrics["AP"] > whole.coco.metrics["AP"]
 
@@ -125,11 +125,13 @@ def test_coco_results_with_unknown_ids(tmp_path):
     results = tmp_path / "results.json"
     row = {"image_id": 2, "category_id": 999, "bbox": [1, 2, 3, 4], "score": 0.5}
     results.write_text(json.dumps([row]))
-    scored = evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val", format="coco")
+    scored = evaluate(
+        results, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val", format="coco"
+    )
     assert scored.mapping.unmapped[0].desc == "category id 999"
     results.write_text(json.dumps([row | {"image_id": 77}]))
     with pytest.raises(DataError, match=r"\[0\]\.image_id: image 77 is not in the annotations"):
-        evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="made", split="val", format="coco")
+        evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val", format="coco")
 
 
 def test_answers_of_a_model_with_pixel_coordinates(tmp_path):
@@ -143,15 +145,15 @@ def test_answers_of_a_model_with_pixel_coordinates(tmp_path):
     rows[1]["answer"] = json.dumps([{"bbox_2d": [2 * x, 2 * y, 2 * (x + w), 2 * (y + h)], "label": name}])
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = EvaluateOptions(bootstrap=0)
-    scored = evaluate(answers, annotations, options, dataset="made", split="val", format="qwen2.5-vl")
+    scored = evaluate(answers, annotations, options, dataset="generated", split="val", format="qwen2.5-vl")
     assert scored.coco.f1.all_predictions.true_positives_50 == 1
     del rows[1]["input_width"]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=r"answers\.jsonl:2: input_width"):
-        evaluate(answers, annotations, options, dataset="made", split="val", format="qwen2.5-vl")
+        evaluate(answers, annotations, options, dataset="generated", split="val", format="qwen2.5-vl")
 
 
 def test_unknown_format_names_the_nearest(tmp_path):
     predictions, annotations = generated(3, lvis=True, images=2).write(tmp_path)
     with pytest.raises(DataError, match="did you mean 'gemini'"):
-        evaluate(predictions, annotations, dataset="made", split="val", format="gemni")
+        evaluate(predictions, annotations, dataset="generated", split="val", format="gemni")
