@@ -204,7 +204,7 @@ def _decode_one(element: bytes, decode: Decode) -> Any:
 
 
 def _blocks(path: str | Path, elements: Elements) -> Iterator[Block]:
-    """The elements in blocks of up to BLOCK; one empty block if there are none."""
+    """The elements in blocks of ELEMENTS_PER_BLOCK; one empty block if there are none."""
     spans, bulk = elements.spans, elements.bulk
     for i in range(0, max(len(spans), 1), tuning.ELEMENTS_PER_BLOCK):
         own = spans[i : i + tuning.ELEMENTS_PER_BLOCK]

@@ -201,7 +201,7 @@ def test_what_is_left_or_right_is_not_flipped(tmp_path, desc, categories, free):
 
 def test_a_image_of_another_size_is_refused(tmp_path):
     sample = sample_of(tmp_path, THREE, image=Image.new("RGB", (64, 64)))
-    with pytest.raises(DataError, match="image is 64x64, but the record says 192x128"):
+    with pytest.raises(DataError, match="the image is 64x64, but the record 192x128"):
         augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=True)
 
 
