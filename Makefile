@@ -1,4 +1,4 @@
-# Two commands do everything, set-up included: `make demo` and `make test`.
+# `make demo` and `make test` create the environment on their first run.
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= 2
@@ -8,35 +8,40 @@ READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256s
 export PYTHONDONTWRITEBYTECODE ?=
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo photos test lint unit workflow test-slurm soak install clean
+.PHONY: demo photos photos-folder test lint unit workflow test-slurm soak install clean
 
-demo: install  ## shapes, a tiny Qwen3-VL and four minutes of training: the whole chain on a laptop
+demo: install  ## run all stages on a laptop: generated shapes, a tiny Qwen3-VL, four minutes of training
 	snakemake --cores $(CORES) results/shapes_9/eval.json results/shapes_9/report.html
 	@python -m coordexp.cli summary results/shapes_9
 
-photos: install  ## a dozen real photographs by heart, in boxes: a check of the whole chain (data.photos_overfit)
-	snakemake --cores $(CORES) results/photos_overfit_64/eval.json results/photos_overfit_64/report.html
+photos: photos-folder install  ## overfit a dozen photos of yours in LVIS format: make photos PHOTOS=/path/to/folder
+	snakemake --cores $(CORES) --config 'datasets={photos_overfit: {root: "$(abspath $(PHOTOS))"}}' -- \
+	  results/photos_overfit_64/eval.json results/photos_overfit_64/report.html
 	@python -m coordexp.cli summary results/photos_overfit_64
 
-test: lint unit workflow  ## what CI runs
+photos-folder:
+	@test -d "$(PHOTOS)" || { \
+	  echo "photos: folder '$(PHOTOS)' not found; use make photos PHOTOS=/path/to/folder (docs/data.md)"; exit 1; }
 
-lint: install  ## formatting, imports between floors, workflow lint
+test: lint unit workflow  ## lint, unit tests and workflow tests, as in CI
+
+lint: install  ## formatting, import layers, workflow lint
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	lint-imports
 	snakemake --lint
 
-unit: install
+unit: install  ## unit tests
 	pytest tests/unit -n $(CORES)
 
-workflow: install  ## real Snakemake runs, end to end
+workflow: install  ## end-to-end Snakemake runs
 	pytest tests/workflow
 
-test-slurm: install  ## the demo on a real SLURM of two nodes on this machine; needs root and Debian's slurm-wlm, munge
+test-slurm: install  ## run the demo on a local two-node SLURM cluster; needs root and Debian's slurm-wlm and munge
 	pytest tests/slurm
 
-soak: install  ## every rule under every fault: 25 minutes on two cores; writes the table of docs/faults.md
+soak: install  ## inject every fault into every rule (25 minutes on two cores) and update docs/faults.md
 	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json
 	python docs/make_faults.py
 
@@ -49,13 +54,13 @@ $(READY):
 	  { echo "CoordExp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "Python lacks venv; on Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
-	@echo "Installing into $(VENV): about 7 GB, three minutes on a fast line"
+	@echo "Installing into $(VENV): about 7 GB, three minutes with a fast connection"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[dev,cluster]'
-	$(BIN)/python -m pip install $(QUIET) --no-deps lvis==0.5.3  # tests alone; its requirements are not needed
+	$(BIN)/python -m pip install $(QUIET) --no-deps lvis==0.5.3  # for tests only; its dependencies are not needed
 	@echo "$(CURDIR)" > $(VENV)/.checkout
 	@touch $(READY)
 
-clean:  ## forget results, keep downloads and the environment
+clean:  ## delete results; keep downloads and the environment
 	rm -rf results .snakemake

@@ -1,4 +1,4 @@
-"""One record as training sees it: the prompt, the answer, its tokens, and the boxes read back from them."""
+"""Shows one record as the model is trained on it: prompt, answer, tokens, and the boxes decoded from the tokens."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from coordexp.training.ms_swift.custom_section import VARIABLE
 def examine(
     file: Path, index: int, model_dir: Path, custom: Custom, out: Path | None = None, epoch: int | None = None
 ) -> dict[str, Any]:
-    """What record `index` (from 0) of `file` becomes under a recipe's `custom` section and a model's tokenizer.
+    """Encode record `index` (from 0) of `file` with the `custom` section of a recipe and the tokenizer of a model.
 
-    Returns prompt, answer, tokens as [id, text, supervised], boxes read back from the coordinate tokens (pixels of
-    the image shown) and their IoU with the unrounded ones. `image`: where to draw those boxes. `epoch`: show the
-    record as augmented for that epoch.
+    Returns `prompt`, `answer`, `tokens` as [id, text, supervised], and `boxes`: those decoded from the coordinate
+    tokens (pixel of the encoded image) with their IoU with the unquantised boxes. `out` is an image file in which the
+    boxes are drawn. With `epoch`, the record is augmented as in that epoch. DataError for an invalid record.
     """
     record = nth_record(file, index)
     in_tokens = msgspec.structs.replace(custom.coord_tokens, skip_bbox_norm=record.coord_space == "token")
@@ -62,11 +62,11 @@ def examine(
 
 
 def nth_record(file: Path, index: int) -> Record:
-    """Record `index` (from 0) of a JSONL file in any space; DataError when there are fewer."""
+    """Record `index` (from 0) of a JSONL file in any coordinate space; DataError if the file has fewer records."""
     for position, (number, line) in enumerate(enumerate_lines(file)):
         if position == index:
             return decode_record(line, file, number)
-    raise DataError(f"{file}: has no record {index}\n  -> count from 0")
+    raise DataError(f"{file}: there is no record {index}\n  -> indices start at 0")
 
 
 def _encode(
@@ -79,11 +79,10 @@ def _encode(
 
     from coordexp.datasets.samples import Sample
     from coordexp.training.augmentation import augment
-    from coordexp.training.ms_swift import model_loader as loader
-    from coordexp.training.ms_swift import template
+    from coordexp.training.ms_swift import model_loader, template
 
     template.register()
-    loader.register()
+    model_loader.register()
     names = family_of(model_dir).swift
     processor = get_processor(str(model_dir), model_type=names.our_model_type)
     encoder = get_template(processor, template_type=names.our_template, truncation_strategy="raise")
