@@ -29,7 +29,7 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     from coordexp.training.launch import DistributedConfig
     from coordexp.training.train import train
 
-    distributed = DistributedConfig.of(args.gpus, args.nodes, args.config["processes"], args.threads)
+    distributed = DistributedConfig.from_resources(args.gpus, args.nodes, args.config["processes"], args.threads)
     if distributed.nodes == 1:
         take_gpus(distributed.gpus)
     categories = args.log.parent / "categories.json"

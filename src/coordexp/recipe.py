@@ -60,6 +60,7 @@ REFUSED_ARGUMENTS: dict[str, Refusal] = {
     "save_strategy": Refusal("a checkpoint must be saved: it is the result", (None, "steps", "epoch", "best")),
     "load_best_model_at_end": Refusal("it has no effect; custom.detection_eval selects the checkpoint", (None, False)),
     "split_dataset_ratio": Refusal("it has no effect; custom.val_jsonl is the validation data", (None, 0)),
+    "external_plugins": Refusal("use the workflow's `plugins`, or $COORDEXP_PLUGINS", (None, [])),
     "columns": Refusal("it has no effect on records", (None, {}, "")),
     "dataloader_multiprocessing_context": Refusal(
         "loader processes that are not forked would never leave the first epoch", (None, "fork")
@@ -260,7 +261,7 @@ def load_recipe(
     """The recipe in a file, or an inline map, with everything that it extends and `overrides` on top.
 
     A relative path, of `source` or in the `extends` of an inline map, starts at `root`. ConfigError if the recipe is
-    invalid; `name` stands for an inline map in its message. Plug-ins must be loaded before, so that their loss terms are known.
+    invalid; its message calls an inline map `name`. Plug-ins must be loaded before, so that their loss terms are known.
     """
     if isinstance(source, Mapping):
         raw, file = _extend_inline(source, Path(root)), name

@@ -137,7 +137,7 @@ def test_a_kill_while_an_old_checkpoint_is_deleted(uninterrupted, shapes_data, t
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError):
         patch.setattr("coordexp.training.train.launch", launch)
-        patch.setattr("coordexp.training.train.drop_broken", lambda folder: None)
+        patch.setattr("coordexp.training.train.remove_incomplete", lambda folder: None)
         train(kept, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     assert len(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) == 2
     (whole,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")

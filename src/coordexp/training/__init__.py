@@ -1,1 +1,1 @@
-"""ms-swift registrations (model loader, template, data set, loss, optimizer, tuner): the only importer of swift."""
+"""Training: launching, checkpoints, augmentation and collation; `ms_swift` runs it."""

@@ -1,7 +1,7 @@
-"""Augmentation in pixel space: crop, scale and flip of a image, with its boxes and polygons following.
+"""Augmentation in pixel space: crop, scale and horizontal flip of an image with its boxes and polygons.
 
-Which change a sample gets is a function of (seed, epoch, index) alone. Geometry is torchvision's, clipping of
-polygons shapely's; coordinates stay floats in `norm` and are quantised after it like those of any record.
+The augmentation of a sample depends on (seed, epoch, index) alone. Geometry uses torchvision, clipping of polygons
+shapely; coordinates remain floats in `norm` and are quantised afterwards, as for any record.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from coordexp.recipe import Augmentation
 from coordexp.records import Object, Record
 from coordexp.runtime.errors import DataError
 
-STREAM = 1  # keeps these draws apart from those of the sample's order and prompt
+STREAM = 1  # random stream, separate from that of the sample's order and prompt
 
 
 class Plan(NamedTuple):
-    """What happens to a image, in this order; pixels. window: left, top, width, height. size: width, height."""
+    """Crop, resize and flip, in this order. window: left, top, width, height; size: width, height; in pixels."""
 
     window: tuple[int, int, int, int]
     size: tuple[int, int]
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 
 class Augmented(NamedTuple):
-    """A sample in pixel space with its new image; cropped: how many objects were cut away."""
+    """A sample in pixel space with its new image; cropped: number of objects removed."""
 
     sample: Sample
     image: Image.Image
@@ -46,61 +46,63 @@ class Augmented(NamedTuple):
 def augment(
     sample: Sample, options: Augmentation, seed: tuple[int, int, int], factor: int, *, keep_order: bool
 ) -> Augmented:
-    """The sample under changes drawn from `seed` (seed, epoch, index).
+    """The sample with an augmentation drawn from `seed` (seed, epoch, index).
 
-    The image stays on the grid of `factor` pixels and within its budget of tiles. keep_order: leave the objects
-    in their order; else they are put in reading order again.
+    The image remains on the grid of `factor` pixels and within its budget of tiles. keep_order: keep the order of the
+    objects; otherwise they are sorted in reading order again.
     """
     record, rng = sample.record, np.random.default_rng([*seed, STREAM])
     plan = draw_plan(record, options, rng, factor, may_flip(sample, options))
-    objects = _moved(record, plan, options)
-    if sample.categories and not _still_named(sample, objects):
-        # The open question would have a wrong answer: the sample's objects may not be all that the image shows.
+    objects = _transformed(record, plan, options)
+    if sample.categories and not _remaining_categories(sample, objects):
+        # Without a category left, the open prompt would be used, but the sample may not list all objects in the image.
         plan = Plan((0, 0, record.width, record.height), (record.width, record.height), flip=False)
-        objects = _moved(record, plan, options)
-    image = _image(sample, plan)
+        objects = _transformed(record, plan, options)
+    image = _load_image(sample, plan)
     if not keep_order:
         objects = [objects[i] for i in reading_order(np.array([obj.norm_box for obj in objects])).tolist()]
     width, height = plan.size
     objects = [_in_pixels(obj, width, height) for obj in objects]
     changed = msgspec.structs.replace(record, width=width, height=height, coord_space="pixel", objects=objects)
-    asked = _still_named(sample, objects) if sample.categories else None
-    return Augmented(sample._replace(record=changed, categories=asked), image, len(record.objects) - len(objects))
+    categories = _remaining_categories(sample, objects) if sample.categories else None
+    removed = len(record.objects) - len(objects)
+    return Augmented(sample._replace(record=changed, categories=categories), image, removed)
 
 
-def _moved(record: Record, plan: Plan, options: Augmentation) -> list[Object]:
-    moved = [move(obj, (record.width, record.height), plan, options.min_visible) for obj in record.objects]
-    return [obj for obj in moved if obj is not None]
+def _transformed(record: Record, plan: Plan, options: Augmentation) -> list[Object]:
+    size = (record.width, record.height)
+    objects = [transform_object(obj, size, plan, options.min_visible) for obj in record.objects]
+    return [obj for obj in objects if obj is not None]
 
 
-def _still_named(sample: Sample, objects: list[Object]) -> list[str]:
-    """The categories of a prompt without those whose objects are all cut away."""
-    gone = {obj.desc for obj in sample.record.objects} - {obj.desc for obj in objects}
-    return [name for name in sample.categories or [] if name not in gone]
+def _remaining_categories(sample: Sample, objects: list[Object]) -> list[str]:
+    """The categories of a prompt, without those that have lost all their objects."""
+    removed = {obj.desc for obj in sample.record.objects} - {obj.desc for obj in objects}
+    return [name for name in sample.categories or [] if name not in removed]
 
 
-def _image(sample: Sample, plan: Plan) -> Image.Image:
-    """The image of a sample after the plan; DataError when it is not of the size that its record says."""
+def _load_image(sample: Sample, plan: Plan) -> Image.Image:
+    """The transformed image of a sample; DataError if the file does not have the size in the record."""
     record = sample.record
     with Image.open(sample.path.parent / record.images[0]) as opened:
         if opened.size != (record.width, record.height):
             found = "x".join(map(str, opened.size))
-            fix = "the image file and the record disagree: convert again"
+            fix = "the image file does not match the record: convert the data again"
             raise DataError(
-                f"{sample.source_line}: the image is {found}, but the record {record.width}x{record.height}\n  -> {fix}"
+                f"{sample.source_line}: image is {found}, but the record has {record.width}x{record.height}\n  -> {fix}"
             )
-        return change_image(opened.convert("RGB"), plan)
+        return transform_image(opened.convert("RGB"), plan)
 
 
 def may_flip(sample: Sample, options: Augmentation) -> bool:
-    """Whether nothing in the sample's texts depends on left and right."""
+    """Whether no text of the sample contains a word of `flip_words`."""
     texts = [obj.desc for obj in sample.record.objects] + (sample.categories or [])
     words = "|".join(map(re.escape, options.flip_words))
     return not (words and any(re.search(rf"\b({words})", text, re.IGNORECASE) for text in texts))
 
 
 def draw_plan(record: Record, options: Augmentation, rng: np.random.Generator, factor: int, may_flip: bool) -> Plan:
-    """Draw a plan; every draw is made whatever the options, so that one option does not move another's."""
+    """Draw a plan. All random numbers are always drawn, so that one option does not change the draws of another."""
     width, height = record.width, record.height
     crop, area, x, y, scale, flip = rng.random(6).tolist()
     window = (0, 0, width, height)
@@ -110,64 +112,64 @@ def draw_plan(record: Record, options: Augmentation, rng: np.random.Generator, f
         size = [max(round(extent * side), 1) for extent in (width, height)]
         window = (round(x * (width - size[0])), round(y * (height - size[1])), *size)
     low, high = options.scale
-    drawn = low + scale * (high - low)
-    wanted = [max(round(extent * drawn), 1) for extent in window[2:]]
+    factor_drawn = low + scale * (high - low)
+    scaled = [max(round(extent * factor_drawn), 1) for extent in window[2:]]
     budget = options.max_blocks or (width // factor) * (height // factor)
-    size = grid_size(*wanted, "shrink", factor=factor, max_blocks=budget, min_blocks=1)
+    size = grid_size(*scaled, "shrink", factor=factor, max_blocks=budget, min_blocks=1)
     return Plan(window, size, may_flip and flip < options.flip)
 
 
-def change_image(image: Image.Image, plan: Plan) -> Image.Image:
-    """The plan on an RGB image."""
+def transform_image(image: Image.Image, plan: Plan) -> Image.Image:
+    """Apply the plan to an RGB image."""
     left, top, width, height = plan.window
     image = F.crop(image, top, left, height, width)
     image = F.resize(image, plan.size[::-1], antialias=True)
     return F.horizontal_flip(image) if plan.flip else image
 
 
-def move(obj: Object, size: tuple[int, int], plan: Plan, min_visible: float) -> Object | None:
-    """The object in the new image, `norm` alone; None when less than `min_visible` of its area is left.
+def transform_object(obj: Object, size: tuple[int, int], plan: Plan, min_visible: float) -> Object | None:
+    """The object with `norm` in the new image; None if less than `min_visible` of its area remains.
 
-    size: (width, height) in pixels of the image before.
+    size: (width, height) in pixels of the image before the plan.
     """
     before = np.reshape(obj.norm, (-1, 2)) * size
     points = _points(before, size, plan)
     if obj.bbox_2d is not None:
         box = np.concatenate([points.min(axis=0), points.max(axis=0)])
         kept = boxes.clip(box, *plan.size)
-        visible, whole = boxes.area(kept), boxes.area(box)
+        visible, total = boxes.area(kept), boxes.area(box)
     else:
-        kept, visible, whole = _clipped(points, plan.size)
-    if not visible or visible < min_visible * whole:
+        kept, visible, total = _clip_polygon(points, plan.size)
+    if not visible or visible < min_visible * total:
         return None
     return msgspec.structs.replace(obj, norm=(np.reshape(kept, (-1, 2)) / plan.size).clip(0, 1).ravel().tolist())
 
 
-def _clipped(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, float]:
-    """A polygon's part inside the image as one canonical ring [N, 2], its area, and the area before.
+def _clip_polygon(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, float]:
+    """The part of a polygon inside the image as one canonical ring [N, 2], its area, and the area before clipping.
 
-    The ring has at most as many points as the polygon, or the eight that a rectangle cuts out of four corners.
+    The ring has at most as many points as the polygon, or 8: clipping a quadrilateral to a rectangle can yield 8.
     """
-    whole = polygons.from_rings([points.ravel()])
+    polygon = polygons.from_rings([points.ravel()])
     if (points >= 0).all() and (points <= size).all():
-        return polygons.canonical(points), whole.area, whole.area
-    inside = polygons.crop(whole, *size)
+        return polygons.canonical(points), polygon.area, polygon.area
+    inside = polygons.crop(polygon, *size)
     ring, _ = polygons.to_ring(inside, max(len(points), 8), 0.0)
-    return (points, 0.0, whole.area) if ring is None else (ring, inside.area, whole.area)
+    return (points, 0.0, polygon.area) if ring is None else (ring, inside.area, polygon.area)
 
 
 def _points(points: np.ndarray, size: tuple[int, int], plan: Plan) -> np.ndarray:
     """Points [N, 2] in pixels after the plan, not clipped.
 
-    They travel as boxes without extent: torchvision flips boxes about the image's edges (W - x), as pixels
-    are flipped, but key points about the centres of its pixels (W - 1 - x).
+    They are transformed as boxes of size 0: torchvision flips boxes to W - x, as it flips pixels, but key points to
+    W - 1 - x.
     """
     left, top, width, height = plan.window
     canvas = {"format": "XYXY", "canvas_size": size[::-1], "clamping_mode": None}
-    marks = tv_tensors.BoundingBoxes(torch.as_tensor(np.tile(points, 2), dtype=torch.float64), **canvas)
-    marks = F.resize(F.crop(marks, top, left, height, width), plan.size[::-1])
-    marks = F.horizontal_flip(marks) if plan.flip else marks
-    return marks.as_subclass(torch.Tensor)[:, :2].numpy()
+    corners = tv_tensors.BoundingBoxes(torch.as_tensor(np.tile(points, 2), dtype=torch.float64), **canvas)
+    corners = F.resize(F.crop(corners, top, left, height, width), plan.size[::-1])
+    corners = F.horizontal_flip(corners) if plan.flip else corners
+    return corners.as_subclass(torch.Tensor)[:, :2].numpy()
 
 
 def _in_pixels(obj: Object, width: int, height: int) -> Object:

@@ -1,4 +1,4 @@
-"""Which checkpoints can be trusted: those with a mark that is written after everything else."""
+"""Complete checkpoints: those with a completion marker, a file written after everything else."""
 
 from __future__ import annotations
 
@@ -6,40 +6,44 @@ import re
 import shutil
 from pathlib import Path
 
-MARK = "COMPLETE"
+COMPLETION_MARKER = "COMPLETE"
 
 
-def whole_checkpoints(folder: str | Path) -> list[Path]:
-    """Marked checkpoints in `folder`, oldest first."""
-    return sorted((p for p in _checkpoints(folder) if (p / MARK).is_file()), key=step)
+def complete_checkpoints(folder: str | Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    return sorted((path for path in _checkpoints(folder) if _is_complete(path)), key=step_of)
 
 
-def drop_broken(folder: str | Path) -> None:
-    """Delete checkpoints in `folder` that a killed process or a full disk left without a mark."""
+def remove_incomplete(folder: str | Path) -> None:
+    """Delete checkpoints in `folder` that a killed process or a full disk left incomplete."""
     for checkpoint in _checkpoints(folder):
-        if not (checkpoint / MARK).is_file():
+        if not _is_complete(checkpoint):
             shutil.rmtree(checkpoint)
 
 
 def rotate(folder: str | Path, limit: int | None, best: int | None) -> None:
-    """Delete the oldest whole checkpoints over `limit`, never the newest nor the one of step `best`.
+    """Delete the oldest complete checkpoints in excess of `limit`, but never the newest or the one of step `best`.
 
-    A mark goes before the rest, so that a kill on the way leaves nothing that is torn and yet counts.
+    The completion marker is deleted first, so that a checkpoint whose deletion is interrupted is not complete.
     """
-    whole = whole_checkpoints(folder)
-    if not limit or limit < 0 or not whole:
+    complete = complete_checkpoints(folder)
+    if not limit or limit < 0 or not complete:
         return
-    kept = {whole[-1], *(p for p in whole if step(p) == best)}
-    old = [p for p in whole if p not in kept]
-    for checkpoint in old[: max(len(whole) - max(limit, len(kept)), 0)]:
-        (checkpoint / MARK).unlink(missing_ok=True)
+    kept = {complete[-1], *(path for path in complete if step_of(path) == best)}
+    candidates = [path for path in complete if path not in kept]
+    for checkpoint in candidates[: max(len(complete) - max(limit, len(kept)), 0)]:
+        (checkpoint / COMPLETION_MARKER).unlink(missing_ok=True)
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def step(checkpoint: Path) -> int:
-    """The optimisation step in a checkpoint's name."""
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in a checkpoint's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / COMPLETION_MARKER).is_file()
+
+
 def _checkpoints(folder: str | Path) -> list[Path]:
-    return [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]

@@ -1,7 +1,7 @@
-"""AP and F1 of a model in training, by the decoder and the evaluation that judge it in the end.
+"""Detection during training: AP and F1 of the model with the same decoder and evaluation as the final result.
 
-The truth is the records' own objects, in pixels of the source image. A record keeps what training needs, so the
-number may differ a little from eval.json's, which reads the benchmark's annotations.
+Ground truth are the objects of the records, in pixels of the source image. Records lack annotations that training does
+not need, so the values may differ slightly from eval.json, which uses the benchmark's annotation file.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import Custom
 from coordexp.records import Prediction, Record, read_records
 from coordexp.runtime.errors import ConfigError, located
-from coordexp.training.ms_swift.best_checkpoint import Scorer
+from coordexp.training.scorer import Scorer
 
 
 class DetectionScorer(Scorer):
-    """Asks the open prompt about the first `detection_eval.images` of `val_jsonl`, read around the mode (`local`)."""
+    """Predicts the first `detection_eval.images` of `val_jsonl` and scores them."""
 
     def __init__(self, custom: Custom, model_dir: Path):
+        """ConfigError without `val_jsonl`, or if these images have no objects."""
         if not custom.val_jsonl:
             fix = "name the file (--val-jsonl), or set custom.detection_eval.every: 0"
             raise ConfigError(located("needs custom.val_jsonl", field="custom.detection_eval", fix=fix))
         self.custom, settings = custom, custom.detection_eval
-        self.folder = Path(custom.val_jsonl).parent
-        space = "token" if custom.coord_tokens.skip_bbox_norm else "pixel"
-        self.records = list(islice(read_records(custom.val_jsonl, space), settings.images))
-        if not any(record.objects for record in self.records):
-            raise ConfigError(located("no object in these images", file=custom.val_jsonl, field="objects"))
-        facts = [record.metadata for record in self.records]
-        federated = any(m.neg_category_ids for m in facts)
-        categories = categories_of(self.records, custom.categories)
         path = Path(custom.val_jsonl)
+        self.folder = path.parent
+        space = "token" if custom.coord_tokens.skip_bbox_norm else "pixel"
+        self.records = list(islice(read_records(path, space), settings.images))
+        if not any(record.objects for record in self.records):
+            problem = f"the first {len(self.records)} images have no objects to evaluate on"
+            raise ConfigError(located(problem, file=path, field="objects"))
+        federated = any(record.metadata.neg_category_ids for record in self.records)
+        categories = categories_of(self.records, custom.categories)
         self.ground_truth = ground_truth_from_records(self.records, categories, federated=federated, path=path)
         self.processor = AutoProcessor.from_pretrained(model_dir)
         self.ids = verified_ids(model_dir) if custom.coord_tokens.enabled else None
@@ -52,28 +53,28 @@ class DetectionScorer(Scorer):
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             temperature=custom.loss.temperature,
-            geometry=kinds_of(self.records),
-            poly_max_points=longest(self.records),
-            protocol="image_categories" if custom.category_ratio == 1 else "open",  # what it is taught to answer
+            geometry=geometry_kinds(self.records),
+            poly_max_points=max_polygon_points(self.records),
+            protocol="image_categories" if custom.category_ratio == 1 else "open",  # the prompt of training
         )
 
-    def answer(self, model: nn.Module, share: int, shares: int) -> list[Prediction]:
-        """As `Scorer` says."""
+    def predict(self, model: nn.Module, rank: int, world_size: int) -> list[Prediction]:
+        """Predictions for every `world_size`-th record from `rank` on."""
         predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
-        return predict_records(predictor, self.records[share::shares], self.folder, self.custom.emit_norm)
+        return predict_records(predictor, self.records[rank::world_size], self.folder, self.custom.emit_norm)
 
-    def score(self, answers: list[Prediction]) -> dict[str, float]:
-        """AP, AP50 and micro F1 (mean over IoU .5:.95); federated where the records name verified absent categories."""
+    def score(self, predictions: list[Prediction]) -> dict[str, float]:
+        """AP, AP50 and micro F1 (mean over IoU .5:.95); federated if records list categories verified as absent."""
         protocol = "lvis" if self.ground_truth.federated else "coco"
         options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
-        rows = [(f"answer {n}", answer) for n, answer in enumerate(answers)]
+        rows = [(f"prediction {n}", prediction) for n, prediction in enumerate(predictions)]
         scores = score(rows, self.ground_truth, options, where="predictions during training")
         metrics = scores.protocols[protocol].metrics
         return {"AP": metrics["AP"], "AP50": metrics["AP50"], "F1": metrics["F1_micro"]}
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
-    """Categories by the text that the model reads: of the recipe's table, or of the records without one."""
+    """Categories by the text that the model reads: of the recipe's table, or of the objects if there is none."""
     if table:
         names = read_category_table(table).names
     else:
@@ -81,13 +82,13 @@ def categories_of(records: Iterable[Record], table: str | None) -> list[Category
     return [Category(category_id, name) for category_id, name in names.items()]
 
 
-def longest(records: Iterable[Record]) -> int:
-    """Most points of a polygon in the records, at least the three that make one."""
+def max_polygon_points(records: Iterable[Record]) -> int:
+    """Most points of a polygon in the records, at least 3."""
     return max((len(obj.poly) // 2 for record in records for obj in record.objects if obj.poly), default=3)
 
 
-def kinds_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """Kinds of geometry that the records hold, which answers may hold then."""
+def geometry_kinds(records: Iterable[Record]) -> tuple[str, ...]:
+    """Kinds of geometry in the records, which are those that an answer may contain."""
     objects = [obj for record in records for obj in record.objects]
-    held = {"bbox_2d": any(obj.bbox_2d is not None for obj in objects), "poly": any(obj.poly for obj in objects)}
-    return tuple(kind for kind, present in held.items() if present)
+    present = {"bbox_2d": any(obj.bbox_2d is not None for obj in objects), "poly": any(obj.poly for obj in objects)}
+    return tuple(kind for kind, is_present in present.items() if is_present)

@@ -1,4 +1,4 @@
-"""Every recipe of the repository is one that ms-swift's own argument classes take."""
+"""ms-swift accepts the arguments of every shipped recipe; wrong ones are named."""
 
 import importlib.util
 import json
@@ -23,7 +23,10 @@ def construct(shapes_data, tiny_model, tmp_path, monkeypatch):
     """ms-swift's arguments of a recipe, constructed with the tiny model; DeepSpeed is left out where it is missing."""
     from swift.arguments import SftArguments
 
+    from coordexp.training.ms_swift import plugin
     from coordexp.training.ms_swift.arguments import checked
+
+    plugin.register()
 
     def make(path, **changes):
         data = {name: str(shapes_data / f"{name.split('_')[0]}.coord.jsonl") for name in ("train_jsonl", "val_jsonl")}
@@ -44,7 +47,7 @@ def construct(shapes_data, tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_ms_swift_takes_every_argument_of_a_recipe(construct, path):
+def test_ms_swift_accepts_every_argument_of_a_recipe(construct, path):
     recipe, args = construct(path)
     for key, value in recipe.swift_arguments.items():
         if key == "truncation_strategy":
@@ -60,7 +63,7 @@ def test_ms_swift_takes_every_argument_of_a_recipe(construct, path):
     assert args.strict and not trained.push_to_hub
 
 
-def test_deepspeed_goes_by_ms_swifts_own_name():
+def test_deepspeed_is_configured_by_ms_swifts_name():
     folder = Path(swift.__file__).parent / "config"
     named = {load_recipe(path).training.get("deepspeed") for path in RECIPES} - {None}
     assert named == {"zero2"}
@@ -68,7 +71,7 @@ def test_deepspeed_goes_by_ms_swifts_own_name():
     assert config["zero_optimization"]["stage"] == 2
 
 
-def test_a_step_of_the_larger_recipes_is_as_many_images_as_they_say():
+def test_the_batch_size_of_the_larger_recipes_is_as_documented():
     def images(name, processes):
         training = load_recipe(REPOSITORY / f"config/train/{name}.yaml").training
         return training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * processes
@@ -81,9 +84,18 @@ def test_a_step_of_the_larger_recipes_is_as_many_images_as_they_say():
     ("changes", "message"),
     [
         ({"training": {"learning_rat": 1}}, "learning_rat: ms-swift has no such .*mean 'learning_rate'"),
-        ({"training": {"learning_rate": "fast"}}, "learning_rate: not what ms-swift takes: Expected `float"),
-        ({"training": {"eval_strategy": False}}, r"eval_strategy: not what ms-swift takes(.|\n)*found False"),
-        ({"tuner": {"target_modules": "all-linear"}}, "target_modules: not what ms-swift takes: Expected `array`"),
+        (
+            {"training": {"learning_rate": "fast"}},
+            "learning_rate: wrong type for this ms-swift argument: Expected `float",
+        ),
+        (
+            {"training": {"eval_strategy": False}},
+            r"eval_strategy: wrong type for this ms-swift argument(.|\n)*found False",
+        ),
+        (
+            {"tuner": {"target_modules": "all-linear"}},
+            "target_modules: wrong type for this ms-swift argument: Expected `array`",
+        ),
         ({"training": {"output_dir": "x"}}, "output_dir: set by the workflow"),
     ],
 )
@@ -92,7 +104,7 @@ def test_a_wrong_argument_is_named(construct, changes, message):
         construct(REPOSITORY / "config/train/full_tiny.yaml", **changes)
 
 
-def test_numbers_in_yaml_notation_are_numbers(construct, tmp_path):
+def test_numbers_that_yaml_reads_as_text_are_accepted(construct, tmp_path):
     (tmp_path / "own.yaml").write_text(
         f"extends: {REPOSITORY / 'config/train/full_tiny.yaml'}\ntraining: {{learning_rate: 3e-4}}"
     )

@@ -17,7 +17,7 @@ from coordexp.records import Metadata, Object, Record
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.training import augmentation as module
-from coordexp.training.augmentation import Plan, augment, change_image, draw_plan, may_flip, move
+from coordexp.training.augmentation import Plan, augment, draw_plan, may_flip, transform_image, transform_object
 
 SIZE = (192, 128)
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -108,11 +108,11 @@ def test_a_flip_twice_changes_nothing(x, y):
         return
     plan = Plan((0, 0, *SIZE), SIZE, flip=True)
     for obj in (box(x1, y1, x2, y2), poly(x1, y1, x2, y1, x2, y2)):
-        once = move(obj, SIZE, plan, 0.3)
+        once = transform_object(obj, SIZE, plan, 0.3)
         assert once.norm_box[0] == pytest.approx(1 - obj.norm_box[2]) and once.norm_box[1] == obj.norm_box[1]
-        assert move(once, SIZE, plan, 0.3).norm == pytest.approx(obj.norm, abs=1e-12)
+        assert transform_object(once, SIZE, plan, 0.3).norm == pytest.approx(obj.norm, abs=1e-12)
     image = Image.effect_noise(SIZE, 90).convert("RGB")
-    again = change_image(change_image(image, plan), plan)
+    again = transform_image(transform_image(image, plan), plan)
     assert np.array_equal(np.asarray(again), np.asarray(image))
 
 
@@ -149,9 +149,9 @@ def test_one_option_does_not_move_the_draws_of_another(tmp_path):
 def test_an_object_that_is_hardly_left_is_cut_away_and_its_category_not_asked_for(tmp_path):
     objects = [box(0, 0, 100, 128, desc="cat"), box(110, 0, 192, 128, desc="dog")]
     plan = Plan((90, 0, 102, 128), (96, 128), flip=False)
-    assert move(objects[0], SIZE, plan, 0.3) is None
-    assert move(objects[0], SIZE, plan, 0.09).norm == pytest.approx([0, 0, 10 / 102, 1])
-    assert move(objects[1], SIZE, plan, 0.3).norm == pytest.approx([20 / 102, 0, 1, 1])
+    assert transform_object(objects[0], SIZE, plan, 0.3) is None
+    assert transform_object(objects[0], SIZE, plan, 0.09).norm == pytest.approx([0, 0, 10 / 102, 1])
+    assert transform_object(objects[1], SIZE, plan, 0.3).norm == pytest.approx([20 / 102, 0, 1, 1])
     sample = sample_of(tmp_path, objects, categories=["cat", "dog", "bird"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "draw_plan", lambda *_: plan)
@@ -221,7 +221,7 @@ def test_a_wrong_option_is_named(tmp_path, text, message):
 
 
 def test_the_template_trains_on_the_changed_image_and_watches_the_unchanged_one(shapes_data, tiny_model):
-    from test_swift_template import encoder_of
+    from template_cases import encoder_of
 
     from coordexp.training.ms_swift import dataset
 

@@ -1,20 +1,22 @@
-"""However samples come together (padded, padding-free, packed, answers' logits alone), the loss is the same."""
+"""Batches: padding, packing and partial logits leave the loss unchanged; long samples are refused or skipped."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_swift_template import encoder_of
+from template_cases import encoder_of
 
-from coordexp.losses.criterion import objective
+from coordexp.losses.criterion import DetectionCriterion
 from coordexp.losses.options import LossOptions
 from coordexp.recipe import load_recipe
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.training.collate import as_targets
-from coordexp.training.ms_swift.metrics import Quantiles, Ratio, Total
+from coordexp.training.ms_swift.metrics import Mean, Quantiles, Total
 
-EVERY_TERM = LossOptions(soft_ce=1, w1=1, l1=1, giou=1, ciou=1, matching="hungarian", set_targets="remaining")
+EVERY_TERM = LossOptions(
+    weights={"soft_ce": 1, "w1": 1, "l1": 1, "giou": 1, "ciou": 1}, matching="hungarian", set_targets="remaining"
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def encoder(shapes_data, tiny_model):
         yield pair
 
 
-def measured(encode, rows, *, padding_free=False, packs=None, keep=False):
+def loss_and_gradient(encode, rows, *, padding_free=False, packs=None, keep=False):
     """Loss and gradient of one batch, through ms-swift's collator, post-encode hook and trainer's slicing."""
     from swift.trainers import Seq2SeqTrainer
 
@@ -42,51 +44,52 @@ def measured(encode, rows, *, padding_free=False, packs=None, keep=False):
     if len(labels) == 1:  # flash attention reads cu_seq_lens; on a CPU transformers masks by the positions of the text
         batch["position_ids"] = torch.cat([text_positions[None], batch["position_ids"]])
     outputs = model(**batch, use_cache=False)
-    loss, found = objective(outputs.logits, labels, as_targets(targets), EVERY_TERM, encode.coord_start)
+    criterion = DetectionCriterion(EVERY_TERM, encode.coord_start)
+    loss, report = criterion(outputs.logits, labels, as_targets(targets))
     loss.backward()
-    assert targets["counts"].tolist() == [found.means[name][1] for name in ("text", "ce", "l1")]
+    assert targets["counts"].tolist() == [report.means[name][1] for name in ("text", "ce", "l1")]
     return loss.item(), model.lm_head.weight.grad.clone(), outputs.logits.shape
 
 
-def test_padding_packing_and_kept_logits_change_nothing(encoder):
+def test_padding_packing_and_partial_logits_do_not_change_the_loss(encoder):
     encode, rows = encoder
     rows = rows.select(range(4))
-    loss, grad, shape = measured(encode, rows)
+    loss, grad, shape = loss_and_gradient(encode, rows)
     for options in (
         {"keep": True},
         {"padding_free": True},
         {"padding_free": True, "keep": True},
         {"packs": [[2, 0], [3, 1]]},
     ):
-        other, other_grad, other_shape = measured(encode, rows, **options)
+        other, other_grad, other_shape = loss_and_gradient(encode, rows, **options)
         assert other == pytest.approx(loss, rel=2e-6), options
         assert torch.allclose(other_grad, grad, atol=1e-5 * grad.abs().max().item()), options
         assert other_shape != shape
     with pytest.raises(AssertionError):
-        alone, _, _ = measured(encode, rows.select(range(2)))
+        alone, _, _ = loss_and_gradient(encode, rows.select(range(2)))
         assert alone == pytest.approx(loss, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {packing: true}", r"training\.packing: only flash attention keeps the packed samples apart"),
+        ("training: {packing: true}", r"training\.packing: only flash attention keeps packed samples separate"),
         ("template: {padding_free: true}\nmodel: {attn_impl: sdpa}", r"template\.padding_free: only flash attention"),
-        ("template: {truncation_strategy: left}", "truncation_strategy: an answer is never cut"),
+        ("template: {truncation_strategy: left}", "truncation_strategy: answers must not be truncated"),
         ("template: {truncation_strategy: split}", "choose one of raise, delete"),
-        ("training: {use_liger_kernel: true}", "its fused loss makes no logits"),
-        ("template: {sequence_parallel_size: 2}", "tears boxes apart"),
-        ("template: {loss_scale: last_round}", "would not reach the loss"),
-        ("training: {label_smoothing_factor: 0.1}", "would not reach the loss"),
+        ("training: {use_liger_kernel: true}", "its fused loss computes no logits"),
+        ("template: {sequence_parallel_size: 2}", "would split the tokens of a box"),
+        ("template: {loss_scale: last_round}", "the loss does not read it"),
+        ("training: {label_smoothing_factor: 0.1}", "the loss does not read it"),
     ],
 )
-def test_what_cannot_be_right_is_refused_at_once(tmp_path, text, message):
+def test_unsound_arguments_are_refused(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_recipe(tmp_path / "bad.yaml")
 
 
-def test_flash_attention_may_pack_and_then_lengths_are_known_beforehand(tmp_path, tiny_model):
+def test_packing_is_allowed_with_flash_attention_and_tokenises_in_advance(tmp_path, tiny_model):
     from coordexp.training.train import swift_arguments
 
     (tmp_path / "good.yaml").write_text("model: {attn_impl: flash_attention_2}\ntraining: {packing: true}")
@@ -94,7 +97,7 @@ def test_flash_attention_may_pack_and_then_lengths_are_known_beforehand(tmp_path
     assert swift_arguments(recipe, tiny_model, tmp_path, tmp_path)["lazy_tokenize"] is False
 
 
-def test_packs_hold_in_every_epoch_what_they_were_planned_for(encoder):
+def test_packs_fit_their_planned_length_in_every_epoch(encoder):
     """Lengths are measured once, and every epoch draws its images in another order."""
     from swift.dataset import AddLengthPreprocessor, LazyLLMDataset, PackingDataset
 
@@ -125,18 +128,18 @@ def one_long(shapes_data, tmp_path):
     return with_long(shapes_data, tmp_path, [2])
 
 
-def with_long(shapes_data, tmp_path, places):
-    """A file of four records with very long descriptions at these places."""
+def with_long(shapes_data, tmp_path, indices):
+    """A file of four records with very long descriptions at these indices."""
     records = list(io.read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
     for record in records:
         record.images = [str(shapes_data / record.images[0])]
-    for place in places:
-        records[place].objects[0].desc = "word " * 300
+    for index in indices:
+        records[index].objects[0].desc = "word " * 300
     io.write_jsonl(tmp_path / "long.jsonl", records)
     return tmp_path / "long.jsonl"
 
 
-def test_a_sample_that_is_too_long_is_an_error_with_its_line(one_long, tiny_model):
+def test_a_too_long_sample_is_an_error_with_its_line(one_long, tiny_model):
     with encoder_of(tiny_model, train_jsonl=str(one_long)) as (encode, rows):
         encode.max_length = 250
         encode.encode(dict(rows[1]))
@@ -146,8 +149,8 @@ def test_a_sample_that_is_too_long_is_an_error_with_its_line(one_long, tiny_mode
             encode.encode(dict(rows[2]))
 
 
-def deleting(plain):
-    """A template that leaves out long samples, for the model of `plain`."""
+def skipping(plain):
+    """A template that skips long samples, for the model of `plain`."""
     from swift.template import get_template
 
     encode = get_template(plain.processor, template_type="coordexp_qwen3_vl_delete", max_length=250)
@@ -156,37 +159,37 @@ def deleting(plain):
     return encode
 
 
-def test_each_of_several_long_samples_in_a_row_is_counted_once(shapes_data, tmp_path, tiny_model):
+def test_consecutive_long_samples_are_each_counted_once(shapes_data, tmp_path, tiny_model):
     with encoder_of(tiny_model, train_jsonl=str(with_long(shapes_data, tmp_path, [0, 1, 2]))) as (plain, rows):
-        encode = deleting(plain)
-        assert [encode.encode(dict(row))["coord_targets"].left_out for row in rows] == [1, 1, 1, 0]
+        encode = skipping(plain)
+        assert [encode.encode(dict(row))["coord_targets"].skipped for row in rows] == [1, 1, 1, 0]
 
 
-def test_a_sample_that_is_too_long_is_left_out_and_counted(one_long, tiny_model):
+def test_a_too_long_sample_is_skipped_and_counted(one_long, tiny_model):
     with encoder_of(tiny_model, train_jsonl=str(one_long)) as (plain, rows):
-        encode = deleting(plain)
+        encode = skipping(plain)
         encoded = [encode.encode(dict(row)) for row in rows]
         assert encoded[2]["input_ids"] == encoded[3]["input_ids"] == plain.encode(dict(rows[3]))["input_ids"]
-        assert [sample["coord_targets"].left_out for sample in encoded] == [0, 0, 1, 0]
-        assert encode.data_collator(encoded)["coord_targets"]["tally"] == {"samples_left_out": 1, "objects_cropped": 0}
+        assert [sample["coord_targets"].skipped for sample in encoded] == [0, 0, 1, 0]
+        assert encode.data_collator(encoded)["coord_targets"]["logged"] == {"samples_skipped": 1, "objects_cropped": 0}
         encode.max_length = 10
-        with pytest.raises(DataError, match="every sample is over"):
+        with pytest.raises(DataError, match="every sample is longer"):
             encode.encode(dict(rows[0]))
 
 
-def test_what_is_logged_are_means_and_quantiles_over_everything():
-    mean, total, errors = Ratio(), Total(), Quantiles()
+def test_logged_means_and_quantiles_are_over_all_values():
+    mean, total, errors = Mean(), Total(), Quantiles()
     generator = torch.Generator().manual_seed(0)
     parts = [torch.rand(n, generator=generator) for n in (3, 100, 1)]
     for part in parts:
         mean.update(part.sum(), len(part))
         errors.update(part)
         total.update(len(part))
-    whole = torch.cat(parts)
-    assert mean.compute()["mean"] == pytest.approx(whole.mean().item(), rel=1e-6)
+    values = torch.cat(parts)
+    assert mean.compute()["mean"] == pytest.approx(values.mean().item(), rel=1e-6)
     assert total.compute() == {"total": 104}
-    assert errors.compute()["median"] == pytest.approx(whole.quantile(0.5).item(), rel=1e-6)
-    assert errors.compute()["p90"] == pytest.approx(whole.quantile(0.9).item(), rel=1e-6)
+    assert errors.compute()["median"] == pytest.approx(values.quantile(0.5).item(), rel=1e-6)
+    assert errors.compute()["p90"] == pytest.approx(values.quantile(0.9).item(), rel=1e-6)
     for metric in (mean, total, errors):
         metric.reset()
         assert not any(metric.compute().values())

@@ -1,4 +1,4 @@
-"""Which step is best, when training stops, and what a model in training is worth by the evaluation's own measure."""
+"""Selection of the best checkpoint, early stopping, and scores of a model in training."""
 
 from types import SimpleNamespace
 
@@ -19,9 +19,9 @@ from coordexp.runtime.errors import ConfigError
 
 def run_of(values, **settings):
     """Steps 10, 20, ... with these numbers: (state, steps at which a checkpoint is saved, step of the end)."""
-    from coordexp.training.ms_swift.best_checkpoint import BestCallback
+    from coordexp.training.ms_swift.best_checkpoint import BestCheckpointCallback
 
-    callback = BestCallback(SimpleNamespace(), SimpleNamespace())
+    callback = BestCheckpointCallback(SimpleNamespace(), SimpleNamespace())
     callback.settings = DetectionEval(every=10, **settings)
     state, saved, numbers = TrainerState(max_steps=10 * len(values)), [], iter(values)
 
@@ -40,7 +40,7 @@ def run_of(values, **settings):
     return state, saved, step
 
 
-def test_the_highest_is_best_and_the_first_of_equals():
+def test_the_first_highest_value_is_best():
     state, saved, end = run_of([0.1, 0.3, 0.3, 0.2])
     assert (state.best_global_step, state.best_metric, saved, end) == (20, 0.3, [10, 20], 40)
 
@@ -51,13 +51,13 @@ def test_patience_counts_evaluations_since_the_best():
     assert saved == [10, 30, 50]
 
 
-def test_evaluation_leaves_modes_and_random_numbers_alone():
-    from coordexp.training.ms_swift.best_checkpoint import undisturbed
+def test_evaluation_restores_modes_and_random_numbers():
+    from coordexp.training.ms_swift.best_checkpoint import evaluation_mode
 
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2)).train()
     model[1].eval()
     state = torch.get_rng_state()
-    with undisturbed(model):
+    with evaluation_mode(model):
         assert not model[0].training
         assert not model[1](torch.rand(1, 2)).requires_grad
     assert model[0].training and not model[1].training
@@ -77,7 +77,7 @@ def perfect(record, wrong=0.0):
     return Prediction(facts.image_id, facts.source_width, facts.source_height, "open", "stop", "", found)
 
 
-def test_the_records_themselves_score_one_and_shifted_ones_less(shapes_data, tiny_model):
+def test_perfect_predictions_score_one_and_shifted_ones_less(shapes_data, tiny_model):
     scorer = scorer_of(shapes_data, tiny_model, images=6)
     records = list(read_records(shapes_data / "val.coord.jsonl", "token"))[:6]
     assert scorer.ground_truth.federated
@@ -96,7 +96,7 @@ def test_polygons_are_scored_too(shapes_data, tiny_model):
     assert scorer.score(answers)["AP"] == 1
 
 
-def test_a_model_is_asked_what_it_is_taught_to_answer(shapes_data, tiny_model):
+def test_the_prompt_is_that_of_training(shapes_data, tiny_model):
     from coordexp.training.eval_callback import DetectionScorer
 
     for ratio, protocol in ((0.5, "open"), (1.0, "image_categories")):
@@ -105,16 +105,16 @@ def test_a_model_is_asked_what_it_is_taught_to_answer(shapes_data, tiny_model):
         assert DetectionScorer(custom, tiny_model).options.protocol == protocol
 
 
-def test_shares_make_up_all_images(shapes_data, tiny_model):
+def test_ranks_together_predict_all_images(shapes_data, tiny_model):
     scorer = scorer_of(shapes_data, tiny_model, images=5, max_new_tokens=24)
     model = Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
-    whole = scorer.answer(model, 0, 1)
-    halves = scorer.answer(model, 0, 2) + scorer.answer(model, 1, 2)
-    assert [row.image_id for row in whole] == [r.metadata.image_id for r in scorer.records]
-    assert sorted(halves, key=lambda row: row.image_id) == sorted(whole, key=lambda row: row.image_id)
+    everything = scorer.predict(model, 0, 1)
+    halves = scorer.predict(model, 0, 2) + scorer.predict(model, 1, 2)
+    assert [row.image_id for row in everything] == [r.metadata.image_id for r in scorer.records]
+    assert sorted(halves, key=lambda row: row.image_id) == sorted(everything, key=lambda row: row.image_id)
 
 
-def test_images_without_objects_cannot_choose(shapes_data, tiny_model, tmp_path):
+def test_images_without_objects_are_refused(shapes_data, tiny_model, tmp_path):
     from coordexp.training.eval_callback import DetectionScorer
 
     (tmp_path / "none.jsonl").write_text("")
@@ -124,7 +124,7 @@ def test_images_without_objects_cannot_choose(shapes_data, tiny_model, tmp_path)
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_an_adapter_in_place_answers_as_its_merged_checkpoint(tmp_path, tie):
+def test_an_unmerged_adapter_predicts_the_same_as_its_merged_checkpoint(tmp_path, tie):
     from PIL import Image
 
     base = expanded(tmp_path, tie=tie)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordexp.training.checkpoints import MARK, rotate, whole_checkpoints
+from coordexp.training.checkpoints import COMPLETION_MARKER, complete_checkpoints, rotate
 
 
 @pytest.fixture
@@ -10,7 +10,7 @@ def folder(tmp_path):
     """Whole checkpoints of steps 2 to 10, and one that is not."""
     for step in range(2, 12, 2):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / MARK).touch()
+        (tmp_path / f"checkpoint-{step}" / COMPLETION_MARKER).touch()
     (tmp_path / "checkpoint-12").mkdir()
     return tmp_path
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 )
 def test_the_newest_and_the_best_are_kept(folder, limit, best, kept):
     rotate(folder, limit, best)
-    assert whole_checkpoints(folder) == [folder / f"checkpoint-{step}" for step in kept]
+    assert complete_checkpoints(folder) == [folder / f"checkpoint-{step}" for step in kept]
     assert (folder / "checkpoint-12").is_dir()
 
 
@@ -40,6 +40,8 @@ def test_no_checkpoints_yet_is_nothing_to_rotate(tmp_path):
 
 
 def test_a_mark_goes_before_the_rest(folder, monkeypatch):
-    monkeypatch.setattr("shutil.rmtree", lambda path, **_: None if not (path / MARK).exists() else pytest.fail(path))
+    monkeypatch.setattr(
+        "shutil.rmtree", lambda path, **_: None if not (path / COMPLETION_MARKER).exists() else pytest.fail(path)
+    )
     rotate(folder, 1, None)
-    assert whole_checkpoints(folder) == [folder / "checkpoint-10"]
+    assert complete_checkpoints(folder) == [folder / "checkpoint-10"]

@@ -157,7 +157,7 @@ def test_ids_of_the_recipe_must_be_the_tokenizers(base, custom):
     custom(enabled=True, ids={"start": ids.start, "end": ids.end})
     assert tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
     custom(enabled=True, ids={"start": 151670, "end": 152669})
-    with pytest.raises(ModelError, match="not those of the tokenizer"):
+    with pytest.raises(ModelError, match="differ from those of the tokenizer"):
         tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
 
 

@@ -1,4 +1,4 @@
-"""Loader processes: no more than the threads that were given, and never a word in what is trained on."""
+"""Loader workers: at most one per thread, no influence on training, and no end at SIGTERM."""
 
 import os
 import signal
@@ -24,17 +24,17 @@ STEPS = 5  # of eight of the 24 samples: into the second epoch
     ("asked", "processes", "threads", "granted"),
     [(2, 1, 8, 2), (2, 1, 1, 1), (4, 8, 8, 1), (4, 8, 32, 4), (1, 2, 2, 1), (0, 1, 1, 0), (None, 1, 4, None)],
 )
-def test_loaders_of_a_process_are_at_most_its_share_of_the_threads(asked, processes, threads, granted, capsys):
+def test_loader_workers_of_a_process_are_at_most_its_threads(asked, processes, threads, granted, capsys):
     given = {"dataloader_num_workers": asked, "seed": 17}
-    held = cap_workers(given, DistributedConfig(processes=processes, threads=threads))
-    assert held == {"dataloader_num_workers": granted, "seed": 17}
-    said = capsys.readouterr().out
-    assert (f"{granted} of {asked} loader processes" in said) == (granted != asked)
+    capped = cap_workers(given, DistributedConfig(processes=processes, threads=threads))
+    assert capped == {"dataloader_num_workers": granted, "seed": 17}
+    printed = capsys.readouterr().out
+    assert (f"{granted} instead of {asked} loader workers" in printed) == (granted != asked)
 
 
 @pytest.mark.slow
-def test_a_loader_changes_nothing_in_any_epoch(shapes_data, tiny_model, tmp_path):
-    """Every epoch draws orders of its own, also in loaders that outlive an epoch."""
+def test_a_loader_worker_does_not_change_training(shapes_data, tiny_model, tmp_path):
+    """Every epoch draws new orders, also in workers that outlive an epoch."""
     logs, weights = [], []
     for loaders in (0, 1):
         folder = tmp_path / str(loaders)
@@ -61,17 +61,17 @@ def train(folder: Path, loaders: int, data: Path, model: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-# A loader that is asked to end with the group of its parent, in a process that then exits, is killed, or closes it.
-SPARED = """
+# A loader whose process group gets SIGTERM, in a process that then exits, is killed, or closes the loader.
+SURVIVING_LOADER = """
 import os, signal, sys, time
 from torch.utils.data import DataLoader
-from coordexp.training.ms_swift.dataloader import spared
+from coordexp.training.ms_swift.dataloader import sigterm_safe_loader
 
 signal.signal(signal.SIGTERM, lambda *_: None)
 class Rows:
     def __len__(self): return 100
     def __getitem__(self, index): time.sleep(0.05); return index
-batches = iter(spared(DataLoader(Rows(), num_workers=1, persistent_workers=True)))
+batches = iter(sigterm_safe_loader(DataLoader(Rows(), num_workers=1, persistent_workers=True)))
 next(batches)
 os.killpg(0, signal.SIGTERM)
 assert sum(1 for _ in range(20) if next(batches) is not None) == 20  # no fewer than were fetched ahead
@@ -86,8 +86,8 @@ if sys.argv[1] == "closed":
 
 
 @pytest.mark.parametrize("parent", ["exits", "killed", "closed"])
-def test_a_loader_outlives_sigterm_but_not_its_parent(parent):
-    command = [sys.executable, "-c", SPARED, parent]
+def test_a_loader_worker_survives_sigterm_but_not_its_parent(parent):
+    command = [sys.executable, "-c", SURVIVING_LOADER, parent]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True, check=False)
     assert done.returncode == (-signal.SIGKILL if parent == "killed" else 0), done.stderr
     deadline = time.monotonic() + 5

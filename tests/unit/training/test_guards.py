@@ -1,4 +1,4 @@
-"""Training refuses a recipe that does not mean what it says, resumes only onto its own key, stops at a loss of nan."""
+"""Training refuses a start that contradicts the recipe, resumes by key, and stops at a non-finite loss or gradient."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import modeling_helpers as helpers
 import pytest
 import torch
 
-from coordexp.losses.criterion import Counts
+from coordexp.losses.criterion import Counts, DetectionCriterion
 from coordexp.losses.targets import Targets
 from coordexp.modeling import tiny, vocab
 from coordexp.recipe import CoordOffset, CoordTokens, Custom, DetectionEval, load_recipe
@@ -15,14 +15,14 @@ from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.runtime.io import write_json
 from coordexp.training.identity import training_key
 from coordexp.training.ms_swift.loss import CoordLoss
-from coordexp.training.ms_swift.trainer import MOST_LEFT_OUT, CoordTrainer, check_start
+from coordexp.training.ms_swift.trainer import MAX_SKIPPED_STEPS, CoordTrainer, check_start
 
-GOOD = Counts(text=50, slots=8, boxes=2)
+GOOD = Counts(text=50, coordinate=8, box=2)
 WEIGHTS = {"model.layers.0.q_proj.lora_A": 64}
 OFFSETS = {**WEIGHTS, "base_model.model.coord_offset_adapter.embed": 96_000}
 
 
-def test_a_sound_start_is_silent():
+def test_a_start_that_agrees_with_the_recipe_is_accepted():
     check_start(GOOD, WEIGHTS, Custom())
     check_start(GOOD, OFFSETS, Custom(coord_offset=CoordOffset(enabled=True)))
     check_start(Counts(50, 0, 0), WEIGHTS, Custom(coord_tokens=CoordTokens(enabled=False)))
@@ -32,25 +32,25 @@ def test_a_sound_start_is_silent():
     ("counts", "trainable", "custom", "message"),
     [
         (Counts(0, 8, 2), WEIGHTS, Custom(), "no text is supervised"),
-        (Counts(50, 0, 0), WEIGHTS, Custom(), "but 0 slots"),
+        (Counts(50, 0, 0), WEIGHTS, Custom(), "the samples have 0 coordinate slots"),
         (GOOD, {}, Custom(), "no parameter is trainable"),
-        (GOOD, WEIGHTS, Custom(coord_offset=CoordOffset(enabled=True)), r"trainable: \[\]"),
+        (GOOD, WEIGHTS, Custom(coord_offset=CoordOffset(enabled=True)), r"the trainable offsets are \[\]"),
         (GOOD, OFFSETS, Custom(), "coord_offset.enabled is False"),
     ],
 )
-def test_a_start_that_is_not_what_the_recipe_says_is_refused(counts, trainable, custom, message):
+def test_a_start_that_contradicts_the_recipe_is_refused(counts, trainable, custom, message):
     with pytest.raises(ConfigError, match=message):
         check_start(counts, trainable, custom)
 
 
-def test_a_loss_that_is_no_number_names_the_records():
+def test_a_non_finite_loss_names_the_records():
     loss = CoordLoss.__new__(CoordLoss)
-    loss.weights, loss.coord_start = Custom().loss, 10
+    loss.criterion = DetectionCriterion(Custom().loss, 10)
     loss.trainer = SimpleNamespace(state=SimpleNamespace(global_step=7, max_steps=9))
     nothing = torch.zeros(0, dtype=torch.long)
     targets = Targets(torch.zeros(0), torch.zeros(0, 4, dtype=torch.long), nothing, nothing)
     logits = torch.full((1, 3, 1010), float("nan"))
-    outputs = SimpleNamespace(logits=logits, coord_targets=targets, places=["train.coord.jsonl:12"])
+    outputs = SimpleNamespace(logits=logits, coord_targets=targets, source_lines=["train.coord.jsonl:12"])
     with pytest.raises(DataError, match=r"nan at step 7(.|\n)*train\.coord\.jsonl:12"):
         loss(outputs, torch.tensor([[-100, 3, 4]]))
 
@@ -62,7 +62,7 @@ def trainer(monkeypatch):
     trainer = CoordTrainer.__new__(CoordTrainer)
     trainer.args, trainer.state = SimpleNamespace(fp16=True), SimpleNamespace(global_step=7)
     trainer.accelerator, trainer.is_deepspeed_enabled = SimpleNamespace(scaler=None), False
-    trainer.places = ["train.coord.jsonl:12"]
+    trainer.source_lines = ["train.coord.jsonl:12"]
     return trainer
 
 
@@ -71,29 +71,29 @@ def deepspeed(trainer, **fp16):
     trainer.is_deepspeed_enabled, trainer.accelerator.state = True, SimpleNamespace(deepspeed_plugin=plugin)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(trainer):
+def test_a_non_finite_gradient_stops_training(trainer):
     for _ in ("plain", "DeepSpeed in another type than fp16"):
         assert trainer._get_grad_norm(None, torch.tensor(2.5)) == 2.5
         for norm in (torch.tensor(float("inf")), float("nan")):
-            with pytest.raises(DataError, match=r"norm is (inf|nan) at step 7(.|\n)*  in train\.coord\.jsonl:12"):
+            with pytest.raises(DataError, match=r"norm is (inf|nan) at step 7(.|\n)*records: train\.coord\.jsonl:12"):
                 trainer._get_grad_norm(None, norm)
         deepspeed(trainer, enabled=False)
 
 
 @pytest.mark.parametrize("scaler", ["torch", "deepspeed"])
-def test_a_scaler_leaves_out_steps_but_not_for_ever(trainer, scaler):
+def test_a_gradient_scaler_may_skip_a_limited_number_of_steps(trainer, scaler):
     """An infinite norm in the log would not be JSON."""
     trainer.accelerator.scaler = object() if scaler == "torch" else None
     if scaler == "deepspeed":
         deepspeed(trainer, enabled=True)
-    for _ in ("twice", "as a good step between starts the count again"):
-        assert [trainer._get_grad_norm(None, float("inf")) for _ in range(MOST_LEFT_OUT - 1)] == [None] * (
-            MOST_LEFT_OUT - 1
+    for _ in ("twice", "a finite step restarts the count"):
+        assert [trainer._get_grad_norm(None, float("inf")) for _ in range(MAX_SKIPPED_STEPS - 1)] == [None] * (
+            MAX_SKIPPED_STEPS - 1
         )
         assert trainer._get_grad_norm(None, 2.5) == 2.5
-    for _ in range(MOST_LEFT_OUT - 1):
+    for _ in range(MAX_SKIPPED_STEPS - 1):
         trainer._get_grad_norm(None, float("nan"))
-    with pytest.raises(DataError, match="norm is nan at step 7, 32 in a row"):
+    with pytest.raises(DataError, match="norm is nan at step 7, 32 consecutive steps"):
         trainer._get_grad_norm(None, float("nan"))
 
 
@@ -105,7 +105,7 @@ def key_of(tmp_path):
     return lambda **custom: training_key(load_recipe(recipe, {"custom": custom}), tmp_path / "model")
 
 
-def test_the_key_of_a_run_follows_all_that_a_mixture_names(key_of, tmp_path):
+def test_the_key_of_a_run_depends_on_all_files_of_a_mixture(key_of, tmp_path):
     names = ("a.jsonl", "a.categories.json", "base.yaml", "mixture.yaml")
     data, table, base, mixture = (tmp_path / name for name in names)
     data.write_text("{}\n")
@@ -121,10 +121,10 @@ def test_the_key_of_a_run_follows_all_that_a_mixture_names(key_of, tmp_path):
     assert len(set(keys)) == 5
 
 
-def test_the_key_of_a_run_follows_how_images_were_made_but_not_where_they_lie(key_of, tmp_path):
+def test_the_key_of_a_run_depends_on_how_images_were_made_but_not_on_their_folder(key_of, tmp_path):
     keys = []
-    for place, quality in (("here", 95), ("there", 95), ("here", 80)):
-        folder = tmp_path / place
+    for name, quality in (("one", 95), ("other", 95), ("one", 80)):
+        folder = tmp_path / name
         made = {"image_dirs": [str(folder)], "jpeg_quality": quality}
         write_json(folder / "images/train/.images.json", made)
         (folder / "train.jsonl").write_text("{}\n")
@@ -132,8 +132,8 @@ def test_the_key_of_a_run_follows_how_images_were_made_but_not_where_they_lie(ke
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_detection_alone_chooses_where_it_is_asked_to(monkeypatch):
-    """An evaluation loss at the same steps does not take its place."""
+def test_detection_selects_the_checkpoint_if_enabled(monkeypatch):
+    """An evaluation loss at the same steps does not."""
     monkeypatch.setattr("swift.trainers.Seq2SeqTrainer._determine_best_metric", lambda *_, **__: True)
     trainer = CoordTrainer.__new__(CoordTrainer)
     for every, chosen in ((0, True), (10, False)):
@@ -142,7 +142,7 @@ def test_detection_alone_chooses_where_it_is_asked_to(monkeypatch):
         assert trainer._determine_best_metric(metrics={"eval_loss": 1.0}, trial=None) is chosen
 
 
-def test_the_key_of_a_run_follows_recipe_data_weights_and_tokenizer(tmp_path):
+def test_the_key_of_a_run_depends_on_recipe_data_weights_and_tokenizer(tmp_path):
     root = Path(__file__).parents[3]
     vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
     data = tmp_path / "train.jsonl"

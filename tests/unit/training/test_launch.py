@@ -1,4 +1,4 @@
-"""One process, several, or several machines: the same training. Machines are two agents of torchrun on this one."""
+"""One process, several, or several machines train the same model. Machines are two torchrun agents on this one."""
 
 import json
 import os
@@ -18,46 +18,50 @@ from coordexp.runtime.errors import ConfigError
 from coordexp.runtime.io import read_json
 from coordexp.training import launch
 from coordexp.training.launch import DistributedConfig
-from coordexp.training.train import _name_other_checkpoints
+from coordexp.training.train import _report_other_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STEPS = 3
 
 
-def test_the_layout_follows_the_resources_of_the_job():
-    assert DistributedConfig.of(gpus=8, nodes=2, processes=1, threads=8) == DistributedConfig(4, 2, 8, gpus=4)
-    assert DistributedConfig.of(gpus=0, nodes=2, processes=2, threads=8) == DistributedConfig(2, 2, 8)
-    assert DistributedConfig.of(gpus=0, nodes=1, processes=4, threads=2).processes == 2
-    with pytest.raises(ConfigError, match="3 GPUs do not spread evenly over 2 nodes"):
-        DistributedConfig.of(gpus=3, nodes=2, processes=1, threads=1)
+def test_processes_follow_the_resources_of_the_job():
+    assert DistributedConfig.from_resources(gpus=8, nodes=2, processes=1, threads=8) == DistributedConfig(
+        4, 2, 8, gpus=4
+    )
+    assert DistributedConfig.from_resources(gpus=0, nodes=2, processes=2, threads=8) == DistributedConfig(2, 2, 8)
+    assert DistributedConfig.from_resources(gpus=0, nodes=1, processes=4, threads=2).processes == 2
+    with pytest.raises(ConfigError, match="3 GPUs cannot be divided evenly over 2 nodes"):
+        DistributedConfig.from_resources(gpus=3, nodes=2, processes=1, threads=1)
 
 
 @pytest.mark.parametrize(("gpus", "nodes", "processes"), [(1, 1, 8), (7, 1, 8), (8, 2, 8)])
-def test_fewer_gpus_than_processes_are_an_error_and_not_a_smaller_training(gpus, nodes, processes):
+def test_fewer_gpus_than_processes_are_an_error(gpus, nodes, processes):
     with pytest.raises(ConfigError) as caught:
-        DistributedConfig.of(gpus, nodes, processes, threads=8)
+        DistributedConfig.from_resources(gpus, nodes, processes, threads=8)
     text, fix = str(caught.value).split("\n")
     assert text.startswith("gpu: ") and text.endswith(f"; expected {nodes * processes}, found {gpus}")
     assert f"--resources gpu={nodes * processes}, or lower processes" in fix
 
 
-def test_the_number_of_processes_is_among_the_reasons_to_start_afresh(tmp_path, capsys):
+def test_training_from_scratch_names_the_possible_reasons(tmp_path, capsys):
     (tmp_path / "other").mkdir()
-    _name_other_checkpoints(tmp_path / "key")
+    _report_other_checkpoints(tmp_path / "key")
     printed = capsys.readouterr().out
-    assert "number of processes changed: starting afresh" in printed and "kept: other" in printed
+    assert "number of processes changed: training from scratch" in printed and "kept: other" in printed
 
 
-def test_machines_that_nobody_told_of_each_other_are_an_error():
+def test_several_machines_need_a_rendezvous():
     two = DistributedConfig(nodes=2)
-    assert launch._place(DistributedConfig(), {"NODE_RANK": "1"}) is None
-    with pytest.raises(ConfigError, match="asked for 2 machines, but this is one"):
-        launch._place(two, {})
+    assert launch._rendezvous(DistributedConfig(), {"NODE_RANK": "1"}) is None
+    with pytest.raises(ConfigError, match="2 machines requested, but only this one is known"):
+        launch._rendezvous(two, {})
     with pytest.raises(ConfigError, match="need all variables"):
-        launch._place(two, {"NODE_RANK": "0", "MASTER_ADDR": "a"})
+        launch._rendezvous(two, {"NODE_RANK": "0", "MASTER_ADDR": "a"})
     with pytest.raises(ConfigError, match="need all variables"):
-        launch._place(two, {"NODE_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", "NNODES": "3"})
-    assert launch._place(two, {"SLURM_JOB_ID": "5", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}) is None
+        launch._rendezvous(two, {"NODE_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", "NNODES": "3"})
+    assert (
+        launch._rendezvous(two, {"SLURM_JOB_ID": "5", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}) is None
+    )
 
 
 def write_recipe(folder, **training):
@@ -103,7 +107,7 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_two_machines_with_accumulation_train_and_log_what_one_process_does(alone, shapes_data, tiny_model, tmp_path):
+def test_two_machines_with_accumulation_train_and_log_the_same_as_one_process(alone, shapes_data, tiny_model, tmp_path):
     config = write_recipe(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     port = free_port()
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NNODES": "2"}
@@ -111,8 +115,8 @@ def test_two_machines_with_accumulation_train_and_log_what_one_process_does(alon
     first = start(tmp_path, config, shapes_data, tiny_model, NODE_RANK="0", **variables)
     assert "adapter: full of step 3" in end(first)
     assert "adapter: full" not in end(second)
-    layouts = [read_json(folder / "adapter/train_manifest.json")["layout"] for folder in (alone, tmp_path)]
-    assert layouts == [{"processes": 1, "nodes": 1}, {"processes": 1, "nodes": 2}]
+    written = [read_json(folder / "adapter/train_manifest.json")["distributed"] for folder in (alone, tmp_path)]
+    assert written == [{"processes": 1, "nodes": 1}, {"processes": 1, "nodes": 2}]
 
     one, two = (load_file(folder / "adapter/model.safetensors") for folder in (alone, tmp_path))
     start_from = load_file(tiny_model / "model.safetensors")
@@ -122,7 +126,7 @@ def test_two_machines_with_accumulation_train_and_log_what_one_process_does(alon
     assert moved > 1e-3 and apart < 1e-4 * moved, (moved, apart)
 
     for mine, theirs in zip(log_lines(alone), log_lines(tmp_path), strict=True):
-        expected = {"text", "ce", "soft_ce", "coord_mass", "l1", "giou", "coord_accuracy", "mass_on_coordinates"}
+        expected = {"text", "ce", "soft_ce", "coord_mass", "l1", "giou", "coord_accuracy", "coord_probability"}
         assert expected | {"bin_error_median", "bin_error_p90", "loss", "grad_norm"} <= mine.keys() == theirs.keys()
         for name in mine.keys() - {"elapsed_time", "train_speed(s/it)", "remaining_time", "memory(GiB)"}:
             if isinstance(mine[name], float):
@@ -141,8 +145,8 @@ def torchrun_alone(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [the_group, torchrun_alone])
-def test_processes_that_are_told_to_end_save_at_one_step_and_continue(shapes_data, tiny_model, tmp_path, told):
+@pytest.mark.parametrize("send_sigterm", [the_group, torchrun_alone])
+def test_after_sigterm_all_processes_save_the_same_step_and_resume(shapes_data, tiny_model, tmp_path, send_sigterm):
     """No checkpoint is due before the signal, and each process has a loader beside it."""
     steps = 16
     config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=steps)
@@ -151,7 +155,7 @@ def test_processes_that_are_told_to_end_save_at_one_step_and_continue(shapes_dat
     while not list(tmp_path.glob("checkpoints/*/logging.jsonl")):
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    told(running)
+    send_sigterm(running)
     assert "exit code" in end(running, 2)
     (saved,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")
     assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {file.name for file in saved.parent.iterdir()}
@@ -164,7 +168,7 @@ def test_processes_that_are_told_to_end_save_at_one_step_and_continue(shapes_dat
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_what_a_killed_one_left_at_work(shapes_data, tiny_model, tmp_path):
+def test_a_run_waits_for_the_remaining_processes_of_a_killed_one(shapes_data, tiny_model, tmp_path):
     """torchrun outlives the command; two trainings in one folder would spoil each other's checkpoints."""
     config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=8)
     first = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")

@@ -1,50 +1,17 @@
-"""What ms-swift encodes is what the records say, and what inference will ask."""
+"""The template: prompts equal those of inference, and targets equal the records."""
 
-import json
-from contextlib import contextmanager
-from types import SimpleNamespace
-
-import msgspec
 import pytest
 import torch
+from template_cases import encoder_of
 
-from coordexp.answers import render as prompt
+from coordexp.answers import render
 from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE
 from coordexp.modeling.families import FAMILIES
 from coordexp.modeling.vocab import coord_ids
-from coordexp.recipe import CoordTokens, Custom
+from coordexp.recipe import CoordTokens
 from coordexp.runtime import io
 from coordexp.runtime.errors import DataError
-
-
-@contextmanager
-def encoder_of(model, **custom):
-    """The registered template on a real processor under a recipe, and the rows of its training file."""
-    from swift.model import get_processor
-    from swift.template import get_template
-    from transformers import AutoModelForImageTextToText
-
-    from coordexp.training.ms_swift import custom_section as settings
-    from coordexp.training.ms_swift import dataset, template
-    from coordexp.training.ms_swift import model_loader as loader
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(settings.VARIABLE, json.dumps(msgspec.to_builtins(Custom(**custom))))
-        patch.setenv("IMAGE_MIN_TOKEN_NUM", "1")
-        settings.custom_section.cache_clear()
-        dataset.samples.cache_clear()
-        for module in (dataset, template, loader):
-            module.register()
-        processor = get_processor(str(model), model_type="coordexp_qwen3_vl")
-        encode = get_template(
-            processor, template_type="coordexp_qwen3_vl", truncation_strategy="raise", max_length=2048
-        )
-        encode.set_mode("train")
-        encode.model = AutoModelForImageTextToText.from_pretrained(model)
-        yield encode, dataset._Loader().load(dataset_meta=SimpleNamespace(dataset_name=dataset.TRAIN))
-        settings.custom_section.cache_clear()
-        dataset.samples.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +40,7 @@ def test_the_prompt_is_token_for_token_that_of_inference(encoder, tiny_model):
     processor = AutoProcessor.from_pretrained(tiny_model)
     for row in rows:
         encoded, (record, path, *_) = encode.encode(dict(row)), sample(row)
-        text = processor.apply_chat_template(prompt.hf_chat(prompt.PromptStyle()), add_generation_prompt=True)
+        text = processor.apply_chat_template(render.hf_chat(render.PromptStyle()), add_generation_prompt=True)
         with Image.open(path.parent / record.images[0]) as image:
             asked = processor(text=[text], images=[image.convert("RGB")], do_resize=False, return_tensors="pt")
         length = asked["input_ids"].shape[1]
@@ -84,15 +51,15 @@ def test_the_prompt_is_token_for_token_that_of_inference(encoder, tiny_model):
         assert torch.allclose(encoded["pixel_values"], asked["pixel_values"])
 
 
-def test_the_answer_is_supervised_whole_and_nothing_else(encoder):
+def test_exactly_the_answer_is_supervised(encoder):
     encode, rows = encoder
     encoded = encode.encode(dict(rows[0]))
     supervised = [i for i, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORE]
-    answer = prompt.render_answer(sample(rows[0]).record.objects, prompt.PromptStyle())
+    answer = render.render_answer(sample(rows[0]).record.objects, render.PromptStyle())
     assert encode.tokenizer.decode(supervised).rstrip() == answer + "<|im_end|>"
 
 
-def test_collated_targets_stand_in_the_order_of_the_labels(encoder):
+def test_collated_targets_are_in_the_order_of_the_labels(encoder):
     from coordexp.training.collate import as_targets
 
     encode, rows = encoder
@@ -104,10 +71,10 @@ def test_collated_targets_stand_in_the_order_of_the_labels(encoder):
     assert torch.allclose(targets.coords, torch.tensor(boxes).flatten())
     assert ((slots / 999 - targets.coords).abs() <= 0.5 / 999 + 1e-6).all()
     assert torch.allclose(targets.coords[targets.boxes], torch.tensor(boxes))
-    assert targets.spread is None
+    assert targets.soft is None
 
 
-def test_pixel_files_are_quantised_when_the_recipe_says_so(encoder, shapes_data, tiny_model):
+def test_pixel_files_are_quantised_if_the_recipe_says_so(encoder, shapes_data, tiny_model):
     encode, rows = encoder
     expected = [encode.encode(dict(row))["input_ids"] for row in rows.select(range(3))]
     pixels = {"train_jsonl": str(shapes_data / "train.jsonl"), "coord_tokens": CoordTokens(skip_bbox_norm=False)}
@@ -115,7 +82,7 @@ def test_pixel_files_are_quantised_when_the_recipe_says_so(encoder, shapes_data,
         assert [again.encode(dict(row))["input_ids"] for row in others.select(range(3))] == expected
 
 
-def test_slots_are_held_to_what_the_codec_s_bins_mean(shapes_data, tiny_model):
+def test_slot_targets_are_in_the_units_of_the_codec(shapes_data, tiny_model):
     """The unrounded target lies within the bin that the answer names, also where bins are fractions of size - 1."""
     encoded = encode_one(
         tiny_model,
@@ -138,23 +105,23 @@ def test_integers_carry_no_coordinate_slots(shapes_data, tiny_model):
     assert coord_ids(tiny_model).start > max(encoded["input_ids"])
 
 
-def test_a_image_of_another_size_is_refused(shapes_data, tiny_model, tmp_path):
+def test_an_image_of_another_size_is_refused(shapes_data, tiny_model, tmp_path):
     from PIL import Image
 
     record = next(io.read_records(shapes_data / "train.coord.jsonl", "token"))
     record.images = ["other.png"]
     Image.new("RGB", (128, 96)).save(tmp_path / "other.png")
     io.write_jsonl(tmp_path / "other.jsonl", [record])
-    with pytest.raises(DataError, match="encoded as 128x96, but the record says 96x96"):
+    with pytest.raises(DataError, match="encoded as 128x96, but the record has 96x96"):
         encode_one(tiny_model, tmp_path / "other.jsonl")
 
 
-def test_a_file_in_the_other_space_is_refused(shapes_data, tiny_model):
+def test_a_file_in_the_other_coordinate_space_is_refused(shapes_data, tiny_model):
     with pytest.raises(DataError, match="expected 'token', found 'pixel'"):
         encode_one(tiny_model, shapes_data / "train.jsonl")
 
 
-def test_a_description_that_holds_a_coordinate_token_is_refused(shapes_data, tiny_model, tmp_path):
+def test_a_description_that_contains_a_coordinate_token_is_refused(shapes_data, tiny_model, tmp_path):
     record = next(io.read_records(shapes_data / "train.coord.jsonl", "token"))
     record.images = [str(shapes_data / record.images[0])]
     record.objects[0].desc = "a <|coord_5|> trap"
@@ -164,7 +131,7 @@ def test_a_description_that_holds_a_coordinate_token_is_refused(shapes_data, tin
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
-def test_loaders_never_run_code_of_a_checkpoint(name):
+def test_loaders_never_run_code_from_a_checkpoint(name):
     from swift.model import MODEL_MAPPING
 
     from coordexp.training.ms_swift import model_loader
@@ -173,7 +140,7 @@ def test_loaders_never_run_code_of_a_checkpoint(name):
     assert MODEL_MAPPING[FAMILIES[name].swift.our_model_type].loader.default_trust_remote_code is False
 
 
-def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path):
+def test_a_checkpoint_with_its_own_code_is_refused(tmp_path):
     from coordexp.runtime.errors import ModelError
     from coordexp.training.train import refuse_remote_code
 
@@ -191,7 +158,7 @@ def slow_branches(encode, record, style, ids):
             [*objects[:i], objects[j], *(o for k, o in enumerate(objects[i:], i) if k != j)]
             for j in range(i, len(objects))
         ]
-        answers = [encode._tokenize(prompt.render_answer(order, style)) for order in orders]
+        answers = [encode._tokenize(render.render_answer(order, style)) for order in orders]
         own = answers[0]
         end = next(p for p in range(start, len(own)) if ids.start <= own[p] <= ids.end)
         alive = answers
@@ -206,14 +173,14 @@ def slow_branches(encode, record, style, ids):
 
 
 @pytest.mark.parametrize("order", ["desc_first", "geometry_first"])
-def test_branch_positions_spread_over_what_may_come_next(shapes_data, tiny_model, order):
+def test_branch_targets_are_spread_over_the_remaining_objects(shapes_data, tiny_model, order):
     custom = {"object_ordering": "random", "loss": LossOptions(set_targets="remaining"), "object_field_order": order}
     ids, seen = coord_ids(tiny_model), [0, 0]
     with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), **custom) as (encode, rows):
         for row in rows:
             encoded = encode.encode(dict(row))
             found = encoded["coord_targets"].branches
-            style = prompt.PromptStyle(object_field_order=order)
+            style = render.PromptStyle(object_field_order=order)
             text, slots = slow_branches(encode, sample(row).record, style, ids)
             got = {}
             for place, token, weight in found.text:
@@ -229,11 +196,11 @@ def test_branch_positions_spread_over_what_may_come_next(shapes_data, tiny_model
             seen[0] += len(text)
             seen[1] += len(slots)
         batch = encode.data_collator([encode.encode(dict(row)) for row in rows.select(range(6))])
-        assert {"text_place", "slot_slot"} <= set(batch["coord_targets"])
+        assert {"text_position", "slot_slot"} <= set(batch["coord_targets"])
     assert (seen[0] > 0) == (order == "desc_first") and seen[1] > 0
 
 
-def test_a_mixture_brings_each_source_s_own_prompt(shapes_data, tiny_model, tmp_path):
+def test_each_source_of_a_mixture_uses_its_own_prompt(shapes_data, tiny_model, tmp_path):
     files = {name: str(shapes_data / f"{name}.coord.jsonl") for name in ("train", "val")}
     sources = {"a": {"jsonl": files["train"]}, "b": {"jsonl": files["val"], "ratio": 0.5, "user_prompt": "Find parts."}}
     io.write_json(tmp_path / "mix.json", {"sources": sources})
@@ -241,4 +208,4 @@ def test_a_mixture_brings_each_source_s_own_prompt(shapes_data, tiny_model, tmp_
         assert len(rows) == 24 + 4
         asked = [encode.tokenizer.decode(encode.encode(dict(row))["input_ids"]) for row in rows]
         assert sum("Find parts." in text for text in asked) == 4
-        assert sum(prompt.OPEN_PROMPT in text for text in asked) == 24
+        assert sum(render.OPEN_PROMPT in text for text in asked) == 24

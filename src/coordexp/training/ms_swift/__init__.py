@@ -1,1 +1,1 @@
-"""ms_swift."""
+"""Training with ms-swift: the only package that imports `swift`."""

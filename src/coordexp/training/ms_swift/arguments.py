@@ -1,4 +1,4 @@
-"""A recipe's ms-swift arguments against ms-swift's own classes."""
+"""Validation of a recipe's ms-swift arguments against ms-swift's own argument classes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from coordexp.runtime.errors import ConfigError, located, nearest
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` in the types that ms-swift declares; ConfigError for an unknown name or a value of another kind.
+    """`arguments` converted to the types that ms-swift declares; ConfigError for an unknown name or a wrong type.
 
-    Numbers written as text are read (YAML takes `1e-4` for text).
+    Text is converted to numbers, because YAML reads `1e-4` as text.
     """
-    kinds = typing.get_type_hints(SftArguments)
+    types = typing.get_type_hints(SftArguments)
     for key in arguments:
-        if key not in kinds:
-            raise ConfigError(located(f"ms-swift has no such argument{nearest(key, kinds)}", field=key))
-    return {key: _as(value, kinds[key], key) for key, value in arguments.items()}
+        if key not in types:
+            raise ConfigError(located(f"ms-swift has no such argument{nearest(key, types)}", field=key))
+    return {key: _convert(value, types[key], key) for key, value in arguments.items()}
 
 
-def _as(value: Any, kind: Any, key: str) -> Any:
+def _convert(value: Any, kind: Any, key: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
-        problem = f"not what ms-swift takes: {error}"
+        problem = f"wrong type for this ms-swift argument: {error}"
         raise ConfigError(located(problem, field=key, found=value)) from error
-    except TypeError:  # a kind that msgspec does not know; ms-swift checks these itself
+    except TypeError:  # a type that msgspec does not support; ms-swift checks it
         return value

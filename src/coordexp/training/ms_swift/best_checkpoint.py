@@ -1,6 +1,6 @@
-"""The checkpoint that detects best: detection every N steps, the best one kept and named, early stop on request.
+"""Selects the best checkpoint: evaluates detection every N steps, keeps the best step, and can stop early.
 
-What is best so far lives in the trainer's own state, and so in every checkpoint: a resumed run goes on with it.
+The best step so far is part of the trainer's state, and so of every checkpoint: a resumed run continues with it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,8 @@ from swift.utils.transformers_utils import unwrap_model_for_generation
 from torch import nn
 
 from coordexp.modeling.families import FAMILIES
-from coordexp.recipe import Custom
 from coordexp.training.ms_swift.custom_section import custom_section
+from coordexp.training.scorer import Scorer
 
 NAME = "coordexp_best"
 LINK = "best"
@@ -33,88 +32,74 @@ LINK = "best"
 logger = get_logger()
 
 
-class Scorer(ABC):
-    """What the callback asks; `coordexp.watch` has the decoder and the evaluation behind it."""
-
-    @abstractmethod
-    def __init__(self, custom: Custom, model_dir: Path):
-        """Read the images that are asked; `model_dir` has the tokenizer."""
-
-    @abstractmethod
-    def answer(self, model: nn.Module, share: int, shares: int) -> list[Any]:
-        """Answers to every `shares`-th image from `share` on, of a model in evaluation mode."""
-
-    @abstractmethod
-    def score(self, answers: list[Any]) -> dict[str, float]:
-        """Numbers by the names of `custom.detection_eval.metric`, for the answers to all images."""
-
-
 def register(scorer: type[Scorer]) -> None:
-    """Make `--callbacks coordexp_best` known to ms-swift."""
-    callbacks_map[NAME] = type("BestCallback", (BestCallback,), {"scorer": scorer})
+    """Register `--callbacks coordexp_best` with ms-swift."""
+    callbacks_map[NAME] = type("BestCheckpointCallback", (BestCheckpointCallback,), {"scorer_type": scorer})
 
 
-class BestCallback(TrainerCallback):
-    """Evaluates, logs `eval_AP` and its like, saves a new best, links it, and stops when patience is at its end."""
+class BestCheckpointCallback(TrainerCallback):
+    """Evaluates, logs `eval_AP` and other metrics, saves and links a new best checkpoint, and stops early."""
 
-    scorer: type[Scorer]
+    scorer_type: type[Scorer]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Read the images."""
+        """Load the images to evaluate."""
         self.settings = custom_section().detection_eval
-        self.asked = self.scorer(custom_section(), Path(self.trainer.model.model_info.model_dir))
+        self.scorer = self.scorer_type(custom_section(), Path(self.trainer.model.model_info.model_dir))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate when it is time; a new best is saved, and so is the state in which training stops early."""
+        """Evaluate if due; save a new best checkpoint, and the last one when stopping early."""
         if state.global_step % self.settings.every and state.global_step != state.max_steps:
             return
         value = self._evaluate()
         if state.best_metric is None or value > state.best_metric:
             state.best_metric, state.best_global_step = value, state.global_step
             control.should_save = True
-        if self.settings.is_over(state.log_history, state.best_global_step):
-            since = self.settings.since_best(state.log_history, state.best_global_step)
-            name = self.settings.metric
-            logger.info(f"no better {name} in {since} evaluations: stopping; best {state.best_metric:.4f}")
+        if self.settings.patience_exhausted(state.log_history, state.best_global_step):
+            count = self.settings.evaluations_since_best(state.log_history, state.best_global_step)
+            metric = self.settings.metric
+            logger.info(f"stopping early: no better {metric} than {state.best_metric:.4f} in {count} evaluations")
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let `best` beside the checkpoints point to the best one."""
+        """Point the link `best` in the folder of checkpoints to the best one."""
         if state.is_world_process_zero and state.best_model_checkpoint:
             link = Path(args.output_dir) / LINK
-            fresh = link.with_name(f".{LINK}")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(Path(state.best_model_checkpoint).name)
-            os.replace(fresh, link)
+            new_link = link.with_name(f".{LINK}")
+            new_link.unlink(missing_ok=True)
+            new_link.symlink_to(Path(state.best_model_checkpoint).name)
+            os.replace(new_link, link)
 
     def _evaluate(self) -> float:
-        """The metric of the model as it stands; every process answers its share and scores all."""
-        trainer, began = self.trainer, time.monotonic()
-        shares = trainer.args.world_size
+        """The metric of the current model; every process predicts its share of the images and scores all of them."""
+        trainer, start = self.trainer, time.monotonic()
+        world_size = trainer.args.world_size
         gather = trainer.args.ds3_gather_for_generation
-        with undisturbed(trainer.model):
+        with evaluation_mode(trainer.model):
             with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, gather) as model:
-                own = model.get_base_model() if isinstance(model, PeftModel) else model
-                answers = self.asked.answer(own, trainer.args.process_index, shares)
-            if shares > 1:
-                parts: list[Any] = [None] * shares
-                torch.distributed.all_gather_object(parts, answers)
-                answers = [answer for part in parts for answer in part]
-            numbers = self.asked.score(answers)
-            # logged in evaluation mode, so that the terms of the loss are not cut in the middle of an interval
-            logs = {f"eval_{name}": value for name, value in numbers.items()}
+                base = model.get_base_model() if isinstance(model, PeftModel) else model
+                predictions = self.scorer.predict(base, trainer.args.process_index, world_size)
+            if world_size > 1:
+                parts: list[Any] = [None] * world_size
+                torch.distributed.all_gather_object(parts, predictions)
+                predictions = [prediction for part in parts for prediction in part]
+            values = self.scorer.score(predictions)
+            # Logged in evaluation mode, so that the running means of the loss terms are not reset within an interval.
+            logs = {f"eval_{name}": value for name, value in values.items()}
             due = trainer.control.should_log
-            trainer.log({**logs, "eval_detection_runtime": round(time.monotonic() - began, 3)})
-            trainer.control.should_log = due  # which logging takes away: the step's own row is still to come
-        return numbers[self.settings.metric]
+            trainer.log({**logs, "eval_detection_runtime": round(time.monotonic() - start, 3)})
+            trainer.control.should_log = due  # cleared by logging, although the log line of this step is still due
+        return values[self.settings.metric]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards modes and random numbers are what they were."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards, modes, forward state and random numbers are restored."""
     modes = {module: module.training for module in model.modules()}
     names = {name for family in FAMILIES.names() for name in FAMILIES[family].forward_state}
-    left = [(module, name, getattr(module, name)) for module in model.modules() for name in names & vars(module).keys()]
+    forward_state = [
+        (module, name, getattr(module, name)) for module in model.modules() for name in names & vars(module).keys()
+    ]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     model.eval()
@@ -124,7 +109,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for module, name, value in left:
+        for module, name, value in forward_state:
             setattr(module, name, value)
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -1,4 +1,4 @@
-"""Marks checkpoints as whole when everything else of them is on disk."""
+"""Writes the completion marker of a checkpoint after all of its other files, and saves on SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from swift.callbacks import callbacks_map
 from swift.callbacks.base import TrainerCallback
 
 from coordexp.runtime.io import write_text
-from coordexp.training.checkpoints import MARK, rotate
+from coordexp.training.checkpoints import COMPLETION_MARKER, rotate
 from coordexp.training.ms_swift.dataset import set_epoch
 
 NAME = "coordexp_checkpoints"
 
 
 def register() -> None:
-    """Make `--callbacks coordexp_checkpoints` known to ms-swift."""
+    """Register `--callbacks coordexp_checkpoints` with ms-swift."""
     callbacks_map[NAME] = CheckpointCallback
 
 
 class CheckpointCallback(TrainerCallback):
-    """Marks whole checkpoints; on SIGTERM saves one at the end of the step and stops."""
+    """Marks complete checkpoints; on SIGTERM saves one at the end of the step and stops."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take SIGTERM (preemption, `scancel`) as a request to save and stop; take over what is kept.
+        """Handle SIGTERM (preemption, `scancel`), and delete old checkpoints here instead of in transformers.
 
-        transformers deletes old checkpoints before the new one is marked.
+        transformers would delete old checkpoints before the new one is marked complete.
         """
         self.terminated = False
         self.limit, args.save_total_limit = args.save_total_limit, None
         signal.signal(signal.SIGTERM, self._terminate)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw this epoch's samples; with packing the first one's, whose lengths the packs were planned by."""
+        """Draw the samples of this epoch; with packing always those of epoch 0, whose lengths the packs fit."""
         set_epoch(0 if self.trainer.template.packing else int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop, all processes at the same step, when one was asked to end."""
-        self.terminated = _any(self.terminated, args.device)
+        """After SIGTERM to any process, save and stop in all processes at the same step."""
+        self.terminated = _any_process(self.terminated, args.device)
         if self.terminated:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that all processes have written their part of; then delete old ones."""
+        """When all processes have written their files, mark the checkpoint complete; then delete old ones."""
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, f"{state.global_step}\n")
+            marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETION_MARKER
+            write_text(marker, f"{state.global_step}\n")
             rotate(args.output_dir, self.limit, state.best_global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """An interrupted run must not look finished."""
+        """Exit with the code of SIGTERM if training was interrupted, so that it does not count as finished."""
         if self.terminated and state.global_step < state.max_steps:
             raise SystemExit(128 + signal.SIGTERM)
 
@@ -62,7 +63,8 @@ class CheckpointCallback(TrainerCallback):
         self.terminated = True
 
 
-def _any(flag: bool, device: torch.device) -> bool:
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set in any process."""
     if not dist.is_initialized():
         return flag
     flags = torch.tensor(int(flag), device=device)

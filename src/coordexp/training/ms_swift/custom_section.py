@@ -1,7 +1,6 @@
-"""How the `custom` section of a recipe reaches the plug-ins: JSON in one environment variable.
+"""The `custom` section of the recipe in a training process, passed as JSON in an environment variable.
 
-ms-swift hands its own arguments to every process that it starts; the environment is the one channel
-that reaches all of them (torchrun, loader workers) without a change to ms-swift.
+ms-swift's arguments have no room for it; the environment reaches every process (torchrun, loader workers).
 """
 
 from __future__ import annotations
@@ -9,26 +8,19 @@ from __future__ import annotations
 import functools
 import json
 import os
-from typing import Any
 
 from coordexp.recipe import Custom
 from coordexp.runtime.config_io import convert
-from coordexp.runtime.errors import ConfigError
+from coordexp.runtime.errors import ConfigError, located
 
 VARIABLE = "COORDEXP_CUSTOM"
 
 
 @functools.cache
 def custom_section() -> Custom:
-    """The typed `custom` section of this process; ConfigError when the variable is missing."""
-    return convert(custom(), Custom, f"${VARIABLE}", "custom")
-
-
-def custom() -> dict[str, Any]:
-    """The same as a plain map."""
+    """The typed `custom` section of this process; ConfigError if the variable is not set."""
     text = os.environ.get(VARIABLE)
     if not text:
-        raise ConfigError(
-            f"{VARIABLE} is not set\n  -> start training with `coordexp train`, or export the recipe's custom section"
-        )
-    return json.loads(text)
+        fix = "start training with `coordexp train`, or export the recipe's custom section as JSON"
+        raise ConfigError(located(f"${VARIABLE} is not set", fix=fix))
+    return convert(json.loads(text), Custom, f"${VARIABLE}", "custom")

@@ -1,4 +1,4 @@
-"""Loader processes that leave it to their training process when to end."""
+"""Loader workers that survive SIGTERM and end with their training process."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch.utils.data import DataLoader
 
 from coordexp.runtime.locks import end_with_parent
 
-_closing = mmap.mmap(-1, 1)  # shared with the processes that are forked from this one
+_closing = mmap.mmap(-1, 1)  # shared with the workers, which are forked from this process
 
 
 def sigterm_safe_loader(loader: Any) -> Any:
-    """`loader`, whose processes go on through SIGTERM, so that the step in which it arrives can be finished and saved.
+    """`loader`, with workers that survive SIGTERM, so that the current step can be finished and saved.
 
-    SIGTERM reaches all processes of a job: torchrun, Snakemake and SLURM send it to whole groups. It is also how
-    Python ends such processes when their parent exits, so from then on they follow it.
+    Snakemake, SLURM and torchrun send SIGTERM to all processes of a job. Python also uses it to end workers when
+    their parent exits, so workers obey it from then on.
     """
     atexit.register(_closing.__setitem__, 0, 1)  # runs before what multiprocessing has registered earlier
     base: DataLoader = getattr(loader, "base_dataloader", loader)
-    base.worker_init_fn = functools.partial(_start, base.worker_init_fn)
+    base.worker_init_fn = functools.partial(_init_worker, base.worker_init_fn)
     return loader
 
 
-def _start(before: Callable[[int], None] | None, worker: int) -> None:
-    signal.signal(signal.SIGTERM, _follow)
+def _init_worker(before: Callable[[int], None] | None, worker: int) -> None:
+    signal.signal(signal.SIGTERM, _on_sigterm)
     end_with_parent()
     if before is not None:
         before(worker)
 
 
-def _follow(*_: Any) -> None:
+def _on_sigterm(*_: Any) -> None:
     if _closing[0]:
         os._exit(0)

@@ -1,6 +1,6 @@
-"""Samples as an ms-swift data set: a row is a number; the record is read when it is encoded.
+"""Samples as an ms-swift dataset whose rows are indices; a record is read when its row is encoded.
 
-Memory stays flat in the size of the files, and what a sample asks and shows may change every epoch.
+Memory is constant in the size of the files, and the prompt and the objects of a sample may change every epoch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from coordexp.runtime.errors import ConfigError
 from coordexp.training.ms_swift.custom_section import custom_section
 
 TRAIN, VAL = "coordexp_train", "coordexp_val"
-_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that outlive an epoch see it change
+_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with loader workers, which may outlive an epoch
 
 
 def register() -> None:
-    """Make `--dataset coordexp_train --val_dataset coordexp_val` read the recipe's JSONL files."""
+    """Register `--dataset coordexp_train --val_dataset coordexp_val`, which read the recipe's JSONL files."""
     for name in (TRAIN, VAL):
         meta = DatasetMeta(dataset_name=name, ms_dataset_id=name, hf_dataset_id=name, loader=_Loader)
         register_dataset(meta, exist_ok=True)
 
 
 def set_epoch(epoch: int) -> None:
-    """Choose the epoch whose samples are drawn, here and in loader workers, which are idle between epochs."""
+    """Set the epoch whose samples are drawn, here and in the loader workers (which are idle between epochs)."""
     _epoch.fill_(epoch)
 
 
@@ -41,13 +41,13 @@ def current_epoch() -> int:
 
 
 def sample_of(row: dict[str, Any]) -> Sample:
-    """The sample that a row of the data set stands for, in the current epoch (validation: always the first)."""
+    """The sample of a row in the current epoch; validation samples are always those of epoch 0."""
     return samples(row["split"]).get(row["index"], current_epoch() if row["split"] == TRAIN else 0)
 
 
 @functools.cache
 def samples(split: str) -> Samples:
-    """The recipe's samples of a split."""
+    """The samples of a split; ConfigError if the recipe names no file for it."""
     section = custom_section()
     expect = "token" if section.coord_tokens.skip_bbox_norm else "pixel"
     options, table = section.samples, None

@@ -1,9 +1,12 @@
-"""Entry point for `--external_plugins` of a run with `custom.detection_eval`.
+"""Registers detection during training with ms-swift.
 
-Apart from the plug-in of `coordexp.swift`, so that a run without it does not depend on decoder and evaluation.
+A module of its own, so that the code identity of a training without it does not include decoder and evaluation.
 """
 
 from coordexp.training.eval_callback import DetectionScorer
-from coordexp.training.ms_swift import best_checkpoint as best
+from coordexp.training.ms_swift import best_checkpoint
 
-best.register(DetectionScorer)
+
+def register() -> None:
+    """Register `--callbacks coordexp_best`."""
+    best_checkpoint.register(DetectionScorer)

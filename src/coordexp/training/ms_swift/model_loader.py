@@ -1,6 +1,6 @@
-"""Model types that never run code from a checkpoint folder.
+"""Model types whose loaders never run code from a checkpoint folder.
 
-ms-swift loads with `trust_remote_code=True` unless the loader of the model type says otherwise; these loaders do.
+ms-swift loads with `trust_remote_code=True` unless the loader of the model type disables it.
 """
 
 from __future__ import annotations

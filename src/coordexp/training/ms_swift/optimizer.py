@@ -1,4 +1,4 @@
-"""The ms-swift optimizer `multimodal_coord_offset`: the buckets of `multimodal` and one for each offset table."""
+"""The ms-swift optimizer `multimodal_coord_offset`: the groups of `multimodal` and one per table of offsets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = get_logger()
 
 
 class CoordOffsetOptimizer(MultimodalOptimizerCallback):
-    """vit / aligner / llm, each with and without decay, plus `embed_offset` and `head_offset`.
+    """Groups vit / aligner / llm, each with and without weight decay, plus `embed_offset` and `head_offset`.
 
-    With `custom.coord_offset.enabled: false` the optimizer is ms-swift's `multimodal`, group for group.
+    With `custom.coord_offset.enabled: false` the groups are those of ms-swift's `multimodal`.
     """
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The optimizer that `optim` names over the groups, which are logged with their parameter counts."""
+        """The optimizer named by `optim` with these groups, which are logged with their parameter counts."""
         settings = custom_section().coord_offset
         if not settings.enabled:
             return super().create_optimizer(model)
@@ -46,15 +46,15 @@ class CoordOffsetOptimizer(MultimodalOptimizerCallback):
 
 
 def parameter_groups(model: nn.Module, args: Any, settings: CoordOffset) -> list[dict[str, Any]]:
-    """Groups {params, lr, weight_decay, name} that hold every trainable parameter exactly once.
+    """Groups {params, lr, weight_decay, name} that contain every trainable parameter exactly once.
 
-    ConfigError when the model has no offsets, or when a trainable parameter belongs to no group.
+    ConfigError if the model has no offsets, or if a trainable parameter belongs to no group.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tables = {name: p for name, p in named.items() if f"{OFFSET_MODULE}." in name}
     if not tables:
-        fix = "set tuner.tuner_type: coordexp (offsets belong to an adapter; a fully trained model needs none)"
-        raise ConfigError(located("enabled, but the model has no offsets", field="custom.coord_offset", fix=fix))
+        fix = "set tuner.tuner_type: coordexp (offsets are part of an adapter; full-parameter training needs none)"
+        raise ConfigError(located("the model has no offsets", field="custom.coord_offset.enabled", fix=fix))
     arch = model.model_meta.model_arch
     rates = {
         "vit": args.learning_rate if args.vit_lr is None else args.vit_lr,
@@ -82,7 +82,7 @@ def parameter_groups(model: nn.Module, args: Any, settings: CoordOffset) -> list
 
 
 def register() -> None:
-    """Make `optimizer: multimodal_coord_offset` known to ms-swift."""
+    """Register `optimizer: multimodal_coord_offset` with ms-swift."""
     optimizers_map[NAME] = CoordOffsetOptimizer
 
 
@@ -90,6 +90,6 @@ def _check_partition(named: dict[str, nn.Parameter], groups: list[dict[str, Any]
     seen = Counter(id(p) for group in groups for p in group["params"])
     wrong = [name for name, p in named.items() if seen[id(p)] != 1]
     if wrong:
-        fix = "freeze it, or train it through modules of the vision tower, the aligner or the language model"
-        problem = f"{len(wrong)} trainable parameters are not in exactly one optimizer group, the first is {wrong[0]}"
+        fix = "freeze them; only the vision tower, the aligner, the language model and offsets have groups"
+        problem = f"{len(wrong)} trainable parameters are not in exactly one optimizer group; the first is {wrong[0]}"
         raise ConfigError(located(problem, field="training.optimizer", fix=fix))

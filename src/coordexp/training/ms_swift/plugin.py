@@ -1,9 +1,34 @@
-"""Entry point for `--external_plugins`: registers everything of CoordExp with ms-swift."""
+"""Registers everything of CoordExp with ms-swift, after the user's plug-ins.
 
-from coordexp.training.ms_swift import checkpoint_callback as checkpoints
-from coordexp.training.ms_swift import dataset, loss, optimizer, template, trainer, tuner
-from coordexp.training.ms_swift import model_loader as loader
-from coordexp.training.ms_swift import time_estimate as forecast
+It is imported like any other module, so ms-swift's `external_plugins` (file paths) is not needed.
+"""
 
-for module in (dataset, template, loader, loss, trainer, optimizer, tuner, checkpoints, forecast):
-    module.register()
+from coordexp.runtime.plugins import load_plugins
+from coordexp.training.ms_swift import (
+    checkpoint_callback,
+    dataset,
+    loss,
+    model_loader,
+    optimizer,
+    template,
+    time_estimate,
+    trainer,
+    tuner,
+)
+
+
+def register() -> None:
+    """Load the plug-ins listed in $COORDEXP_PLUGINS, then register every part; may be called again."""
+    load_plugins()
+    for module in (
+        dataset,
+        template,
+        model_loader,
+        loss,
+        trainer,
+        optimizer,
+        tuner,
+        checkpoint_callback,
+        time_estimate,
+    ):
+        module.register()

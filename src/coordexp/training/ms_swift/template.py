@@ -51,9 +51,9 @@ def register() -> None:
 
 
 class CoordTemplate:
-    """Mixed into a template of ms-swift: encodes rows of `coordexp.training.ms_swift.dataset`.
+    """Mixin for a template of ms-swift that encodes rows of `coordexp.training.ms_swift.dataset`.
 
-    Any other input goes through ms-swift unchanged.
+    Any other input is passed to ms-swift unchanged.
     """
 
     tokens: SpecialTokens

@@ -1,4 +1,4 @@
-"""The ms-swift tuner `coordexp`: ms-swift's LoRA or DoRA, with coordinate offsets beside it when the recipe asks."""
+"""The ms-swift tuner `coordexp`: ms-swift's LoRA or DoRA, plus coordinate offsets if the recipe enables them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NAME = "coordexp"
 
 
 class CoordOffsetTuner(PeftTuner):
-    """LoRA and DoRA by ms-swift's own arguments. With `custom.coord_offset.enabled: false` exactly its tuner `lora`."""
+    """LoRA or DoRA from ms-swift's arguments; with `custom.coord_offset.enabled: false` same as its tuner `lora`."""
 
     @staticmethod
     def prepare_model(args: Any, model: nn.Module) -> nn.Module:
-        """A new adapter on `model`; ModelError when the ids are not those of the model's tokenizer."""
+        """A new adapter on `model`; ModelError if the recipe's ids are not those of the model's tokenizer."""
         settings = custom_section().coord_offset
         if not settings.enabled:
             model.requires_grad_(False)
@@ -37,17 +37,17 @@ class CoordOffsetTuner(PeftTuner):
             ids, tie_head=settings.tie_head, dtype=settings.dtype, **_lora_options(args, model)
         )
         if args.lora_dtype is not None:
-            config.lora_dtype = args.lora_dtype  # ms-swift looks for it on the configuration
+            config.lora_dtype = args.lora_dtype  # ms-swift reads it from the configuration
         return get_peft_model(model, config)
 
     @staticmethod
     def from_pretrained(model: nn.Module, model_id: str, **kwargs: Any) -> nn.Module:
-        """The adapter of a checkpoint; ModelError when it has no offsets although the recipe wants them."""
+        """The adapter of a checkpoint; ModelError if it has no offsets although the recipe enables them."""
         enabled = custom_section().coord_offset.enabled
         loaded = (PeftModel if enabled else Swift).from_pretrained(model, model_id, **kwargs)
         found = getattr(loaded.peft_config[loaded.active_adapter], OFFSET_KEY, None)
         if enabled and not found:
-            fix = "resume with the recipe that wrote the checkpoint, or start afresh"
+            fix = "resume with the recipe that wrote the checkpoint, or train from scratch"
             raise ModelError(
                 located("checkpoint has no coordinate offsets", file=model_id, field=OFFSET_MODULE, fix=fix)
             )
@@ -55,14 +55,14 @@ class CoordOffsetTuner(PeftTuner):
 
 
 def offset_ids(settings: CoordOffset, model_dir: str) -> dict[str, int]:
-    """{start, end} of the coordinate tokens: read from the tokenizer; ids in the recipe must agree with it."""
+    """{start, end} of the coordinate tokens in the tokenizer; ModelError if the recipe has other ids."""
     ids = vocab.verified_ids(model_dir)
     found = {"start": ids.start, "end": ids.end}
     if settings.ids is not None:
         named = {"start": settings.ids.start, "end": settings.ids.end}
         if named != found:
-            fix = "remove custom.coord_offset.ids to take the tokenizer's, or train the checkpoint they belong to"
-            problem = "the recipe's ids are not those of the tokenizer"
+            fix = "remove custom.coord_offset.ids to use the tokenizer's, or train the model that these ids belong to"
+            problem = "the coordinate ids of the recipe differ from those of the tokenizer"
             raise ModelError(
                 located(problem, file=model_dir, field="custom.coord_offset.ids", expected=found, found=named, fix=fix)
             )
@@ -70,7 +70,7 @@ def offset_ids(settings: CoordOffset, model_dir: str) -> dict[str, int]:
 
 
 def register() -> None:
-    """Make `tuner_type: coordexp` known to ms-swift."""
+    """Register `tuner_type: coordexp` with ms-swift."""
     tuners_map[NAME] = CoordOffsetTuner
 
 
@@ -81,7 +81,7 @@ def _as_lora(args: Any) -> Any:
 
 
 def _lora_options(args: Any, model: nn.Module) -> dict[str, Any]:
-    """What ms-swift would hand to PEFT for its tuner `lora`."""
+    """The options that ms-swift passes to PEFT for its tuner `lora`."""
     return {
         "task_type": (args.task_type or "causal_lm").upper(),
         "r": args.lora_rank,

@@ -1,4 +1,4 @@
-"""One training process: runs ms-swift for a job that `coordexp.training.train` wrote."""
+"""One training process: runs ms-swift for the job that `coordexp.training.train` has written."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ import msgspec
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.io import read_json
 from coordexp.runtime.locks import end_with_parent
-from coordexp.training.checkpoints import whole_checkpoints
+from coordexp.training.checkpoints import complete_checkpoints
+from coordexp.training.job import Job
 from coordexp.training.ms_swift.custom_section import VARIABLE
-from coordexp.training.train import Job
 
 
 def run(job_file: Path) -> None:
-    """Run ms-swift for a job in this process (one of several under torchrun)."""
+    """Run ms-swift for a job in this process (one of several with torchrun)."""
     end_with_parent()
     job = msgspec.convert(read_json(job_file), Job)
     os.environ[VARIABLE] = json.dumps(job.custom)
-    os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # images are already on the grid: never enlarge them
+    os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # images are on the grid already and must not be enlarged
     import torch
     from swift.arguments import SftArguments
     from swift.pipelines import SwiftSft
 
+    from coordexp.training.ms_swift import plugin
     from coordexp.training.ms_swift.arguments import checked
 
-    # Several processes without a GPU find each other only when told that they train on the CPU.
+    plugin.register()
+    if job.custom["detection_eval"]["every"]:
+        from coordexp.training.ms_swift import eval_plugin
+
+        eval_plugin.register()
+    # On a CPU, several processes find each other only with use_cpu.
     arguments = {"use_cpu": not torch.accelerator.is_available(), **checked(job.arguments)}
-    whole = whole_checkpoints(job.checkpoints)
-    if whole:
-        print(f"resuming from {whole[-1]}", flush=True)
-        arguments["resume_from_checkpoint"] = str(whole[-1])
+    checkpoints = complete_checkpoints(job.checkpoints)
+    if checkpoints:
+        print(f"resuming from {checkpoints[-1]}", flush=True)
+        arguments["resume_from_checkpoint"] = str(checkpoints[-1])
     SwiftSft(SftArguments(**arguments)).main()
 
 

@@ -1,0 +1,27 @@
+"""Interface between the evaluation callback and what it scores with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from coordexp.recipe import Custom
+
+
+class Scorer(ABC):
+    """Predicts images with a model in training, and scores the predictions."""
+
+    @abstractmethod
+    def __init__(self, custom: Custom, model_dir: Path):
+        """Load the images to evaluate and the tokenizer in `model_dir`."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, rank: int, world_size: int) -> list[Any]:
+        """Predictions for every `world_size`-th image from `rank` on, by a model in evaluation mode."""
+
+    @abstractmethod
+    def score(self, predictions: list[Any]) -> dict[str, float]:
+        """Values by the names of `custom.detection_eval.metric`, for the predictions of all images."""
