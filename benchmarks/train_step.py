@@ -84,7 +84,7 @@ def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: 
     """A trainer of ms-swift as `swift sft` would run it, not started. `loss` None: ms-swift's own cross-entropy."""
     from coordexp.recipe import load_recipe
     from coordexp.training.ms_swift import custom_section as settings
-    from coordexp.training.train import swift_arguments
+    from coordexp.training.swift_arguments import swift_arguments
 
     overrides = {
         "template": {"max_length": 32768},

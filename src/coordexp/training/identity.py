@@ -20,10 +20,13 @@ from coordexp.modeling.vocab import COORD_FILE
 from coordexp.recipe import Recipe
 from coordexp.runtime.code_identity import code_identity, file_identity, identity_of, non_defaults
 from coordexp.runtime.io import read_json, write_json
+from coordexp.training import swift_arguments
+from coordexp.training.ms_swift import eval_worker, worker
 
 CODE_FILE = "code.json"
-MODULES = ("coordexp.training.train", "coordexp.training.ms_swift.worker", "coordexp.training.ms_swift.plugin")
-EVAL_MODULE = "coordexp.training.ms_swift.eval_plugin"  # chooses the best checkpoint
+# Modules that compute a training; starting its processes and publishing its result changes nothing in it.
+MODULES = (swift_arguments.__name__, worker.__name__)
+EVAL_MODULE = eval_worker.__name__  # selects the best checkpoint
 
 
 def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:

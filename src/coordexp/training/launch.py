@@ -17,7 +17,9 @@ from pathlib import Path
 import msgspec
 
 from coordexp.runtime.errors import ConfigError, ModelError, located
-from coordexp.training.ms_swift import worker
+from coordexp.runtime.io import read_json
+from coordexp.training.job import Job
+from coordexp.training.ms_swift import eval_worker, worker
 
 SHUTDOWN_SECONDS = 600  # enough for a step and its checkpoint after SIGTERM; torchrun's default is 30 s
 VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -72,7 +74,9 @@ def launch(job_file: Path, distributed: DistributedConfig) -> bool:
     """
     env = {**os.environ, **_thread_variables(distributed)}
     rendezvous = _rendezvous(distributed, env)
-    run_worker = ["-m", worker.__name__, str(job_file)]
+    job = msgspec.convert(read_json(job_file), Job)
+    module = eval_worker if job.custom["detection_eval"]["every"] else worker
+    run_worker = ["-m", module.__name__, str(job_file)]
     if distributed.nodes == 1:
         torchrun = _torchrun(distributed, env) if distributed.processes > 1 else []
         command = [sys.executable, *torchrun, *run_worker]

@@ -14,11 +14,10 @@ from typing import Any
 import msgspec
 
 from coordexp.modeling.checkpoint_files import weights_identity
-from coordexp.modeling.families import family_of
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import content_identity
-from coordexp.runtime.errors import ConfigError, ModelError, located
+from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.io import atomic_dir, read_json, write_json, write_jsonl
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.training.checkpoints import COMPLETION_MARKER, complete_checkpoints, remove_incomplete, step_of
@@ -32,6 +31,7 @@ from coordexp.training.identity import (
 )
 from coordexp.training.job import Job
 from coordexp.training.launch import DistributedConfig, launch
+from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
 MANIFEST = "train_manifest.json"
 WEIGHTS = "*.safetensors"
@@ -84,7 +84,7 @@ def train(
         record_code(checkpoints, code, training_modules(recipe))
     arguments = swift_arguments(recipe, model_dir, checkpoints, work_dir / "tensorboard" / checkpoints.name)
     job = Job(
-        arguments=cap_workers(arguments, distributed),
+        arguments=cap_workers(arguments, distributed.processes, distributed.threads),
         custom=msgspec.to_builtins(recipe.custom),
         checkpoints=str(checkpoints),
     )
@@ -136,55 +136,6 @@ def refuse_remote_code(model_dir: Path) -> None:
             fix = "use a checkpoint of a model family that transformers implements itself"
             problem = "the checkpoint contains code (`auto_map`), which is never run"
             raise ModelError(located(problem, file=file, fix=fix))
-
-
-def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_dir: Path) -> dict[str, Any]:
-    """ms-swift's arguments: those of the recipe, and those that the workflow sets.
-
-    ConfigError if the recipe sets one of the latter.
-    """
-    # coordexp_checkpoints clears save_total_limit, which coordexp_time_estimate reads first.
-    callbacks = ["coordexp_time_estimate", "coordexp_checkpoints"]
-    if recipe.custom.detection_eval.every:
-        callbacks = ["coordexp_best", *callbacks]
-    names = family_of(model_dir).swift
-    suffix = "_delete" if recipe.template.get("truncation_strategy") == "delete" else ""
-    owned = {
-        "model": str(model_dir.resolve()),
-        "model_type": recipe.model.get("model_type", names.our_model_type),
-        "template": f"{names.our_template}{suffix}",
-        "dataset": ["coordexp_train"],
-        "val_dataset": ["coordexp_val"] if recipe.custom.val_jsonl else [],
-        "loss_type": "coordexp",
-        "output_dir": str(checkpoints),
-        "logging_dir": str(logging_dir),
-        "add_version": False,
-        "check_model": False,
-        "strict": True,
-        "lazy_tokenize": not recipe.swift_arguments.get("packing", False),  # packing needs all lengths in advance
-        "load_from_cache_file": False,
-        "dataset_shuffle": False,
-        "report_to": ["tensorboard"],
-        "callbacks": [*callbacks, *recipe.training.get("callbacks", [])],
-    }
-    clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
-    if clash:
-        raise ConfigError(f"{', '.join(clash)}: set by the workflow\n  -> remove it from the recipe")
-    return {**recipe.swift_arguments, **owned, "truncation_strategy": "delete"}  # ms-swift's "delete" raises an error
-
-
-def cap_workers(arguments: dict[str, Any], distributed: DistributedConfig) -> dict[str, Any]:
-    """`arguments` with at most as many loader workers per training process as it has CPU threads."""
-    requested, most = arguments.get("dataloader_num_workers") or 0, distributed.threads_per_process
-    if requested <= most:
-        return arguments
-    print(
-        f"train: {most} instead of {requested} loader workers per training process: {distributed.processes} training "
-        f"processes share {distributed.threads} CPU threads\n"
-        "  -> raise train.threads (--threads), or lower data.dataloader_num_workers",
-        flush=True,
-    )
-    return {**arguments, "dataloader_num_workers": most}
 
 
 def _publish(

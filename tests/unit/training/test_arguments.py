@@ -12,7 +12,7 @@ import swift
 from coordexp.recipe import load_recipe
 from coordexp.runtime.errors import ConfigError
 from coordexp.training.ms_swift import custom_section as settings
-from coordexp.training.train import swift_arguments
+from coordexp.training.swift_arguments import swift_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPES = sorted((REPOSITORY / "config" / "train").glob("*.yaml"))

@@ -90,7 +90,7 @@ def test_unsound_arguments_are_refused(tmp_path, text, message):
 
 
 def test_packing_is_allowed_with_flash_attention_and_tokenises_in_advance(tmp_path, tiny_model):
-    from coordexp.training.train import swift_arguments
+    from coordexp.training.swift_arguments import swift_arguments
 
     (tmp_path / "good.yaml").write_text("model: {attn_impl: flash_attention_2}\ntraining: {packing: true}")
     recipe = load_recipe(tmp_path / "good.yaml", {"custom": {"train_jsonl": "a"}})

@@ -13,8 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from coordexp.runtime.io import read_jsonl
-from coordexp.training.launch import DistributedConfig
-from coordexp.training.train import cap_workers
+from coordexp.training.swift_arguments import cap_workers
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STEPS = 5  # of eight of the 24 samples: into the second epoch
@@ -26,7 +25,7 @@ STEPS = 5  # of eight of the 24 samples: into the second epoch
 )
 def test_loader_workers_of_a_process_are_at_most_its_threads(asked, processes, threads, granted, capsys):
     given = {"dataloader_num_workers": asked, "seed": 17}
-    capped = cap_workers(given, DistributedConfig(processes=processes, threads=threads))
+    capped = cap_workers(given, processes, threads)
     assert capped == {"dataloader_num_workers": granted, "seed": 17}
     printed = capsys.readouterr().out
     assert (f"{granted} instead of {asked} loader workers" in printed) == (granted != asked)

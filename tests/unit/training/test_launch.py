@@ -18,7 +18,6 @@ from coordexp.runtime.errors import ConfigError
 from coordexp.runtime.io import read_json
 from coordexp.training import launch
 from coordexp.training.launch import DistributedConfig
-from coordexp.training.train import _report_other_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STEPS = 3
@@ -41,13 +40,6 @@ def test_fewer_gpus_than_processes_are_an_error(gpus, nodes, processes):
     text, fix = str(caught.value).split("\n")
     assert text.startswith("gpu: ") and text.endswith(f"; expected {nodes * processes}, found {gpus}")
     assert f"--resources gpu={nodes * processes}, or lower processes" in fix
-
-
-def test_training_from_scratch_names_the_possible_reasons(tmp_path, capsys):
-    (tmp_path / "other").mkdir()
-    _report_other_checkpoints(tmp_path / "key")
-    printed = capsys.readouterr().out
-    assert "number of processes changed: training from scratch" in printed and "kept: other" in printed
 
 
 def test_several_machines_need_a_rendezvous():

@@ -1,7 +1,4 @@
-"""Registers detection during training with ms-swift.
-
-A module of its own, so that the code identity of a training without it does not include decoder and evaluation.
-"""
+"""Registers detection during training with ms-swift."""
 
 from coordexp.training.eval_callback import DetectionScorer
 from coordexp.training.ms_swift import best_checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,8 @@ from coordexp.training.job import Job
 from coordexp.training.ms_swift.custom_section import VARIABLE
 
 
-def run(job_file: Path) -> None:
-    """Run ms-swift for a job in this process (one of several with torchrun)."""
+def run(job_file: Path, *registrations: Callable[[], None]) -> None:
+    """Run ms-swift for a job in this process (one of several with torchrun), after further registrations with it."""
     end_with_parent()
     job = msgspec.convert(read_json(job_file), Job)
     os.environ[VARIABLE] = json.dumps(job.custom)
@@ -30,11 +31,8 @@ def run(job_file: Path) -> None:
     from coordexp.training.ms_swift import plugin
     from coordexp.training.ms_swift.arguments import checked
 
-    plugin.register()
-    if job.custom["detection_eval"]["every"]:
-        from coordexp.training.ms_swift import eval_plugin
-
-        eval_plugin.register()
+    for register in (plugin.register, *registrations):
+        register()
     # On a CPU, several processes find each other only with use_cpu.
     arguments = {"use_cpu": not torch.accelerator.is_available(), **checked(job.arguments)}
     checkpoints = complete_checkpoints(job.checkpoints)
@@ -44,8 +42,13 @@ def run(job_file: Path) -> None:
     SwiftSft(SftArguments(**arguments)).main()
 
 
-if __name__ == "__main__":
+def main(*registrations: Callable[[], None]) -> None:
+    """Command line: run the job file given as the only argument."""
     try:
-        run(Path(sys.argv[1]))
+        run(Path(sys.argv[1]), *registrations)
     except CoordExpError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""One training process of a run with `custom.detection_eval`: `worker` plus decoder and evaluation.
+
+A module of its own, so that the code identity of a training without detection does not include them.
+"""
+
+from __future__ import annotations
+
+from coordexp.training.ms_swift import worker
+
+
+def register() -> None:
+    """Register detection during training with ms-swift."""
+    from coordexp.training.ms_swift import eval_plugin  # imports ms-swift, which the launcher must not
+
+    eval_plugin.register()
+
+
+if __name__ == "__main__":
+    worker.main(register)
