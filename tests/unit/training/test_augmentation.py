@@ -13,8 +13,7 @@ from PIL import Image
 from coordexp.datasets.samples import Sample
 from coordexp.datasets.tokenize import to_tokens
 from coordexp.recipe import Augmentation, Custom, load_recipe
-from coordexp.records import Metadata, Object, Record
-from coordexp.runtime import io
+from coordexp.records import Metadata, Object, Record, read_records
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.training import augmentation as module
 from coordexp.training.augmentation import Plan, augment, draw_plan, may_flip, transform_image, transform_object
@@ -244,7 +243,7 @@ def test_the_template_trains_on_the_changed_image_and_watches_the_unchanged_one(
         dataset.set_epoch(0)
         assert sum(a != encode.encode(dict(b))["input_ids"] for a, b in zip(others, rows, strict=True)) > 12
         val = dataset._Loader().load(dataset_meta=SimpleNamespace(dataset_name=dataset.VAL))
-        first = next(io.read_records(files["val_jsonl"], "token"))
+        first = next(read_records(files["val_jsonl"], "token"))
         assert encode.encode(dict(val[0]))["coord_targets"].coords == [v for obj in first.objects for v in obj.norm]
 
 

@@ -9,6 +9,7 @@ from template_cases import encoder_of
 from coordexp.losses.criterion import DetectionCriterion
 from coordexp.losses.options import LossOptions
 from coordexp.recipe import load_recipe
+from coordexp.records import read_records
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.training.collate import as_targets
@@ -130,7 +131,7 @@ def one_long(shapes_data, tmp_path):
 
 def with_long(shapes_data, tmp_path, indices):
     """A file of four records with very long descriptions at these indices."""
-    records = list(io.read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
+    records = list(read_records(shapes_data / "train.coord.jsonl", "token"))[:4]
     for record in records:
         record.images = [str(shapes_data / record.images[0])]
     for index in indices:

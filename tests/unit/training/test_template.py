@@ -10,6 +10,7 @@ from coordexp.losses.targets import IGNORE
 from coordexp.modeling.families import FAMILIES
 from coordexp.modeling.vocab import coord_ids
 from coordexp.recipe import CoordTokens
+from coordexp.records import read_records
 from coordexp.runtime import io
 from coordexp.runtime.errors import DataError
 
@@ -108,7 +109,7 @@ def test_integers_carry_no_coordinate_slots(shapes_data, tiny_model):
 def test_an_image_of_another_size_is_refused(shapes_data, tiny_model, tmp_path):
     from PIL import Image
 
-    record = next(io.read_records(shapes_data / "train.coord.jsonl", "token"))
+    record = next(read_records(shapes_data / "train.coord.jsonl", "token"))
     record.images = ["other.png"]
     Image.new("RGB", (128, 96)).save(tmp_path / "other.png")
     io.write_jsonl(tmp_path / "other.jsonl", [record])
@@ -122,7 +123,7 @@ def test_a_file_in_the_other_coordinate_space_is_refused(shapes_data, tiny_model
 
 
 def test_a_description_that_contains_a_coordinate_token_is_refused(shapes_data, tiny_model, tmp_path):
-    record = next(io.read_records(shapes_data / "train.coord.jsonl", "token"))
+    record = next(read_records(shapes_data / "train.coord.jsonl", "token"))
     record.images = [str(shapes_data / record.images[0])]
     record.objects[0].desc = "a <|coord_5|> trap"
     io.write_jsonl(tmp_path / "trap.jsonl", [record])
