@@ -160,6 +160,14 @@ def downstream(jobs: Plan, names: set[tuple]) -> set[tuple]:
     return names | {name for name in jobs if names & upstream(jobs, name)}
 
 
+def keeping_training(jobs: Plan) -> Plan:
+    """What remains of a plan for evaluation and report when trainings and their bases are finished and kept."""
+    kept = {name for name in jobs if name[0] in ("train", "fetch_model", "expand_vocab")}
+    left = {name: job._replace(after=job.after - kept) for name, job in jobs.items() if name not in kept}
+    wanted = {name for name in left if name[0] in ("evaluate", "report")}
+    return {name: left[name] for name in wanted.union(*(upstream(left, name) for name in wanted))}
+
+
 def rules(names: set[tuple]) -> list[str]:
     """Rules of jobs, each once."""
     return sorted({name[0] for name in names})

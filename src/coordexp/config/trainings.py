@@ -22,7 +22,7 @@ import msgspec
 from coordexp import __version__
 from coordexp.config import runs
 from coordexp.config.settings import Settings
-from coordexp.datasets import mixture
+from coordexp.datasets.mixture import PATHS, mixture_files
 from coordexp.runtime.code_identity import code_identity, file_identity, identity_of, non_defaults
 from coordexp.runtime.errors import ConfigError, CoordExpError
 from coordexp.runtime.io import read_json
@@ -127,8 +127,7 @@ def made_from(settings: Settings, run: str) -> str:
     if files["fusion_config"]:
         path = settings.root / files["fusion_config"]
         facts["mixture"] = {
-            key: [_records(settings, os.path.relpath(file), run) for file in mixture.files(path, key)]
-            for key in mixture.PATHS
+            key: [_records(settings, os.path.relpath(file), run) for file in mixture_files(path, key)] for key in PATHS
         }
         facts["mixture_file"] = _file(path)
     return identity_of(facts)
