@@ -157,7 +157,7 @@ def other_family(tmp_path_factory):
         "evaluate": {"bootstrap": 10},
     }
     workflow = Workflow(folder, changes)
-    workflow.run("results/shapes_9/eval.json")
+    workflow.run("results/shapes_9/eval.json", "--set-resources", "train:gpu=0", "predict:gpu=0")
     return workflow
 
 
