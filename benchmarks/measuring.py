@@ -8,14 +8,13 @@ import threading
 import time
 from pathlib import Path
 
-EVERY = 0.05  # seconds between two looks at the memory
+EVERY = 0.05  # seconds between two samples of the memory
 
 
 def measured(function, *args) -> dict:
-    """What a call in a fresh process takes, from its start to its end.
+    """Wall seconds, CPU seconds and peak memory of a call in a new process.
 
-    Peak memory is the largest sum, over all its processes at one time, of the proportional set size in
-    MB: pages that several share count once.
+    Peak memory is the largest sum of the proportional set sizes of all its processes, in MB; shared pages count once.
     """
     process = multiprocessing.get_context("spawn").Process(target=function, args=args)
     peak = {"mb": 0.0}

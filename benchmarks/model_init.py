@@ -1,4 +1,4 @@
-"""How the new rows start, and how the tiny model starts: which learns boxes faster on generated shapes.
+"""Initialisations of the new rows and of the tiny model: which learns boxes faster on generated shapes.
 
 A plain loop, cross-entropy on the answer: python benchmarks/model_init.py --steps 400 --init mean numeric
 Prints, for each setting, the validation loss of coordinate tokens and the share of boxes at IoU >= .5 (bins taken by

@@ -2,13 +2,13 @@
 
 python benchmarks/model_merge.py --gigabytes 4 --folder /tmp --repeat 5 [--swift]
 Builds a bf16 Qwen3-VL of that size in several shards (random weights, streamed) and an adapter on every linear layer of
-the language model with coordinate offsets. Then `cp -r`, expand and merge take turns, each in a process of its own and
-each timed until its files are flushed to disk; with --swift `swift export --merge_lora` follows once. `--prepare` only
-builds, in a folder that a later run measures and keeps.
+the language model with coordinate offsets. Then `cp -r`, expand and merge alternate, each in its own process and
+timed until its files are flushed to disk; with --swift, `swift export --merge_lora` runs once at the end.
+`--prepare` only builds the checkpoint in a folder, which a later run measures and keeps.
 
-In a virtual machine page cache that is new to it costs several times the processor time of cache used before: the
-same copy took from 2.2 to 8.9 s within an hour, a merge, which bypasses the cache, 3.0 to 4.0 s. The first turn is
-therefore not counted, and medians and ranges are given.
+In a virtual machine, new page cache takes several times the CPU time of cache that was used before: the same copy took
+2.2 to 8.9 s within an hour, and a merge, which bypasses the cache, 3.0 to 4.0 s. The first round is therefore not
+counted, and medians and ranges are reported.
 """
 
 from __future__ import annotations

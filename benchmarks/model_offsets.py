@@ -1,8 +1,8 @@
 """Coordinate offsets against PEFT's `trainable_token_indices` on a table of the published size.
 
 python benchmarks/model_offsets.py --hidden 1024 --steps 6
-Each method runs in a process of its own: LoRA on the same layers, the same 1,000 rows trainable on input and (tied)
-output. Time of a step, peak memory above the loaded model, trainable parameters and the last loss go to
+Each method runs in its own process: LoRA on the same layers, and the same 1,000 rows trainable in the input and (tied)
+output tables. The time per step, peak memory above the loaded model, trainable parameters and last loss are written to
 results/model_offsets.json.
 """
 

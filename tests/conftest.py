@@ -1,4 +1,4 @@
-"""Real inputs, made once a session: generated shapes as records, and a tiny expanded Qwen3-VL."""
+"""Inputs created once per session: records of generated shapes, and a tiny expanded Qwen3-VL."""
 
 import signal
 from pathlib import Path

@@ -177,7 +177,7 @@ def train(commands) -> None:
 
 
 def merge(commands) -> None:
-    """Command `merge`: merge an adapter, as environment variables say."""
+    """Command `merge`: merge an adapter named by environment variables."""
     parser = _subparser(
         commands,
         "merge",

@@ -109,7 +109,7 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
 
 
 def merge_from_env(environ: dict[str, str] | None = None) -> int:
-    """Merge as the environment variables say: ADAPTERS, OUTPUT_DIR, and optionally BASE, ALLOW_OVERWRITE and BEST.
+    """Merge with arguments from the environment: ADAPTERS, OUTPUT_DIR, optionally BASE, ALLOW_OVERWRITE and BEST.
 
     ADAPTERS is a folder, a glob, or several of these separated by white space; the newest checkpoint is merged. BASE
     defaults to the base recorded in the adapter. GPU_DEVICES is accepted and ignored, because merging uses the CPU.

@@ -237,8 +237,8 @@ def _announce(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict
             written[name] = shard.path.stat().st_size + growth
         else:
             linked.append(shard.path)
-    beside = sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
-    announce_shards("expand", out, written, linked, beside)
+    others = sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
+    announce_shards("expand", out, written, linked, others)
 
 
 def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:

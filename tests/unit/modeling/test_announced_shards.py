@@ -1,4 +1,4 @@
-"""Expanding and merging announce what they will write, and are refused where it does not fit."""
+"""Expanding and merging announce the bytes that they write, and refuse to start without enough disk space."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Usage = collections.namedtuple("Usage", "total used free")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """Folder with `base` (sharded, large enough for megabytes), `expanded`, and an `adapter` with offsets alone."""
+    """Folder with `base` (sharded, large enough for megabytes), `expanded`, and an `adapter` with offsets only."""
     folder = tmp_path_factory.mktemp("inputs")
     tiny.build(folder / "base", 3, **helpers.SMALL | {"hidden": 1024, "vocab_size": 1200})
     helpers.reshard(folder / "base", "1MB")
@@ -37,7 +37,7 @@ def run(job: str, inputs: Path, out: Path) -> None:
         vocab.expand(inputs / ("base" if job == "expand" else "expanded"), out)
 
 
-@pytest.mark.parametrize(("job", "rewritten"), [("expand", 1), ("merge", 2), ("pass on", 0)])
+@pytest.mark.parametrize(("job", "rewritten"), [("expand", 1), ("merge", 2), ("already expanded", 0)])
 @pytest.mark.parametrize("linked", [True, False], ids=["same file system", "another"])
 def test_what_is_announced_is_what_is_written(inputs, tmp_path, capsys, monkeypatch, job, rewritten, linked):
     if not linked:
@@ -61,10 +61,10 @@ def test_without_space_nothing_is_written(inputs, tmp_path, monkeypatch, job):
     with pytest.raises(SpaceError, match=f"not enough disk for {job}; expected '.* MB free', found '1 MB'"):
         run(job, inputs, tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []
-    run("pass on", inputs, tmp_path / "out")  # links need no space
+    run("already expanded", inputs, tmp_path / "out")  # links need no space
 
 
 def test_links_cost_nothing_and_copies_their_size(inputs):
     files = list(inputs.glob("base/*.safetensors"))
-    assert estimates.copied_bytes(files, inputs / "not" / "there") == 0
+    assert estimates.copied_bytes(files, inputs / "missing" / "folder") == 0
     assert estimates.copied_bytes(files, "/proc") == sum(file.stat().st_size for file in files) > 0

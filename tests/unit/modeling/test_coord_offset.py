@@ -1,4 +1,4 @@
-"""The offset module: what it adds, where gradients go, and that processes and accumulation change nothing."""
+"""The offset module: outputs and gradients against a dense reference, generation, and distributed training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START, HIDDEN, ROWS = 7, 5, 1012
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("own_head", [True, False])
-def test_same_as_adding_rows_to_both_tables(own_head, dtype):
+def test_outputs_equal_those_of_modified_tables(own_head, dtype):
     """The slow, obvious version: add the offsets to the rows, look up, multiply."""
     torch.manual_seed(0)
     module = offsets.CoordOffsetAdapter(HIDDEN, START, START + 999, own_head)
@@ -41,7 +41,7 @@ def test_same_as_adding_rows_to_both_tables(own_head, dtype):
     assert torch.equal(logits[..., :START], (hidden @ head.T)[..., :START])
 
 
-def test_gradients_are_those_of_the_rows():
+def test_gradients_equal_those_of_the_modified_rows():
     torch.manual_seed(0)
     module = offsets.CoordOffsetAdapter(HIDDEN, START, START + 999, own_head=True)
     embed = torch.randn(ROWS, HIDDEN, requires_grad=True)
@@ -58,7 +58,7 @@ def test_gradients_are_those_of_the_rows():
     torch.testing.assert_close(module.head_offset.grad, head.weight.grad[START : START + 1000])
 
 
-def test_tables_are_float32_masters_unless_told_otherwise(tmp_path):
+def test_tables_are_float32_by_default(tmp_path):
     base = helpers.expanded(tmp_path, tie=False, dtype="bfloat16")
     ids = vocab.coord_ids(base)
     for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
@@ -86,7 +86,7 @@ def test_impossible_ids_are_errors(tmp_path):
 
 
 def test_initialisation_that_changes_the_base_is_refused(tmp_path):
-    """A saved adapter could not be merged: the base that it was trained on exists nowhere."""
+    """Such an adapter could not be merged, because the modified base is not saved."""
     with pytest.raises(ModelError, match="does not change the base weights"):
         offsets.lora_config({"start": START, "end": START + 999}, init_lora_weights="pissa_niter_4")
     base = helpers.expanded(tmp_path, tie=True)
@@ -145,8 +145,8 @@ if rank == 0:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path):
-    """DDP over gloo, DoRA, gradient checkpointing: equal to one process with the whole batch."""
+def test_two_processes_give_the_same_training_as_one(tmp_path):
+    """DDP over gloo, DoRA, gradient checkpointing: equal to one process with the full batch."""
     base = helpers.expanded(tmp_path, tie=True)
     script = tmp_path / "train.py"
     script.write_text(TRAIN.format(tests=str(Path(__file__).parents[1])))

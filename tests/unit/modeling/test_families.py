@@ -62,7 +62,7 @@ def test_untying_reaches_every_section():
 
 
 def test_positions_after_the_prompt_are_those_of_transformers(base):
-    """Feeding one token at the family's position gives the logits of feeding the whole sequence."""
+    """Feeding one token at the family's position gives the logits of feeding the full sequence."""
     family, model = family_of(base), helpers.load(base)
     full = batch_of(base)
     shape = full["input_ids"].shape

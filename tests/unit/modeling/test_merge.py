@@ -1,4 +1,4 @@
-"""Merging gives the model that was trained, for every kind of base and adapter, and refuses what it cannot do."""
+"""Merged checkpoints against the model with its adapter, for every kind of base and adapter; errors of merging."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KINDS = {
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "sharded"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
-def test_merged_logits_are_the_adapters(bases, tmp_path, tie, sharded, dora, kind):
+def test_merged_logits_equal_those_with_the_adapter(bases, tmp_path, tie, sharded, dora, kind):
     base = bases(tie, sharded, "float32")
     model = helpers.adapted(base, dora=dora, **KINDS[kind])
     inputs = helpers.batch(base)
@@ -67,7 +67,7 @@ def test_merged_logits_are_the_adapters(bases, tmp_path, tie, sharded, dora, kin
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["single", "sharded"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
-def test_bfloat16_logits_are_the_adapters_within_the_rounding(bases, tmp_path, tie, sharded, dora, kind):
+def test_bfloat16_logits_agree_within_rounding(bases, tmp_path, tie, sharded, dora, kind):
     """PEFT rounds W x and B A x apart, a merged model rounds W + B A once: neither is nearer to float32 by a class."""
     base = bases(tie, sharded, "bfloat16")
     model = helpers.adapted(base, dora=dora, **KINDS[kind])
@@ -86,7 +86,7 @@ def test_bfloat16_logits_are_the_adapters_within_the_rounding(bases, tmp_path, t
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
-def test_bfloat16_stays_within_the_rounding_of_the_weights(bases, tmp_path, tie, dora):
+def test_bfloat16_weights_are_rounded_once(bases, tmp_path, tie, dora):
     """A merged weight is float32 arithmetic rounded once: at most half a unit in the last place from exact."""
     base = bases(tie, False, "bfloat16")
     model = helpers.adapted(base, dora=dora)
@@ -138,7 +138,7 @@ def test_same_weights_as_peft_merge_and_unload(bases, tmp_path, dora):
         assert any(part in name for name in changed), part
 
 
-def test_embedding_trained_alone_on_a_tied_base_unties_it(bases, tmp_path):
+def test_training_only_the_embedding_of_a_tied_base_unties_it(bases, tmp_path):
     base = bases(True, True, "float32")
     model = helpers.adapted(base, offset=False, modules_to_save=["embed_tokens"])
     inputs = helpers.batch(base)
@@ -150,7 +150,7 @@ def test_embedding_trained_alone_on_a_tied_base_unties_it(bases, tmp_path):
     assert manifest["untied"] is True
 
 
-def test_other_files_are_the_bases_and_training_leftovers_stay_behind(bases, tmp_path):
+def test_other_files_are_those_of_the_base_without_training_files(bases, tmp_path):
     base = bases(True, False, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "checkpoint-3")
     for leftover in ("optimizer.pt", "trainer_state.json", "args.json", "README.md"):
@@ -166,7 +166,7 @@ def test_other_files_are_the_bases_and_training_leftovers_stay_behind(bases, tmp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_full_parameter_checkpoint_becomes_complete_in_the_bases_dtype(bases, tmp_path, dtype):
+def test_full_parameter_checkpoint_is_completed_in_the_dtype_of_the_base(bases, tmp_path, dtype):
     base = bases(True, False, dtype)
     model = helpers.load(base).float()
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_newest_and_best_checkpoint(bases, tmp_path):
         merging.resolve_checkpoint(tmp_path / "checkpoint-100")
 
 
-def test_environment_use_and_exit_codes(bases, tmp_path, capsys):
+def test_environment_variables_and_exit_codes(bases, tmp_path, capsys):
     base = bases(True, False, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "checkpoint-1")
     env = {"ADAPTERS": f"{tmp_path}/checkpoint-*", "OUTPUT_DIR": f"{tmp_path}/merged", "GPU_DEVICES": "0"}
@@ -220,7 +220,7 @@ def test_environment_use_and_exit_codes(bases, tmp_path, capsys):
     assert merging.merge_from_env(env | {"ADAPTERS": f"{tmp_path}/nothing", "OUTPUT_DIR": f"{tmp_path}/o"}) == 1
 
 
-def test_the_command_line_takes_the_best_checkpoint(bases, tmp_path, monkeypatch):
+def test_the_command_line_merges_the_best_checkpoint(bases, tmp_path, monkeypatch):
     base = bases(True, False, "float32")
     for step in (1, 2):
         helpers.adapted(base).save_pretrained(tmp_path / f"checkpoint-{step}")
@@ -247,21 +247,21 @@ def test_second_merge_of_the_same_adapter_is_refused(bases, tmp_path):
         merging.merge(base, tmp_path / "one", base, allow_overwrite=True)
 
 
-def test_misfits_are_named(bases, tmp_path):
+def test_an_adapter_that_does_not_fit_is_refused(bases, tmp_path):
     base, untied = bases(True, True, "float32"), bases(False, False, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="output layer of its own"):
         merging.merge(untied, tmp_path / "adapter", tmp_path / "out")
 
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-10])
     with pytest.raises(ModelError, match="truncated"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
     weights.write_bytes(b"\xff" * 64)
     with pytest.raises(ModelError, match="not a safetensors file"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
-    weights.write_bytes(whole)
+    weights.write_bytes(original)
 
     def foreign(tensors: dict) -> None:
         tensors["base_model.model.model.decoder.fc1.lora_A.weight"] = torch.zeros(2, 2)
@@ -274,7 +274,7 @@ def test_misfits_are_named(bases, tmp_path):
     def odd(tensors: dict) -> None:
         tensors["base_model.model.model.prompt"] = torch.zeros(2)
 
-    weights.write_bytes(whole)
+    weights.write_bytes(original)
     helpers.rewrite(tmp_path / "adapter", weights.name, odd)
     with pytest.raises(ModelError, match=r"model\.prompt: the adapter changes a tensor that the base does not have"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
@@ -283,7 +283,7 @@ def test_misfits_are_named(bases, tmp_path):
         key = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
         tensors[key] = tensors[key][:, 1:].contiguous()
 
-    weights.write_bytes(whole)
+    weights.write_bytes(original)
     helpers.rewrite(tmp_path / "adapter", weights.name, narrow)
     with pytest.raises(ModelError, match="shape differs"):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
@@ -304,7 +304,7 @@ def test_another_base_of_the_same_shapes_is_refused(bases, tmp_path):
         merging.merge(other, tmp_path / "adapter", tmp_path / "out", allow_overwrite=True)
 
 
-def test_drifted_ids_and_another_tokenizer_are_refused(bases, tmp_path):
+def test_different_ids_or_tokenizer_are_refused(bases, tmp_path):
     base = bases(True, False, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
@@ -321,7 +321,7 @@ def test_drifted_ids_and_another_tokenizer_are_refused(bases, tmp_path):
         merging.merge(base, tmp_path / "adapter", tmp_path / "out")
 
 
-def test_damaged_base_is_named(bases, tmp_path):
+def test_a_damaged_base_is_refused(bases, tmp_path):
     base = bases(True, True, "float32")
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
     broken = tmp_path / "broken"
@@ -340,7 +340,7 @@ def test_damaged_base_is_named(bases, tmp_path):
     assert merging.merge(broken, tmp_path / "adapter", tmp_path / "out")["untied"] is False
 
 
-def test_loads_with_peft_after_the_import_and_says_so_without_it(bases, tmp_path):
+def test_peft_loads_the_adapter_only_after_the_import(bases, tmp_path):
     base = bases(True, False, "float32")
     model = helpers.adapted(base, dora=True)
     model.save_pretrained(tmp_path / "adapter")

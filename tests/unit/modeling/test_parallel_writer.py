@@ -1,4 +1,4 @@
-"""Pieces written by several threads make up the file, whatever way they take to the disk."""
+"""Files written in pieces by several threads, with and without direct I/O, and errors of the disk."""
 
 import errno
 import os
@@ -11,12 +11,12 @@ from coordexp.modeling import parallel_writer as output
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.parallel_writer import PAGE, Output, aligned_buffer
 
-WAYS = ("direct", "cached", "refused", "short")
+IO_MODES = ("direct", "cached", "refused", "short")
 
 
 @pytest.fixture
-def way(request, monkeypatch):
-    """Makes the system write as it says; counts what went past the page cache."""
+def io_mode(request, monkeypatch):
+    """Simulates one behaviour of the file system; counts the bytes that bypassed the page cache."""
     counted = {"direct": 0}
     real = os.pwrite
 
@@ -43,9 +43,9 @@ def way(request, monkeypatch):
     return request.param, counted
 
 
-@pytest.mark.parametrize("way", WAYS, indirect=True)
-def test_pieces_of_any_size_at_any_place_make_up_the_file(tmp_path, way):
-    name, counted = way
+@pytest.mark.parametrize("io_mode", IO_MODES, indirect=True)
+def test_pieces_of_any_size_and_position_give_the_file(tmp_path, io_mode):
+    name, counted = io_mode
     rng = np.random.default_rng(3)
     sizes = [1, PAGE - 1, PAGE, PAGE + 1, 3, 5 * PAGE, 7 * PAGE + 11, 2, 0, *rng.integers(1, 20 * PAGE, 60)]
     pieces = [rng.integers(0, 256, int(size), np.uint8).tobytes() for size in sizes]
@@ -66,13 +66,13 @@ def test_pieces_of_any_size_at_any_place_make_up_the_file(tmp_path, way):
         assert counted["direct"] > 100 * PAGE
 
 
-def test_memory_lies_within_a_page_as_the_file_does():
+def test_buffers_are_aligned_like_their_file_position():
     for position in (0, 1, 8, PAGE - 1, PAGE, 10 * PAGE + 77):
         assert output._address(aligned_buffer("test", 3 * PAGE, position)) % PAGE == position % PAGE
     assert len(aligned_buffer("test", 5)) == 5
 
 
-def test_a_full_disk_is_an_error_not_a_file(monkeypatch, tmp_path):
+def test_a_full_disk_is_an_error(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -81,7 +81,7 @@ def test_a_full_disk_is_an_error_not_a_file(monkeypatch, tmp_path):
         shards.write_file(tmp_path / "file", [], {"a": "b"}, pool)
 
 
-def test_a_flush_that_fails_is_an_error(monkeypatch, tmp_path):
+def test_a_failed_flush_is_an_error(monkeypatch, tmp_path):
     def broken(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

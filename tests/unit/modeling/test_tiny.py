@@ -1,4 +1,4 @@
-"""The tiny checkpoint is an ordinary Qwen3-VL folder, the same for the same seed, and fetching brings folders in."""
+"""The tiny model as an ordinary Qwen3-VL checkpoint, reproducible by seed, and the sources of base models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def processor(folder):
     return AutoProcessor.from_pretrained(folder)
 
 
-def test_same_seed_same_bytes_in_another_process(folder, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_in_another_process(folder, tmp_path):
     code = "import sys; from coordexp.modeling import tiny; tiny.build(sys.argv[1], seed=int(sys.argv[2]))"
     helpers.in_fresh_process(code, tmp_path / "same", 7)
     tiny.build(tmp_path / "other", seed=8)
@@ -84,7 +84,7 @@ def test_every_byte_and_the_special_tokens_round_trip(processor):
     assert len(tokenizer(answer).input_ids) <= 20
 
 
-def test_chat_template_writes_what_qwen3_vl_expects(processor):
+def test_chat_template_gives_the_prompt_of_qwen3_vl(processor):
     image = {"type": "image", "image": "x.jpg"}
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -102,7 +102,7 @@ def test_chat_template_writes_what_qwen3_vl_expects(processor):
 
 
 def test_ms_swift_encodes_the_same_ids(folder, tmp_path):
-    """The ids that ms-swift's own qwen3_vl template makes are those of the processor's chat template."""
+    """ms-swift's qwen3_vl template gives the same ids as the processor's chat template."""
     pytest.importorskip("swift")
     from swift.model import get_processor
     from swift.template import TemplateInputs, get_template
@@ -146,7 +146,7 @@ def test_fetch_tiny_and_path(folder, tmp_path):
     helpers.load(tmp_path / "own")
 
 
-def test_the_manifest_of_a_folder_tells_weights_and_tokenizers_apart(folder, tmp_path):
+def test_the_manifest_identifies_weights_and_tokenizers(folder, tmp_path):
     own = Path(shutil.copytree(folder, tmp_path / "own"))
 
     def recorded() -> dict[str, str]:
@@ -173,7 +173,7 @@ def test_the_manifest_of_a_folder_tells_weights_and_tokenizers_apart(folder, tmp
         ({"source": "path", "path": "/no/such/folder"}, "no such folder"),
     ],
 )
-def test_unusable_entries_are_named(tmp_path, entry, message):
+def test_invalid_entries_are_named(tmp_path, entry, message):
     with pytest.raises(ConfigError, match=message):
         fetch.fetch("m", entry, tmp_path / "out")
 
@@ -188,7 +188,7 @@ def test_incomplete_folder_is_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["hf", pytest.param("modelscope", marks=pytest.mark.slow)])
-def test_no_network_says_what_to_do(tmp_path, source):
+def test_the_error_without_network_says_what_to_do(tmp_path, source):
     code = """
         import sys
         from coordexp.runtime.errors import DownloadError
@@ -208,7 +208,7 @@ def test_no_network_says_what_to_do(tmp_path, source):
 
 
 @pytest.mark.parametrize("source", ["hf", "modelscope"])
-def test_a_hub_gives_the_pinned_files(folder, tmp_path, monkeypatch, source):
+def test_a_hub_provides_the_pinned_files(folder, tmp_path, monkeypatch, source):
     asked = {}
 
     def snapshot_download(repo, revision, allow_patterns):
@@ -224,7 +224,7 @@ def test_a_hub_gives_the_pinned_files(folder, tmp_path, monkeypatch, source):
 
 
 @pytest.mark.parametrize("source", ["hf", "modelscope"])
-def test_a_full_disk_under_the_hub_s_cache_is_no_trouble_with_the_network(tmp_path, monkeypatch, capsys, source):
+def test_a_full_disk_under_the_cache_is_not_reported_as_a_network_error(tmp_path, monkeypatch, capsys, source):
     module, variable = {"hf": ("huggingface_hub", "HF_HOME"), "modelscope": ("modelscope", "MODELSCOPE_CACHE")}[source]
 
     def snapshot_download(repo, revision, allow_patterns):
@@ -237,5 +237,5 @@ def test_a_full_disk_under_the_hub_s_cache_is_no_trouble_with_the_network(tmp_pa
         fetch.fetch("big", {"source": source, "repo": "a/b", "revision": "abc"}, tmp_path / "out")
     assert str(caught.value).startswith(str(tmp_path / "cache")) and variable in str(caught.value)
     assert "network" not in str(caught.value)
-    said = capsys.readouterr().err
-    assert f"fetch a/b: downloading to {tmp_path / 'cache'}" in said and variable in said
+    printed = capsys.readouterr().err
+    assert f"fetch a/b: downloading to {tmp_path / 'cache'}" in printed and variable in printed

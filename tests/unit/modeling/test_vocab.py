@@ -1,4 +1,4 @@
-"""Growing the vocabulary: ids, rows, files, tying; nothing else changes, and broken input is named."""
+"""Adding the coordinate tokens: ids, embedding rows, files and tying; everything else stays the same; errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_published_vocabulary_gives_the_published_ids(qwen3, tmp_path):
     table, old = (tensors(f)[EMBED] for f in (tmp_path / "out", base))
     assert table.shape == (152670, 8) and old.shape == (151936, 8)
     assert torch.equal(table[:151669], old[:151669])
-    # rows on the former padding and rows beyond it follow one rule: numbers 0..1 and 265..267 are neighbours alike
+    # rows on the former padding and rows beyond it follow the same rule: 0 and 1 are as similar as 265 to 267
     step = (table[151671:] - table[151670:-1]).norm(dim=1)
     assert step[264:267].max() < 3 * step.median()
     text = '{"objects": [{"desc": "black cat", "bbox_2d": [<|coord_110|>, <|coord_999|>]}]}'
@@ -64,7 +64,7 @@ def test_published_vocabulary_gives_the_published_ids(qwen3, tmp_path):
 
 
 def test_known_encodings_of_the_published_vocabulary(qwen3):
-    """Ids that Qwen's documentation and model cards show."""
+    """Ids from the documentation and model cards of Qwen."""
     assert qwen3.encode("Hello, world!").ids == [9707, 11, 1879, 0]
     assert qwen3.encode("<|im_start|>user\n").ids == [151644, 872, 198]
     assert qwen3.encode("<|im_start|>assistant\n").ids == [151644, 77091, 198]
@@ -105,7 +105,7 @@ def test_only_new_rows_change(tmp_path, tie, dtype, sharded, pad_rows):
     assert rewritten == {f.name for f in base.glob("*.safetensors") if tables & load_file(f).keys()}
 
 
-def test_rules_for_new_rows(tmp_path):
+def test_initialisations_of_new_rows(tmp_path):
     base = build(tmp_path / "base", embed_std=0.3)
     old = tensors(base)[EMBED]
     vocab.expand(base, tmp_path / "mean", "mean")
@@ -129,13 +129,13 @@ def test_rules_for_new_rows(tmp_path):
     assert again == first
 
 
-def test_expanding_twice_says_so_and_changes_nothing(tmp_path, capsys):
+def test_expanding_twice_changes_nothing(tmp_path, capsys):
     base = build(tmp_path / "base")
     first = vocab.expand(base, tmp_path / "one", "numeric")
     assert "already" not in capsys.readouterr().err
     second = vocab.expand(tmp_path / "one", tmp_path / "two")
-    said = f"one already has the coordinate tokens ({first['start']}..{first['end']})"
-    assert said in capsys.readouterr().err
+    expected = f"one already has the coordinate tokens ({first['start']}..{first['end']})"
+    assert expected in capsys.readouterr().err
     assert second == first | {"already_expanded": True, "base": weights_identity(tmp_path / "one")}
     for file in (tmp_path / "one").iterdir():
         if file.name != vocab.COORD_FILE:
@@ -152,7 +152,7 @@ def test_saving_the_tokenizer_again_keeps_its_hash(tmp_path):
     assert vocab.check_tokenizer(tmp_path / "saved", tmp_path / "out")
 
 
-def test_drift_is_an_error(tmp_path):
+def test_different_ids_are_an_error(tmp_path):
     vocab.expand(build(tmp_path / "base"), tmp_path / "out")
     facts = json.loads((tmp_path / "out" / vocab.COORD_FILE).read_text())
     vocab.expand(build(tmp_path / "smaller", vocab_size=400), tmp_path / "other")
@@ -189,7 +189,7 @@ def test_ids_must_be_complete_and_contiguous(tmp_path):
         vocab.expand(tmp_path / "out", tmp_path / "more")
 
 
-def test_unusable_input_is_named(tmp_path):
+def test_unsuitable_checkpoints_are_refused(tmp_path):
     base = build(tmp_path / "base")
     with pytest.raises(ModelError, match=r"vocab\.init"):
         vocab.expand(base, tmp_path / "out", "zeros")
@@ -211,7 +211,7 @@ def test_unusable_input_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_shards_are_named(tmp_path):
+def test_damaged_shards_are_refused(tmp_path):
     base = build(tmp_path / "base")
     helpers.reshard(base)
     shard = sorted(base.glob("model-*.safetensors"))[1]
@@ -245,7 +245,7 @@ def sound(tmp_path_factory):
 
 
 def test_command_and_its_exit_codes(sound, tmp_path, capsys):
-    """0: written, or all checks hold; 1: a check fails or the input is unusable; 2: wrong use."""
+    """0: written, or all checks pass; 1: a check fails or the input is unsuitable; 2: wrong usage."""
     assert cli.main(["expand", str(sound / "base"), "--out", str(tmp_path / "out"), "--init", "mean"]) == 0
     facts = json.loads((tmp_path / "out" / vocab.COORD_FILE).read_text())
     assert f"<|coord_0|>..<|coord_999|> are {facts['start']}..{facts['end']}" in capsys.readouterr().out
@@ -275,7 +275,7 @@ def hide(tokens: list[dict]) -> None:
 
 
 def swallow(tokens: list[dict]) -> None:
-    """Another token of the tokenizer that begins with a coordinate's text takes its place."""
+    """The tokenizer has another token that starts with the text of a coordinate token."""
     tokens.append(tokens[-1] | {"id": tokens[-1]["id"] + 1, "content": "<|coord_7|>, "})
 
 
@@ -288,7 +288,7 @@ def swallow(tokens: list[dict]) -> None:
         (hide, "encoding and decoding an answer changes it"),
     ],
 )
-def test_every_check_of_the_tokens_ends_in_exit_code_1(sound, tmp_path, capsys, damage, message):
+def test_each_failed_check_gives_exit_code_1(sound, tmp_path, capsys, damage, message):
     folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken"))
     (folder / vocab.COORD_FILE).unlink()
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -300,7 +300,7 @@ def test_every_check_of_the_tokens_ends_in_exit_code_1(sound, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_tokens_in_the_tokenizer_alone_are_no_expanded_checkpoint(sound, tmp_path, capsys):
+def test_tokens_in_the_tokenizer_only_fail_the_check(sound, tmp_path, capsys):
     folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken"))
     for name in ("model.safetensors", "config.json"):
         shutil.copy(sound / "base" / name, folder / name)
@@ -312,7 +312,7 @@ def test_tokens_in_the_tokenizer_alone_are_no_expanded_checkpoint(sound, tmp_pat
 
 
 @pytest.mark.parametrize("job", ["expand", "merge"])
-def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path, job):
+def test_a_killed_job_leaves_no_output_folder(tmp_path, job):
     """SIGKILL while the weights are being written; the rerun succeeds."""
     base = helpers.expanded(tmp_path, tie=True)
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")

@@ -13,6 +13,7 @@ import msgspec
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.io import read_json
 from coordexp.runtime.locks import end_with_parent
+from coordexp.runtime.plugins import load_plugins
 from coordexp.training.checkpoints import complete_checkpoints
 from coordexp.training.job import Job
 from coordexp.training.ms_swift.custom_section import VARIABLE
@@ -21,6 +22,7 @@ from coordexp.training.ms_swift.custom_section import VARIABLE
 def run(job_file: Path, *registrations: Callable[[], None]) -> None:
     """Run ms-swift for a job in this process (one of several with torchrun), after further registrations with it."""
     end_with_parent()
+    load_plugins()
     job = msgspec.convert(read_json(job_file), Job)
     os.environ[VARIABLE] = json.dumps(job.custom)
     os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # images are on the grid already and must not be enlarged
