@@ -200,7 +200,7 @@ def test_what_is_left_or_right_is_not_flipped(tmp_path, desc, categories, free):
 
 def test_a_image_of_another_size_is_refused(tmp_path):
     sample = sample_of(tmp_path, THREE, image=Image.new("RGB", (64, 64)))
-    with pytest.raises(DataError, match="the image is 64x64, but the record 192x128"):
+    with pytest.raises(DataError, match="image is 64x64, but the record has 192x128"):
         augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=True)
 
 
@@ -208,8 +208,8 @@ def test_a_image_of_another_size_is_refused(tmp_path):
     ("text", "message"),
     [
         ("{flip: 2}", r"custom\.augmentation\.flip: expected `float` <= 1.0"),
-        ("{scale: [2, 1]}", "scale: expected the smaller number first"),
-        ("{crop_area: [0, 1]}", "Expected `float` > 0"),
+        ("{scale: [2, 1]}", "scale: expected the smaller value first"),
+        ("{crop_area: [0, 1]}", "expected `float` > 0"),
         ("{flp: 1}", "did you mean 'flip'"),
     ],
 )
@@ -237,7 +237,7 @@ def test_the_template_trains_on_the_changed_image_and_watches_the_unchanged_one(
             assert encoded["image_grid_thw"].prod() * 16**2 <= record.width * record.height
         assert cropped
         batch = encode.data_collator([encode.encode(dict(row)) for row in rows])
-        assert batch["coord_targets"]["tally"]["objects_cropped"] == cropped
+        assert batch["coord_targets"]["logged"]["objects_cropped"] == cropped
         dataset.set_epoch(1)
         others = [encode.encode(dict(row))["input_ids"] for row in rows]
         dataset.set_epoch(0)

@@ -107,7 +107,7 @@ def test_packs_fit_their_planned_length_in_every_epoch(encoder):
 
     encode, rows = encoder
     model, encode.model = encode.model, None  # as ms-swift does
-    rows = AddLengthPreprocessor(template=encode)(rows, num_proc=1, load_from_cache_file=False, strict=True)
+    rows = AddLengthPreprocessor(template=encode)(rows, num_proc=None, load_from_cache_file=False, strict=True)
     encode.model = model
     limit = max(map(sum, rows["lengths"])) * 3 // 2
     lazy = LazyLLMDataset(rows, encode.encode, strict=True, random_state=17)
