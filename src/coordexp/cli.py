@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from coordexp.runtime.errors import ConfigError, CoordExpError
+from coordexp.runtime.errors import ConfigError, CoordExpError, located
 from coordexp.runtime.plugins import VARIABLE, load_plugins
 
 DATA_OPTIONS = ("train_jsonl", "val_jsonl", "fusion_config", "categories")  # of `train`; fields of recipe.Custom
@@ -332,7 +332,7 @@ def detect(commands) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="merged checkpoint")
     parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
     parser.add_argument(
-        "--max-blocks", type=int, default=768, metavar="N", help="most 32x32 tiles per image (default: 768)"
+        "--max-blocks", type=int, metavar="N", help="most tiles per image (default: as in the training of the model)"
     )
     parser.add_argument("--polygons", action="store_true", help="allow polygons in answers (data.geometry: poly)")
     parser.add_argument(
@@ -346,12 +346,21 @@ def detect(commands) -> None:
         if args.out and len(args.images) > 1:
             fix = "run the command once per image"
             raise ConfigError(f"--out needs a single image, found {len(args.images)}\n  -> {fix}")
-        categories = args.categories.split(",") if args.categories else None
+        categories = None if args.categories is None else _category_names(args.categories)
         options = {"max_blocks": args.max_blocks, "calibration": args.calibration, "polygons": args.polygons}
         for result in detection.detect(args.model, args.images, categories, **options):
             _print_detections(result, args.out)
 
     parser.set_defaults(run=run)
+
+
+def _category_names(text: str) -> list[str]:
+    """Comma-separated names without surrounding space; ConfigError for an empty name."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        fix = "separate the names by single commas, or omit --categories to detect every object"
+        raise ConfigError(located("--categories contains an empty name", found=text, fix=fix))
+    return list(dict.fromkeys(names))
 
 
 def _print_detections(result: Any, out: Path | None) -> None:
@@ -385,12 +394,19 @@ def parse(commands) -> None:
         "--records", type=Path, required=True, metavar="JSONL", help="pixel-space records of the requests"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="JSONL", help="file for the predictions")
-    _add_field(parser, Custom, "emit_norm")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="merged checkpoint whose codec and notation of coordinates are used",
+    )
+    _add_field(parser, Custom, "emit_norm", default=None)
 
     def run(args: argparse.Namespace) -> None:
         from coordexp.inference.import_responses import import_responses
 
-        for reason, count in import_responses(args.responses, args.records, args.out, args.emit_norm).items():
+        options = {"emit_norm": args.emit_norm, "model_dir": args.model}
+        for reason, count in import_responses(args.responses, args.records, args.out, **options).items():
             print(f"{reason}: {count}")
 
     parser.set_defaults(run=run)

@@ -8,18 +8,21 @@ from pathlib import Path
 import msgspec
 from PIL import Image
 
+from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.images import ImageError, load_image, upright_size
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.inference import calibrate
+from coordexp.inference.checkpoint_settings import resolve, settings_of
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, category_prompts
 from coordexp.inference.scores import build_prediction
-from coordexp.recipe import checkpoint_custom
 from coordexp.records import Detection, Metadata, Record
 from coordexp.runtime.errors import DataError, located
+
+MAX_BLOCKS, MIN_BLOCKS = 768, 4  # budget in tiles of a checkpoint that records none
 
 
 class ImageDetections(msgspec.Struct, frozen=True):
@@ -51,9 +54,9 @@ def detect(
     options: PredictOptions | None = None,
     style: PromptStyle | None = None,
     *,
-    max_blocks: int = 768,
-    min_blocks: int = 4,
-    rule: ResizeRule = "fill",
+    max_blocks: int | None = None,
+    min_blocks: int | None = None,
+    rule: ResizeRule | None = None,
     emit_norm: EmitNorm | None = None,
     calibration: str | Path | None = None,
     polygons: bool = False,
@@ -63,25 +66,30 @@ def detect(
 
     categories: names to ask for, `options.chunk` per prompt; default: the open prompt.
     options, style, emit_norm: default to those that the checkpoint was trained with.
-    max_blocks, min_blocks, rule: image budget in tiles and resize rule. Images are converted as in the data stage: EXIF
-        rotation, RGB, and the model's grid.
+    max_blocks, min_blocks, rule: image budget in tiles and resize rule; default to those of the training images. Images
+        are converted as in the data stage: EXIF rotation, RGB, and the model's grid.
     calibration: file written by `calibrate.fit`; scores become probabilities.
-    polygons: allow polygons as well as boxes, for a checkpoint trained with `data.geometry: poly`.
+    polygons: allow polygons as well as boxes; also allowed if the checkpoint was trained with `data.geometry: poly`.
 
-    DataError that names the image if one cannot be read.
+    Values that override those recorded in the checkpoint, and defaults for those that it does not record, are announced
+    on stderr. DataError that names the image if one cannot be read.
     """
-    custom = checkpoint_custom(model_dir)
-    options = options or PredictOptions(temperature=custom.loss.temperature)
-    if polygons:
-        options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
-    style, emit_norm = style or custom.style, emit_norm or custom.emit_norm
+    recorded = settings_of(model_dir, "detect")
+    options = _options(options, recorded, polygons=polygons)
+    style = resolve("detect", "style", style, recorded.style, None)
+    emit_norm = resolve("detect", "emit_norm", emit_norm, recorded.emit_norm, None)
     fitted = calibrate.load(calibration) if calibration else None
     if not images:
         raise DataError("detect: no image given\n  -> name at least one image file")
     paths = [Path(image) for image in images]
     sizes = [_upright_size(path) for path in paths]
+    budget = {
+        "max_blocks": resolve("detect", "max_blocks", max_blocks, recorded.max_blocks, MAX_BLOCKS),
+        "min_blocks": resolve("detect", "min_blocks", min_blocks, recorded.min_blocks, MIN_BLOCKS),
+    }
+    rule = resolve("detect", "resize", rule, recorded.resize, "fill")
     predictor = Predictor.from_checkpoint(model_dir, options, style, device)
-    budget = {"factor": predictor.factor, "max_blocks": max_blocks, "min_blocks": min_blocks}
+    budget["factor"] = resolve("detect", "factor", predictor.factor, recorded.factor, None)
     resized = [_on_grid(path, size, rule, budget) for path, size in zip(paths, sizes, strict=True)]
     prompts = category_prompts(list(categories), options) if categories else [Prompt()]
     requests = [(image, prompt) for image in resized for prompt in prompts]
@@ -97,6 +105,19 @@ def detect(
         found = prediction.detections, prediction.text, prediction.problems
         results.append(ImageDetections(str(path), *sizes[n], *found))
     return results
+
+
+def _options(options: PredictOptions | None, recorded: InferenceSettings, *, polygons: bool) -> PredictOptions:
+    """`options`, by default those that the checkpoint records; with `polygons`, both kinds of geometry."""
+    kinds = recorded.geometry or ("bbox_2d",)
+    if options is None:
+        points = recorded.poly_max_points or PredictOptions().poly_max_points
+        options = PredictOptions(temperature=recorded.temperature, geometry=kinds, poly_max_points=points)
+    if polygons:
+        options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
+    for name in ("temperature", "geometry"):
+        resolve("detect", name, getattr(options, name), getattr(recorded, name), None)
+    return options
 
 
 def _upright_size(path: Path) -> tuple[int, int]:

@@ -1,36 +1,31 @@
 """Import the responses of another engine as predictions: vLLM, SGLang, transformers, or any list of texts.
 
-Each JSON line is one response, in any of these formats (see docs/serving.md):
-
-| format                        | text                           | finish reason            |
-|-------------------------------|--------------------------------|--------------------------|
-| OpenAI chat completion        | `choices[0].message.content`   | `choices[0].finish_reason` |
-| OpenAI completion             | `choices[0].text`              | `choices[0].finish_reason` |
-| OpenAI batch output           | in `response.body`, one of both | in `response.body`      |
-| SGLang `/generate`            | `text`                         | `meta_info.finish_reason.type` |
-| transformers, or your own     | `generated_text` or `text`     | `finish_reason`          |
-
+Each JSON line is one response, in any of the formats that `responses` parses (see docs/serving.md).
 `custom_id` or `image_id` identifies the image; without one, lines must be in the order of the records.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
+from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.parse import parse_answer
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.inference.checkpoint_settings import resolve, settings_of
+from coordexp.inference.responses import Response, Token, parse_response
 from coordexp.inference.scores import detection_from_text, text_score_parts
 from coordexp.records import Prediction, Record, read_records
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines, read_jsonl, write_jsonl
 
 Coordinates = Literal["token", "integer"]
-Token = tuple[bytes, float]  # its bytes and its natural log probability
+MAX_LISTED = 20  # failed requests that are listed one by one
 
 
 class ParseSettings(NamedTuple):
@@ -42,37 +37,37 @@ class ParseSettings(NamedTuple):
     default_score: float
 
 
-class Response(NamedTuple):
-    """One response; `finish`, `image_id` and `tokens` only if the engine returned them."""
-
-    text: str
-    finish: Literal["stop", "length"] | None
-    image_id: str | None
-    tokens: list[Token]
-
-
 def import_responses(
     responses_jsonl: str | Path,
     records_jsonl: str | Path,
     out: str | Path,
-    emit_norm: EmitNorm = "norm1000",
+    emit_norm: EmitNorm | None = None,
     protocol: str = "served",
-    coordinates: Coordinates = "token",
+    coordinates: Coordinates | None = None,
+    model_dir: str | Path | None = None,
 ) -> dict[str, int]:
     """Write one `records.Prediction` per record; returns counts, those of problems by reason included.
 
     records_jsonl: the pixel-space records that were asked about; each needs exactly one response.
-    coordinates: as in the prompt style.
+    emit_norm, coordinates: as in training; default to what the checkpoint `model_dir` records, or without it to
+        `norm1000` and `token`. An override of a recorded value is announced on stderr.
 
     A coordinate is the bin of its token. Scores come from log probabilities in the responses. If no response has any,
     every score is 1.0, which ranks nothing. If only some have usable ones, the other detections get 0.0, so that they
-    rank last, and are counted as `unscored_boxes`.
+    rank last, and are counted as `unscored_boxes`. A failed request is an answer without objects, counted as
+    `failed_requests` and reported on stderr with the server's error; DataError if all failed.
     """
+    recorded = settings_of(model_dir, "parse") if model_dir else InferenceSettings()
+    if model_dir:
+        emit_norm = resolve("parse", "emit_norm", emit_norm, recorded.emit_norm, None)
+        coordinates = resolve("parse", "coordinates", coordinates, recorded.style.coordinates, None)
     records = list(read_records(records_jsonl, "pixel"))
     responses = _match_to_records(responses_jsonl, [str(record.metadata.image_id) for record in records])
+    _report_failed(responses, responses_jsonl)
     aligned = [align_tokens(response.text, response.tokens) for response in responses]
     default_score = 0.0 if any(aligned) else 1.0
-    settings = ParseSettings(emit_norm, protocol, coordinates, default_score)
+    codec, notation = emit_norm or recorded.emit_norm, coordinates or recorded.style.coordinates
+    settings = ParseSettings(codec, protocol, notation, default_score)
     rows = [
         _prediction(response, tokens, record, settings)
         for response, tokens, record in zip(responses, aligned, records, strict=True)
@@ -82,22 +77,6 @@ def import_responses(
     for row in rows:
         counts.update(row.problems)
     return dict(counts)
-
-
-def parse_response(value: Any, where: str = "response") -> Response:
-    """One decoded JSON line, in any format of the module's table; DataError naming `where` for any other."""
-    if isinstance(value, str):
-        return Response(value, None, None, [])
-    if not isinstance(value, dict):
-        raise DataError(located("not a response", file=where, expected="a JSON object", found=type(value).__name__))
-    image_id = value.get("custom_id", value.get("image_id"))
-    body = value["response"].get("body") if isinstance(value.get("response"), dict) else value
-    text, reason, tokens = _body_text(body if isinstance(body, dict) else {})
-    if text is None:
-        fix = "see docs/serving.md for the supported formats"
-        raise DataError(located("the response has no text", file=where, found=sorted(value), fix=fix))
-    finish = None if reason is None else "length" if reason == "length" else "stop"
-    return Response(text, finish, None if image_id is None else str(image_id), tokens)
 
 
 def align_tokens(text: str, tokens: Sequence[Token]) -> list[Token] | None:
@@ -132,37 +111,6 @@ def _after_description(data: bytes, position: int, tokens: Sequence[Token], at: 
     return None
 
 
-def _body_text(body: dict[str, Any]) -> tuple[str | None, str | None, list[Token]]:
-    """Text (None if there is none), finish reason and tokens of a response body."""
-    if isinstance(body.get("choices"), list) and body["choices"]:
-        choice = body["choices"][0]
-        text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
-        return text, choice.get("finish_reason"), _tokens(choice.get("logprobs") or {}, text)
-    reason = body.get("finish_reason")
-    meta = body.get("meta_info")
-    if isinstance(meta, dict):
-        reason = meta.get("finish_reason")
-        reason = reason.get("type") if isinstance(reason, dict) else reason
-    text = body.get("generated_text", body.get("text"))
-    return (text if isinstance(text, str) else None), reason, []
-
-
-def _tokens(logprobs: dict[str, Any], text: str | None) -> list[Token]:
-    """Tokens of a chat completion's or a completion's `logprobs`.
-
-    The field `bytes` is used if all of them together spell the text: some engines only encode the displayed token.
-    """
-    if content := logprobs.get("content"):
-        values = [item["logprob"] for item in content]
-        if text is not None and all(item.get("bytes") for item in content):
-            exact = [bytes(item["bytes"]) for item in content]
-            if b"".join(exact).startswith(text.encode()):
-                return list(zip(exact, values, strict=True))
-        return [(item["token"].encode(), value) for item, value in zip(content, values, strict=True)]
-    pairs = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=True)
-    return [(token.encode(), 0.0 if logprob is None else logprob) for token, logprob in pairs]
-
-
 def _match_to_records(path: str | Path, image_ids: Sequence[str]) -> list[Response]:
     """The responses in the order of the records."""
     numbers = [number for number, _ in enumerate_lines(path)]
@@ -182,10 +130,27 @@ def _match_to_records(path: str | Path, image_ids: Sequence[str]) -> list[Respon
     return [by_id[image_id] for image_id in image_ids]
 
 
+def _report_failed(responses: Sequence[Response], path: str | Path) -> None:
+    """Report failed requests on stderr; DataError if all of `responses` failed."""
+    failed = [(n, response) for n, response in enumerate(responses, 1) if response.error is not None]
+    if not failed:
+        return
+    if len(failed) == len(responses):
+        error = failed[0][1].error
+        raise DataError(located("every request failed", file=path, found=error, fix="repeat the requests"))
+    print(f"parse: {len(failed)} of {len(responses)} requests failed; repeat them:", file=sys.stderr)
+    for n, response in failed[:MAX_LISTED]:
+        name = f"image {response.image_id}" if response.image_id is not None else f"response {n}"
+        print(f"  {name}: {response.error}", file=sys.stderr)
+    if len(failed) > MAX_LISTED:
+        print(f"  ... and {len(failed) - MAX_LISTED} more", file=sys.stderr, flush=True)
+
+
 def _prediction(response: Response, tokens: list[Token] | None, record: Record, settings: ParseSettings) -> Prediction:
     parsed = parse_answer(response.text, settings.coordinates)
-    problems = Counter(parsed.problems)
+    problems = Counter(parsed.problems if response.error is None else {"failed_requests": 1})
     problems["logprobs_unaligned"] += bool(response.tokens) and tokens is None
+    problems["logprobs_invalid"] += response.invalid_logprobs
     size = (record.width, record.height)
     detections = []
     for obj in parsed.objects:

@@ -15,6 +15,7 @@ from PIL import Image
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.inference.checkpoint_settings import announce_overrides
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor, Request
@@ -68,10 +69,12 @@ def predict(
         raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
     records_jsonl, out = Path(records_jsonl), Path(out)
     records = [r for n, r in enumerate(read_records(records_jsonl, "pixel")) if n % shards == shard]
+    provenance = provenance_of_records(records_jsonl)
+    announce_overrides(model_dir, options, style, emit_norm, provenance)
     identity = {
         "model": content_identity(checkpoint_files.files(Path(model_dir))),
         "records": file_identity(records_jsonl),
-        "images": provenance_of_records(records_jsonl),
+        "images": provenance,
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},
         "style": msgspec.to_builtins(style),
         "categories": list(categories or ()),

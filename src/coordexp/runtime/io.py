@@ -18,6 +18,7 @@ import msgspec
 
 from coordexp.runtime.errors import DataError, located
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last one for nesting that is too deep
 _encoder = msgspec.json.Encoder()
 _LOCK = ".lock"  # appended to the name of a scratch folder
 
@@ -107,7 +108,7 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
     for number, line in enumerate_lines(path):
         try:
             yield msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise DataError(located(f"not JSON: {error}", file=path, line=number)) from error
 
 
@@ -117,7 +118,7 @@ def read_json(path: str | Path) -> Any:
         return msgspec.json.decode(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise DataError(located("file not found", file=path)) from error
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise DataError(located(f"not JSON: {error}", file=path)) from error
 
 
