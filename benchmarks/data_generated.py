@@ -14,7 +14,7 @@ from coordexp.datasets.source import Source
 from coordexp.runtime.io import sha256_file, write_json
 
 CATEGORIES = 1203
-PER_PICTURE = 12.7  # annotations a image in LVIS v1 train: 1.27 M in 100 k
+PER_IMAGE = 12.7  # annotations per image in LVIS v1 train: 1.27 M in 100 k
 POINTS = (8, 110)  # points of an outline: about 900 bytes an annotation, a gigabyte in all
 
 
@@ -25,7 +25,7 @@ def write_lvis(folder: Path, photos: int, *, seed: int = 0) -> Path:
     outlines = [_outline(rng, int(n)) for n in np.linspace(*POINTS, 500)]
     sizes = [(640, 480), (480, 640), (640, 427), (500, 375), (612, 612)]
     path = folder / "annotations.json"
-    counts = rng.poisson(PER_PICTURE, photos)
+    counts = rng.poisson(PER_IMAGE, photos)
     with path.open("w") as out:
         out.write('{"info": {"description": "generated"}, "annotations": [')
         owners = rng.permutation(np.repeat(np.arange(photos), counts))  # scattered, as in the real files

@@ -131,7 +131,7 @@ def main() -> None:
             "times_faster": round(plain["seconds"] / ours["seconds"], 2),
             "times_less_cpu": round(plain["cpu_seconds"] / ours["cpu_seconds"], 2),
             "psnr_db": quality(sources[:SAMPLE], written, work / "plain"),
-            "cpu_ms_a_image": steps(sources[:SAMPLE], work / "steps"),
+            "cpu_ms_per_image": steps(sources[:SAMPLE], work / "steps"),
         }
     finally:
         shutil.rmtree(work)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PICTURE = REPOSITORY / "docs" / "dag.svg"
+FIGURE = REPOSITORY / "docs" / "dag.svg"
 TARGETS = ("results/shapes_9/eval.json", "results/shapes_9/report.html")
 
 STEP, WIDTH, HEIGHT = 116, 104, 34  # pixels: from column to column, and of a box
@@ -100,5 +100,5 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as empty:
-        PICTURE.write_text(svg(rulegraph(Path(empty))), encoding="utf-8")
-    print(f"{PICTURE}: written")
+        FIGURE.write_text(svg(rulegraph(Path(empty))), encoding="utf-8")
+    print(f"{FIGURE}: written")

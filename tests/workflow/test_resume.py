@@ -18,7 +18,7 @@ from coordexp.training.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
-PICTURES = 24
+IMAGES = 24
 BATCH = 12  # so that a killed run goes on in another epoch than it began in
 # What loader workers draw, by epoch; they are forked from a process that has this in place.
 WATCHED = """
@@ -157,7 +157,7 @@ def test_every_epoch_is_drawn_anew(shapes_data, tiny_model, tmp_path, monkeypatc
     monkeypatch.setattr("coordexp.training.train.launch", launch)
     train(recipe(shapes_data), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     drawn = [json.loads(line) for line in file.read_text().splitlines()]
-    assert sorted((epoch, index) for index, epoch, _ in drawn) == [(e, i) for e in range(3) for i in range(PICTURES)]
+    assert sorted((epoch, index) for index, epoch, _ in drawn) == [(e, i) for e in range(3) for i in range(IMAGES)]
     orders = {epoch: {index: order for index, e, order in drawn if e == epoch} for epoch in range(3)}
     assert orders[0] != orders[1] != orders[2] != orders[0]
 

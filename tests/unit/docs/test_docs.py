@@ -323,7 +323,7 @@ def test_rule_graph_figure_is_up_to_date(tmp_path):
     spec = importlib.util.spec_from_file_location("make_dag", REPOSITORY / "docs" / "make_dag.py")
     make_dag = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_dag)
-    assert make_dag.PICTURE.read_text() == make_dag.svg(make_dag.rulegraph(tmp_path)), "run: python docs/make_dag.py"
+    assert make_dag.FIGURE.read_text() == make_dag.svg(make_dag.rulegraph(tmp_path)), "run: python docs/make_dag.py"
 
 
 def test_citation_matches_the_version():
