@@ -42,7 +42,7 @@ def inside(obj, size):
 
 
 def sample_of(folder, objects, size=SIZE, categories=None, image=None):
-    """A sample whose image shows every object in a colour of its own."""
+    """A sample whose image shows each object in its own colour."""
     pixels = np.zeros((*size[::-1], 3), np.uint8)
     for obj, color in zip(objects, COLORS, strict=False):
         pixels[inside(obj, size)] = color
@@ -52,7 +52,7 @@ def sample_of(folder, objects, size=SIZE, categories=None, image=None):
 
 
 def coloured(image, color):
-    """Bounds in pixels of what has this colour more than any other."""
+    """Bounds in pixels of the pixels whose dominant colour is this one."""
     pixels = np.asarray(image, dtype=int)
     rows, columns = np.nonzero(pixels[..., COLORS.index(color)] > 127)
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) if rows.size else None
@@ -101,7 +101,7 @@ coordinate = strategies.integers(0, 96).map(lambda x: x * 2)
 
 @settings(deadline=None)
 @given(x=strategies.tuples(coordinate, coordinate), y=strategies.tuples(coordinate, coordinate))
-def test_a_flip_twice_changes_nothing(x, y):
+def test_flipping_twice_restores_image_and_objects(x, y):
     (x1, x2), (y1, y2) = sorted(x), sorted(min(v, 128) for v in y)
     if x1 == x2 or y1 == y2:
         return
@@ -115,14 +115,14 @@ def test_a_flip_twice_changes_nothing(x, y):
     assert np.array_equal(np.asarray(again), np.asarray(image))
 
 
-def test_nothing_asked_for_is_nothing_changed(tmp_path):
+def test_the_defaults_change_nothing(tmp_path):
     sample = sample_of(tmp_path, THREE)
     changed = augment(sample, Augmentation(), (17, 3, 5), 32, keep_order=True)
     assert [obj.norm for obj in changed.sample.record.objects] == [pytest.approx(obj.norm, abs=1e-12) for obj in THREE]
     assert np.array_equal(np.asarray(changed.image), np.asarray(Image.open(tmp_path / "a.png")))
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
+def test_an_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
     sample = sample_of(tmp_path, THREE)
     options = Augmentation(flip=0.5, scale=(0.5, 1.5), crop=0.5)
 
@@ -134,7 +134,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
     assert len({plan(17, epoch, index) for epoch in range(4) for index in range(4)}) >= 8
 
 
-def test_one_option_does_not_move_the_draws_of_another(tmp_path):
+def test_one_option_does_not_change_the_draws_of_another(tmp_path):
     record = sample_of(tmp_path, THREE).record
 
     def drawn(seed, **options):
@@ -145,7 +145,7 @@ def test_one_option_does_not_move_the_draws_of_another(tmp_path):
         assert drawn(seed, crop=1.0).window == drawn(seed, crop=1.0, scale=(0.5, 2.0)).window
 
 
-def test_an_object_that_is_hardly_left_is_cut_away_and_its_category_not_asked_for(tmp_path):
+def test_a_barely_visible_object_is_removed_and_its_category_leaves_the_prompt(tmp_path):
     objects = [box(0, 0, 100, 128, desc="cat"), box(110, 0, 192, 128, desc="dog")]
     plan = Plan((90, 0, 102, 128), (96, 128), flip=False)
     assert transform_object(objects[0], SIZE, plan, 0.3) is None
@@ -158,8 +158,8 @@ def test_an_object_that_is_hardly_left_is_cut_away_and_its_category_not_asked_fo
     assert changed.cropped == 1 and changed.sample.categories == ["dog", "bird"]
 
 
-def test_a_crop_that_leaves_nothing_to_name_is_not_made(tmp_path):
-    """The question would become the open one, whose answer is not that of a question by categories."""
+def test_a_crop_that_would_remove_every_category_is_not_applied(tmp_path):
+    """The prompt would become the open one, whose answer lists other objects than a category prompt's."""
     objects = [box(0, 0, 60, 128, desc="cat")]
     sample = sample_of(tmp_path, objects, categories=["cat"])  # a dog in view is not asked for
     for categories, cropped in ((["cat"], 0), (["cat", "bird"], 1), (None, 1)):
@@ -174,7 +174,7 @@ def test_a_crop_that_leaves_nothing_to_name_is_not_made(tmp_path):
             assert kept.norm == pytest.approx(objects[0].norm) and changed.image.size == SIZE
 
 
-def test_objects_are_put_in_reading_order_again(tmp_path):
+def test_objects_are_sorted_in_reading_order_again(tmp_path):
     sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc="a"), box(40, 0, 60, 20, desc="b")])
     flipped = [augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=keep) for keep in (False, True)]
     assert [[obj.desc for obj in f.sample.record.objects] for f in flipped] == [["b", "a"], ["a", "b"]]
@@ -190,7 +190,7 @@ def test_objects_are_put_in_reading_order_again(tmp_path):
         ("shoe", ["cup"], True),
     ],
 )
-def test_what_is_left_or_right_is_not_flipped(tmp_path, desc, categories, free):
+def test_texts_about_left_and_right_are_not_flipped(tmp_path, desc, categories, free):
     sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc=desc)], categories=categories)
     assert may_flip(sample, Augmentation(flip=1.0)) is free
     assert may_flip(sample, Augmentation(flip=1.0, flip_words=()))
@@ -198,7 +198,7 @@ def test_what_is_left_or_right_is_not_flipped(tmp_path, desc, categories, free):
     assert (changed.sample.record.objects[0].norm[0] > 0.5) is free
 
 
-def test_a_image_of_another_size_is_refused(tmp_path):
+def test_an_image_of_another_size_is_refused(tmp_path):
     sample = sample_of(tmp_path, THREE, image=Image.new("RGB", (64, 64)))
     with pytest.raises(DataError, match="image is 64x64, but the record has 192x128"):
         augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=True)
@@ -219,7 +219,7 @@ def test_a_wrong_option_is_named(tmp_path, text, message):
         load_recipe(tmp_path / "bad.yaml")
 
 
-def test_the_template_trains_on_the_changed_image_and_watches_the_unchanged_one(shapes_data, tiny_model):
+def test_the_template_augments_training_but_not_validation_images(shapes_data, tiny_model):
     from template_cases import encoder_of
 
     from coordexp.training.ms_swift import dataset
@@ -247,7 +247,7 @@ def test_the_template_trains_on_the_changed_image_and_watches_the_unchanged_one(
         assert encode.encode(dict(val[0]))["coord_targets"].coords == [v for obj in first.objects for v in obj.norm]
 
 
-def test_custom_says_whether_anything_is_changed():
+def test_active_tells_whether_any_image_may_change():
     assert not Custom().augmentation.active
     for text in ('{"flip": 0.5}', '{"crop": 0.1}', '{"scale": [0.9, 1.0]}'):
         assert msgspec.convert(json.loads(text), Augmentation).active

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest ones and the best, by their marks."""
+"""Rotation keeps the newest complete checkpoints and the best one."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from coordexp.training.checkpoints import COMPLETION_MARKER, complete_checkpoint
 
 @pytest.fixture
 def folder(tmp_path):
-    """Whole checkpoints of steps 2 to 10, and one that is not."""
+    """Complete checkpoints of steps 2 to 10, and an incomplete one."""
     for step in range(2, 12, 2):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / COMPLETION_MARKER).touch()
@@ -35,11 +35,11 @@ def test_the_newest_and_the_best_are_kept(folder, limit, best, kept):
     assert (folder / "checkpoint-12").is_dir()
 
 
-def test_no_checkpoints_yet_is_nothing_to_rotate(tmp_path):
+def test_rotating_an_empty_folder_does_nothing(tmp_path):
     rotate(tmp_path, 1, None)
 
 
-def test_a_mark_goes_before_the_rest(folder, monkeypatch):
+def test_the_completion_marker_is_deleted_first(folder, monkeypatch):
     monkeypatch.setattr(
         "shutil.rmtree", lambda path, **_: None if not (path / COMPLETION_MARKER).exists() else pytest.fail(path)
     )

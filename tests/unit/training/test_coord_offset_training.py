@@ -104,7 +104,7 @@ def test_groups_partition_the_trainable_parameters(base, custom, tie_head, caplo
     assert "optimizer group embed_offset: 1 tensors, 32,000 parameters, lr 0.0004" in caplog.text
 
 
-def test_buckets_beside_the_offsets_are_those_of_multimodal(base, custom):
+def test_groups_other_than_the_offsets_are_those_of_multimodal(base, custom):
     from swift.optimizers.multimodal import MultimodalOptimizerCallback
 
     custom(enabled=False)
@@ -122,7 +122,7 @@ def test_buckets_beside_the_offsets_are_those_of_multimodal(base, custom):
     assert [[p.shape for p in g["params"]] for g in groups] == shapes
 
 
-def test_disabled_is_exactly_ms_swifts_lora(base, custom, tmp_path):
+def test_without_offsets_the_tuner_is_ms_swifts_lora(base, custom, tmp_path):
     from swift.pipelines.train.tuner import prepare_adapter
 
     custom(enabled=False)
@@ -152,7 +152,7 @@ def test_no_offsets_or_stray_parameters_are_errors(base, custom):
         create(model)
 
 
-def test_ids_of_the_recipe_must_be_the_tokenizers(base, custom):
+def test_ids_in_the_recipe_must_be_those_of_the_tokenizer(base, custom):
     ids = vocab.coord_ids(base)
     custom(enabled=True, ids={"start": ids.start, "end": ids.end})
     assert tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
@@ -167,7 +167,7 @@ def test_fused_head_is_refused(base, custom):
         tuner.CoordOffsetTuner.prepare_model(arguments(base, use_liger_kernel=True), swift_load(base))
 
 
-def test_whole_embedding_and_offsets_exclude_each_other(base, custom):
+def test_a_trained_embedding_and_offsets_exclude_each_other(base, custom):
     custom(enabled=True)
     with pytest.raises(ModelError, match="exclude each other"):
         tuner.CoordOffsetTuner.prepare_model(arguments(base, modules_to_save=["embed_tokens"]), swift_load(base))
@@ -175,7 +175,7 @@ def test_whole_embedding_and_offsets_exclude_each_other(base, custom):
 
 @pytest.mark.parametrize("accumulate", [1, 2], ids=["plain", "accumulated"])
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_ten_steps_move_the_rows_that_were_seen_and_no_other(base, custom, tmp_path, use_dora, accumulate):
+def test_ten_steps_change_the_rows_that_occurred_and_no_others(base, custom, tmp_path, use_dora, accumulate):
     custom(enabled=True, embed_lr=1e-2, head_lr=1e-2, tie_head=False)
     model = tuner.CoordOffsetTuner.prepare_model(arguments(base, use_dora=use_dora), swift_load(base))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -224,8 +224,8 @@ def real_recipe(data: Path, **training):
 
 
 @pytest.mark.slow
-def test_ten_steps_of_a_real_run_move_the_rows_of_its_boxes_and_no_other(shapes_data, tiny_model, tmp_path):
-    """In ms-swift's trainer, every image in every step; in the merged tables all other rows are the base's."""
+def test_ten_steps_of_a_real_run_change_the_rows_of_its_boxes_and_no_others(shapes_data, tiny_model, tmp_path):
+    """In ms-swift's trainer, every image in every step; in the merged tables all other rows equal the base model's."""
     from coordexp.modeling import merge
     from coordexp.training.train import train
 
@@ -252,7 +252,7 @@ def test_ten_steps_of_a_real_run_move_the_rows_of_its_boxes_and_no_other(shapes_
 
 @pytest.mark.slow
 def test_a_real_run_trains_resumes_and_merges(shapes_data, tiny_model, tmp_path):
-    """The recipe for DoRA with offsets in ms-swift itself: continued at a checkpoint it ends where it ended before."""
+    """DoRA with offsets in ms-swift: a run resumed from a checkpoint ends with the same weights."""
     from coordexp.modeling import merge
     from coordexp.training.train import train
 

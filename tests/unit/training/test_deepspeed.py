@@ -24,7 +24,7 @@ TABLES = [f"base_model.model.coord_offset_adapter.{side}_offset" for side in ("e
 
 
 def trained(folder, data, model, **training):
-    """`coordexp train` by two processes with DoRA and offsets: rows of the log, the adapter's tensors, what it said."""
+    """`coordexp train` by two processes with DoRA and offsets: log rows, adapter tensors and output."""
     folder.mkdir(exist_ok=True)
     own = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "gradient_accumulation_steps": 2, "fp16": False}
     custom = {"coord_offset": {"tie_head": False}}
@@ -47,7 +47,7 @@ def assert_close(found, expected):
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_zero_2_trains_resumes_and_merges_as_plain_processes_do(shapes_data, tiny_model, tmp_path):
+def test_zero_2_trains_resumes_and_merges_the_same_as_plain_processes(shapes_data, tiny_model, tmp_path):
     plain, expected, _ = trained(tmp_path / "plain", shapes_data, tiny_model)
     rows, found, said = trained(tmp_path / "zero", shapes_data, tiny_model, deepspeed="zero2")
     assert "optimizer group head_offset: 1 tensors" in said
@@ -74,7 +74,7 @@ def test_zero_2_trains_resumes_and_merges_as_plain_processes_do(shapes_data, tin
     assert (helpers.logits(helpers.load(tmp_path / "merged"), inputs) - logits).abs().max() <= 1e-5 * logits.abs().max()
 
 
-def test_a_step_that_the_scaler_leaves_out_has_no_norm_in_the_log(shapes_data, tiny_model, tmp_path):
-    """In fp16 the first scale is too large: its step overflows, and training goes on with half of it."""
+def test_a_step_skipped_by_the_scaler_has_no_norm_in_the_log(shapes_data, tiny_model, tmp_path):
+    """In fp16 the first loss scale is too large: its step overflows, and training continues with half of it."""
     rows, _, _ = trained(tmp_path / "fp16", shapes_data, tiny_model, deepspeed="zero2", fp16=True)
     assert "grad_norm" not in rows[0] and rows[-1]["grad_norm"] > 0

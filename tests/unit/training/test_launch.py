@@ -57,7 +57,7 @@ def test_several_machines_need_a_rendezvous():
 
 
 def write_recipe(folder, **training):
-    """Full-parameter training in plain SGD: a difference in a gradient stays as small as it is."""
+    """Full-parameter training with plain SGD, which does not amplify differences between gradients."""
     own = {"max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1, "optim": "sgd", "learning_rate": 0.05}
     recipe = {"training": {**own, **training}, "custom": {"object_ordering": "random"}}
     (folder / "own.yaml").write_text(yaml.safe_dump(recipe))
@@ -65,7 +65,7 @@ def write_recipe(folder, **training):
 
 
 def start(folder, config, data, model, *options, **variables):
-    """`coordexp train` in a process group of its own; the result is `folder`/adapter."""
+    """`coordexp train` in a new process group; the result is `folder`/adapter."""
     command = [sys.executable, "-m", "coordexp.cli", "train", "--config", str(config), "--model", str(model)]
     command += ["--base_config", str(REPOSITORY / "config/train/full_tiny.yaml"), *options]
     command += ["--train-jsonl", str(data / "train.coord.jsonl"), "--out", str(folder / "adapter")]
@@ -73,7 +73,7 @@ def start(folder, config, data, model, *options, **variables):
     return subprocess.Popen(command, env={**os.environ, **variables}, cwd=folder, **where)
 
 
-def end(process, code=0):
+def output_of(process, code=0):
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == code, printed[-4000:]
     return printed
@@ -85,10 +85,10 @@ def log_lines(folder):
 
 @pytest.fixture(scope="module")
 def alone(shapes_data, tiny_model, tmp_path_factory):
-    """Folder of one process with eight samples a step."""
+    """Folder of a run of one process with eight samples per step."""
     folder = tmp_path_factory.mktemp("alone")
     config = write_recipe(folder, per_device_train_batch_size=8)
-    assert "adapter: full of step 3" in end(start(folder, config, shapes_data, tiny_model))
+    assert "adapter: full of step 3" in output_of(start(folder, config, shapes_data, tiny_model))
     return folder
 
 
@@ -105,8 +105,8 @@ def test_two_machines_with_accumulation_train_and_log_the_same_as_one_process(al
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NNODES": "2"}
     second = start(tmp_path, config, shapes_data, tiny_model, NODE_RANK="1", **variables)
     first = start(tmp_path, config, shapes_data, tiny_model, NODE_RANK="0", **variables)
-    assert "adapter: full of step 3" in end(first)
-    assert "adapter: full" not in end(second)
+    assert "adapter: full of step 3" in output_of(first)
+    assert "adapter: full" not in output_of(second)
     written = [read_json(folder / "adapter/train_manifest.json")["distributed"] for folder in (alone, tmp_path)]
     assert written == [{"processes": 1, "nodes": 1}, {"processes": 1, "nodes": 2}]
 
@@ -126,12 +126,12 @@ def test_two_machines_with_accumulation_train_and_log_the_same_as_one_process(al
 
 
 def the_group(command):
-    """The command and torchrun, as a terminal, Snakemake or SLURM would."""
+    """The whole process group, as a terminal, Snakemake or SLURM does."""
     os.killpg(command.pid, signal.SIGTERM)
 
 
 def torchrun_alone(command):
-    """The agent, which hands it to the process group of each training process."""
+    """torchrun's agent alone, which forwards it to the process group of each training process."""
     (agent,) = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
     os.kill(int(agent), signal.SIGTERM)
 
@@ -139,7 +139,7 @@ def torchrun_alone(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("send_sigterm", [the_group, torchrun_alone])
 def test_after_sigterm_all_processes_save_the_same_step_and_resume(shapes_data, tiny_model, tmp_path, send_sigterm):
-    """No checkpoint is due before the signal, and each process has a loader beside it."""
+    """No checkpoint is due before the signal, and each process has a loader worker."""
     steps = 16
     config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=steps)
     running = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")
@@ -148,27 +148,27 @@ def test_after_sigterm_all_processes_save_the_same_step_and_resume(shapes_data, 
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     send_sigterm(running)
-    assert "exit code" in end(running, 2)
+    assert "exit code" in output_of(running, 2)
     (saved,) = tmp_path.glob("checkpoints/*/checkpoint-*/COMPLETE")
     assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {file.name for file in saved.parent.iterdir()}
     step = int(saved.read_text())
     assert 0 < step < steps and not (tmp_path / "adapter").exists()
     assert torch.load(saved.parent / "scheduler.pt", weights_only=True)["last_epoch"] == step
     assert read_json(saved.parent / "trainer_state.json")["global_step"] == step
-    printed = end(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
+    printed = output_of(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
     assert f"resuming from {saved.parent}\n" in printed and f"adapter: full of step {steps}" in printed
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_the_remaining_processes_of_a_killed_one(shapes_data, tiny_model, tmp_path):
-    """torchrun outlives the command; two trainings in one folder would spoil each other's checkpoints."""
+def test_a_run_waits_until_the_processes_of_a_killed_one_have_ended(shapes_data, tiny_model, tmp_path):
+    """torchrun survives the command, and two trainings in one folder would corrupt each other's checkpoints."""
     config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=8)
     first = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")
     while not list(tmp_path.glob("checkpoints/*/logging.jsonl")):
         assert first.poll() is None
         time.sleep(0.05)
     first.kill()
-    printed = end(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
+    printed = output_of(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
     assert f"process {first.pid} on" in printed and "waiting for it to end" in printed
     assert "full of step 8" in printed and "Train:" not in printed  # the orphan had finished it
     first.communicate()
