@@ -213,12 +213,17 @@ def _fit_logistic(terms: np.ndarray, correct: np.ndarray, fitted: dict) -> Calib
 
 
 def _fit_isotonic(scores: np.ndarray, correct: np.ndarray, fitted: dict) -> Calibration:
-    """Isotonic regression, interpolated between the centres of its blocks so that different scores rarely tie."""
-    order = np.argsort(scores, kind="stable")
-    result = isotonic_regression(correct[order].astype(float))
-    edges = result.blocks
-    knots = [float(scores[order][a:b].mean()) for a, b in itertools.pairwise(edges)]
-    values = [float(result.x[a]) for a in edges[:-1]]
+    """Isotonic regression, interpolated between the centres of its blocks so that different scores rarely tie.
+
+    Equal scores are one point, whose value is their share of correct detections, so that the result does not depend on
+    the order of the detections.
+    """
+    points, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    share = np.bincount(index, weights=correct) / counts
+    result = isotonic_regression(share, weights=counts)
+    blocks = [slice(a, b) for a, b in itertools.pairwise(result.blocks)]
+    knots = [float(np.average(points[block], weights=counts[block])) for block in blocks]
+    values = [float(result.x[block.start]) for block in blocks]
     return Calibration("isotonic", fitted, knots=knots, values=values)
 
 

@@ -170,3 +170,33 @@ def test_detect_applies_a_calibration(taught, tmp_path):
     (done,) = detect(taught, [tmp_path / "a.png"], max_blocks=9, calibration=tmp_path / "c.json")
     assert [d.score_parts["raw_score"] for d in done.detections] == pytest.approx([d.score for d in raw.detections])
     assert done.boxes() == raw.boxes() and done.detections[0].score != raw.detections[0].score
+
+
+def scored(scores: np.ndarray) -> list[Detection]:
+    return [Detection("cat", [0.0, 0.0, 1.0, 1.0], float(score)) for score in scores]
+
+
+def test_equal_scores_become_their_share_of_correct_detections():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([np.ones(900), rng.uniform(0, 0.5, 100)])
+    correct = np.concatenate([np.arange(900) < 360, rng.random(100) < 0.1])
+    for order in (np.arange(1000), np.arange(1000)[::-1], rng.permutation(1000)):
+        fitted = calibrate.fit_detections(scored(scores[order]), correct[order], "isotonic", {})
+        assert fitted.probability(scored(np.ones(1)))[0] == pytest.approx(0.4)
+
+
+def test_isotonic_calibration_does_not_depend_on_the_order():
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 20, 500) / 20  # many ties
+    correct = rng.random(500) < scores
+    fits = []
+    for _ in range(5):
+        order = rng.permutation(500)
+        fits.append(calibrate.fit_detections(scored(scores[order]), correct[order], "isotonic", {}))
+    assert all(fit == fits[0] for fit in fits)
+    assert (np.diff(fits[0].values) > 0).all()
+
+
+def test_isotonic_calibration_of_one_score_is_the_share_of_correct_detections():
+    fitted = calibrate.fit_detections(scored(np.ones(100)), np.arange(100) < 30, "isotonic", {})
+    assert fitted.probability(scored(np.array([0.0, 0.5, 1.0]))) == pytest.approx([0.3] * 3)
