@@ -44,4 +44,4 @@ def test_unreadable_images_are_not_evaluated_and_empty_ones_are(workflow):
     assert (counts["images"], counts["images_annotated"]) == (listed - 1, listed)
     assert (counts["images_without_record"], counts["objects_without_record"]) == (1, objects)
     assert counts["images_without_objects"] == 1
-    assert counts["subset_note"] == f"1 of {listed} annotated images have no record and are not judged"
+    assert counts["subset_note"] == f"1 of {listed} annotated images have no record and are not scored"

@@ -138,7 +138,8 @@ def clone(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["data.crowd", "data.num_workers", "predict.shards", "evaluate.max_dets.coco", "recipe.custom.loss.giou"]
+    "key",
+    ["data.crowd", "data.num_workers", "predict.shards", "evaluate.max_dets.coco", "recipe.custom.loss.weights.giou"],
 )
 def test_real_dry_runs_agree_with_the_plans(finished, changes, key):
     change, before = changes[key][0], finished.changes
