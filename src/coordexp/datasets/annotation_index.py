@@ -6,6 +6,7 @@ images and segmentations are decoded only when they are needed.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from coordexp.datasets.annotation_file import Id, Int64, check_annotation_file, check_in_entries
 from coordexp.datasets.annotation_writer import SkippedLine
 from coordexp.datasets.json_spans import Elements, Mapper, find_elements, read_spans
 from coordexp.runtime import tuning
@@ -35,15 +37,15 @@ _COLUMNS = (
 
 
 class ImageEntry(msgspec.Struct):
-    """One entry of `images`; sizes are in pixels. LVIS names the file by `coco_url` only."""
+    """One entry of `images`; sizes are in pixels. LVIS names the file by `coco_url` only, and has the two lists."""
 
-    id: int | str
-    width: int
-    height: int
+    id: Id
+    width: Int64
+    height: Int64
     file_name: str | None = None
     coco_url: str | None = None
-    neg_category_ids: list[int] = []
-    not_exhaustive_category_ids: list[int] = []
+    neg_category_ids: list[Int64] | None = None
+    not_exhaustive_category_ids: list[Int64] | None = None
 
     @property
     def path(self) -> str:
@@ -54,13 +56,17 @@ class ImageEntry(msgspec.Struct):
 
 
 class AnnotationEntry(msgspec.Struct, gc=False):
-    """One entry of `annotations` without its segmentation; `bbox` is [x, y, width, height] in source pixels."""
+    """One entry of `annotations` without its segmentation; `bbox` is [x, y, width, height] in source pixels.
 
-    id: int | str
-    image_id: int | str
-    category_id: int
+    `area` is in square pixels, and used by the evaluation only.
+    """
+
+    id: Id
+    image_id: Id
+    category_id: Int64
     bbox: tuple[float, float, float, float]
-    iscrowd: int = 0
+    iscrowd: bool | Int64 = 0
+    area: float | None = None
 
 
 class InvalidElement(msgspec.Struct):
@@ -123,7 +129,7 @@ class AnnotationIndex(msgspec.Struct):
 
 
 class _Id(msgspec.Struct, gc=False):
-    id: int | str
+    id: Id
 
 
 class _Segmentation(msgspec.Struct, gc=False):
@@ -140,14 +146,17 @@ _decode_skipped = msgspec.json.Decoder(list[SkippedLine]).decode
 def build_index(path: str | Path, mapper: Mapper = map) -> AnnotationIndex:
     """Index an annotation file; `mapper` may be the `map` of a process pool.
 
-    DataError if the file is not in COCO format or has no images. Elements that cannot be used are no errors here: they
-    are listed in `invalid`, and the caller decides.
+    DataError if the file is not strict JSON in COCO format, or has no images. Elements that cannot be used are no
+    errors here: they are listed in `invalid`, and the caller decides.
     """
+    non_finite = check_annotation_file(path)
     elements = find_elements(path, ("images", "annotations", "categories", "skipped"), mapper)
     for name in ("images", "annotations"):
         if name not in elements:
             fix = "give the path of a COCO or LVIS annotation file"
             raise DataError(located("the list is missing", file=path, field=name, fix=fix))
+    if len(non_finite):
+        elements = _expose(path, elements, non_finite)
     images = elements.pop("images")
     if not len(images.spans):
         fix = "check the path and the split: an empty dataset cannot be converted"
@@ -163,6 +172,16 @@ def build_index(path: str | Path, mapper: Mapper = map) -> AnnotationIndex:
     return AnnotationIndex(str(path), images.spans[~repeated], categories, annotations, invalid + not_grouped, skipped)
 
 
+def _expose(path: str | Path, elements: dict[str, Elements], non_finite: np.ndarray) -> dict[str, Elements]:
+    """The elements without the bulk that holds a non-finite number, so that decoding finds it; DataError elsewhere."""
+    check_in_entries(path, non_finite, [found.spans for found in elements.values()])
+    exposed = {}
+    for name, found in elements.items():
+        low, high = np.searchsorted(non_finite, found.bulk[:, 0]), np.searchsorted(non_finite, found.bulk[:, 1])
+        exposed[name] = Elements(found.spans, found.bulk[low == high])
+    return exposed
+
+
 def read_images(fd: int, index: AnnotationIndex, low: int, high: int) -> list[ImageEntry | InvalidElement]:
     """Images low..high-1, from the open annotation file `fd`."""
     return decode_elements(read_spans(fd, index.images[low:high]), _decode_images)
@@ -175,7 +194,10 @@ def read_segmentations(fd: int, annotations: AnnotationColumns) -> list[bytes]:
 
 
 def decode_elements(elements: list[bytes], decode: Decode) -> list[Any]:
-    """Decode all elements at once or, if that fails, one by one, with an InvalidElement for each failure."""
+    """Decode all elements at once or, if that fails, one by one, with an InvalidElement for each failure.
+
+    One by one, whole numbers written as floats (`1.0`) are accepted as integers, as in pycocotools.
+    """
     try:
         return decode(b"[" + b",".join(elements) + b"]")
     except (msgspec.ValidationError, msgspec.DecodeError):
@@ -195,12 +217,31 @@ def _decode_one(element: bytes, decode: Decode) -> Any:
         problem = str(error).replace("$[0].", "").replace("$[0]", "element")
     try:
         known = json.loads(element)  # accepts NaN, so that the error can name the id
-    except ValueError:
+    except (ValueError, RecursionError):
         known = {}
     if not isinstance(known, dict):
         known = {}
-    ids = [v if isinstance(v := known.get(k), int | str) else None for k in ("id", "image_id")]
-    return InvalidElement(*ids, problem)
+    with contextlib.suppress(ValueError, msgspec.ValidationError, msgspec.DecodeError):
+        return decode(json.dumps([_with_integers(known)], allow_nan=False).encode())[0]
+    return InvalidElement(_shown_id(known.get("id")), _shown_id(known.get("image_id")), problem)
+
+
+def _shown_id(value: Any) -> int | str | None:
+    """The id of an invalid element; text if it is an integer of more than 64 bits."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
+    return value if isinstance(value, int | str) else None
+
+
+def _with_integers(element: dict[str, Any]) -> dict[str, Any]:
+    """The element with its whole numbers, and those in its lists, as integers."""
+
+    def integer(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return {
+        k: [integer(v) for v in value] if isinstance(value, list) else integer(value) for k, value in element.items()
+    }
 
 
 def _blocks(path: str | Path, elements: Elements) -> Iterator[Block]:

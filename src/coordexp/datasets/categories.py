@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from coordexp.datasets.annotation_file import Int64
 from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.runtime.errors import DataError, located
@@ -18,7 +19,7 @@ from coordexp.runtime.errors import DataError, located
 class Category(msgspec.Struct, frozen=True):
     """One category. In LVIS, `synonyms` includes the name and `frequency` is r, c or f."""
 
-    id: int
+    id: Int64
     name: str = ""
     synonyms: list[str] = []
     frequency: str | None = None

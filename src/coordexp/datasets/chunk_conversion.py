@@ -214,14 +214,14 @@ def _record(
     job: ConversionJob, image: ImageEntry, path: str, size: tuple[int, int], objects: list[Object], lost: set[int]
 ) -> Record:
     """The record of an image; categories that `lost` an annotation are no longer exhaustively annotated."""
-    listed = image.not_exhaustive_category_ids
+    listed = image.not_exhaustive_category_ids or []
     metadata = Metadata(
         image_id=image.id,
         source_width=image.width,
         source_height=image.height,
         file_name=image.path,
         dataset=job.source.dataset,
-        neg_category_ids=image.neg_category_ids,
+        neg_category_ids=image.neg_category_ids or [],
         not_exhaustive_category_ids=sorted({*listed, *lost}) if lost else listed,
     )
     return Record([path], size[0], size[1], "pixel", objects, metadata)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_index import InvalidElement, decode_elements
+from coordexp.datasets.annotation_file import check_annotation_file, check_in_entries, mapped_json
+from coordexp.datasets.annotation_index import AnnotationEntry, ImageEntry, InvalidElement, decode_elements
 from coordexp.datasets.categories import Category
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.records import Record
@@ -23,30 +24,14 @@ from coordexp.runtime.errors import DataError, located
 OnBad = Literal["error", "skip"]
 
 
-class ImageRow(msgspec.Struct):
-    """One entry of `images`; the lists of category ids exist in LVIS only."""
+class AnnotationRow(AnnotationEntry):
+    """One entry of `annotations` with its segmentation; `bbox` is x, y, w, h in pixels."""
 
-    id: int | str
-    width: int
-    height: int
-    neg_category_ids: list[int] | None = None
-    not_exhaustive_category_ids: list[int] | None = None
-
-
-class AnnotationRow(msgspec.Struct):
-    """One entry of `annotations`; `bbox` is x, y, w, h in pixels."""
-
-    id: int | str
-    image_id: int | str
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: int = 0
     segmentation: msgspec.Raw = msgspec.Raw()
 
 
 class _File(msgspec.Struct):
-    images: list[ImageRow]
+    images: list[ImageEntry]
     annotations: list[AnnotationRow]
     categories: list[Category]
 
@@ -155,20 +140,19 @@ def load_ground_truth(path: str | Path, on_bad: OnBad = "error") -> GroundTruth:
     federated lists are always left out and counted.
     """
     path, invalid = Path(path), _InvalidEntries(Path(path), on_bad)
+    non_finite = check_annotation_file(path)
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_File)
-    except FileNotFoundError as error:
-        raise DataError(located("file not found", file=path)) from error
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        if on_bad == "error":
-            raise DataError(located(f"not a COCO or LVIS annotation file: {error}", file=path)) from error
-        content = _read_entries(path, invalid)
+        with mapped_json(path) as data:
+            content = msgspec.json.decode(bytes(data), type=_File)
+    except msgspec.DecodeError:
+        content = _read_entries(path, non_finite, invalid)
     return _build(content.images, content.annotations, content.categories, invalid)
 
 
-def _read_entries(path: Path, invalid: _InvalidEntries) -> _File:
-    """Decode every entry separately, so that unreadable ones can be skipped."""
+def _read_entries(path: Path, non_finite: np.ndarray, invalid: _InvalidEntries) -> _File:
+    """Decode every entry separately, as the conversion does, so that unreadable ones can be skipped."""
     spans = element_spans(path, tuple(_KINDS))
+    check_in_entries(path, non_finite, spans.values())
     lists, fd = [], os.open(path, os.O_RDONLY)
     try:
         for name, kind in _KINDS.items():
@@ -183,11 +167,11 @@ def _read_entries(path: Path, invalid: _InvalidEntries) -> _File:
     return _File(*lists)
 
 
-_KINDS = {"images": ImageRow, "annotations": AnnotationRow, "categories": Category}
+_KINDS = {"images": ImageEntry, "annotations": AnnotationRow, "categories": Category}
 
 
 def _build(
-    images: list[ImageRow], annotations: list[AnnotationRow], categories: list[Category], invalid: _InvalidEntries
+    images: list[ImageEntry], annotations: list[AnnotationRow], categories: list[Category], invalid: _InvalidEntries
 ) -> GroundTruth:
     """Columns of decoded annotations; invalid entries go to `invalid`."""
     categories = _named(_unique(categories, "categories", "repeated category id", invalid), invalid)
@@ -253,7 +237,8 @@ def ground_truth_from_records(
         width, height = meta.source_width, meta.source_height
         both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
         negative, not_exhaustive = ([i for i in category_ids if i in known] for category_ids in both)
-        images.append(ImageRow(meta.image_id, width, height, negative if federated else None, not_exhaustive))
+        lists = {"neg_category_ids": negative if federated else None, "not_exhaustive_category_ids": not_exhaustive}
+        images.append(ImageEntry(meta.image_id, width, height, **lists))
         for obj in record.objects:
             x1, y1, x2, y2 = obj.norm_box
             corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]
@@ -303,7 +288,7 @@ def _named(categories: list[Category], invalid: _InvalidEntries) -> list[Categor
     return [category for category in categories if category.name.strip()]
 
 
-def _sized(images: list[ImageRow], invalid: _InvalidEntries) -> list[ImageRow]:
+def _sized(images: list[ImageEntry], invalid: _InvalidEntries) -> list[ImageEntry]:
     for image in images:
         if min(image.width, image.height) < 1:
             invalid.add("impossible size", f"images: id {image.id!r}: has no size", expected="positive sizes")
@@ -312,7 +297,7 @@ def _sized(images: list[ImageRow], invalid: _InvalidEntries) -> list[ImageRow]:
 
 def _usable(
     row: AnnotationRow,
-    images: list[ImageRow],
+    images: list[ImageEntry],
     index: int | None,
     category_index: dict[int, int],
     invalid: _InvalidEntries,
@@ -339,7 +324,7 @@ def _usable(
 
 
 def _pair_codes(
-    images: list[ImageRow], name: str, category_index: dict[int, int], invalid: _InvalidEntries
+    images: list[ImageEntry], name: str, category_index: dict[int, int], invalid: _InvalidEntries
 ) -> np.ndarray:
     codes = []
     for i, image in enumerate(images):

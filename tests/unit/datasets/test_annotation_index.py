@@ -131,7 +131,7 @@ def test_real_files_are_read_as_a_json_parser_reads_them(name):
     index = build_index(SHARED / name)
     images, grouped = read_all(index)
     assert [i.id for i in images] == [i["id"] for i in data["images"]]
-    assert [i.neg_category_ids for i in images] == [i.get("neg_category_ids", []) for i in data["images"]]
+    assert [i.neg_category_ids or [] for i in images] == [i.get("neg_category_ids", []) for i in data["images"]]
     for i, own in zip(images, grouped, strict=True):
         expected = [a for a in data["annotations"] if a["image_id"] == i.id]
         assert own.ids.tolist() == [a["id"] for a in expected]

@@ -169,7 +169,10 @@ def test_non_finite_score_is_an_error_with_its_line(tmp_path, value):
         (lambda case: case.categories.append(dict(case.categories[0])), "categories: id 1 occurs more than once"),
         (lambda case: case.annotations[0].update(category_id=77), "category_id 77 is not in the file's list"),
         (lambda case: case.annotations[0].update(image_id=77), "image_id 77 is not in the file's list"),
-        (lambda case: case.annotations[0].update(area="large"), "not a COCO or LVIS annotation file"),
+        (
+            lambda case: case.annotations[0].update(area="large"),
+            "annotations: id 1: Expected `float | null`",
+        ),
         (lambda case: case.categories[0].update(name=" "), "categories: id 1 has no name"),
         (lambda case: case.images[0].update(width=-5), "has no size"),
     ],
