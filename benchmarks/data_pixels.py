@@ -4,7 +4,7 @@
 
 Same images, size rule, JPEG quality and chroma subsampling on both sides, bicubic interpolation on
 both; each runs in a process of its own, timed from its start. Quality is PSNR in dB: of the stage's
-images against those of the plain loop, and of either kernel against the truth, where a image is
+images against those of the plain loop, and of either kernel against ground truth, where an image is
 shrunk and enlarged again by it. Writes benchmarks/results/data_pixels.json.
 """
 
@@ -47,7 +47,7 @@ def stage(manifest: Path, out: Path, workers: int) -> None:
 
 
 def quality(sources: list[Path], ours: Path, plain: Path) -> dict[str, float]:
-    """Mean PSNR in dB; the source and either result of the same image, and what a kernel gives back of a image."""
+    """Mean PSNR in dB; the source and either result of the same image, and what a kernel gives back of an image."""
     import numpy as np
 
     from coordexp.datasets.images import resample
@@ -68,7 +68,7 @@ def quality(sources: list[Path], ours: Path, plain: Path) -> dict[str, float]:
 
 
 def steps(sources: list[Path], out: Path) -> dict[str, float]:
-    """CPU milliseconds a image of each step of the stage's usual case, on one core."""
+    """CPU milliseconds per image of each step of the stage's usual case, on one core."""
     import cv2
     import numpy as np
 

@@ -8,7 +8,7 @@ recipe's loss alone. A step is what the trainer's loop does: counts of the batch
 optimizer. Arms alternate step by step in one process. Peak memory is the resident set's high-water mark during a
 step, measured in a process of its own for each arm; the part that stays (weights, optimizer) is given beside it.
 
-Cases: the compact vocabulary, the published one (152,670 rows), 300 objects a image (compact; the shorter the rest
+Cases: the compact vocabulary, the published one (152,670 rows), 300 objects per image (compact; the shorter the rest
 of a step, the more the matching weighs), and the loader of the demo's recipe.
 """
 

@@ -195,7 +195,10 @@ def test_kubernetes_job_requests_the_resources_of_its_rule_and_more_on_retry(sch
     assert "activeDeadlineSeconds" not in jobs[0]["spec"], "would count the time that it waits for a GPU"
 
 
-SMALL = "data: {tiny: 3, shapes: {splits: {train: {count: 4, seed: 1}, val: {count: 4, seed: 2}}}}"
+SMALL = """
+data: {tiny: 3}
+datasets: {shapes: {splits: {train: {count: 4, seed: 1}, val: {count: 4, seed: 2}}}}
+"""
 
 
 @pytest.mark.slow
