@@ -1,4 +1,4 @@
-# CoordExp: from a detection data set to a vision-language model that detects, and its honest numbers.
+# CoordExp: from a detection dataset to a vision-language model that detects, and its honest numbers.
 #
 #   snakemake results/shapes_9/eval.json --cores all      generated shapes and a tiny model, on a laptop
 #   snakemake results/lvis_768/eval.json --cores all      LVIS at a budget of 768 tiles a image

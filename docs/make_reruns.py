@@ -80,7 +80,7 @@ UNCOUNTED = """
 Annotations are read completely when something has touched them since their manifest was written (1.6 s per GB), small
 files of a base at every start. A missing folder reruns nothing. Other images under the same names, of which there may
 be millions, go unnoticed, and so do weights that differ between the samples alone: reading 9 GB takes 14 s at every
-start. Give such a data set another name; such a base too, and delete `results/{run}/train/checkpoints`.
+start. Give such a dataset another name; such a base too, and delete `results/{run}/train/checkpoints`.
 
 """
 
@@ -193,7 +193,7 @@ def keys(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _entry_keys(section: str, entries: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys of the data sets or of the models, each in an entry of the variant that has it."""
+    """Keys of the datasets or of the models, each in an entry of the variant that has it."""
     kind, chosen = ENTRIES[section]
     variants = variants_of(kind)
     prefix = f"{section}.{USER_NAMES[section]}"

@@ -113,7 +113,7 @@ def fetched_of(wildcards):
 
 
 def source_of(wildcards, split=None):
-    """Manifest of a split of the data set that a run reads."""
+    """Manifest of a split of the dataset that a run reads."""
     return f"{RAW}/{settings.run(wildcards.run).dataset}/{split or wildcards.split}.source.json"
 
 

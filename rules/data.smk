@@ -2,7 +2,7 @@
 
 
 rule download:
-    """Provide one split of a data set: download it, generate it, or take the user's own folder; write its manifest."""
+    """Provide one split of a dataset: download it, generate it, or take the user's own folder; write its manifest."""
     output:
         source=f"{RAW}/{{dataset}}/{{split}}.source.json",
     log:

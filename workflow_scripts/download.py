@@ -1,4 +1,4 @@
-"""Rule download: provide one split of a data set, and write its manifest."""
+"""Rule download: provide one split of a dataset, and write its manifest."""
 
 from coordexp.datasets.download import provide
 from workflow_scripts.arguments import arguments, config, job, path

@@ -187,7 +187,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     val_jsonl: Annotated[str | None, Meta(description="records to validate on during training")] = None
     fusion_config: Annotated[
         str | None,
-        Meta(description="several data sets with sampling ratios (YAML or JSON) instead of `train_jsonl`"),
+        Meta(description="several datasets with sampling ratios (YAML or JSON) instead of `train_jsonl`"),
     ] = None
     categories: Annotated[
         str | None,

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 640, 480
 
 @dataclass
 class Case:
-    """A data set and the detections of one run, in pixels of the source images."""
+    """A dataset and the detections of one run, in pixels of the source images."""
 
     images: list[dict]
     annotations: list[dict]

@@ -1,4 +1,4 @@
-"""The user's own folders of a data set and a base: what a changed file in them reruns, in real dry runs."""
+"""The user's own folders of a dataset and a base: what a changed file in them reruns, in real dry runs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BASE = dict.fromkeys(("fetch_model", "expand_vocab"), 1)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A data set and a base next to the folder of a workflow that has read them."""
+    """A dataset and a base next to the folder of a workflow that has read them."""
     top = tmp_path_factory.mktemp("own")
     source = provide("shapes", SMALL["datasets"]["shapes"], "train", top / "parts", top / "parts" / "train.source.json")
     tiny.build(top / "base", seed=7)

@@ -1,4 +1,4 @@
-"""What the name of a run means: its data set, records, checkpoint, and every section of the configuration.
+"""What the name of a run means: its dataset, records, checkpoint, and every section of the configuration.
 
 - `{dataset}_{max_blocks}`: the settings of `runs.{dataset}` and then of the run's own entry lie over the sections of
   the configuration. The run has records of its own.
@@ -266,7 +266,7 @@ class Runs:
         known = sorted({*self.datasets, *(entry for entry in self.entries if entry not in self.datasets)})
         if re.fullmatch(BLOCKS, blocks):
             hint = nearest(dataset, known)
-            return ConfigError(located(f"unknown data set {dataset!r}{hint}", field=field, expected=known))
+            return ConfigError(located(f"unknown dataset {dataset!r}{hint}", field=field, expected=known))
         hint = "" if name in self.datasets else nearest(name, known)
         fix = f"a run is named {SHAPE}, or has an entry in `runs` that names a parent (extends: lvis_768)"
         return ConfigError(located(f"unknown run {name!r}{hint}", field=field, expected=known, fix=fix))
@@ -274,8 +274,8 @@ class Runs:
     def _check_dataset_entry(self, name: str, entry: Mapping[str, Any], field: str) -> None:
         given = [key for key in (*PARENTS, *IDENTITY) if entry.get(key)]
         if given:
-            problem = f"has no effect: {name} is the name of a data set, or of a data set and a budget"
-            fix = f"give the run a name that is neither a data set's nor {SHAPE}"
+            problem = f"has no effect: {name} is the name of a dataset, or of a dataset and a budget"
+            fix = f"give the run a name that is neither a dataset's nor {SHAPE}"
             raise ConfigError(located(problem, field=f"{field}.{given[0]}", fix=fix))
 
     def _check_name(self, name: str, entry: Mapping[str, Any], field: str) -> None:

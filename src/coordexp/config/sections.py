@@ -148,7 +148,7 @@ class InlineRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Settings of a run, or of every run of a data set; they override the sections of the configuration."""
+    """Settings of a run, or of every run of a dataset; they override the sections of the configuration."""
 
     extends: Annotated[str | None, Meta(description="parent run, whose settings are inherited")] = None
     records_from: Annotated[
@@ -194,11 +194,11 @@ class WorkflowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plugins: Annotated[
         tuple[str, ...], Meta(description="Python files that register names of their own (docs/architecture.md)")
     ] = ()
-    datasets: Annotated[dict[str, Dataset], Meta(description="data sets by name")] = {}
-    data: Annotated[DataSection, Meta(description="conversion of data sets to records")] = DataSection()
+    datasets: Annotated[dict[str, Dataset], Meta(description="datasets by name")] = {}
+    data: Annotated[DataSection, Meta(description="conversion of datasets to records")] = DataSection()
     models: Annotated[dict[str, Model], Meta(description="base checkpoints by name")] = {}
     vocab: Annotated[VocabOptions, Meta(description="coordinate tokens of the base")] = VocabOptions()
-    runs: Annotated[dict[str, RunEntry], Meta(description="settings of runs, by data set or run name")] = {}
+    runs: Annotated[dict[str, RunEntry], Meta(description="settings of runs, by dataset or run name")] = {}
     train: Annotated[TrainOptions, Meta(description="resources of training")] = TrainOptions()
     predict: Annotated[PredictSection, Meta(description="prediction")] = PredictSection()
     calibrate: Annotated[CalibrateOptions, Meta(description="scores as probabilities")] = CalibrateOptions()

@@ -61,7 +61,7 @@ class Settings:
     # ------------------------------------------------------------------ data
 
     def source(self, dataset: str, split: str) -> dict[str, Any]:
-        """The part of a data set's entry that providing one split reads."""
+        """The part of a dataset's entry that providing one split reads."""
         return options_for_split(dataset, self.datasets[dataset], split)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:

@@ -73,7 +73,7 @@ def best_per_category(detections: Detections, count: int) -> Detections:
 
 
 def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
-    """hotcoco's data set; images and objects are numbered from 1, since the original ids may be strings."""
+    """hotcoco's dataset; images and objects are numbered from 1, since the original ids may be strings."""
     count = ground_truth.num_categories
     lists: dict[str, list[list[int]]] = {}
     for name, codes in (

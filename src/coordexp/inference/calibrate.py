@@ -88,7 +88,7 @@ def fit(
 ) -> Calibration:
     """Fit on the predictions of a calibration split and its pixel-space records; writes the calibration to `out`.
 
-    categories: all categories of the data set.
+    categories: all categories of the dataset.
     federated: whether only some categories of each image are annotated exhaustively (LVIS).
     trained_on: the training records. DataError if one contains a calibration image: a model is overconfident on images
         that it was trained on.

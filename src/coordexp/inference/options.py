@@ -40,7 +40,7 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     shards: Annotated[int, Meta(ge=1, description="jobs that the images are split over")] = 1
     chunk: Annotated[int, Meta(ge=1, description="categories per prompt, for `protocol: all_categories`")] = 80
     restrict_labels: Annotated[
-        bool, Meta(description="allow no description but the category names of the prompt, or of the data set")
+        bool, Meta(description="allow no description but the category names of the prompt, or of the dataset")
     ] = False
     geometry: Annotated[Kinds, Meta(description="kinds of geometry that an answer may contain")] = ("bbox_2d",)
     poly_max_points: Annotated[int, Meta(ge=3, description="most points of a predicted polygon")] = 20

@@ -120,11 +120,11 @@ def load_image(path: Path, size: tuple[int, int], image_id: int | str) -> Image.
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        fix = "run `coordexp validate` on the records, or convert the data set again"
+        fix = "run `coordexp validate` on the records, or convert the dataset again"
         raise DataError(located(f"cannot read image {image_id}: {error}", file=path, fix=fix)) from error
     if image.size != size:
         facts = {"field": "width, height", "expected": size, "found": image.size}
-        fix = "convert the data set again"
+        fix = "convert the dataset again"
         problem = f"image {image_id} does not have the size that its record states"
         raise DataError(located(problem, file=path, **facts, fix=fix))
     return image

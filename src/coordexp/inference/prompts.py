@@ -40,5 +40,5 @@ def category_prompts(categories: Sequence[str], options: PredictOptions) -> list
 def _required(categories: Sequence[str] | None, option: str, value: object) -> Sequence[str]:
     if not categories:
         problem = f"`{option}: {value}` needs a list of categories"
-        raise ConfigError(located(problem, field=f"predict.{option}", fix="pass the category names of the data set"))
+        raise ConfigError(located(problem, field=f"predict.{option}", fix="pass the category names of the dataset"))
     return categories

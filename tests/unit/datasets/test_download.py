@@ -242,7 +242,7 @@ def test_a_file_is_known_as_fetched_before_it_gets_its_name(server, tmp_path):
 
 
 def test_an_archive_cut_off_on_the_server_can_be_replaced(server, tmp_path):
-    """Its hash is not that of the data set: the whole archive must be welcome later."""
+    """Its hash is not that of the dataset: the whole archive must be welcome later."""
     whole = server.content["/train2017.zip"]
     server.content["/train2017.zip"] = whole[: len(whole) // 2]
     with pytest.raises(DownloadError, match="damaged zip archive"):

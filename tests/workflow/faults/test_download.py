@@ -1,4 +1,4 @@
-"""Archives of a data set over HTTP: what has arrived is not fetched again, whatever ended the transfer."""
+"""Archives of a dataset over HTTP: what has arrived is not fetched again, whatever ended the transfer."""
 
 import contextlib
 import importlib.util
@@ -105,7 +105,7 @@ def undisturbed(web, tmp_path_factory, repository):
 
 @pytest.fixture
 def case(web, undisturbed, tmp_path):
-    """The data set about to be downloaded."""
+    """The dataset about to be downloaded."""
     web.server.requests.clear()
     web.server.script = {}
     yield Case(undisturbed[0], tmp_path / "case", OUTPUTS, NAMES, ENTRY, undisturbed[1])
