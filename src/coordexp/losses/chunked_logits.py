@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from coordexp.records import COORD_BINS
-
-# Logits per chunk; on a CPU a chunk and its intermediate results stay in the cache of a core.
-CHUNK = {"cpu": 1 << 18}
-ACCELERATOR_CHUNK = 1 << 27
+from coordexp.runtime import tuning
 
 
 class GatheredLogits(NamedTuple):
@@ -80,7 +77,9 @@ class _GatherLogits(torch.autograd.Function):
 
 def _blocks(rows: torch.Tensor, logits: torch.Tensor) -> list[tuple[slice, slice]]:
     """(rows of the logits, positions in `rows`) of contiguous runs of rows, cut to chunks; nothing is gathered."""
-    size = max(1, CHUNK.get(logits.device.type, ACCELERATOR_CHUNK) // logits.shape[-1])
+    on_cpu = logits.device.type == "cpu"
+    chunk = tuning.LOGITS_PER_CHUNK if on_cpu else tuning.ACCELERATOR_LOGITS_PER_CHUNK
+    size = max(1, chunk // logits.shape[-1])
     gaps = ((rows[1:] - rows[:-1]) != 1).nonzero().squeeze(-1) + 1
     edges = [0, *gaps.tolist(), rows.numel()]
     starts = rows[edges[:-1]].tolist() if rows.numel() else []

@@ -16,6 +16,10 @@ PARALLEL_DOWNLOADS = 4
 COPY_BYTES = 2 << 20  # copied at once from one safetensors file to another
 WRITER_THREADS = 8  # most threads that write a safetensors file
 
+# losses
+LOGITS_PER_CHUNK = 1 << 18  # on a CPU: a chunk and its intermediate results stay in the cache of a core
+ACCELERATOR_LOGITS_PER_CHUNK = 1 << 27
+
 # inference
 CACHE_COLUMNS = 256  # least number of columns by which the key/value buffers grow
 

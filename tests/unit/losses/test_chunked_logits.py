@@ -28,7 +28,7 @@ def test_the_chunk_size_changes_nothing(monkeypatch):
     criterion = DetectionCriterion(ALL, START)
     at_once = logits.clone().requires_grad_()
     criterion(at_once, labels, targets)[0].backward()
-    monkeypatch.setattr("coordexp.losses.chunked_logits.CHUNK", {"cpu": 3 * VOCAB})
+    monkeypatch.setattr("coordexp.runtime.tuning.LOGITS_PER_CHUNK", 3 * VOCAB)
     chunked = logits.clone().requires_grad_()
     criterion(chunked, labels, targets)[0].backward()
     assert torch.equal(at_once.grad, chunked.grad)
