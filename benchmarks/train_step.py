@@ -1,15 +1,15 @@
-"""A training step of the whole objective against ms-swift's plain cross-entropy, and what the data loader costs.
+"""Time and memory of a training step with the full loss against ms-swift's cross-entropy, and of the data loader.
 
 python benchmarks/train_step.py prepare FOLDER    checkpoints and records (a minute, any machine load)
 python benchmarks/train_step.py measure FOLDER    the measurement, on an idle machine: results/train_step.json
 
-Every arm is an ms-swift trainer on the same checkpoint, batch and optimizer; they differ in `loss_type` and in the
-recipe's loss alone. A step is what the trainer's loop does: counts of the batch, forward, loss, backward, clipping,
-optimizer. Arms alternate step by step in one process. Peak memory is the resident set's high-water mark during a
-step, measured in a process of its own for each arm; the part that stays (weights, optimizer) is given beside it.
+Every variant is an ms-swift trainer with the same checkpoint, batch and optimizer; only `loss_type` and the recipe's
+loss differ. A step does the same as the trainer's loop: counts of the batch, forward, loss, backward, clipping,
+optimizer. Variants alternate step by step in one process. Peak memory is the high-water mark of the resident set during
+a step, measured in a separate process per variant; the memory before the step (weights, optimizer) is also given.
 
 Cases: the compact vocabulary, the published one (152,670 rows), 300 objects per image (compact; the shorter the rest
-of a step, the more the matching weighs), and the loader of the demo's recipe.
+of a step, the larger the share of the matching), and the loader of the demo's recipe.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> None:
     from coordexp.modeling import tiny, vocab
 
     sys.path.insert(0, str(ROOT / "tests" / "unit"))
-    from model_helpers import qwen3_tokenizer
+    from modeling_helpers import qwen3_tokenizer
 
     for name, tokenizer in (("compact", None), ("published", qwen3_tokenizer())):
         tiny.build(folder / name / "base", 7, tokenizer=tokenizer, embed_std=0.1)
@@ -81,7 +81,7 @@ def write_records(path: Path, objects: int, images: int) -> None:
 
 
 def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: dict | None, **training):
-    """A trainer of ms-swift as `swift sft` would run it, not started. `loss` None: ms-swift's own cross-entropy."""
+    """An ms-swift trainer that has not started; `loss` None: ms-swift's cross-entropy."""
     from coordexp.recipe import load_recipe
     from coordexp.training.ms_swift import custom_section as settings
     from coordexp.training.swift_arguments import swift_arguments
@@ -110,14 +110,13 @@ def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: 
         def train(self, trainer):
             return trainer
 
-    from coordexp.training.ms_swift import dataset, trainer
+    from coordexp.training.ms_swift import dataset, plugin
 
+    plugin.register()
     dataset.samples.cache_clear()
     pipeline = Unstarted(SftArguments(**arguments))
     if loss is None:
         TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{Seq2SeqTrainer.__module__}.Seq2SeqTrainer"
-    else:
-        trainer.register()
     built = pipeline.run()
     built.create_optimizer_and_scheduler(1000)
     built.model.train()
@@ -125,7 +124,7 @@ def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: 
 
 
 def step(trainer, batch: dict) -> float:
-    """One optimisation step as the trainer's loop does it; seconds."""
+    """Run one optimizer step as the trainer's loop does; returns seconds."""
     import torch
 
     began = time.perf_counter()
@@ -146,20 +145,21 @@ def batches_of(trainer, count: int = 4) -> list[dict]:
 
 
 def time_case(folder: Path, name: str) -> dict:
-    vocabulary, objects, batch, steps, arms = CASES[name]
+    vocabulary, objects, batch, steps, variants = CASES[name]
     jsonl = folder / f"{name}.jsonl"
-    trainers = {arm: build_trainer(folder, vocabulary, jsonl, batch, VARIANTS[arm]) for arm in arms}
-    inputs = {arm: batches_of(trainer) for arm, trainer in trainers.items()}
-    for arm, trainer in trainers.items():
-        for batch_inputs in inputs[arm][:2]:
+    trainers = {variant: build_trainer(folder, vocabulary, jsonl, batch, VARIANTS[variant]) for variant in variants}
+    inputs = {variant: batches_of(trainer) for variant, trainer in trainers.items()}
+    for variant, trainer in trainers.items():
+        for batch_inputs in inputs[variant][:2]:
             step(trainer, batch_inputs)
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for n in range(steps):
-        order = arms if n % 2 == 0 else arms[::-1]
-        for arm in order:
-            seconds[arm].append(step(trainers[arm], inputs[arm][n % 4]))
+        order = variants if n % 2 == 0 else variants[::-1]
+        for variant in order:
+            seconds[variant].append(step(trainers[variant], inputs[variant][n % 4]))
     labels = inputs["plain"][0]["labels"]
     reference = seconds["plain"]
+    ratios = {name: statistics.median(_ratios(times, reference)) for name, times in seconds.items() if name != "plain"}
     return {
         "objects_per_image": objects,
         "images_per_batch": batch,
@@ -167,8 +167,8 @@ def time_case(folder: Path, name: str) -> dict:
         "supervised_tokens": int((labels != -100).sum()),
         "batch_by_length": list(labels.shape),
         "steps": steps,
-        "median_seconds": {arm: statistics.median(times) for arm, times in seconds.items()},
-        "step_time_ratio": {arm: statistics.median(_ratios(seconds[arm], reference)) for arm in arms if arm != "plain"},
+        "median_seconds": {variant: statistics.median(times) for variant, times in seconds.items()},
+        "step_time_ratio": ratios,
         **_added_by_matching(seconds),
     }
 
@@ -183,10 +183,10 @@ def _added_by_matching(seconds: dict[str, list[float]]) -> dict:
     return {"matching_adds": statistics.median(_ratios(seconds["hungarian"], seconds["full"])) - 1}
 
 
-def memory_of(folder: Path, name: str, arm: str) -> dict:
-    """Peak and resting resident memory of one arm, MB; runs in a process of its own."""
+def memory_of(folder: Path, name: str, variant: str) -> dict:
+    """Resident memory of one variant in MB: peak during a step, and before it; runs in a separate process."""
     vocabulary, _, batch, _, _ = CASES[name]
-    trainer = build_trainer(folder, vocabulary, folder / f"{name}.jsonl", batch, VARIANTS[arm])
+    trainer = build_trainer(folder, vocabulary, folder / f"{name}.jsonl", batch, VARIANTS[variant])
     inputs = batches_of(trainer, 1)[0]
     step(trainer, inputs)
     step(trainer, inputs)
@@ -202,7 +202,7 @@ def _status(field: str) -> float:
 
 
 def time_loader(folder: Path, steps: int = 34) -> dict:
-    """The demo's recipe with its one loader worker: how long a step waits for its batch."""
+    """Waiting time for batches with the demo's recipe and its single loader worker."""
     trainer = build_trainer(folder, "compact", folder / "loader.jsonl", 16, FULL)
     dataset, collate = trainer.train_dataset, trainer.data_collator
     began = time.perf_counter()
@@ -221,7 +221,7 @@ def time_loader(folder: Path, steps: int = 34) -> dict:
     waits = waits[4:]
     ready = []
     for _ in range(5):
-        time.sleep(0.5)  # the batch is there by now: what is left is handing it over
+        time.sleep(0.5)  # the batch is ready by now: this measures the transfer alone
         began = time.perf_counter()
         next(batches)
         ready.append(time.perf_counter() - began)
@@ -246,7 +246,7 @@ def child(folder: Path, *what: str, env: dict | None = None) -> dict:
 
 
 def measure(folder: Path, threads: int, only: list[str]) -> dict:
-    # one size of malloc arena, returned when freed: the resident set follows what is in use
+    # Makes malloc return freed memory at once, so that the resident set equals the memory in use.
     strict = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     result: dict = json.loads(RESULT.read_text()) if only and RESULT.exists() else {}
     result["threads"] = threads
@@ -255,11 +255,11 @@ def measure(folder: Path, threads: int, only: list[str]) -> dict:
             result[name] = child(folder, "loader")
             continue
         result[name] = child(folder, "time", name)
-        memory = {arm: child(folder, "memory", name, arm, env=strict) for arm in CASES[name][-1]}
+        memory = {variant: child(folder, "memory", name, variant, env=strict) for variant in CASES[name][-1]}
         result[name]["memory"] = memory
         plain = memory["plain"]["peak_mb"]
-        result[name]["peak_memory_ratio"] = {arm: m["peak_mb"] / plain for arm, m in memory.items() if arm != "plain"}
-        above = {arm: m["peak_mb"] - m["resting_mb"] for arm, m in memory.items()}
+        result[name]["peak_memory_ratio"] = {v: m["peak_mb"] / plain for v, m in memory.items() if v != "plain"}
+        above = {variant: m["peak_mb"] - m["resting_mb"] for variant, m in memory.items()}
         result[name]["above_resting_ratio"] = {a: m / above["plain"] for a, m in above.items() if a != "plain"}
     return result
 
@@ -268,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prepare", "measure", "child"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("more", nargs="*", help="measure: cases to measure again, of the file that is there")
+    parser.add_argument("more", nargs="*", help="measure: cases to measure again, keeping the other results")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     folder = args.folder.resolve()

@@ -90,9 +90,9 @@ class DetectionCriterion(nn.Module):
         log_p = log_probabilities(gathered.coord, self.options.temperature)
         p = log_p.exp()
         log_mass = gathered.coord.logsumexp(dim=-1) - gathered.lse[found.slots]
-        wanted = slot_targets(found.ids[found.slots] - self.coord_start, targets.coords, targets.soft)
-        gaussian = gaussian_targets(wanted.coords, self.options.sigma, self.options.truncate)
-        return CoordinateSlots(log_p, p, log_mass, wanted, gaussian)
+        targets_of_slots = slot_targets(found.ids[found.slots] - self.coord_start, targets.coords, targets.soft)
+        gaussian = gaussian_targets(targets_of_slots.coords, self.options.sigma, self.options.truncate)
+        return CoordinateSlots(log_p, p, log_mass, targets_of_slots, gaussian)
 
     def _text_sums(self, text: TextLogits) -> dict[str, torch.Tensor]:
         return {name: term.function(text, self.options) for name, term in self._of_level("text")}

@@ -161,12 +161,12 @@ def test_a_barely_visible_object_is_removed_and_its_category_leaves_the_prompt(t
 def test_a_crop_that_would_remove_every_category_is_not_applied(tmp_path):
     """The prompt would become the open one, whose answer lists other objects than a category prompt's."""
     objects = [box(0, 0, 60, 128, desc="cat")]
-    sample = sample_of(tmp_path, objects, categories=["cat"])  # a dog in view is not asked for
+    sample = sample_of(tmp_path, objects, categories=["cat"])  # the dog in the image is not in the prompt
     for categories, cropped in ((["cat"], 0), (["cat", "bird"], 1), (None, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "draw_plan", lambda *_: Plan((90, 0, 102, 128), (96, 128), flip=True))
-            asked = sample._replace(categories=categories)
-            changed = augment(asked, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
+            prompted = sample._replace(categories=categories)
+            changed = augment(prompted, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
         assert changed.cropped == cropped
         assert changed.sample.categories == {0: ["cat"], 1: categories and ["bird"]}[cropped]
         if not cropped:

@@ -20,15 +20,15 @@ STEPS = 5  # of eight of the 24 samples: into the second epoch
 
 
 @pytest.mark.parametrize(
-    ("asked", "processes", "threads", "granted"),
+    ("requested", "processes", "threads", "granted"),
     [(2, 1, 8, 2), (2, 1, 1, 1), (4, 8, 8, 1), (4, 8, 32, 4), (1, 2, 2, 1), (0, 1, 1, 0), (None, 1, 4, None)],
 )
-def test_loader_workers_of_a_process_are_at_most_its_threads(asked, processes, threads, granted, capsys):
-    given = {"dataloader_num_workers": asked, "seed": 17}
+def test_loader_workers_of_a_process_are_at_most_its_threads(requested, processes, threads, granted, capsys):
+    given = {"dataloader_num_workers": requested, "seed": 17}
     capped = cap_workers(given, processes, threads)
     assert capped == {"dataloader_num_workers": granted, "seed": 17}
     printed = capsys.readouterr().out
-    assert (f"{granted} instead of {asked} loader workers" in printed) == (granted != asked)
+    assert (f"{granted} instead of {requested} loader workers" in printed) == (granted != requested)
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_a_loader_worker_does_not_change_training(shapes_data, tiny_model, tmp_p
 
 
 def train(folder: Path, loaders: int, data: Path, model: Path) -> None:
-    """A few steps of the demo's recipe in random orders, with `loaders` processes beside it."""
+    """A few steps of the demo's recipe in random orders, with `loaders` loader workers."""
     recipe = {
         "training": {"max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1, "per_device_train_batch_size": 8},
         "data": {"dataloader_num_workers": loaders},

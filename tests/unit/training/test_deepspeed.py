@@ -49,8 +49,8 @@ def assert_close(found, expected):
 
 def test_zero_2_trains_resumes_and_merges_the_same_as_plain_processes(shapes_data, tiny_model, tmp_path):
     plain, expected, _ = trained(tmp_path / "plain", shapes_data, tiny_model)
-    rows, found, said = trained(tmp_path / "zero", shapes_data, tiny_model, deepspeed="zero2")
-    assert "optimizer group head_offset: 1 tensors" in said
+    rows, found, printed = trained(tmp_path / "zero", shapes_data, tiny_model, deepspeed="zero2")
+    assert "optimizer group head_offset: 1 tensors" in printed
     assert [row["step"] for row in plain] == [1, 2, 3, 4]
     for name in ("step", "loss", "ce", "text", "grad_norm"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in plain], rel=1e-5), name
@@ -60,8 +60,8 @@ def test_zero_2_trains_resumes_and_merges_the_same_as_plain_processes(shapes_dat
     (last,) = (tmp_path / "zero" / "checkpoints").glob("*/checkpoint-4")
     assert list(last.glob("global_step4/*optim_states.pt"))  # it was ZeRO indeed
     shutil.rmtree(last)
-    _, resumed, said = trained(tmp_path / "zero", shapes_data, tiny_model, deepspeed="zero2")
-    assert "resuming from" in said
+    _, resumed, printed = trained(tmp_path / "zero", shapes_data, tiny_model, deepspeed="zero2")
+    assert "resuming from" in printed
     assert_close(resumed, found)
 
     files = {folder: {file.name for file in (tmp_path / folder / "adapter").iterdir()} for folder in ("plain", "zero")}

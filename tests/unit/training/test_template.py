@@ -43,13 +43,13 @@ def test_the_prompt_is_token_for_token_that_of_inference(encoder, tiny_model):
         encoded, (record, path, *_) = encode.encode(dict(row)), sample(row)
         text = processor.apply_chat_template(render.hf_chat(render.PromptStyle()), add_generation_prompt=True)
         with Image.open(path.parent / record.images[0]) as image:
-            asked = processor(text=[text], images=[image.convert("RGB")], do_resize=False, return_tensors="pt")
-        length = asked["input_ids"].shape[1]
-        assert encoded["input_ids"][:length] == asked["input_ids"][0].tolist()
+            expected = processor(text=[text], images=[image.convert("RGB")], do_resize=False, return_tensors="pt")
+        length = expected["input_ids"].shape[1]
+        assert encoded["input_ids"][:length] == expected["input_ids"][0].tolist()
         assert all(label == IGNORE for label in encoded["labels"][:length])
         assert encoded["labels"][length] != IGNORE
-        assert torch.equal(encoded["image_grid_thw"], asked["image_grid_thw"])
-        assert torch.allclose(encoded["pixel_values"], asked["pixel_values"])
+        assert torch.equal(encoded["image_grid_thw"], expected["image_grid_thw"])
+        assert torch.allclose(encoded["pixel_values"], expected["pixel_values"])
 
 
 def test_exactly_the_answer_is_supervised(encoder):
@@ -84,7 +84,7 @@ def test_pixel_files_are_quantised_if_the_recipe_says_so(encoder, shapes_data, t
 
 
 def test_slot_targets_are_in_the_units_of_the_codec(shapes_data, tiny_model):
-    """The unrounded target lies within the bin that the answer names, also where bins are fractions of size - 1."""
+    """The unrounded target is in the bin of the answer's token, also if bins are fractions of size - 1."""
     encoded = encode_one(
         tiny_model,
         shapes_data / "train.jsonl",
@@ -93,9 +93,9 @@ def test_slot_targets_are_in_the_units_of_the_codec(shapes_data, tiny_model):
     )
     start = coord_ids(tiny_model).start
     bins = [label - start for label in encoded["labels"] if start <= label < start + 1000]
-    held = [coord * 999 for coord in encoded["coord_targets"].coords]
-    assert len(bins) == len(held) > 0
-    assert all(abs(k - c) <= 1 for k, c in zip(bins, held, strict=True))
+    targets = [coord * 999 for coord in encoded["coord_targets"].coords]
+    assert len(bins) == len(targets) > 0
+    assert all(abs(k - c) <= 1 for k, c in zip(bins, targets, strict=True))
 
 
 def test_integers_carry_no_coordinate_slots(shapes_data, tiny_model):
@@ -127,7 +127,7 @@ def test_a_description_that_contains_a_coordinate_token_is_refused(shapes_data, 
     record.images = [str(shapes_data / record.images[0])]
     record.objects[0].desc = "a <|coord_5|> trap"
     io.write_jsonl(tmp_path / "trap.jsonl", [record])
-    with pytest.raises(DataError, match=r"holds '<[|]'"):
+    with pytest.raises(DataError, match=r"contains '<[|]'"):
         encode_one(tiny_model, tmp_path / "trap.jsonl")
 
 
@@ -160,45 +160,45 @@ def slow_branches(encode, record, style, ids):
             for j in range(i, len(objects))
         ]
         answers = [encode._tokenize(render.render_answer(order, style)) for order in orders]
-        own = answers[0]
-        end = next(p for p in range(start, len(own)) if ids.start <= own[p] <= ids.end)
+        first = answers[0]
+        end = next(p for p in range(start, len(first)) if ids.start <= first[p] <= ids.end)
         alive = answers
-        for place in range(start, end + 1):
-            options = [a[place] for a in alive]
-            if len(set(options)) > 1 or (place == end and len(options) > 1):
-                target = slots if place == end else text
-                target[place] = {t: options.count(t) / len(options) for t in options}
-            alive = [a for a in alive if a[place] == own[place]]
-        start = [p for p in range(len(own)) if ids.start <= own[p] <= ids.end][4 * (i + 1) - 1] + 1
+        for position in range(start, end + 1):
+            options = [a[position] for a in alive]
+            if len(set(options)) > 1 or (position == end and len(options) > 1):
+                target = slots if position == end else text
+                target[position] = {t: options.count(t) / len(options) for t in options}
+            alive = [a for a in alive if a[position] == first[position]]
+        start = [p for p in range(len(first)) if ids.start <= first[p] <= ids.end][4 * (i + 1) - 1] + 1
     return text, slots
 
 
 @pytest.mark.parametrize("order", ["desc_first", "geometry_first"])
 def test_branch_targets_are_spread_over_the_remaining_objects(shapes_data, tiny_model, order):
     custom = {"object_ordering": "random", "loss": LossOptions(set_targets="remaining"), "object_field_order": order}
-    ids, seen = coord_ids(tiny_model), [0, 0]
+    ids, counts = coord_ids(tiny_model), [0, 0]
     with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), **custom) as (encode, rows):
         for row in rows:
             encoded = encode.encode(dict(row))
-            found = encoded["coord_targets"].branches
+            branches = encoded["coord_targets"].branches
             style = render.PromptStyle(object_field_order=order)
             text, slots = slow_branches(encode, sample(row).record, style, ids)
             got = {}
-            for place, token, weight in found.text:
-                got.setdefault(place, {})[token] = pytest.approx(weight)
+            for position, token, weight in branches.text:
+                got.setdefault(position, {})[token] = pytest.approx(weight)
             assert got == text
             answer = [label for label in encoded["labels"] if label != IGNORE]
-            places = [p for p, label in enumerate(answer) if ids.start <= label <= ids.end]
+            positions = [p for p, label in enumerate(answer) if ids.start <= label <= ids.end]
             got = {}
-            for slot, bins, _, weight in found.slots:
-                options = got.setdefault(places[slot], {})
+            for slot, bins, _, weight in branches.slots:
+                options = got.setdefault(positions[slot], {})
                 options[ids.start + bins] = options.get(ids.start + bins, 0) + weight
             assert {p: {t: pytest.approx(w) for t, w in o.items()} for p, o in got.items()} == slots
-            seen[0] += len(text)
-            seen[1] += len(slots)
+            counts[0] += len(text)
+            counts[1] += len(slots)
         batch = encode.data_collator([encode.encode(dict(row)) for row in rows.select(range(6))])
         assert {"text_position", "slot_slot"} <= set(batch["coord_targets"])
-    assert (seen[0] > 0) == (order == "desc_first") and seen[1] > 0
+    assert (counts[0] > 0) == (order == "desc_first") and counts[1] > 0
 
 
 def test_each_source_of_a_mixture_uses_its_own_prompt(shapes_data, tiny_model, tmp_path):
@@ -207,6 +207,6 @@ def test_each_source_of_a_mixture_uses_its_own_prompt(shapes_data, tiny_model, t
     io.write_json(tmp_path / "mix.json", {"sources": sources})
     with encoder_of(tiny_model, fusion_config=str(tmp_path / "mix.json")) as (encode, rows):
         assert len(rows) == 24 + 4
-        asked = [encode.tokenizer.decode(encode.encode(dict(row))["input_ids"]) for row in rows]
-        assert sum("Find parts." in text for text in asked) == 4
-        assert sum(render.OPEN_PROMPT in text for text in asked) == 24
+        prompts = [encode.tokenizer.decode(encode.encode(dict(row))["input_ids"]) for row in rows]
+        assert sum("Find parts." in text for text in prompts) == 4
+        assert sum(render.OPEN_PROMPT in text for text in prompts) == 24

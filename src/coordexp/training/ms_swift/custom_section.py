@@ -1,6 +1,6 @@
 """The `custom` section of the recipe in a training process, passed as JSON in an environment variable.
 
-ms-swift's arguments have no room for it; the environment reaches every process (torchrun, loader workers).
+It is not an ms-swift argument, and the environment reaches every process (torchrun, loader workers).
 """
 
 from __future__ import annotations

@@ -57,15 +57,15 @@ def samples(split: str) -> Samples:
         return Samples(load_mixture(section.fusion_config), expect, options, table)
     path = section.train_jsonl if split == TRAIN else section.val_jsonl
     if not path:
-        wanted = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"
-        raise ConfigError(f"custom.{wanted} is not set\n  -> name the JSONL file to read")
+        keys = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"
+        raise ConfigError(f"custom.{keys} is not set\n  -> name the JSONL file to read")
     if split == VAL:
         options = msgspec.structs.replace(options, object_ordering="sorted", orders_per_sample=1, category_ratio=0.0)
     return Samples(single_file_mixture(path), expect, options, table)
 
 
 class _Loader(BaseDatasetLoader):
-    """Called by ms-swift with its loading options; the recipe says which files."""
+    """Called by ms-swift with its loading options; the files come from the recipe."""
 
     def __init__(self, **options: Any):
         self.options = options
