@@ -98,6 +98,6 @@ def test_patience_ends_the_training_and_processes_share_the_images(watched, shap
     stopping = recipe(shapes_data, **EVALUATION, patience=1)
     assert watched[2][2]["eval_AP"] == watched[2][4]["eval_AP"] == 0
     for _ in ("trained", "published anew"):
-        manifest, _, rows = run(tmp_path, stopping, tiny_model, format=DistributedConfig(processes=2, threads=2))
+        manifest, _, rows = run(tmp_path, stopping, tiny_model, distributed=DistributedConfig(processes=2, threads=2))
         assert list(rows) == [2, 4]
         assert manifest["step"] == 2 and manifest["best"]["last_step"] == 4
