@@ -16,6 +16,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from coordexp.answers.render import PromptStyle, hf_chat, render_answer
+from coordexp.inference.coordinates import DecodedCoordinate
+from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor
 from coordexp.modeling import tiny, vocab
@@ -99,3 +101,27 @@ def open_predictor(order: str = "desc_first", **options) -> Predictor:
     options = {"max_new_tokens": 300, "geometry": ("bbox_2d", "poly"), **options}
     folder = taught_checkpoint(style, poly=True, steps=50)
     return Predictor.from_checkpoint(folder, PredictOptions(**options), style)
+
+
+def tokens_of(predictor: Predictor, objects: list[Object], labels: tuple[str, ...] | None) -> list[int]:
+    """Tokens of an answer; coordinate tokens in a description are spelled in ordinary tokens unless they are labels."""
+    text, tokenize = render_answer(objects, predictor.style), predictor.vocabulary.tokenize
+    if labels:
+        return tokenize(text)
+    pieces = text.replace("<|coord_5|>", "\0<|\0coord_5|>\0").split("\0")
+    return [token for piece in pieces for token in tokenize(piece)]
+
+
+def run_with(answer: GenerationState, tokens: list[int], first_coord: int) -> None:
+    """Simulate a model that generates `tokens`."""
+    while answer.finish is None:
+        done = len(answer.tokens)
+        choices = []
+        for index in [*answer.drafts, len(answer.pending)]:
+            node = answer.node if index == len(answer.pending) else answer.pending[index].node
+            token = tokens[min(done + index, len(tokens) - 1)]  # past the end: behind a draft that fails
+            k = token - first_coord
+            choices.append(
+                TokenChoice(token, -0.5, DecodedCoordinate(k, k, 1.0, -0.5, 0.9) if node.kind == "slot" else None)
+            )
+        answer.advance(choices)

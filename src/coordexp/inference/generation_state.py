@@ -15,8 +15,7 @@ from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.grammar.automaton import FIRST_ROLES
 from coordexp.inference.grammar.token_grammar import Grammar, Node
 from coordexp.inference.options import PredictOptions
-
-MAX_PERIOD = 4  # tokens of the longest loop that is detected in a description
+from coordexp.inference.repetition import ObjectCopies, description, ends_in_loop
 
 
 @dataclass
@@ -67,11 +66,12 @@ class GenerationLimits:
     max_desc_tokens: int
     max_desc_loops: int
     max_repeats: int
+    repeat_iou: float = 1.0
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> GenerationLimits:
         """The limits in `options`."""
-        return cls(options.max_new_tokens, options.max_desc_tokens, options.max_desc_loops, options.max_repeats)
+        return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass
@@ -86,8 +86,8 @@ class GenerationState:
     pending: tokens that the model reads in the next step.
     token_bytes: bytes of each token; only for styles with integer coordinates.
 
-    Only a complete object counts as a repetition, and only loops of description tokens are ended: repeated coordinate
-    tokens alone are legitimate.
+    Only complete objects count as copies of each other, and only loops of description tokens are ended: repeated
+    coordinate tokens alone are legitimate. After the `max_repeats`-th copy the answer must end.
     """
 
     grammar: Grammar
@@ -106,9 +106,10 @@ class GenerationState:
         self.index = self.grammar.start
         self._current = ObjectLogprobs(0)
         self._desc_run: list[int] = []
-        self._seen: Counter[tuple[int, ...]] = Counter()
-        self._object_start = 0
-        self._must_close = False
+        self._copies = ObjectCopies(self.limits.repeat_iou)
+        self._text = b""  # accepted since the last coordinate
+        self._object_desc: bytes | None = None  # of the current object, if the description precedes the geometry
+        self._object_slots = 0  # index of the current object's first slot
         self._extend()
 
     @property
@@ -124,14 +125,15 @@ class GenerationState:
     def candidates(self, node: Node) -> list[int] | None:
         """The tokens to choose from at a node other than a slot; None for all that a description allows."""
         if node.kind == "choice":
-            return list(node.closes) if self._must_close and node.closes else list(node.follow)
+            return self._without_copies(node, list(node.follow))
         if self._in_loop() and node.finish:
-            return sorted((node.closes if self._must_close else None) or node.finish)
+            return self._without_copies(node, sorted(node.finish))
         return None
 
     def forbidden(self, node: Node) -> list[int]:
         """Tokens not allowed in a description: if the answer must close, those that start another object."""
-        return sorted(node.finish - node.closes) if self._must_close and node.closes else []
+        ends = sorted(node.finish) if node.closes else []
+        return sorted(set(ends) - set(self._without_copies(node, ends)))
 
     def bin_range(self, role: str) -> tuple[int, int]:
         """First and last bin (norm1000) allowed for a coordinate: a box is at least one bin wide and high."""
@@ -159,10 +161,10 @@ class GenerationState:
         for token in pending[:accepted]:
             self._accept(token)
         node, index = self.node, self.index
+        self.pending = []
+        self._count_closed(node, choice.token)
         self.index = node.after(choice.token)
         self.pending = [PendingToken(choice.token, choice.logprob, node, index, coordinate=choice.coordinate)]
-        if self._must_close and choice.token in node.closes:
-            self.problems["repetition_closed"] += 1
         self._extend()
         return accepted
 
@@ -172,7 +174,9 @@ class GenerationState:
             token = node.forced
             draft = token is None
             if draft:
-                token = node.draft if self.pending and not (self._must_close and node.closes) else None
+                token = node.draft if self.pending else None
+                if token is not None and token not in self._without_copies(node, [token, *node.closes]):
+                    token = None
             if token is None:
                 break
             self.pending.append(PendingToken(token, node=node if draft else None, index=self.index, draft=draft))
@@ -202,6 +206,7 @@ class GenerationState:
             self._current.desc_tokens += 1
         if node is not None:
             self._desc_run = [*self._desc_run, pending.token] if node.kind == "text" else []
+        self._text = b"" if pending.coordinate else self._text + self._spelling(pending.token)
         self.tokens.append(pending.token)
         self.logprobs.append(pending.logprob)
 
@@ -213,7 +218,7 @@ class GenerationState:
             if self.desc_first:
                 new.desc_logprob, new.desc_tokens = self._current.desc_logprob, self._current.desc_tokens
             self.objects.append(new)
-            self._count_repeats()
+            self._begin_object()
         self._current = ObjectLogprobs(0)
         self.slots.append(pending.coordinate)
 
@@ -223,20 +228,57 @@ class GenerationState:
             self.objects[-1].desc_logprob = self._current.desc_logprob
             self.objects[-1].desc_tokens = self._current.desc_tokens
 
-    def _count_repeats(self) -> None:
-        key = tuple(self.tokens[self._object_start :])
-        self._object_start = len(self.tokens)
-        self._seen[key] += 1
-        self._must_close = self._must_close or self._seen[key] >= self.limits.max_repeats
+    def _begin_object(self) -> None:
+        """Record the previous object, which is complete at the first slot of another one."""
+        desc = description(self._text)
+        previous = self._object_desc if self.desc_first else desc
+        if self.slots and previous is not None:
+            self._copies.add(previous, tuple(slot.bin for slot in self.slots[self._object_slots :]))
+        self._object_desc = desc
+        self._object_slots = len(self.slots)
+
+    def _without_copies(self, node: Node, tokens: list[int]) -> list[int]:
+        """`tokens` without those that start another object after the last allowed copy; `tokens` if none remains."""
+        slots, text = self.slots[self._object_slots :], self._text
+        for pending in self.pending:
+            if pending.coordinate:
+                slots, text = [*slots, pending.coordinate], b""
+            else:
+                text += self._spelling(pending.token)
+        bins = tuple(slot.bin for slot in slots)
+        if self._copies.count_at(bins) + 1 < self.limits.max_repeats:
+            return tokens
+        known: dict[bytes | None, bool] = {None: False}
+
+        def last_copy(token: int) -> bool:
+            desc = self._object_desc if self.desc_first else description(text + self._spelling(token))
+            if desc not in known:
+                known[desc] = self._copies.count(desc, bins) + 1 >= self.limits.max_repeats
+            return known[desc]
+
+        return [t for t in tokens if not last_copy(t) or self._can_end(node.after(t))] or tokens
+
+    def _spelling(self, token: int) -> bytes:
+        return self.grammar.vocabulary.spelling.get(token) or b"<%d>" % token  # an added token in a label
+
+    def _can_end(self, index: int) -> bool:
+        """Whether the answer can end at or after node `index` without another object."""
+        node = self.grammar.node(index)
+        if node.kind == "choice":
+            return any(self._can_end(following) for following in node.follow.values())
+        return node.kind == "end" or (node.kind == "slot" and node.role == "x")
+
+    def _count_closed(self, node: Node, token: int) -> None:
+        """Count that a limit rather than the model ends the answer or the description."""
+        if node.kind == "text" and token in node.finish and self._in_loop():
+            self.problems["description_closed"] += 1
+        if token in node.closes and len(self._without_copies(node, list(node.follow))) < len(node.follow):
+            self.problems["repetition_closed"] += 1
 
     def _in_loop(self) -> bool:
         """Whether the description so far is too long or ends in a loop."""
         pending = [token.token for token in self.pending if token.node is not None and token.node.kind == "text"]
-        run, loops = self._desc_run + pending, self.limits.max_desc_loops
+        run = self._desc_run + pending
         if len(run) >= self.limits.max_desc_tokens:
             return True
-        for period in range(1, MAX_PERIOD + 1):
-            tail = run[-period * loops :]
-            if len(tail) == period * loops and tail == tail[-period:] * loops:
-                return True
-        return False
+        return ends_in_loop(run, self.limits.max_desc_loops, self.grammar.vocabulary.spelling)

@@ -46,11 +46,17 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     poly_max_points: Annotated[int, Meta(ge=3, description="most points of a predicted polygon")] = 20
     max_desc_tokens: Annotated[int, Meta(ge=1, description="a longer description is closed")] = 48
     max_desc_loops: Annotated[
-        int, Meta(ge=2, description="a description is closed when up to 4 tokens occur this many times in a row")
+        int,
+        Meta(
+            ge=2,
+            description="a description is closed when up to 4 tokens with a letter occur this many times in a row",
+        ),
     ] = 4
-    max_repeats: Annotated[
-        int, Meta(ge=1, description="the answer is closed when an object with the same tokens occurs this many times")
-    ] = 4
+    max_repeats: Annotated[int, Meta(ge=2, description="the answer is closed after this many copies of an object")] = 4
+    repeat_iou: Annotated[
+        float,
+        Meta(gt=0, le=1, description="IoU from which boxes with the same description are copies; 1: the same bins"),
+    ] = 0.8
     drop_duplicates: Annotated[
         bool,
         Meta(description="drop a detection with the description of a better-scored one and IoU >= `duplicate_iou`"),

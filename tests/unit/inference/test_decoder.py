@@ -11,6 +11,7 @@ from PIL import Image
 from coordexp.answers.parse import parse_answer
 from coordexp.inference.generation_state import GenerationLimits, GenerationState
 from coordexp.inference.grammar.automaton import BOX_ROLES
+from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, Node
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt
@@ -25,7 +26,8 @@ class Unconstrained(Grammar):
 
     start = 0
 
-    def __init__(self, size: int, ends: list[int]):
+    def __init__(self, vocabulary: Vocabulary, size: int, ends: list[int]):
+        self.vocabulary = vocabulary
         allowed = np.ones(size, dtype=bool)
         self.nodes = [Node("text", dict.fromkeys(ends, 1), allowed=allowed, default=0), Node("end")]
 
@@ -45,7 +47,7 @@ def test_without_a_grammar_tokens_equal_those_of_generate(predictor):
         :, inputs["input_ids"].shape[1] :
     ]
     ends = predictor.model.generation_config.eos_token_id
-    grammar = Unconstrained(predictor.model.config.text_config.vocab_size, ends)
+    grammar = Unconstrained(predictor.vocabulary, predictor.model.config.text_config.vocab_size, ends)
     answers = [GenerationState(grammar, no_limits(new)) for _ in SIZES]
     predictor.decoder.run(inputs, answers)
     assert len({tuple(answer.tokens) for answer in answers}) > 1

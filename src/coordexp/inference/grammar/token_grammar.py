@@ -63,6 +63,7 @@ class Grammar:
     """Nodes by index, compiled on first use. `start` is the position right after the prompt."""
 
     start: int
+    vocabulary: Vocabulary
 
     def node(self, index: int) -> Node:
         """The node with an index from `start` or `Node.after`."""
