@@ -1,7 +1,7 @@
-# CoordExp: from a detection dataset to a vision-language model that detects, and its honest numbers.
+# CoordExp: teach a vision-language model to detect, from an annotated dataset to LVIS and COCO metrics.
 #
 #   snakemake results/shapes_9/eval.json --cores all      generated shapes and a tiny model, on a laptop
-#   snakemake results/lvis_768/eval.json --cores all      LVIS at a budget of 768 tiles a image
+#   snakemake results/lvis_768/eval.json --cores all      LVIS with images of at most 768 tiles of 32 x 32 pixels
 
 from snakemake.utils import min_version
 
