@@ -201,7 +201,8 @@ class GenerationState:
             self._accept_coordinate(pending)
         elif node is not None and node.kind == "choice" and node.closes:
             self._current.next_logprob += 0.0 if pending.token in node.closes else pending.logprob
-        elif node is not None:
+        elif node is not None and not (node.kind == "choice" and pending.token == node.draft):
+            # an opening quote alone is part of the format, not of the description
             self._current.desc_logprob += pending.logprob
             self._current.desc_tokens += 1
         if node is not None:

@@ -19,6 +19,9 @@ FIRST_ROLES = ("x1", "x0")  # roles of the first slot of a geometry: box, polygo
 BOX_ROLES: tuple[Role, ...] = ("x1", "y1", "x2", "y2")
 MIN_POLY_POINTS = 3
 SAMPLE_DESC = "a"  # represents any description where only the text around it matters
+# Ways in which a description may begin; a tokenizer merges its quote with some of them, and with what precedes it.
+STARTS = [SAMPLE_DESC, *(sample for mark in "!#$%&'()*+,-./:;<=>?@[]^_`{|}~" for sample in (mark, mark + SAMPLE_DESC))]
+STARTS += ['\\"', "\\\\", " " + SAMPLE_DESC, "0", "\u00e9", "\u732b"]
 SAMPLE_NUMBER = "0"  # represents any integer coordinate
 DIGITS = frozenset(b"0123456789")
 WIDE_SPACES = [char for char in map(chr, range(0x80, 0x10000)) if char.isspace()]  # all are in the basic plane

@@ -194,7 +194,7 @@ class OpenGrammar(Grammar):
         automaton = self.automaton
         known = state in automaton.context or state in automaton.slots or state in automaton.number
         known = known or state in (automaton.end, automaton.blank, automaton.text)
-        return [text for text, _ in automaton.endings(state)] if known else [""]
+        return [text for text, _ in automaton.endings(state, byte_automaton.STARTS)] if known else [""]
 
     def _token_at(self, text: str, position: int) -> int | None:
         """The token that starts at byte `position` of the tokenized `text`; None if none starts there."""

@@ -193,3 +193,18 @@ def test_integers_instead_of_coordinate_tokens(name, style, request):
 def test_an_empty_list_of_labels_is_an_error(vocabulary):
     with pytest.raises(DataError, match="labels"):
         compile_grammar(vocabulary, STYLES[0], labels=[])
+
+
+MARKS = "!#$%&'()*+,-./:;<=>?@[]^_`{|}~\"\\"
+OPENINGS = [start + rest for start in MARKS for rest in ("", " x", "3", "a)", "] b", ":)", ">", "猫")]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", ["vocabulary", "published"])
+def test_descriptions_may_begin_with_punctuation(name, style, request):
+    """In compact JSON a tokenizer merges the opening quote with what precedes it, or with what follows."""
+    vocabulary = request.getfixturevalue(name)
+    grammar = compile_grammar(vocabulary, style)
+    for desc in OPENINGS:
+        text = render_answer([make_object(desc), make_object("cat"), make_object(desc)], style)
+        assert grammar.admits(vocabulary.tokenize(text), vocabulary.coords), desc
