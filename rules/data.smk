@@ -52,9 +52,9 @@ rule convert_resize:
         images=f"{RESULTS}/{{run}}/data/images/{{split}}",
         code=code("convert_resize"),
     shell:
-        "python -m workflow_scripts.convert_resize --config {params.config:q} --source {input.source:q}"
+        "COORDEXP_CONSOLE_FD=3 python -m workflow_scripts.convert_resize --config {params.config:q} --source {input.source:q}"
         " --records {output.records:q} --stats {output.stats:q} --provenance {output.provenance:q}"
-        " --images {params.images:q} --workers {threads} > {log:q} 2>&1"
+        " --images {params.images:q} --workers {threads} 3>&2 > {log:q} 2>&1"
 
 
 rule coord_tokenize:

@@ -20,8 +20,16 @@ from coordexp.datasets.annotation_index import (
     InvalidElement,
     read_images,
 )
-from coordexp.datasets.conversion_stats import ConversionCounts, bad_input
-from coordexp.datasets.images import ImageError, find_image, output_name, prepare_image
+from coordexp.datasets.conversion_stats import ConversionCounts
+from coordexp.datasets.images import (
+    MAX_PIXELS,
+    Exif,
+    ImageError,
+    exif_convention,
+    find_image,
+    output_name,
+    prepare_image,
+)
 from coordexp.datasets.objects import ObjectOptions, SkippedItem, build_objects
 from coordexp.datasets.source import Source
 from coordexp.geometry.resize import ResizeRule, grid_size
@@ -51,6 +59,16 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ResizeRule, _option("fill: enlarge images up to the budget of max_blocks tiles; shrink: Qwen's own rule")
     ] = "fill"
     jpeg_quality: Annotated[int, _option("JPEG quality of images that have to be encoded again", ge=1, le=100)] = 95
+    exif: Annotated[
+        Exif,
+        _option(
+            "pixels that the boxes of an image with an EXIF orientation refer to: apply: the upright ones; ignore: the "
+            "stored ones; auto: those of the annotated size, or the upright ones if both have it"
+        ),
+    ] = "auto"
+    max_pixels: Annotated[int, _option("images with more pixels are bad: decoding takes 5 bytes per pixel", ge=1)] = (
+        MAX_PIXELS
+    )
     geometry: Annotated[Literal["bbox", "poly"], _option("geometry of the records' objects")] = "bbox"
     round_geometry: Annotated[
         bool, _option("round coordinates to integers; `norm` always holds the unrounded geometry")
@@ -127,7 +145,8 @@ def convert_chunk(job: ConversionJob, k: int) -> tuple[ConversionCounts, dict[st
     finally:
         os.close(fd)
         gc.enable()
-    chunk_cache.write_chunk(job.chunks, k, totals, records)
+    if not totals.problems:  # the next run looks at the corrected data
+        chunk_cache.write_chunk(job.chunks, k, totals, records)
     return totals, outcomes
 
 
@@ -144,10 +163,11 @@ def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tup
     if not image.path:
         raise ImageError("no file name", "the entry has neither file_name nor coco_url")
     folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
-    name = output_name(inner, resized=size != (image.width, image.height))
+    name = output_name(inner, size != (image.width, image.height), job.image_dirs[folder])
     name = f"{job.folder_names[folder]}/{name}"
     source, target = f"{job.image_dirs[folder]}/{inner}", f"{job.images_dir}/{name}"
-    outcome = prepare_image(source, target, (image.width, image.height), size, options.jpeg_quality)
+    limits = {"exif": options.exif, "max_pixels": options.max_pixels}
+    outcome = prepare_image(source, target, (image.width, image.height), size, options.jpeg_quality, **limits)
     return f"{job.image_prefix}{name}", size, outcome
 
 
@@ -173,12 +193,22 @@ def _convert_images(
             totals.counts["objects dropped:image skipped"] += int(object_counts[i])
             continue
         outcomes[outcome] += 1
+        _count_convention(job, image, totals)
         kept.append(i)
         paths.append(path)
         sizes.append(size)
     offsets = np.concatenate([[0], np.cumsum(object_counts[kept])]).astype(np.int64)
     annotations = annotations.take(np.isin(annotations.image_index, kept), offsets)
     return _build_records(job, fd, [images[i] for i in kept], annotations, paths, sizes, totals)
+
+
+def _count_convention(job: ConversionJob, image: ImageEntry, totals: ConversionCounts) -> None:
+    folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
+    convention = exif_convention(f"{job.image_dirs[folder]}/{inner}", (image.width, image.height))
+    if convention is not None:
+        totals.counts[f"exif:{convention}"] += 1
+    if convention == "undecidable":
+        totals.undecidable.append(image.path)
 
 
 def _build_records(
@@ -228,9 +258,10 @@ def _record(
 
 
 def _report_bad(job: ConversionJob, item: SkippedItem, totals: ConversionCounts) -> None:
-    """DataError for a bad image or annotation; with `on_bad: skip`, list it."""
+    """List a bad image or annotation, as a problem unless `on_bad` is `skip`."""
     if job.options.on_bad == "error":
-        raise bad_input(item, job.index.path)
+        totals.problems.append(item)
+        return
     totals.skipped.append(item)
     if item.kind == "image":
         totals.counts[f"images dropped:{item.reason}"] += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,26 +14,35 @@ from coordexp.datasets.objects import GOOD_IOU, SIZES, SkippedItem
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import DataError, located
 
+LISTED_PROBLEMS = 20
+
 
 class ConversionCounts(msgspec.Struct):
-    """Counts of one chunk, or of all of them."""
+    """Counts of one chunk, or of all of them.
+
+    undecidable: names of images whose EXIF convention their size does not show. problems: bad items, which are errors.
+    """
 
     counts: Counter = msgspec.field(default_factory=Counter)
     objects: Counter = msgspec.field(default_factory=Counter)
     skipped: list[SkippedItem] = []
+    undecidable: list[str] = []
+    problems: list[SkippedItem] = []
 
     @classmethod
     def from_json(cls, data: bytes) -> ConversionCounts:
         """Counts that an earlier run stored."""
         raw = msgspec.json.decode(data)
         skipped = msgspec.convert(raw["skipped"], list[SkippedItem])
-        return cls(Counter(raw["counts"]), Counter(raw["objects"]), skipped)
+        return cls(Counter(raw["counts"]), Counter(raw["objects"]), skipped, raw["undecidable"])
 
     def add(self, other: ConversionCounts) -> None:
         """Add the counts of another chunk."""
         self.counts.update(other.counts)
         self.objects.update(other.objects)
         self.skipped += other.skipped
+        self.undecidable += other.undecidable
+        self.problems += other.problems
 
     def drop_listed(self, item: SkippedItem) -> None:
         """Count an item that is listed, but does not reach the conversion."""
@@ -41,19 +52,29 @@ class ConversionCounts(msgspec.Struct):
         self.skipped.append(item)
 
 
-def bad_input(item: SkippedItem, annotation_file: str) -> DataError:
-    """The error for an item that `on_bad: skip` would leave out."""
+def bad_input(items: Sequence[SkippedItem], annotation_file: str | Path) -> DataError:
+    """The error for items that `on_bad: skip` would leave out: their number, and the first LISTED_PROBLEMS of them."""
+    fix = "correct the data, or set data.on_bad: skip to leave such items out and list them in the statistics"
+    if len(items) == 1:
+        field, problem = _described(items[0])
+        return DataError(located(problem, file=annotation_file, field=field, fix=fix))
+    shown = [": ".join(_described(item)) for item in items[:LISTED_PROBLEMS]]
+    more = f", the first {LISTED_PROBLEMS} of them" if len(items) > LISTED_PROBLEMS else ""
+    return DataError(located("\n  ".join([f"{len(items):,} problems{more}:", *shown]), file=annotation_file, fix=fix))
+
+
+def _described(item: SkippedItem) -> tuple[str, str]:
+    """(the item's ids and file, its problem)."""
     ids = [f"image {item.image_id!r}"] if item.image_id is not None else []
     ids += [f"annotation {item.annotation_id!r}"] if item.annotation_id is not None else []
     field = ", ".join(ids) or item.kind
     name = f" ({item.file})" if item.file else ""
-    fix = "correct the data, or set data.on_bad: skip to leave such items out and list them in the statistics"
     detail = f": {item.detail}" if item.detail else ""
-    return DataError(located(f"{item.reason}{detail}", file=annotation_file, field=field + name, fix=fix))
+    return field + name, f"{item.reason}{detail}"
 
 
 def unusable_elements(index: AnnotationIndex, on_bad: str) -> ConversionCounts:
-    """Counts of the elements that belong to no image; DataError for the first one if `on_bad` is `error`.
+    """Counts of the elements that belong to no image; if `on_bad` is `error`, they are in `problems`.
 
     Lines that the dataset's format has left out are counted too.
     """
@@ -64,8 +85,9 @@ def unusable_elements(index: AnnotationIndex, on_bad: str) -> ConversionCounts:
         detail = "" if reason == element.problem else element.problem
         item = SkippedItem(kind, reason, element.image_id, element.id if kind == "annotation" else None, "", detail)
         if on_bad == "error":
-            raise bad_input(item, index.path)
-        counts.drop_listed(item)
+            counts.problems.append(item)
+        else:
+            counts.drop_listed(item)
     for line in index.skipped:
         counts.drop_listed(SkippedItem(line.kind, line.reason, file=line.file, detail=line.detail, line=line.line))
     return counts
@@ -101,7 +123,44 @@ def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[s
     }
     if objects["polygons"] or any(k.startswith("poly:") for k in objects):
         out["polygons"] = _polygons(objects)
+    if conventions := _with_prefix(counts, "exif:"):
+        out["exif"] = conventions | {"undecidable_images": totals.undecidable}
     return out | {"skipped": [msgspec.to_builtins(item) for item in totals.skipped]}
+
+
+def check_not_emptied(statistics: dict[str, Any], annotation_file: Path) -> None:
+    """DataError if every object was dropped, and not only crowds."""
+    objects = statistics["objects"]
+    if objects["listed"] and not objects["written"] and set(objects["dropped"]) - {"crowd"}:
+        fix = "correct the problems counted under `dropped`"
+        problem = "no object could be used"
+        raise DataError(located(problem, file=annotation_file, found=objects["dropped"], fix=fix))
+
+
+def notices(statistics: dict[str, Any]) -> Iterator[str]:
+    """What a user must know of a conversion that succeeded, one text each."""
+    name = f"{statistics['dataset']}/{statistics['split']}"
+    parts, reasons = [], []
+    for unit in ("images", "objects"):
+        dropped = statistics[unit]["dropped"]
+        if dropped:
+            parts.append(f"{sum(dropped.values()):,} of {statistics[unit]['listed']:,} {unit}")
+            reasons += [f"{reason} ({n:,} {unit})" for reason, n in dropped.items()]
+    if parts:
+        yield f"{name}: {' and '.join(parts)} dropped: {', '.join(reasons)}"
+    objects = statistics["objects"]
+    if objects["clipped"] > objects["written"] / 2:
+        text = f"warning: {name}: {objects['clipped']:,} of {objects['written']:,} boxes reach outside their image"
+        yield f"{text} and were clipped: are they corners x1, y1, x2, y2 in the place of x, y, width, height?"
+    replaced = statistics.get("polygons", {}).get("replaced_by_box", {})
+    for reason in ("contradicts the box", "invalid segmentation"):
+        if replaced.get(reason):
+            yield f"warning: {name}: {replaced[reason]:,} objects keep their box: {reason}"
+    exif = statistics.get("exif", {})
+    if exif.get("undecidable") and exif.get("stored"):
+        names = ", ".join(exif["undecidable_images"][:LISTED_PROBLEMS])
+        text = f"warning: {name}: the boxes of {exif['stored']:,} images refer to the stored pixels, not to the upright"
+        yield f"{text} ones; check {exif['undecidable']:,} whose size does not tell, or set data.exif: {names}"
 
 
 def _reason(problem: str) -> str:

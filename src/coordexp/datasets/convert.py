@@ -30,15 +30,24 @@ from coordexp.datasets.chunk_conversion import (
     convert_chunk,
     convert_image,
 )
-from coordexp.datasets.conversion_stats import ConversionCounts, summary, unusable_elements
+from coordexp.datasets.conversion_stats import (
+    ConversionCounts,
+    bad_input,
+    check_not_emptied,
+    notices,
+    summary,
+    unusable_elements,
+)
 from coordexp.datasets.image_provenance import prepare_images_dir, read_provenance
 from coordexp.datasets.source import Source, load_source
+from coordexp.geometry.boxes import xywh_to_xyxy
 from coordexp.runtime import tuning
 from coordexp.runtime.code_identity import code_identity, identity_of
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.estimates import announce_measured
 from coordexp.runtime.io import write_json
 from coordexp.runtime.locks import end_with_parent
+from coordexp.runtime.notices import notice
 from coordexp.runtime.progress import Progress
 
 
@@ -77,16 +86,25 @@ def convert(
         chunks=chunk_cache.chunk_folder(out_jsonl, _job_key(source, image_dirs, options, max_blocks)),
     )
     totals = _convert_all(job, options.num_workers)
+    if totals.problems:
+        raise bad_input(totals.problems, job.annotations)
     written = chunk_cache.join_chunks(out_jsonl, job.chunks, chunk_count(job.index))
     statistics = summary(totals, source, len(job.descriptions))
     if not written:
         out_jsonl.unlink(missing_ok=True)
         fix = "correct the problems counted under `dropped`"
         raise DataError(located("no image could be used", file=job.annotations, found=statistics["images"], fix=fix))
+    try:
+        check_not_emptied(statistics, job.annotations)
+    except DataError:
+        out_jsonl.unlink()
+        raise
     write_json(stats_path, statistics)
     if provenance_path is not None:
         write_json(provenance_path, {**read_provenance(images_dir), "image_dirs": source.image_dirs})
     shutil.rmtree(job.chunks.parent)
+    for text in notices(statistics):
+        notice(text)
 
 
 def _convert_all(job: ConversionJob, workers: int) -> ConversionCounts:
@@ -109,10 +127,21 @@ def _convert_all(job: ConversionJob, workers: int) -> ConversionCounts:
 def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> ConversionCounts:
     """Complete the job and announce it; returns the counts of the elements that belong to no image."""
     job.index = index
+    _check_pixels(index)
     table = load_categories(job.annotations, job.options.on_bad, index.categories)
     job.descriptions = descriptions(table, job.options.desc)
     _announce(job, workers)
     return unusable_elements(index, job.options.on_bad)
+
+
+def _check_pixels(index: AnnotationIndex) -> None:
+    """DataError if all boxes are within 0..1: then they are fractions of the image, not pixels."""
+    boxes = index.annotations.boxes
+    corners = xywh_to_xyxy(boxes)[(boxes[:, 2:] > 0).all(axis=1)]
+    if len(corners) and (corners >= 0).all() and (corners <= 1).all() and (corners % 1).any():
+        fix = "multiply them by the width and height of their image: COCO boxes are x, y, width, height in pixels"
+        problem = f"all {len(corners):,} boxes are within 0..1: they are normalised, not in pixels"
+        raise DataError(located(problem, file=index.path, field="annotations.bbox", fix=fix))
 
 
 def _announce(job: ConversionJob, workers: int) -> None:
@@ -146,6 +175,8 @@ def _add_up(
     for counts, chunk_outcomes in chunks:
         totals.add(counts)
         outcomes.update(chunk_outcomes)
+        if counts.problems and len(counts.problems) == len(totals.problems):
+            print(f"a problem, more may follow: {bad_input(counts.problems[:1], index.path)}", file=sys.stderr)
         progress.add(counts.counts["images listed"])
     progress.finish()
     print("images: " + ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items())), file=sys.stderr)
@@ -169,7 +200,13 @@ def _convert_in_worker(k: int) -> tuple[ConversionCounts, dict[str, int]]:
 def _unique_names(folders: list[Path]) -> list[str]:
     """A name for each source folder, with a number where two have the same name."""
     names = [folder.name or "images" for folder in folders]
-    return [name if names.count(name) == 1 else f"{i}_{name}" for i, name in enumerate(names)]
+    unique: list[str] = []
+    for i, name in enumerate(names):
+        candidate = name if names.count(name) == 1 else f"{i}_{name}"
+        while candidate != name and (candidate in names or candidate in unique):
+            candidate = f"{i}_{candidate}"
+        unique.append(candidate)
+    return unique
 
 
 def _provenance(
@@ -179,7 +216,7 @@ def _provenance(
     made_from = {
         "image_dirs": [str(d.resolve()) for d in image_dirs],
         "max_blocks": max_blocks,
-        **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality")},
+        **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality", "exif")},
         "resampler": images.resampler_version(),
         "code": code_identity(images.__name__),
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import cv2
 import numpy as np
@@ -24,7 +26,12 @@ UNDO = {6: 8, 8: 6}  # the inverse of an orientation; the others are their own i
 DRAFT_SCALE = 2.0  # decode at a reduced DCT scale only if at least this many times the target remains
 CHROMA = {0: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 2: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
-Image.MAX_IMAGE_PIXELS = 400_000_000
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # none that starts a program
+MAX_PIXELS = 100_000_000  # decoding takes about 5 bytes per pixel, in every worker
+Image.MAX_IMAGE_PIXELS = None  # `_opened` checks the limit
+Exif = Literal["auto", "apply", "ignore"]
+_NAME_BYTES = 255  # longest file name of Linux file systems
+_DAMAGE = re.compile(r"Corrupt JPEG data.*|Premature end.*|Inconsistent progression.*|Invalid SOS.*")  # of libjpeg
 cv2.setNumThreads(1)  # the stage uses one process per core
 
 
@@ -60,28 +67,64 @@ def find_image(name: str, image_dirs: Sequence[str], from_url: bool = False) -> 
     raise ImageError("missing image", f"{name} not found in {', '.join(image_dirs)}")
 
 
-def output_name(inner: str, resized: bool) -> str:
-    """File name of the written image: JPEGs, and PNGs that are not resized, keep theirs; others get `.jpg`."""
+def output_name(inner: str, resized: bool, image_dir: str | Path) -> str:
+    """File name of the written image `inner` of `image_dir`; different images have different names.
+
+    JPEGs, and PNGs that are not resized, keep their name; others get `.jpg`, with a number if the folder already has an
+    image of that name. Names that would be too long are shortened and get a hash.
+    """
     suffix = f".{inner.rpartition('.')[2].lower()}"
-    kept = suffix in SUFFIXES["JPEG"] or (suffix in SUFFIXES["PNG"] and not resized)
-    return inner if kept else f"{inner}.jpg"
+    if suffix in SUFFIXES["JPEG"] or (suffix in SUFFIXES["PNG"] and not resized):
+        return inner
+    name, number = f"{inner}.jpg", 1
+    while os.path.lexists(f"{image_dir}/{name}") or (number > 1 and os.path.lexists(f"{image_dir}/{name[:-4]}")):
+        name, number = f"{inner}.{number}.jpg", number + 1
+    folder, _, last = name.rpartition("/")
+    if len(last.encode()) > _NAME_BYTES:
+        stem = last.encode()[:200].decode(errors="ignore")
+        name = f"{folder}/{stem}.{_digest(inner)}.jpg".removeprefix("/")
+    return name
+
+
+def exif_convention(source: str | Path, annotated: tuple[int, int]) -> str | None:
+    """Which pixels the boxes of an image with an EXIF orientation refer to, by the annotated size.
+
+    `upright` or `stored`, `undecidable` if both have the same size, None without an orientation.
+    """
+    with _opened(Path(source), None) as image:
+        if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look for the tag
+            return None
+        tag, upright = _tag(image), _upright_size(image)
+    if tag == 1:
+        return None
+    if tag < SIDEWAYS or upright[0] == upright[1]:
+        return "undecidable"
+    return "upright" if upright == annotated else "stored"
 
 
 def prepare_image(
-    source: str | Path, target: str | Path, annotated: tuple[int, int], size: tuple[int, int], quality: int
+    source: str | Path,
+    target: str | Path,
+    annotated: tuple[int, int],
+    size: tuple[int, int],
+    quality: int,
+    *,
+    exif: Exif = "auto",
+    max_pixels: int | None = MAX_PIXELS,
 ) -> str:
     """Write `source` to `target` as an upright RGB image of `size` (width, height) in pixels.
 
     `annotated` is the size that the boxes refer to. A JPEG or PNG that needs no change is linked (copied across file
     systems); any other image is resampled once and encoded once. A target that exists and is not older than its source
-    is complete, and kept. Returns `linked`, `encoded` or `kept`. ImageError for an image that cannot be read, or whose
-    size differs from the annotated one.
+    is complete, and kept. `exif`: whether boxes refer to the upright or to the stored pixels; `auto` decides by the
+    annotated size, and for upright where both fit. Returns `linked`, `encoded` or `kept`. ImageError for an image that
+    cannot be read without warnings, has more than `max_pixels`, or whose size differs from the annotated one.
     """
     source, target = Path(source), Path(target)
     if _is_up_to_date(target, source):
         return "kept"
-    with _opened(source) as image:
-        write = _encoder(image, source, target.suffix, annotated, size, quality)
+    with _opened(source, max_pixels) as image:
+        write = _encoder(image, source, target.suffix, _orientation(image, annotated, exif), size, quality)
     if write is None:
         _link(source, target)
         return "linked"
@@ -91,34 +134,38 @@ def prepare_image(
 
 def upright_size(source: str | Path) -> tuple[int, int]:
     """(width, height) in pixels of an image turned upright by its EXIF tag; ImageError if it cannot be read."""
-    with _opened(Path(source)) as image:
+    with _opened(Path(source), MAX_PIXELS) as image:
         return _upright_size(image)
 
 
 def load_image(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
     """The upright RGB pixels that `prepare_image` would encode, with the same arguments and errors."""
-    with _opened(Path(source)) as image:
+    with _opened(Path(source), MAX_PIXELS) as image:
         return _resized(image, _orientation(image, annotated), size)
 
 
 @contextlib.contextmanager
-def _opened(source: Path) -> Iterator[Image.Image]:
-    """The image in a file, not yet decoded; any problem with it is an ImageError."""
+def _opened(source: Path, max_pixels: int | None) -> Iterator[Image.Image]:
+    """The image in a file of one of FORMATS, not yet decoded; any problem with it is an ImageError."""
     try:
         # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
-        with source.open("rb") as handle, Image.open(handle) as image:
+        with source.open("rb") as handle, Image.open(handle, formats=FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                text = f"{source}: {image.width}x{image.height} pixels, more than the limit of {max_pixels:,}"
+                raise ImageError("too many pixels", f"{text} (data.max_pixels)")
             yield image
     except UnidentifiedImageError as error:
-        raise ImageError("unreadable image", f"{source}: not an image") from error
+        raise ImageError("unreadable image", f"{source}: not an image of the formats {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError("unreadable image", f"{source}: {error}") from error
 
 
 def _encoder(
-    image: Image.Image, source: Path, suffix: str, annotated: tuple[int, int], size: tuple[int, int], quality: int
+    image: Image.Image, source: Path, suffix: str, orientation: int, size: tuple[int, int], quality: int
 ) -> Callable[[IO[bytes]], object] | None:
     """The function that writes the prepared image to a file; None for an image that needs no change."""
-    orientation = _orientation(image, annotated)
+    if image.format in ("JPEG", "MPO") and not _is_enlarged(image, orientation, size):
+        _decode_jpeg(source, cv2.IMREAD_REDUCED_GRAYSCALE_8)  # Pillow does not report damage
     if _is_final(image, orientation, size):
         image.draft(image.mode, (image.width // 8, image.height // 8))
         image.load()  # detects a truncated file, whose header may be valid
@@ -137,7 +184,7 @@ def _is_up_to_date(target: Path, source: Path) -> bool:
     return made.st_size > 0 and made.st_mtime_ns >= source.stat().st_mtime_ns
 
 
-def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
+def _orientation(image: Image.Image, annotated: tuple[int, int], exif: Exif = "auto") -> int:
     """EXIF orientation 1..8 to apply to the loaded pixels; the tag is ignored if the unrotated size was annotated.
 
     Pillow turns a TIFF upright while loading it and reports its upright size before: either nothing remains to be
@@ -145,9 +192,10 @@ def _orientation(image: Image.Image, annotated: tuple[int, int]) -> int:
     """
     tag, upright = _tag(image), _upright_size(image)
     loaded_upright = image.format == "TIFF"
-    if upright == annotated:
+    stored = upright[::-1] if tag >= SIDEWAYS else upright
+    if upright == annotated and exif != "ignore":
         return 1 if loaded_upright else tag
-    if tag >= SIDEWAYS and upright[::-1] == annotated:
+    if stored == annotated and exif != "apply":
         return UNDO.get(tag, tag) if loaded_upright else 1
     detail = f"the file has {upright[0]}x{upright[1]} pixels, its annotation {annotated[0]}x{annotated[1]}"
     raise ImageError("size differs from the annotation", detail)
@@ -178,16 +226,40 @@ def _enlarged(
     The pixels and bytes are those of `_resized` and `_save`. Also None for a file that OpenCV cannot decode: Pillow
     then explains why.
     """
-    grows = size != image.size and size[0] >= image.width and size[1] >= image.height
-    if not (image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and grows):
+    if not _is_enlarged(image, orientation, size):
         return None
-    data = np.fromfile(source, dtype=np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # [H, W, 3], BGR
+    pixels = _decode_jpeg(source, cv2.IMREAD_COLOR)  # [H, W, 3], BGR
     if pixels is None:
         return None
     large = cv2.resize(pixels, size, dst=_canvas(size), interpolation=cv2.INTER_CUBIC)
     chroma = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, CHROMA[subsampling(quality)])
     return cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, quality, *chroma])[1]
+
+
+def _is_enlarged(image: Image.Image, orientation: int, size: tuple[int, int]) -> bool:
+    grows = size != image.size and size[0] >= image.width and size[1] >= image.height
+    return image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and grows
+
+
+def _decode_jpeg(source: Path, mode: int) -> np.ndarray | None:
+    """The stored pixels by OpenCV, None if it cannot decode the file; ImageError if libjpeg warns of damage.
+
+    libjpeg writes its warnings to stderr only, hence the redirection.
+    """
+    data = np.fromfile(source, dtype=np.uint8)
+    with tempfile.TemporaryFile() as messages:
+        stderr = os.dup(2)
+        try:
+            os.dup2(messages.fileno(), 2)
+            pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        messages.seek(0)
+        damage = _DAMAGE.search(messages.read().decode(errors="replace"))
+    if damage:
+        raise ImageError("unreadable image", f"{source}: {damage.group()}")
+    return pixels
 
 
 def _resized(image: Image.Image, orientation: int, size: tuple[int, int]) -> Image.Image:
@@ -274,7 +346,7 @@ def _write(target: Path, write: Callable[[IO[bytes]], object]) -> None:
 def _link(source: Path, target: Path) -> None:
     """Hard-link, or copy if the file system does not allow it; atomic in both cases."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    scratch = target.with_name(f".{_digest(target.name)}.{os.getpid()}.part")
     scratch.unlink(missing_ok=True)
     try:
         os.link(source.resolve(), scratch)
@@ -283,3 +355,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copystat(source, scratch)
     scratch.replace(target)
     scratch.unlink(missing_ok=True)  # renaming a hard link to another link of the same file does nothing
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

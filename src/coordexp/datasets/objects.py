@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -13,12 +14,13 @@ import shapely
 from coordexp.datasets.annotation_index import AnnotationColumns, ImageEntry, read_segmentations
 from coordexp.datasets.ordering import random_order, reading_order
 from coordexp.geometry import polygons
-from coordexp.geometry.boxes import area, xywh_to_xyxy
+from coordexp.geometry.boxes import area, iou, xywh_to_xyxy
 from coordexp.geometry.norm1000 import LAST_BIN, decode
 from coordexp.records import Object
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # COCO's, in source pixels squared
 GOOD_IOU = 0.95
+SAME_BOX_IOU, SAME_BOX_PIXELS = 0.5, 2  # an outline with a lower IoU, and farther from its box, contradicts it
 _decode_rle = msgspec.json.Decoder(dict).decode
 _decode_rings = msgspec.json.Decoder(list[list[float]]).decode
 
@@ -87,7 +89,7 @@ def build_objects(
     objects = _box_objects(annotations, norm, to_pixels(norm, target, options.round_geometry), descriptions)
     if options.geometry == "poly":
         segmentations = read_segmentations(fd, annotations)
-        objects = _polygon_objects(objects, segmentations, source, target, options, counts)
+        objects = _polygon_objects(objects, segmentations, norm, source, target, options, counts)
         norm = np.array([o.norm_box for o in objects]).reshape(-1, 4)
     _count_round_trip(norm, area(boxes), counts)
     counts["written"] = len(objects)
@@ -188,6 +190,7 @@ def _box_objects(
 def _polygon_objects(
     boxes: list[Object],
     segmentations: list[bytes],
+    norm: np.ndarray,
     source: np.ndarray,
     target: np.ndarray,
     options: ObjectOptions,
@@ -196,7 +199,7 @@ def _polygon_objects(
     """Each object of `boxes` with a polygon instead of its box, where the polygon is good enough."""
     objects = list(boxes)
     for i, segmentation in enumerate(segmentations):
-        ring = _ring(segmentation, source[i], target[i], options, counts)
+        ring = _ring(segmentation, norm[i] * np.tile(source[i], 2), source[i], target[i], options, counts)
         if ring is not None:
             flat = (ring * target[i]).ravel()
             points = np.floor(flat + 0.5).astype(np.int64) if options.round_geometry else flat
@@ -206,14 +209,25 @@ def _polygon_objects(
 
 
 def _ring(
-    segmentation: bytes, source: np.ndarray, target: np.ndarray, options: ObjectOptions, counts: Counter
+    segmentation: bytes,
+    box: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+    options: ObjectOptions,
+    counts: Counter,
 ) -> np.ndarray | None:
-    """The outline [N, 2] in [0, 1] of a segmentation; None if the box of the annotation is the better choice."""
-    shape = _decode_segmentation(segmentation)
+    """The outline [N, 2] in [0, 1] of a segmentation; None if the `box` of the annotation is the better choice."""
+    shape = _decode_segmentation(segmentation, (int(source[0]), int(source[1])))
+    if shape == "invalid":
+        counts["poly:invalid segmentation"] += 1
+        return None
     if shape is None or shape.is_empty:
         counts["poly:no segmentation"] += 1
         return None
     shape = polygons.crop(shape, *source)
+    if _contradicts(shape, box):
+        counts["poly:contradicts the box"] += 1
+        return None
     ring, overlap = polygons.to_ring(shape, options.poly_max_points, options.poly_min_iou)
     if ring is None:
         counts["poly:low IoU with the mask"] += 1
@@ -229,14 +243,23 @@ def _ring(
     return norm
 
 
-def _decode_segmentation(text: bytes) -> shapely.Geometry | None:
-    """The area of a `segmentation` (JSON text of rings or a run-length mask); None if it is missing or invalid."""
+def _contradicts(shape: shapely.Geometry, box: np.ndarray) -> bool:
+    """Whether the bounds of an outline are elsewhere than `box` [x1, y1, x2, y2], both in source pixels."""
+    if shape.is_empty:
+        return False
+    bounds = np.array(shape.bounds)
+    differs = np.abs(bounds - box).max() > SAME_BOX_PIXELS
+    return bool(differs and iou(bounds[None], box[None])[0, 0] < SAME_BOX_IOU)
+
+
+def _decode_segmentation(text: bytes, size: tuple[int, int]) -> shapely.Geometry | Literal["invalid"] | None:
+    """The area of a `segmentation` (JSON text of rings or a run-length mask) in an image of `size`; None if missing."""
     try:
         if text.startswith(b"{"):
-            return polygons.from_rle(_decode_rle(text))
+            return polygons.from_rle(_decode_rle(text), size)
         return polygons.from_rings(_decode_rings(text)) if text.startswith(b"[") else None
-    except (msgspec.ValidationError, msgspec.DecodeError, KeyError, TypeError, ValueError, shapely.GEOSException):
-        return None
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError, shapely.GEOSException):
+        return "invalid"
 
 
 def _count_round_trip(norm: np.ndarray, source_area: np.ndarray, counts: Counter) -> None:

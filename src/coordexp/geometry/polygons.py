@@ -25,12 +25,40 @@ def from_rings(rings: Sequence[Sequence[float]]) -> shapely.Geometry:
     return _only_areas(shapely.union_all([shapely.make_valid(p) for p in polygons]))
 
 
-def from_rle(rle: dict) -> shapely.Geometry:
-    """The exact pixel outline (with holes) of a COCO run-length mask, compressed or not."""
-    if isinstance(rle["counts"], list):
-        height, width = rle["size"]
-        rle = coco_mask.frPyObjects(rle, height, width)
-    return from_mask(coco_mask.decode(rle))
+def from_rle(rle: dict, size: tuple[int, int]) -> shapely.Geometry:
+    """The exact pixel outline (with holes) of a COCO run-length mask, compressed or not.
+
+    ValueError if the mask's size is not `size` (width, height), or if its runs are negative or do not fill it exactly:
+    pycocotools would read or write other memory.
+    """
+    width, height = size
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(f"run-length mask of size {rle['size']} in an image of {[height, width]}")
+    counts = rle["counts"]
+    runs = counts if isinstance(counts, list) else _runs(counts.encode() if isinstance(counts, str) else counts)
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != width * height:
+        raise ValueError("the runs of a mask are negative or do not fill it")
+    return from_mask(coco_mask.decode(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)))
+
+
+def _runs(text: bytes) -> list[int]:
+    """The run lengths in COCO's compressed form: 5 bits per character, from the third run on as differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("invalid character in the runs of a mask")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            if bits & 0x10:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the runs of a mask are truncated")
+    return runs
 
 
 def from_mask(mask: np.ndarray) -> shapely.Geometry:

@@ -231,9 +231,9 @@ def convert_slowly(manifest, out):
     tuning.IMAGES_PER_CHUNK = 2
     prepare = chunk_conversion.prepare_image
 
-    def slow(*args):
+    def slow(*args, **options):
         time.sleep(0.15)
-        return prepare(*args)
+        return prepare(*args, **options)
 
     chunk_conversion.prepare_image = slow
     convert_to(manifest, out)
@@ -298,10 +298,10 @@ def test_a_killed_worker_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     prepare = chunk_conversion.prepare_image
 
-    def killed(source, *rest):
+    def killed(source, *rest, **options):
         if source.endswith("0003.jpg"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return prepare(source, *rest)
+        return prepare(source, *rest, **options)
 
     monkeypatch.setattr(chunk_conversion, "prepare_image", killed)
     with pytest.raises(DataError, match=r"process was killed") as error:

@@ -80,7 +80,7 @@ def test_every_mode_and_format_becomes_rgb(tmp_path, name, resized):
     original = ODD[name](draw_image(*SIZE))
     source = save(tmp_path / name, original)
     size = (96, 48) if resized else SIZE
-    target = tmp_path / "out" / output_name(name, resized)
+    target = tmp_path / "out" / output_name(name, resized, tmp_path / "in")
     prepare_image(source, target, SIZE, size, 95)
     expected = Image.open(source).convert("RGBA").convert("RGB")
     limit = 30 if name in ("bilevel.png", "palette.png", "a.gif") and resized else 6
@@ -116,7 +116,7 @@ def test_other_jpegs_take_the_general_way(tmp_path, monkeypatch, save_as):
     exif[0x0112] = save_as.get("orientation", 1)
     source = save(tmp_path / "a.jpg", draw_image(64, 40).convert(save_as.get("mode", "RGB")), exif=exif)
     annotated, size = ((40, 64), (64, 96)) if "orientation" in save_as else ((64, 40), (96, 64))
-    monkeypatch.setattr(images.cv2, "imdecode", None)  # must not be needed
+    monkeypatch.setattr(images.cv2, "imencode", None)  # must not be needed
     assert prepare_image(source, tmp_path / "out.jpg", annotated, size, 95) == "encoded"
 
 
@@ -303,9 +303,86 @@ def test_names_cannot_leave_the_folder(tmp_path, name):
         find_image(name, [str(tmp_path)])
 
 
-def test_output_names_tell_formats_and_sources_apart():
-    assert output_name("a.jpg", True) == "a.jpg"
-    assert output_name("a.JPEG", True) == "a.JPEG"
-    assert output_name("a.png", False) == "a.png"
-    assert output_name("a.png", True) == "a.png.jpg"
-    assert output_name("d/a.webp", False) == "d/a.webp.jpg"
+def test_output_names_tell_formats_and_sources_apart(tmp_path):
+    assert output_name("a.jpg", True, tmp_path) == "a.jpg"
+    assert output_name("a.JPEG", True, tmp_path) == "a.JPEG"
+    assert output_name("a.png", False, tmp_path) == "a.png"
+    assert output_name("a.png", True, tmp_path) == "a.png.jpg"
+    assert output_name("d/a.webp", False, tmp_path) == "d/a.webp.jpg"
+
+
+def test_two_images_never_share_an_output_name(tmp_path):
+    names = ["a.png", "a.png.jpg", "a.png.1.jpg", "a.png.2", "d/b.gif", "d/b.gif.jpg", "x" * 251 + ".png"]
+    names += ["x" * 250 + "y.png", "é" * 125 + ".bmp"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    written = [output_name(name, True, tmp_path) for name in names]
+    assert len(set(written)) == len(names)
+    assert written[1] == "a.png.jpg"
+    assert max(len(Path(name).name.encode()) for name in written) <= 255
+
+
+def test_an_eps_never_starts_a_program(tmp_path, monkeypatch):
+    import subprocess
+
+    for name in ("Popen", "check_call", "run"):
+        monkeypatch.setattr(subprocess, name, lambda *a, **k: pytest.fail("started a program"))
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 32\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="not an image of the formats"):
+        prepare_image(tmp_path / "a.jpg", tmp_path / "out.jpg", SIZE, SIZE, 95)
+
+
+def test_images_above_the_limit_of_pixels_are_refused_before_decoding(tmp_path):
+    source = tmp_path / "a.png"
+    Image.new("1", (12_000, 12_000)).save(source)
+    with pytest.raises(ImageError, match="12000x12000 pixels, more than the limit") as error:
+        prepare_image(source, tmp_path / "out.jpg", (12_000, 12_000), SIZE, 95)
+    assert error.value.reason == "too many pixels"
+    small = save(tmp_path / "b.png", draw_image(*SIZE))
+    with pytest.raises(ImageError, match="limit of 2,047"):
+        prepare_image(small, tmp_path / "out.jpg", SIZE, SIZE, 95, max_pixels=2047)
+    assert prepare_image(small, tmp_path / "out.png", SIZE, SIZE, 95, max_pixels=2048) == "linked"
+
+
+@pytest.mark.parametrize("size", [SIZE, (32, 16), (128, 64)], ids=["linked", "shrunk", "enlarged"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("filler", [b"\xff\xd9", b"\0\0"], ids=["early end", "hole"])
+def test_jpegs_that_decode_with_warnings_are_unreadable(tmp_path, size, progressive, filler, capfd):
+    source = save(tmp_path / "a.jpg", draw_image(*SIZE), quality=95, progressive=progressive)
+    data = source.read_bytes()
+    middle, count = len(data) * 2 // 3, 40
+    source.write_bytes(data[:middle] + filler * count + data[middle + len(filler) * count :])
+    with pytest.raises(ImageError, match=str(source)) as error:
+        prepare_image(source, tmp_path / "out.jpg", SIZE, size, 95)
+    assert error.value.reason == "unreadable image"
+    assert not (tmp_path / "out.jpg").exists()
+    assert "Corrupt" not in capfd.readouterr().err
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_no_damage(tmp_path):
+    source = save(tmp_path / "a.jpg", draw_image(*SIZE))
+    source.write_bytes(source.read_bytes() + b"appended" * 20)
+    assert prepare_image(source, tmp_path / "out.jpg", SIZE, (32, 16), 95) == "encoded"
+
+
+@pytest.mark.parametrize(("exif", "upright"), [("auto", True), ("apply", True), ("ignore", False)])
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_the_convention_decides_where_both_sizes_fit(tmp_path, exif, upright, suffix):
+    tag = Image.Exif()
+    tag[images.EXIF_ORIENTATION] = 3
+    drawn = draw_image(*SIZE)
+    source = save(tmp_path / f"a.{suffix}", drawn, exif=tag)
+    assert images.exif_convention(source, SIZE) == "undecidable"
+    prepare_image(source, tmp_path / "out.jpg", SIZE, SIZE, 95, exif=exif)
+    assert difference(tmp_path / "out.jpg", drawn.rotate(180) if upright else drawn) < 6
+
+
+def test_a_size_that_contradicts_the_convention_is_an_error(tmp_path):
+    tag = Image.Exif()
+    tag[images.EXIF_ORIENTATION] = 6
+    source = save(tmp_path / "a.jpg", draw_image(*SIZE), exif=tag)
+    for annotated, exif, convention in ((SIZE, "apply", "stored"), (SIZE[::-1], "ignore", "upright")):
+        assert images.exif_convention(source, annotated) == convention
+        with pytest.raises(ImageError, match="pixels, its annotation"):
+            prepare_image(source, tmp_path / "out.jpg", annotated, annotated, 95, exif=exif)

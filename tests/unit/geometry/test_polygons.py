@@ -130,8 +130,8 @@ def test_both_forms_of_a_run_length_mask_are_read():
     changes = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
     counts = np.diff(np.concatenate([[0], changes])).tolist()
     for rle in ({"size": [9, 7], "counts": packed["counts"].decode()}, {"size": [9, 7], "counts": counts}):
-        assert polygons.from_rle(rle).area == mask.sum()
-        assert shapely.get_num_interior_rings(shapely.get_parts(polygons.from_rle(rle))[0]) == 1
+        assert polygons.from_rle(rle, (7, 9)).area == mask.sum()
+        assert shapely.get_num_interior_rings(shapely.get_parts(polygons.from_rle(rle, (7, 9)))[0]) == 1
 
 
 def test_a_ring_outside_the_mask_is_filled_not_lost():
@@ -155,7 +155,7 @@ def test_outlines_of_photographs_agree_with_pycocotools(split):
         assert exact.area == mask.sum()
         fringe = outline.length  # pycocotools decides pixel by pixel along the outline
         assert abs(outline.area - mask.sum()) <= fringe
-        assert polygons.from_rle(coco_mask.encode(np.asfortranarray(mask))).equals(exact)
+        assert polygons.from_rle(coco_mask.encode(np.asfortranarray(mask)), (width, height)).equals(exact)
         ring, overlap = polygons.to_ring(outline, 20, 0.0)
         assert len(ring) <= 20
         drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([ring.ravel().tolist()], height, width)))
