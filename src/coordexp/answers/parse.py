@@ -59,6 +59,7 @@ class _ObjectPatterns:
 
 _PATTERNS = {"token": _ObjectPatterns(rf"<\|coord_{_NUMBER}\|>"), "integer": _ObjectPatterns(_NUMBER)}
 _NEXT_OBJECT = _pattern(rf'\{{{_WS}"(?:desc|bbox_2d|poly)"')
+_GEOMETRY_KEY = _pattern(rf'"(?:bbox_2d|poly)"{_WS}:')
 _HEADER = _pattern(rf'\{{{_WS}"objects"{_WS}:{_WS}\[{_WS}')
 _SEPARATOR = _pattern(rf"{_WS},{_WS}")
 _CLOSE = _pattern(rf"{_WS}\]{_WS}\}}")
@@ -96,10 +97,13 @@ def parse_answer(text: str, coordinates: Literal["token", "integer"] = "token") 
 
     coordinates: as in `PromptStyle`; coordinate tokens (the text must be decoded with `skip_special_tokens=False`), or
         integers 0..999. The other notation is counted as a problem and not parsed.
+
+    Of an answer with reasoning, only what follows `</think>` is parsed, unless no answer follows.
     """
     patterns = _PATTERNS[coordinates]
     problems: Counter[str] = Counter()
-    header = _HEADER.search(text)
+    reasoning = text.rfind("</think>")
+    header = (_HEADER.search(text, reasoning) if reasoning >= 0 else None) or _HEADER.search(text)
     if header is None:
         problems["no_answer"] += 1
         first = _NEXT_OBJECT.search(text)
@@ -129,8 +133,12 @@ def _parse_objects(
             following = _NEXT_OBJECT.search(text, position + 1)
             closed = following is None and _CLOSED_TAIL.search(text, position) is not None
             end = following.start() if following else len(text)
-            if following or closed:  # otherwise the object is incomplete, which counts as `cut_off`
-                problems["not_coord_tokens" if patterns.bad_list.search(text, position, end) else "bad_syntax"] += 1
+            unreadable = max(1, len(_GEOMETRY_KEY.findall(text, position, end)))
+            if following is None and not closed:
+                unreadable -= 1  # the last object is incomplete, which counts as `cut_off`
+            if unreadable:
+                reason = "not_coord_tokens" if patterns.bad_list.search(text, position, end) else "bad_syntax"
+                problems[reason] += unreadable
             if following is None:
                 return objects, len(text) if closed else None
             position = following.start()

@@ -59,8 +59,10 @@ class Predictor:
             fix = "give a merged Hugging Face checkpoint folder (rule merge)"
             raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", attn_implementation="sdpa")
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype="auto", attn_implementation="sdpa", trust_remote_code=False
+        )
         ids = verified_ids(folder) if style.coordinates == "token" else None
         return cls(model.to(device).eval(), processor, ids, options, style)
 

@@ -237,3 +237,40 @@ def test_time_is_linear_in_the_length(text):
     began = time.perf_counter()
     parse_answer(text)
     assert time.perf_counter() - began < 2.0
+
+
+BOX = "[<|coord_1|>, <|coord_2|>, <|coord_30|>, <|coord_40|>]"
+GOOD = f'{{"desc": "cat", "bbox_2d": {BOX}}}'
+UNREADABLE = {
+    "trailing comma": f'{{"desc": "cat", "bbox_2d": {BOX},}}',
+    "single quotes": f"{{'desc': 'cat', \"bbox_2d\": {BOX}}}",
+    "repeated key": f'{{"desc": "cat", "desc": "dog", "bbox_2d": {BOX}}}',
+    "repeated box": f'{{"desc": "cat", "bbox_2d": {BOX}, "bbox_2d": {BOX}}}',
+    "unescaped quote": f'{{"desc": "12" cat", "bbox_2d": {BOX}}}',
+    "other key": f'{{"label": "cat", "bbox_2d": {BOX}}}',
+    "numbers": '{"desc": "cat", "bbox_2d": [1, 2, 30, 40]}',
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_object_that_cannot_be_read_is_counted(name, count):
+    for objects in ([*[UNREADABLE[name]] * count, GOOD], [GOOD, *[UNREADABLE[name]] * count]):
+        answer = parse_answer('{"objects": [' + ", ".join(objects) + "]}")
+        assert len(answer.objects) == 1
+        assert sum(answer.problems.values()) >= count, answer.problems
+
+
+def test_objects_before_a_cut_off_tail_are_counted():
+    tail = ", ".join([GOOD, *[UNREADABLE["other key"]] * 2, '{"desc": "dog", "bbox_2d": [<|coord_1|>'])
+    answer = parse_answer('{"objects": [' + tail)
+    assert len(answer.objects) == 1 and answer.problems == {"bad_syntax": 2, "cut_off": 1}
+
+
+def test_an_answer_follows_the_reasoning():
+    draft, final = ('{"objects": [' + ", ".join([GOOD] * n) + "]}" for n in (2, 1))
+    for text in (f"<think>maybe {draft}</think>\n{final}", f"maybe {draft}</think>{final}"):
+        answer = parse_answer(text)
+        assert len(answer.objects) == 1 and answer.problems == {"text_before_answer": 1} and answer.complete
+    described = '{"objects": [' + GOOD.replace("cat", "</think>") + "]}"
+    assert parse_answer(described).objects[0].desc == "</think>" and not parse_answer(described).problems
