@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import shutil
 import stat
 import zipfile
@@ -12,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from coordexp.runtime.errors import DownloadError, located
 from coordexp.runtime.estimates import require_space
 from coordexp.runtime.progress import Progress
+
+NAME_BYTES = 255  # longest file name of Linux file systems
 
 
 def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: bool = False) -> int:
@@ -26,6 +30,7 @@ def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: boo
             members = [m for m in opened.infolist() if not m.is_dir()]
             for member in members:
                 _check_member(archive, member)
+            _check_clashes(archive, members)
             selected = [m for m in members if _is_selected(m.filename, paths)]
             if not selected:
                 found = sorted({m.filename.split("/")[0] for m in members})[:5]
@@ -43,20 +48,47 @@ def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: boo
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         fix = "delete the file and run the same command again to download it again"
         raise DownloadError(located(f"invalid or damaged zip archive: {error}", file=archive, fix=fix)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL):
+            raise
+        problem = f"a member cannot be written: {error.strerror}"
+        raise DownloadError(located(problem, file=archive, found=error.filename)) from error
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
-    windows = "\\" in member.filename or ":" in path.parts[0]
+    windows = "\\" in member.filename or ":" in "".join(path.parts[:1])
     problem = None
-    if path.is_absolute() or ".." in path.parts or windows or "\0" in member.orig_filename:
+    if member.flag_bits & 1:
+        fix = "unpack it by hand with its password, and set `root` of the dataset to the folder"
+        raise DownloadError(located("the archive is encrypted", file=archive, found=member.filename, fix=fix))
+    if not path.parts or any(len(part.encode()) > NAME_BYTES for part in path.parts):
+        problem = "an empty name, or one of more than 255 bytes"
+    elif path.is_absolute() or ".." in path.parts or windows or "\0" in member.orig_filename:
         problem = "a name outside the target folder"
     elif kind not in (0, stat.S_IFREG):
         problem = "a link or special file"
     if problem:
         fix = "do not use this archive"
         raise DownloadError(located(f"unsafe archive: {problem}", file=archive, found=member.filename, fix=fix))
+
+
+def _check_clashes(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """DownloadError if two members have one name, or one is a folder of another."""
+    files: set[str] = set()
+    folders: set[str] = set()
+    for member in members:
+        name = PurePosixPath(member.filename).as_posix()
+        if name in files:
+            raise DownloadError(located("two members of the archive have one name", file=archive, found=name))
+        files.add(name)
+        parent = name.rpartition("/")[0]
+        while parent and parent not in folders:
+            folders.add(parent)
+            parent = parent.rpartition("/")[0]
+    for name in sorted(files & folders)[:1]:
+        raise DownloadError(located("a member of the archive is both a file and a folder", file=archive, found=name))
 
 
 def _is_selected(name: str, paths: Sequence[str]) -> bool:
@@ -69,7 +101,10 @@ def _exists(path: Path, member: zipfile.ZipInfo) -> bool:
 
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.part")  # a fixed name: killed runs leave at most one
+    name = f".{target.name}.part"  # a fixed name: killed runs leave at most one
+    if len(name.encode()) > NAME_BYTES:
+        name = f".{hashlib.sha256(name.encode()).hexdigest()}.part"
+    scratch = target.with_name(name)
     try:
         with scratch.open("wb") as out, opened.open(member) as data:
             shutil.copyfileobj(data, out, 1 << 20)

@@ -7,6 +7,7 @@ the raw folder; a generated dataset reads none.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,12 @@ def _recorded_sha256(manifest: Path, paths: Sequence[Path]) -> str | None:
 
 
 def _changed_since(path: Path, manifest: Path) -> bool:
-    written = manifest.stat().st_mtime_ns
+    stat = manifest.stat()
+    written = min(stat.st_mtime_ns, stat.st_ctime_ns)  # the modification time may lie in the future
     files = (path, *path.rglob("*")) if path.is_dir() else (path,)
-    return any(max(s.st_mtime_ns, s.st_ctime_ns) >= written for s in (file.stat() for file in files))
+    return written > time.time_ns() or any(
+        max(s.st_mtime_ns, s.st_ctime_ns) >= written for s in (file.stat() for file in files)
+    )
 
 
 def _check_files_exist(dataset_format: DatasetFormat, files: SplitFiles, folder: Path) -> None:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from coordexp.datasets.archive import extract
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import ConfigError, DownloadError, located
-from coordexp.runtime.http_download import Policy, fetch
+from coordexp.runtime.http_download import Policy, check_url, fetch, url_key
 from coordexp.runtime.io import read_json, sha256_file, write_json
 
 LOCK_FILE = "downloads.lock.json"
@@ -100,6 +100,7 @@ def _fetch_entry(target: str, entry: DownloadEntry, paths: Sequence[str], raw_di
     work = raw_dir / ".downloads"
     work.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(target.encode()).hexdigest()[:12]
+    check_url(entry.url)
     file_name = PurePosixPath(urlsplit(entry.url).path).name or "download"
     is_archive = file_name.endswith(".zip")
     final = raw_dir / target
@@ -108,10 +109,11 @@ def _fetch_entry(target: str, entry: DownloadEntry, paths: Sequence[str], raw_di
         begun = work / f"{key}.begun"
         receipt = work / f"{key}.json"
         earlier = read_json(receipt) if receipt.exists() else None
-        replaced = earlier is not None and earlier["url"] != entry.url
+        replaced = earlier is not None and earlier["url"] not in (entry.url, url_key(entry.url))
         unfinished = replaced or begun.exists() or fetched.exists()
         covered = earlier is None or set(paths) <= set(earlier["paths"])
         if not unfinished and covered and all((raw_dir / p).exists() for p in paths):
+            _check_provided(entry, final, is_archive, earlier, raw_dir)
             return  # downloaded before, or put there by the user
         sha256 = _fetched_sha256(entry, fetched, raw_dir, policy)
         if is_archive:
@@ -119,17 +121,45 @@ def _fetch_entry(target: str, entry: DownloadEntry, paths: Sequence[str], raw_di
             members = [(raw_dir / p).relative_to(final.parent).as_posix() for p in paths]
             extract(fetched, final.parent, members, overwrite=replaced)
         _record_sha256(raw_dir, entry.url, sha256)
-        write_json(receipt, {"url": entry.url, "paths": paths})
+        size = fetched.stat().st_size
+        files = {p: sha256_file(raw_dir / p) for p in paths if (raw_dir / p).is_file()} if is_archive else {}
+        facts = {"sha256": sha256, "size": size, "files": files}
+        write_json(receipt, {"url": url_key(entry.url), "paths": paths} | facts)
         begun.unlink(missing_ok=True)
         fetched.unlink() if is_archive else fetched.replace(final)
 
 
 def _fetched_sha256(entry: DownloadEntry, target: Path, raw_dir: Path, policy: Policy) -> str:
     """SHA-256 of `target`, which is downloaded unless it exists."""
+    recorded = _recorded_sha256(raw_dir)
+    expected = entry.sha256 or recorded.get(url_key(entry.url)) or recorded.get(entry.url)
     if target.exists():
-        return sha256_file(target)
-    expected = entry.sha256 or _recorded_sha256(raw_dir).get(entry.url)
+        found, size = sha256_file(target), target.stat().st_size
+        if (expected or found).lower() == found and entry.size in (None, size):
+            return found
+        target.unlink()  # complete, but not what is expected: download it again
     return fetch(entry.url, target, size=entry.size, sha256=expected, policy=policy)
+
+
+def _check_provided(entry: DownloadEntry, final: Path, is_archive: bool, receipt: dict | None, raw_dir: Path) -> None:
+    """DownloadError if what an earlier run provided, or the user put there, is not what the entry or a lock expects."""
+    recorded = _recorded_sha256(raw_dir)
+    receipt = receipt or {}
+    expected = {"sha256": entry.sha256 or recorded.get(url_key(entry.url)) or recorded.get(entry.url)}
+    expected["size"] = entry.size
+    if is_archive:
+        found = {"sha256": receipt.get("sha256"), "size": receipt.get("size")}
+    else:
+        found = {"sha256": sha256_file(final) if expected["sha256"] else None, "size": final.stat().st_size}
+    for field, value in expected.items():
+        if None not in (value, found[field]) and str(value).lower() != str(found[field]):
+            fix = f"delete {final} to download it again, or correct {field} in the configuration"
+            facts = {"field": field, "expected": value, "found": found[field]}
+            raise DownloadError(located("not the expected file", file=final, fix=fix, **facts))
+    for path, sha256 in receipt.get("files", {}).items():
+        if (raw_dir / path).is_file() and sha256_file(raw_dir / path) != sha256:
+            fix = f"delete {raw_dir / path} to download it again, or set `root` of the dataset to use it"
+            raise DownloadError(located("the file has changed since it was downloaded", file=raw_dir / path, fix=fix))
 
 
 def _recorded_sha256(raw_dir: Path) -> dict[str, str]:
@@ -139,4 +169,4 @@ def _recorded_sha256(raw_dir: Path) -> dict[str, str]:
 
 def _record_sha256(raw_dir: Path, url: str, sha256: str) -> None:
     with FileLock(raw_dir / ".downloads" / "lockfile.lock"):
-        write_json(raw_dir / LOCK_FILE, dict(sorted({**_recorded_sha256(raw_dir), url: sha256}.items())))
+        write_json(raw_dir / LOCK_FILE, dict(sorted({**_recorded_sha256(raw_dir), url_key(url): sha256}.items())))

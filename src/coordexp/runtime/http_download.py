@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,6 +26,7 @@ from coordexp.runtime.locks import FULL
 from coordexp.runtime.progress import Progress
 
 BLOCK = 1 << 20
+MARGIN = 64 << 20  # bytes that must be free while a body arrives, checked once per as many bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -63,6 +66,7 @@ def fetch(
     The download starts over if the file on the server changes. DownloadError if the server refuses or stays
     unreachable, or if the file does not match `size` (bytes) or `sha256`.
     """
+    check_url(url)
     part = target.with_name(target.name + ".part")
     state = target.with_name(target.name + ".part.json")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,7 @@ def fetch(
     while True:
         before = _length(part)
         try:
-            _transfer(url, part, state, policy, progress)
+            _transfer(url, part, state, policy, progress, size)
             break
         except (_Again, OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in FULL:
@@ -80,7 +84,7 @@ def fetch(
             failures, wait = (1, policy.first_wait) if moved else (failures + 1, wait)
             if failures >= policy.attempts:
                 raise DownloadError(
-                    located(f"{url}: {_text(error)}", field=f"gave up after {failures} tries")
+                    located(f"{shown_url(url)}: {_text(error)}", field=f"gave up after {failures} tries")
                 ) from error
             asked = getattr(error, "after", None) or 0.0
             pause = min(max(wait * random.uniform(0.75, 1.25), asked), policy.longest_wait)
@@ -94,7 +98,32 @@ def fetch(
     return found
 
 
-def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progress) -> None:
+def check_url(url: str) -> None:
+    """DownloadError unless `url` is a well-formed HTTP(S) URL."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid or re.search(r"[\x00-\x20\x7f-\uffff]", url):
+        fix = "correct the URL; for files of your own, set `root` of the dataset to their folder"
+        raise DownloadError(located("invalid URL", expected="http:// or https://", found=shown_url(url), fix=fix))
+
+
+def shown_url(url: str) -> str:
+    """The URL without user, password, and the values of its query, which may be secret."""
+    head, _, query = url.partition("?")
+    head = re.sub(r"(?<=//)[^/@]*@", "", head)
+    return f"{head}?{re.sub(r'=[^&]*', '=...', query)}" if query else head
+
+
+def url_key(url: str) -> str:
+    """`shown_url` with a digest of what it hides: different URLs have different keys."""
+    shown = shown_url(url)
+    return shown if shown == url else f"{shown}#{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+
+
+def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progress, size: int | None) -> None:
     """One connection: continue `part` if the file on the server is unchanged, else start over."""
     have = _length(part)
     known = json.loads(state.read_text()) if have and state.exists() else {}
@@ -117,7 +146,9 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
             if error.code in _RETRIED:
                 raise _Again(f"the server says {error.code} {error.reason}", _retry_after(error.headers)) from error
             fix = "check the URL, or fetch the file by other means"
-            raise DownloadError(located(f"{url}: the server says {error.code} {error.reason}", fix=fix)) from error
+            raise DownloadError(
+                located(f"{shown_url(url)}: the server says {error.code} {error.reason}", fix=fix)
+            ) from error
     with answer:
         start, total = _extent(answer, have, known)
         validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
@@ -133,8 +164,8 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
         if total:
             progress.set_total(total)
         progress.resume_at(start)
-        _copy(answer, part, start, progress)
-    if total is not None and _length(part) != total:
+        _copy(answer, part, start, progress, size)
+    if total is not None and _length(part) != total and (size is None or _length(part) <= size):
         raise _Again(f"the connection ended at byte {_length(part):,} of {total:,}")
 
 
@@ -151,12 +182,20 @@ def _extent(answer, have: int, known: dict) -> tuple[int, int | None]:
     return 0, int(length) if length is not None and length.isdigit() else None
 
 
-def _copy(answer, part: Path, start: int, progress: Progress) -> None:
+def _copy(answer, part: Path, start: int, progress: Progress, size: int | None) -> None:
+    """Append the body until it ends or has more than `size` bytes; SpaceError if the disk fills."""
+    written, checked = start, start
     with part.open("r+b" if start else "wb") as out:
         out.seek(start)
         out.truncate()
         while block := answer.read1(BLOCK):
+            if written + len(block) > checked:  # a body without length may be of any size
+                require_space(part.parent, MARGIN, f"download {part.stem}")
+                checked = written + MARGIN
             out.write(block)
+            written += len(block)
+            if size is not None and written > size:
+                break  # `_verify` refuses it
             progress.add(len(block))
         out.flush()
         os.fsync(out.fileno())
@@ -166,14 +205,14 @@ def _verify(url: str, part: Path, state: Path, size: int | None, sha256: str | N
     found, length = sha256_file(part), _length(part)
     wrong = None
     if size is not None and length != size:
-        wrong = {"field": "size", "expected": size, "found": length}
+        wrong = {"field": "size", "expected": size, "found": length if length < size else f"more than {size}"}
     elif sha256 is not None and found != sha256.lower():
         wrong = {"field": "sha256", "expected": sha256, "found": found}
     if wrong:
         part.unlink(missing_ok=True)
         state.unlink(missing_ok=True)
         fix = "check the URL; if the file was replaced: correct size/sha256, or remove its line in downloads.lock.json"
-        raise DownloadError(located("wrong content", file=url, fix=fix, **wrong))
+        raise DownloadError(located("wrong content", file=shown_url(url), fix=fix, **wrong))
     return found
 
 

@@ -46,3 +46,32 @@ def test_an_archive_without_the_expected_files_lists_its_content(tmp_path):
     path.write_bytes(zipped({"other/1.jpg": b"x"}))
     with pytest.raises(DownloadError, match=r"none of the expected files.*train2017.*other"):
         extract(path, tmp_path / "out", ["train2017"])
+
+
+@pytest.mark.parametrize(
+    "names", [["a/x", "a/x"], ["a/x", "a/x/y"], ["a/x/y", "a/x"], ["a/" + "x" * 256], ["a/./x", "a/x"]], ids=str
+)
+def test_members_that_cannot_all_be_written_are_refused(tmp_path, names):
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    with pytest.raises(DownloadError, match="archive"):
+        extract(path, tmp_path / "out", ["a"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_member_with_the_longest_name_is_extracted(tmp_path):
+    path = tmp_path / "long.zip"
+    path.write_bytes(zipped({"a/" + "x" * 255: b"x"}))
+    assert extract(path, tmp_path / "out", ["a"]) == 1
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = tmp_path / "secret.zip"
+    data = bytearray(zipped({"a/x": b"x"}))
+    data[data.index(b"PK\1\2") + 8] |= 1
+    data[6] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DownloadError, match="the archive is encrypted"):
+        extract(path, tmp_path / "out", ["a"])

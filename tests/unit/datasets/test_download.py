@@ -415,3 +415,75 @@ def test_shapes_are_generated_beside_the_manifest(tmp_path):
     source, raw = run(entry, tmp_path, "val", "shapes")
     assert (source.dataset, source.format, source.image_dirs) == ("shapes", "shapes", ["raw/images/val"])
     assert len(list((raw / "images" / "val").glob("*.png"))) == 3
+
+
+def plain(server, **facts) -> dict:
+    """A dataset whose annotations are a plain file on the web, and whose images the user has."""
+    annotations, image_dirs = {"train": "plain.json"}, {"train": ["images"]}
+    downloads = {"plain.json": {"url": f"{server.url}/plain.json", **facts}}
+    return {"format": "coco", "annotations": annotations, "image_dirs": image_dirs, "downloads": downloads}
+
+
+def provide_plain(server, folder, **facts):
+    (folder / "images").mkdir(exist_ok=True)
+    return provide("own", plain(server, **facts), "train", folder, folder / "train.source.json", policy=QUICK)
+
+
+@pytest.mark.parametrize("facts", [{"sha256": "0" * 64}, {"size": 7}], ids=["sha256", "size"])
+def test_facts_given_after_a_download_are_checked(server, tmp_path, facts):
+    provide_plain(server, tmp_path)
+    with pytest.raises(DownloadError, match="not the expected file"):
+        provide_plain(server, tmp_path, **facts)
+
+
+def test_right_facts_given_after_a_download_are_accepted(server, tmp_path):
+    provide_plain(server, tmp_path)
+    path = tmp_path / "plain.json"
+    provide_plain(server, tmp_path, sha256=sha256_file(path).upper(), size=path.stat().st_size)
+
+
+def test_a_file_that_was_changed_beside_its_lock_is_refused(server, tmp_path):
+    provide_plain(server, tmp_path)
+    path = tmp_path / "plain.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(DownloadError, match=r"plain.json.*not the expected file"):
+        provide_plain(server, tmp_path)
+
+
+def test_a_member_of_an_archive_that_was_changed_is_refused(server, tmp_path):
+    provide("lvis", lvis(server), "train", tmp_path, tmp_path / "train.source.json", policy=QUICK)
+    path = next(tmp_path.rglob("lvis_v1_train.json"))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(DownloadError, match="changed since it was downloaded"):
+        provide("lvis", lvis(server), "train", tmp_path, tmp_path / "train.source.json", policy=QUICK)
+
+
+def test_a_finished_but_wrong_download_is_repeated(server, tmp_path):
+    (tmp_path / ".plain.json.fetched").write_bytes(b"{}")
+    right = hashlib.sha256(server.content["/plain.json"]).hexdigest()
+    provide_plain(server, tmp_path, sha256=right)
+    assert sha256_file(tmp_path / "plain.json") == right
+
+
+def test_no_file_of_a_download_holds_a_secret_of_its_url(server, tmp_path):
+    server.content["/plain.json?token=secret"] = server.content["/plain.json"]
+    (tmp_path / "images").mkdir()
+    entry = plain(server)
+    entry["downloads"]["plain.json"]["url"] += "?token=secret"
+    provide("own", entry, "train", tmp_path, tmp_path / "train.source.json", policy=QUICK)
+    assert (tmp_path / "downloads.lock.json").exists()
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"secret" not in path.read_bytes()
+
+
+def test_an_edit_is_noticed_although_the_manifest_is_from_the_future(tmp_path):
+    (tmp_path / "own" / "images").mkdir(parents=True)
+    path, manifest = tmp_path / "own" / "plain.json", tmp_path / "train.source.json"
+    path.write_bytes(annotation_bytes((1, "images")))
+    entry = {"format": "coco", "root": str(tmp_path / "own"), "annotations": {"train": "plain.json"}}
+    entry["image_dirs"] = {"train": ["images"]}
+    provide("own", entry, "train", tmp_path / "raw", manifest)
+    os.utime(manifest, (time.time() + 1e6,) * 2)
+    time.sleep(0.05)
+    path.write_bytes(annotation_bytes((2, "images")))
+    assert local_annotations_sha256("own", entry, "train", manifest) == sha256_file(path)

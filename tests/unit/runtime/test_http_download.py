@@ -1,5 +1,6 @@
 """Downloads from a server that truncates, stalls, fails, ignores ranges and changes its files."""
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from dataset_cases import answer, serving
 
-from coordexp.runtime.errors import DownloadError
-from coordexp.runtime.http_download import Policy, fetch
+from coordexp.runtime import estimates, http_download
+from coordexp.runtime.errors import DownloadError, SpaceError
+from coordexp.runtime.http_download import Policy, fetch, shown_url, url_key
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 QUICK = Policy(attempts=4, timeout=0.5, first_wait=0.01, longest_wait=0.05)
@@ -164,7 +166,7 @@ def test_a_file_that_shrank_is_fetched_anew(server, tmp_path):
 def test_wrong_content_is_refused_and_removed(server, tmp_path):
     with pytest.raises(DownloadError, match=r"sha256.*expected"):
         get(server, tmp_path / "file.bin", sha256="0" * 64)
-    with pytest.raises(DownloadError, match=r"size.*expected 7, found 3000000"):
+    with pytest.raises(DownloadError, match=r"size.*expected 7, found 'more than 7'"):
         get(server, tmp_path / "file.bin", size=7)
     assert list(tmp_path.iterdir()) == []
 
@@ -174,3 +176,51 @@ def test_an_unreachable_server_is_a_clear_error(tmp_path):
         url = f"{gone.url}/file.bin"
     with pytest.raises(DownloadError, match=r"gave up after 2 tries.*refused"):
         fetch(url, tmp_path / "file.bin", policy=Policy(attempts=2, first_wait=0.01))
+
+
+URLS = ["file:///etc/passwd", "ftp://a/b", "", "a/b", "http://", "http://[bad/x", "http://a:99999999/x", "http://a b/x"]
+
+
+@pytest.mark.parametrize("url", [*URLS, "http://a/b\r\nX: y", "http://a:b/x", "http://a/é"])
+def test_other_than_web_addresses_are_refused_without_a_try(tmp_path, url):
+    with pytest.raises(DownloadError, match="invalid URL"):
+        fetch(url, tmp_path / "file.bin", sleep=lambda _: pytest.fail("tried again"))
+
+
+def test_secrets_of_a_url_are_not_shown():
+    url = "https://user:password@host/a.zip?token=secret&id=7"
+    assert shown_url(url) == "https://host/a.zip?token=...&id=..."
+    assert "secret" not in url_key(url)
+    assert url_key(url) != url_key(url.replace("id=7", "id=8"))
+    assert url_key("https://host/a.zip") == "https://host/a.zip"
+
+
+def test_a_body_without_length_stops_before_the_disk_is_full(server, tmp_path, monkeypatch):
+    def endless(handler, body):
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(bytes(1 << 16))
+
+    server.script["/file.bin"] = [endless]
+    monkeypatch.setattr(http_download, "MARGIN", 1 << 20)
+    free = lambda folder: (5 << 20) - sum(p.stat().st_size for p in tmp_path.iterdir())  # noqa: E731
+    monkeypatch.setattr(estimates, "free_bytes", free)
+    with pytest.raises(SpaceError, match="not enough disk for download"):
+        get(server, tmp_path / "file.bin")
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 5 << 20
+
+
+def test_a_body_longer_than_its_size_is_not_read_to_the_end(server, tmp_path):
+    def endless(handler, body):
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(bytes(1 << 16))
+
+    server.script["/file.bin"] = [endless]
+    with pytest.raises(DownloadError, match="wrong content"):
+        get(server, tmp_path / "file.bin", size=2_000_000)
+    assert list(tmp_path.iterdir()) == []
