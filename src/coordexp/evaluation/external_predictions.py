@@ -17,7 +17,6 @@ A line of an answers file is `{"image_id": ..., "answer": "text"}`, with `"finis
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from coordexp.evaluation.answer_items import Item, answer_part, json_items, tagged_items
 from coordexp.evaluation.detections import read_predictions
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.records import Detection, Prediction
@@ -34,8 +34,6 @@ from coordexp.runtime.errors import DataError, located, nearest
 from coordexp.runtime.io import enumerate_lines, read_json
 
 COORDEXP = "coordexp"
-_LABELS = ("label", "desc", "category", "name", "class")
-_SCORES = ("score", "confidence")
 
 
 class AnswerFormat(msgspec.Struct, frozen=True):
@@ -74,8 +72,6 @@ class _Answer(msgspec.Struct):
 
 
 _answer_decoder = msgspec.json.Decoder(_Answer)
-_TAGGED = re.compile(r"<ref>(.*?)</ref>\s*<box>\s*(\[.*?\])\s*</box>", re.DOTALL)
-_json = json.JSONDecoder()
 
 
 def read_any_format(
@@ -111,13 +107,18 @@ def parse_answer(text: str, format: str, size: tuple[float, float]) -> tuple[lis
     """Detections of one answer and problems by reason; never raises, whatever the text.
 
     `size` is (width, height) in pixels of the image that the coordinates refer to. A truncated answer keeps its
-    complete objects. The score is 1 unless the answer states one.
+    complete objects. The score is 1 unless the answer states one. Objects in the reasoning before `</think>` are not
+    part of the answer; these and unreadable objects are counted by reason (`answer_items.REASONS`).
     """
     answer_format = ANSWER_FORMATS[format]
     scale = (1000.0, 1000.0) if answer_format.unit == "thousand" else size
-    items = _tagged_items(text) if answer_format.tagged else _json_items(text, answer_format.box_keys)
+    reasoning, answer = answer_part(text)
     found, problems = [], Counter()
-    for label, box, score in items:
+    unreadable: Counter[str] = Counter()
+    drafts = sum(1 for _ in _items(reasoning, answer_format, unreadable)) + unreadable.total()
+    if drafts:
+        problems["in_reasoning"] = drafts
+    for label, box, score in _items(answer, answer_format, problems):
         problem = _item_problem(label, box, score)
         if problem:
             problems[problem] += 1
@@ -125,7 +126,7 @@ def parse_answer(text: str, format: str, size: tuple[float, float]) -> tuple[lis
         x1, y1, x2, y2 = (box[1], box[0], box[3], box[2]) if answer_format.y_first else box
         norm = [x1 / scale[0], y1 / scale[1], x2 / scale[0], y2 / scale[1]]
         found.append(Detection(desc=label, norm=norm, score=float(score)))
-    if not found and not problems and not _is_empty_answer(text):
+    if not found and not problems and not _is_empty_answer(answer):
         problems["no_object_in_text"] += 1
     return found, dict(problems)
 
@@ -191,39 +192,10 @@ def _prediction(
     return Prediction(image_id, width, height, protocol, finish, text, found, problems)
 
 
-def _json_items(text: str, keys: tuple[str, ...]) -> Iterator[tuple[Any, Any, Any]]:
-    """(label, box, score) of every JSON object in the text that has a box under one of `keys`."""
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = _json.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            value, end = None, at + 1
-        if isinstance(value, dict):
-            boxed = [value] if any(k in value for k in keys) else _nested(value, keys)
-            for item in boxed:
-                box = next(item[k] for k in keys if k in item)
-                label = next((item[k] for k in _LABELS if k in item), None)
-                yield label, box, next((item[k] for k in _SCORES if k in item), 1.0)
-        at = text.find("{", end)
-
-
-def _nested(value: dict, keys: tuple[str, ...]) -> list[dict]:
-    """Objects with a box in the lists of an outer object."""
-    lists = [v for v in value.values() if isinstance(v, list)]
-    return [item for items in lists for item in items if isinstance(item, dict) and any(k in item for k in keys)]
-
-
-def _tagged_items(text: str) -> Iterator[tuple[Any, Any, Any]]:
-    for match in _TAGGED.finditer(text):
-        try:
-            boxes = json.loads(match.group(2))
-        except (ValueError, RecursionError):
-            boxes = [None]
-        if boxes and not isinstance(boxes[0], list):
-            boxes = [boxes]
-        for box in boxes:
-            yield match.group(1).strip(), box, 1.0
+def _items(text: str, answer_format: AnswerFormat, problems: Counter[str]) -> Iterator[Item]:
+    if answer_format.tagged:
+        return tagged_items(text, problems)
+    return json_items(text, answer_format.box_keys, problems)
 
 
 def _item_problem(label: Any, box: Any, score: Any) -> str | None:

@@ -23,7 +23,8 @@ ITEM = '{"bbox_2d": [100, 200, 500, 900], "label": "cat"}'
     [
         ("json-1000", f"[{ITEM}]"),
         ("qwen3-vl", f"```json\n[\n\t{ITEM}\n]\n```"),
-        ("qwen3-vl", f'Here it is: [{ITEM}, {{"bbox_2d": [1, 2,'),
+        ("qwen3-vl", f"The box: [{ITEM}] and no other box: none."),
+        ("json-1000", f'{{"result": {{"objects": [{ITEM}]}}}}'),
         ("json-1000", f'{{"objects": [{ITEM}]}}'),
         ("json-1000", ITEM),
         ("json-pixel", '[{"box": [64, 96, 320, 432], "category": "cat"}]'),
@@ -55,6 +56,76 @@ def test_same_object_in_every_format(format, text):
 )
 def test_unusable_objects_are_counted(text, problem):
     assert parse_answer(text, "json-1000", SIZE) == ([], {problem: 1})
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ('{"bbox_2d": [1, 2, 3, 4], "label": "dog",}', "trailing_comma"),
+        ('{"bbox_2d": [1, 2, 3, 4,], "label": "dog"}', "trailing_comma"),
+        ('{"label": {"name": "dog"}, "bbox_2d": [1, 2, 3, 4],}', "trailing_comma"),
+        ('{"bbox_2d": [1, 2, 3, 4], "label": "12" dog"}', "quotes"),
+        ("{'bbox_2d': [1, 2, 3, 4], 'label': 'dog'}", "quotes"),
+        ('{bbox_2d: [1, 2, 3, 4], label: "dog"}', "quotes"),
+        ('{"bbox_2d": [1, 2, 3, 4], "label": "big\ndog"}', "not_json"),
+        ('{"bbox_2d": [1, 2 3, 4], "label": "dog"}', "not_json"),
+        ('{"bbox_2d" [1, 2, 3, 4], "label": "dog"}', "not_json"),
+        ('{"bbox_2d": [1, 2, 3, 4], "bbox_2d": [5, 6, 7, 8], "label": "dog"}', "repeated_key"),
+        ('{"bbox_2d": [1, 2, 3, 4], "label": "dog", "label": "cat"}', "repeated_key"),
+        ('{"box_2d": [1, 2, 3, 4], "label": "dog"}', "other_box_key"),
+    ],
+)
+def test_unreadable_objects_beside_good_ones_are_counted(broken, reason):
+    for text in (f"[{ITEM}, {broken}]", f"[{broken}, {ITEM}]", f'{{"objects": [{broken}, {ITEM}]}}'):
+        found, problems = parse_answer(text, "qwen3-vl", SIZE)
+        assert [d.desc for d in found] == ["cat"]
+        assert problems == {reason: 1}, text
+    assert parse_answer(f"[{broken}, {ITEM}, {broken}]", "qwen3-vl", SIZE)[1] == {reason: 2}
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "{",
+        '{"bb',
+        '{"bbox_2d',
+        '{"bbox_2d": [1, 2,',
+        '{"label": "do',
+        '{"bbox_2d": [1, 2, 3, 4], "label": "d',
+        "{'bbox_2d': [",
+    ],
+)
+def test_a_cut_off_tail_is_counted(tail):
+    found, problems = parse_answer(f"[{ITEM}, {tail}", "qwen3-vl", SIZE)
+    assert [d.desc for d in found] == ["cat"]
+    assert problems == {"cut_off": 1}
+
+
+@pytest.mark.parametrize("tail", ["<ref>dog</ref><box>[[1, 2", "<ref>dog</ref><bo", "<ref>do", "<ref>dog</ref>"])
+def test_a_cut_off_tail_of_tags_is_counted(tail):
+    found, problems = parse_answer(f"<ref>cat</ref><box>[[1, 2, 3, 4]]</box>{tail}", "internvl", SIZE)
+    assert ([d.desc for d in found], problems) == (["cat"], {"cut_off": 1})
+
+
+def test_tags_without_an_end_are_counted():
+    text = "<ref>dog</ref><box>[[1, 2, 3, 4]]<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"
+    found, problems = parse_answer(text, "internvl", SIZE)
+    assert ([d.desc for d in found], problems) == (["cat"], {"not_json": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        (f"<think>maybe {ITEM} or {{'bbox_2d': [1]}}</think>[{ITEM}]", ["cat"], {"in_reasoning": 2}),
+        (f"{ITEM}</think>[]", [], {"in_reasoning": 1}),
+        (f"<think>{ITEM}", [], {"in_reasoning": 1}),
+        (f"<think>a cat</think>[{ITEM}]", ["cat"], {}),
+        ("<think>nothing</think>\n[]", [], {}),
+    ],
+)
+def test_reasoning_is_not_scored_but_counted(text, names, expected):
+    found, problems = parse_answer(text, "qwen3-vl", SIZE)
+    assert ([d.desc for d in found], problems) == (names, expected)
 
 
 @pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"objects": []}', " [ ] "])
