@@ -235,8 +235,10 @@ class Runs:
         sweep, trial, training = sweeps.trial_of(name, self.sweeps)
         checked(trial.overrides, RunEntry, field=f"{sweeps.PREFIX}.{trial.sweep} ({trial.variant})")
         if training.run != name:
-            after = {key: trial.overrides[key] for key in sweeps.AFTER_TRAINING if key in trial.overrides}
-            return {"checkpoint_from": training.run, **after}
+            varied = self.resolve(sweep.run)  # all options, so that none of the training trial's own is inherited
+            after = {key: msgspec.to_builtins(getattr(varied, key)) for key in sweeps.AFTER_TRAINING}
+            own = {key: trial.overrides.get(key) or {} for key in after}
+            return {"checkpoint_from": training.run, **merge(after, own)}
         entry = {"extends": sweep.run, **sweeps.seeded(trial.overrides, trial.seed)}
         if sweep.seed_weights:
             model = trial.overrides.get("model") or self._settings(sweep.run, name).options.get("model")

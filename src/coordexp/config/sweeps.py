@@ -75,7 +75,9 @@ class Trial(msgspec.Struct, frozen=True):
     def training(self) -> str:
         """Equal for trials that train the same model."""
         kept = {section: value for section, value in self.overrides.items() if section not in AFTER_TRAINING}
-        return canonical_json([kept, self.seed, self.overrides.get("calibrate", {}).get("images")])
+        calibrate = self.overrides.get("calibrate")
+        images = calibrate.get("images") if isinstance(calibrate, Mapping) else None
+        return canonical_json([kept, self.seed, images])
 
 
 def trials(name: str, sweep: Sweep) -> list[Trial]:

@@ -14,6 +14,7 @@ from coordexp.config import runs
 from coordexp.config.schema import json_schema
 from coordexp.config.sections import WorkflowConfig
 from coordexp.config.settings import Settings, over_defaults
+from coordexp.inference.options import CalibrateOptions
 from coordexp.runtime.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -363,6 +364,31 @@ def test_a_trial_of_a_sweep_is_a_run():
     assert re.fullmatch(f"{runs.PATTERN}/eval.json", f"{run.name}/eval.json")
     with pytest.raises(ConfigError, match="unknown trial, did you mean 'sweeps/rates/low_local-seed2'"):
         settings.run("sweeps/rates/low_local-seed4")
+
+
+def test_trials_that_share_a_training_have_only_their_own_options():
+    axes = {
+        "scores": {"calibrated": {"calibrate": {"method": "logistic"}}, "raw": {}},
+        "answers": {
+            "argmax": {"predict": {"decode": "argmax"}},
+            "prompted": {"predict": {"protocol": "all_categories"}},
+        },
+    }
+    entry = {"run": "base", "axes": axes}
+    base = {"records_from": "shapes_9", "calibrate": {"images": 5}, "predict": {"chunk": 7}}
+    settings = load(lambda c: (c["runs"].update(base=base), c.update(sweeps={"s": entry})))
+    run = settings.run("sweeps/s/raw_prompted-seed1")
+    assert run.checkpoint == "sweeps/s/calibrated_argmax-seed1"
+    assert run.calibrate == CalibrateOptions(images=5)
+    assert (run.predict.decode, run.predict.protocol, run.predict.chunk) == ("local", "all_categories", 7)
+
+
+def test_a_section_of_a_trial_that_is_no_map_is_explained():
+    axes = {"scores": {"empty": {"calibrate": None}, "wrong": {"calibrate": 3}}}
+    settings = load(lambda c: c.update(sweeps={"s": {"run": "shapes_9", "axes": axes}}))
+    assert settings.run("sweeps/s/empty-seed1").calibrate == CalibrateOptions()
+    with pytest.raises(ConfigError, match=r"sweeps.s \(wrong\).calibrate: expected `object \| null`"):
+        settings.run("sweeps/s/wrong-seed1")
 
 
 def test_trials_with_other_data_options_share_records_over_seeds():
