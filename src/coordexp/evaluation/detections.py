@@ -30,6 +30,12 @@ PIXEL_DECIMALS = 6
 _decoder = msgspec.json.Decoder(Prediction)
 
 
+class CategoryDetection(Detection):
+    """A detection of an input that names the category by id; `desc` is for people only."""
+
+    category_id: int = -1
+
+
 @dataclass(frozen=True)
 class Detections:
     """N detections in the images of a `GroundTruth`."""
@@ -101,11 +107,12 @@ class _Columns:
     norm: list[list[float]] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
     poly: list[list[float] | None] = field(default_factory=list)
-    index_of_desc: dict[str, int] = field(default_factory=dict)
+    index_of_desc: dict[tuple[str, int | None], int] = field(default_factory=dict)  # by description and category id
 
     def add(self, image: int, det: Detection) -> None:
         self.image.append(image)
-        self.desc.append(self.index_of_desc.setdefault(det.desc, len(self.index_of_desc)))
+        key = (det.desc, det.category_id if isinstance(det, CategoryDetection) else None)
+        self.desc.append(self.index_of_desc.setdefault(key, len(self.index_of_desc)))
         self.norm.append(det.norm)
         self.score.append(det.score)
         self.poly.append(det.poly)
@@ -183,9 +190,9 @@ def _sorted(
     norm = np.array(columns.norm, dtype=np.float64).reshape(-1, 4)
     score = np.array(columns.score, dtype=np.float64)
     _check_finite(ground_truth, image, norm, score, locations)
-    descriptions = sorted(columns.index_of_desc)
-    rank = np.empty(len(descriptions), dtype=np.int64)
-    rank[[columns.index_of_desc[d] for d in descriptions]] = np.arange(len(descriptions))
+    keys = sorted(columns.index_of_desc, key=lambda key: (key[0], key[1] is not None, key[1] or 0))
+    rank = np.empty(len(keys), dtype=np.int64)
+    rank[[columns.index_of_desc[key] for key in keys]] = np.arange(len(keys))
     desc = rank[np.array(columns.desc, dtype=np.int64)]
     size = np.tile(ground_truth.sizes[image], 2)
     pixels = np.round(norm * size, PIXEL_DECIMALS)
@@ -195,7 +202,8 @@ def _sorted(
     has_poly = any(p is not None for p in columns.poly)
     poly_rank = _poly_rank(columns.poly) if has_poly else np.zeros(len(image))
     order = np.lexsort((poly_rank, *box.T[::-1], desc, -score, image))
-    mapped = [labels(d) for d in descriptions]
+    index_of_id = {category.id: i for i, category in enumerate(ground_truth.categories)}
+    mapped = [labels(desc) if id is None else _label_of_id(index_of_id.get(id)) for desc, id in keys]
     category = np.array([-1 if label.category is None else label.category for label in mapped], dtype=np.int64)
     return Detections(
         image=image[order],
@@ -203,11 +211,15 @@ def _sorted(
         desc=desc[order],
         box=box[order],
         score=score[order],
-        descriptions=descriptions,
+        descriptions=[desc for desc, _ in keys],
         labels=mapped,
         poly=[_pixels(columns.poly[i], size[i, :2]) for i in order] if has_poly else [],
         input_index=order,
     )
+
+
+def _label_of_id(index: int | None) -> Label:
+    return Label(None, "unknown") if index is None else Label(index, "exact")
 
 
 def _check_finite(

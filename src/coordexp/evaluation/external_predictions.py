@@ -27,7 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from coordexp.evaluation.answer_items import Item, answer_part, json_items, tagged_items
-from coordexp.evaluation.detections import read_predictions
+from coordexp.evaluation.detections import CategoryDetection, read_predictions
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.records import Detection, Prediction
 from coordexp.runtime.errors import DataError, located, nearest
@@ -137,7 +137,8 @@ def _coco_results(path: str | Path, ground_truth: GroundTruth, named_only: bool)
         results = msgspec.convert(content, list[_Result])
     except msgspec.ValidationError as error:
         raise DataError(located(f"not a COCO results file: {error}", file=path)) from error
-    names = {c.id: c.name for c in ground_truth.categories}
+    count = Counter(c.name for c in ground_truth.categories)
+    names = {c.id: c.name if count[c.name] == 1 else f"{c.name} (id {c.id})" for c in ground_truth.categories}
     grouped: dict[int | str, list[Detection]] = {image_id: [] for image_id in ground_truth.image_ids}
     for i, result in enumerate(results):
         if result.image_id not in grouped:
@@ -146,8 +147,11 @@ def _coco_results(path: str | Path, ground_truth: GroundTruth, named_only: bool)
         width, height = ground_truth.sizes[ground_truth.index_of[result.image_id]]
         x, y, w, h = result.bbox
         norm = [x / width, y / height, (x + w) / width, (y + h) / height]
-        desc = names.get(result.category_id, f"category id {result.category_id}")
-        grouped[result.image_id].append(Detection(desc=desc, norm=norm, score=result.score))
+        desc = names.get(result.category_id) or f"category id {result.category_id}"
+        if result.category_id not in names and desc in count:
+            desc += " (unknown)"
+        detection = CategoryDetection(desc=desc, norm=norm, score=result.score, category_id=result.category_id)
+        grouped[result.image_id].append(detection)
     for image_id, found in grouped.items():
         if found or not named_only:
             yield (

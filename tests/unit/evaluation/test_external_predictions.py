@@ -205,6 +205,27 @@ def test_coco_results_with_unknown_ids(tmp_path):
         evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val", format="coco")
 
 
+@pytest.mark.parametrize("names", [("cell", "cell"), ("hot_dog", "hot dog"), ("Cell", "cell."), ("category id 2", "b")])
+def test_category_ids_of_coco_results_do_not_go_through_names(tmp_path, names):
+    case = generated(0, lvis=False, images=4, kinds=2)
+    ids = [c["id"] for c in case.categories]
+    results = tmp_path / "results.json"
+    perfect = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in case.annotations
+    ]
+    unknown = {"image_id": case.images[0]["id"], "category_id": 2, "bbox": [0, 0, 1, 1], "score": 0.1}
+    results.write_text(json.dumps([*perfect, unknown]))
+    for category, name in zip(case.categories, names, strict=True):
+        category["name"] = name
+    _, annotations = case.write(tmp_path)
+    scored = evaluate(results, annotations, EvaluateOptions(bootstrap=0), dataset="d", split="val", format="coco")
+    assert 2 not in ids
+    assert scored.coco.metrics["AP"] == pytest.approx(1)
+    assert scored.counts.unmapped_detections == 1
+    assert sorted(v for v in scored.mapping.by_description.values() if v is not None) == sorted(ids)
+
+
 def test_answers_of_a_model_with_pixel_coordinates(tmp_path):
     case = generated(2, lvis=True, images=3)
     _, annotations = case.write(tmp_path)
