@@ -28,7 +28,7 @@ CHROMA = {0: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 2: cv2.IMWRITE_JPEG_SAMPLING_
 SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # none that starts a program
 MAX_PIXELS = 100_000_000  # decoding takes about 5 bytes per pixel, in every worker
-Image.MAX_IMAGE_PIXELS = None  # `_opened` checks the limit
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # for images opened elsewhere; Pillow refuses more than twice as many
 Exif = Literal["auto", "apply", "ignore"]
 _NAME_BYTES = 255  # longest file name of Linux file systems
 _DAMAGE = re.compile(r"Corrupt JPEG data.*|Premature end.*|Inconsistent progression.*|Invalid SOS.*")  # of libjpeg
@@ -147,6 +147,7 @@ def load_image(source: str | Path, annotated: tuple[int, int], size: tuple[int, 
 @contextlib.contextmanager
 def _opened(source: Path, max_pixels: int | None) -> Iterator[Image.Image]:
     """The image in a file of one of FORMATS, not yet decoded; any problem with it is an ImageError."""
+    default, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `max_pixels` is the limit here
     try:
         # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
         with source.open("rb") as handle, Image.open(handle, formats=FORMATS) as image:
@@ -158,6 +159,8 @@ def _opened(source: Path, max_pixels: int | None) -> Iterator[Image.Image]:
         raise ImageError("unreadable image", f"{source}: not an image of the formats {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError("unreadable image", f"{source}: {error}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = default
 
 
 def _encoder(

@@ -386,3 +386,9 @@ def test_a_size_that_contradicts_the_convention_is_an_error(tmp_path):
         assert images.exif_convention(source, annotated) == convention
         with pytest.raises(ImageError, match="pixels, its annotation"):
             prepare_image(source, tmp_path / "out.jpg", annotated, annotated, 95, exif=exif)
+
+
+def test_pillow_keeps_a_limit_for_images_that_are_opened_elsewhere(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images.load_image(tmp_path / "a.png", (8, 8), (8, 8))
+    assert Image.MAX_IMAGE_PIXELS == images.MAX_PIXELS
