@@ -1,7 +1,10 @@
-"""Dataset formats: each turns the files of a split into one annotation file in COCO format."""
+"""Dataset formats: each turns the files of a split into one annotation file in COCO format.
+
+To add a format, write a module with a registered `DatasetFormat` and import it below, or register one in a plug-in file
+of your own (`coordexp.runtime.plugins`).
+"""
 
 from coordexp.datasets.annotation_writer import AnnotationWriter
-from coordexp.datasets.formats import coco, lvis, shapes  # noqa: F401 -- registers them
 from coordexp.datasets.formats.base import (
     FORMATS,
     DatasetFormat,
@@ -24,3 +27,6 @@ __all__ = [
     "open_format",
     "per_split_options",
 ]
+
+# Registers the formats; last, so that their modules can import the names above from this package, like a plug-in.
+from coordexp.datasets.formats import coco, lvis, shapes  # noqa: F401

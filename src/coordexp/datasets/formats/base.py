@@ -1,7 +1,7 @@
 """The interface of a dataset format, and the registry of formats.
 
 A format turns the files of one split, in whatever form they come, into one annotation file in COCO format, which
-conversion and evaluation both read. Adding a format is one class in one file, here or in a plug-in:
+conversion and evaluation both read. A format is one class in one file, a module of this package or a plug-in:
 
     @FORMATS.register("lines")
     class LinesFormat(DatasetFormat[LinesOptions]):

@@ -4,7 +4,6 @@ To add a family, write a module with a registered `ModelFamily` and import it be
 of your own (`coordexp.runtime.plugins`).
 """
 
-from coordexp.modeling.families import qwen3_vl
 from coordexp.modeling.families.family import (
     FAMILIES,
     EmbeddingTensors,
@@ -32,3 +31,6 @@ __all__ = [
     "family_of",
     "qwen3_vl",
 ]
+
+# Registers the families; last, so that their modules can import the names above from this package, like a plug-in.
+from coordexp.modeling.families import qwen3_vl  # noqa: E402
