@@ -159,6 +159,7 @@ def train(commands) -> None:
         from coordexp.training import train as training
         from coordexp.training.launch import DistributedConfig
 
+        training.refuse_foreign_outputs(args.out, args.out.parent / "log.jsonl")
         base = config_io.read_extended(args.base_config) if args.base_config else {}
         files = {name: str(getattr(args, name).resolve()) for name in DATA_OPTIONS if getattr(args, name)}
         values = config_io.merge(base, config_io.read_extended(args.config))

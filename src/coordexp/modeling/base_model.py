@@ -16,6 +16,7 @@ from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DownloadError, SpaceError, located, nearest
 from coordexp.runtime.estimates import format_bytes, free_bytes, nearest_existing_dir
 from coordexp.runtime.locks import disk_is_full, full_disk
+from coordexp.runtime.output_guard import MARKER, output_dir, refuse_foreign_folder
 
 _SOURCES = ("hf", "modelscope", "path", "tiny")
 _CACHE_VARIABLES = {"hf": "HF_HOME", "modelscope": "MODELSCOPE_CACHE"}
@@ -36,10 +37,12 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
     if source not in _SOURCES:
         fix = f"use one of {', '.join(_SOURCES)}{nearest(str(source), _SOURCES)}"
         raise ConfigError(located("unknown source", field=f"models.{name}.source", found=source, fix=fix))
+    refuse_foreign_folder(out, "fetch")
     facts = {"name": name, "source": source, **entry}
     if source == "tiny":
         tiny.build(out, entry.pop("seed", 0), **entry)
         io.write_json(out / SOURCE_FILE, facts)
+        io.write_text(out / MARKER, "fetch\n")
         return facts
     if source == "path":
         folder = Path(_need(name, entry, "path"))
@@ -55,7 +58,7 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
 def _link_checkpoint(folder: Path, out: Path, facts: dict) -> None:
     shards.open_checkpoint(folder)
     methods = set()
-    with io.atomic_dir(out) as scratch:
+    with output_dir(out, "fetch") as scratch:
         for file in contents.files(folder):
             methods.add(shards.link_or_copy(file, scratch / file.name))
         for needed in ("config.json", "tokenizer.json"):

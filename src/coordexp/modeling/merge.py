@@ -25,6 +25,7 @@ from coordexp.runtime import io
 from coordexp.runtime.code_identity import code_identity, content_identity
 from coordexp.runtime.errors import CoordExpError, ModelError, located
 from coordexp.runtime.estimates import announce_shards
+from coordexp.runtime.output_guard import MARKER, output_dir, refuse_foreign_folder
 
 MANIFEST_NAME = "merge_manifest.json"
 TRAIN_MANIFEST = "train_manifest.json"
@@ -67,7 +68,7 @@ def merge(
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
     _announce(base, plan, out)
-    with io.atomic_dir(out) as folder:
+    with output_dir(out, "merge") as folder:
         _link_base_files(base, folder)
         manifest["shards"] = update.write(plan, folder)
         if plan.untied:
@@ -169,6 +170,7 @@ def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: 
     if out.exists() and not allow_overwrite:
         fix = "choose another OUTPUT_DIR or set ALLOW_OVERWRITE=1"
         raise OutputExistsError(located("output folder exists", file=out, fix=fix))
+    refuse_foreign_folder(out, "merge")
 
 
 def _check_same_tokenizer(base: Path, checkpoint_dir: Path) -> None:
@@ -261,7 +263,7 @@ def _link_base_files(base: Path, folder: Path) -> None:
 
 def _base_files(base: Path) -> Iterator[Path]:
     """The files of the base, other than weights, that are part of the merged checkpoint."""
-    excluded = {MANIFEST_NAME, shards.INDEX_NAME}
+    excluded = {MANIFEST_NAME, MARKER, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in excluded:

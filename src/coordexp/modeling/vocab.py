@@ -20,13 +20,14 @@ from coordexp.runtime import io
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.estimates import announce_shards
+from coordexp.runtime.output_guard import MARKER, output_dir, refuse_foreign_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 COORD_FILE = "coord_tokens.json"
 
-_REWRITTEN = {"config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", COORD_FILE}
+_REWRITTEN = {"config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", COORD_FILE, MARKER}
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 _PROBE = 'Detect every object: {"objects": [{"desc": "Café 42", "bbox_2d": [<|coord_0|>, <|coord_999|>]}]}<|im_end|>\n'
 
@@ -115,6 +116,8 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
         raise ModelError(
             located("unknown initialisation", field="vocab.init", expected=get_args(rows.Init), found=init)
         )
+    if out.resolve() != base.resolve():
+        refuse_foreign_folder(out, "expand")
     checkpoint = shards.open_checkpoint(base)
     tokenizer = io.read_json(_tokenizer_file(base))
     known = _next_id(tokenizer)
@@ -128,7 +131,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
     old_rows = next(iter(tables.values()))[1].shape[0]
     new_rows = max(old_rows, known + 1 + COORD_BINS)
     _announce(base, out, checkpoint, tables, new_rows)
-    with io.atomic_dir(out) as folder:
+    with output_dir(out, "expand") as folder:
         for file in _other_files(base):
             shards.link_or_copy(file, folder / file.name)
         _write_tokenizer_files(base, folder, tokenizer, known)
@@ -219,9 +222,9 @@ def _link_expanded(base: Path, out: Path) -> dict:
     ids = f"{facts['start']}..{facts['end']}"
     print(f"expand: {base} already has the coordinate tokens ({ids})", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():
-        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name != COORD_FILE]
+        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name not in (COORD_FILE, MARKER)]
         announce_shards("expand", out, {}, files)
-        with io.atomic_dir(out) as folder:
+        with output_dir(out, "expand") as folder:
             for file in files:
                 shards.link_or_copy(file, folder / file.name)
             io.write_json(folder / COORD_FILE, facts)

@@ -17,9 +17,10 @@ from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import content_identity
-from coordexp.runtime.errors import ModelError, located
-from coordexp.runtime.io import atomic_dir, read_json, write_json, write_jsonl
+from coordexp.runtime.errors import ConfigError, ModelError, located
+from coordexp.runtime.io import read_json, write_json, write_jsonl
 from coordexp.runtime.locks import disk_is_full, full_disk
+from coordexp.runtime.output_guard import is_output, output_dir, refuse_foreign_folder
 from coordexp.training.checkpoints import COMPLETION_MARKER, complete_checkpoints, remove_incomplete, step_of
 from coordexp.training.identity import (
     record_code,
@@ -67,6 +68,7 @@ def train(
     training is published again without another step, by default even if other code made it. `made_from` is the
     workflow's identity of the training's configuration, for the manifest.
     """
+    refuse_foreign_outputs(out_dir, log)
     refuse_remote_code(model_dir)
     if recipe.custom.coord_tokens.enabled:
         verified_ids(model_dir)
@@ -94,6 +96,15 @@ def train(
         return None
     facts = {"fingerprint": key, "code": recorded_code(checkpoints), "made_from": made_from}
     return _publish(checkpoints, out_dir, log, facts, recipe, model_dir, distributed)
+
+
+def refuse_foreign_outputs(out_dir: Path, log: Path) -> None:
+    """ConfigError if the training would replace a folder or a log that no earlier training wrote."""
+    refuse_foreign_folder(out_dir, "train")
+    known = is_output(out_dir, "train") or any((log.parent / "checkpoints").glob("*/job.json"))
+    if log.exists() and not known:
+        fix = "choose an output in another folder, or move the file away"
+        raise ConfigError(located("the file for the log exists and was not written by a training", file=log, fix=fix))
 
 
 def _run(job_file: Path, distributed: DistributedConfig, detection: DetectionEval) -> bool:
@@ -172,7 +183,7 @@ def _publish(
         "base": weights_identity(model_dir),
         "weights": content_identity(sorted(chosen.glob(WEIGHTS))),
     }
-    with atomic_dir(out_dir) as scratch:
+    with output_dir(out_dir, "train") as scratch:
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*NOT_PUBLISHED), dirs_exist_ok=True)
         write_json(scratch / MANIFEST, manifest)
     return manifest
