@@ -17,7 +17,7 @@ from coordexp.answers.render import PromptStyle
 from coordexp.datasets.samples import SampleOptions
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.losses.options import LossOptions
-from coordexp.runtime.config_io import convert, merge, read_extended
+from coordexp.runtime.config_io import convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
 
@@ -66,11 +66,6 @@ REFUSED_ARGUMENTS: dict[str, Refusal] = {
         "loader processes that are not forked would never leave the first epoch", (None, "fork")
     ),
 }
-
-
-def _declared(struct: type[msgspec.Struct], name: str) -> Any:
-    """Type and description of an option that `struct` declares."""
-    return next(field.type for field in msgspec.structs.fields(struct) if field.name == name)
 
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -193,18 +188,18 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str | None,
         Meta(description="category table (JSON) for prompts, used by sources of the mixture without their own"),
     ] = None
-    object_ordering: _declared(SampleOptions, "object_ordering") = SampleOptions().object_ordering
-    orders_per_sample: _declared(SampleOptions, "orders_per_sample") = SampleOptions().orders_per_sample
-    category_ratio: _declared(SampleOptions, "category_ratio") = SampleOptions().category_ratio
-    negatives: _declared(SampleOptions, "negatives") = SampleOptions().negatives
-    sample_seed: _declared(SampleOptions, "seed") = SampleOptions().seed
+    object_ordering: declared(SampleOptions, "object_ordering") = SampleOptions().object_ordering
+    orders_per_sample: declared(SampleOptions, "orders_per_sample") = SampleOptions().orders_per_sample
+    category_ratio: declared(SampleOptions, "category_ratio") = SampleOptions().category_ratio
+    negatives: declared(SampleOptions, "negatives") = SampleOptions().negatives
+    sample_seed: declared(SampleOptions, "seed") = SampleOptions().seed
     emit_norm: Annotated[
         EmitNorm, Meta(description="codec from coordinates to bins; `norm1000_legacy` for checkpoints trained with it")
     ] = "norm1000"
-    user_prompt: _declared(PromptStyle, "user_prompt") = PromptStyle().user_prompt
-    category_prompt: _declared(PromptStyle, "category_prompt") = PromptStyle().category_prompt
-    object_field_order: _declared(PromptStyle, "object_field_order") = PromptStyle().object_field_order
-    json_format: _declared(PromptStyle, "json_format") = PromptStyle().json_format
+    user_prompt: declared(PromptStyle, "user_prompt") = PromptStyle().user_prompt
+    category_prompt: declared(PromptStyle, "category_prompt") = PromptStyle().category_prompt
+    object_field_order: declared(PromptStyle, "object_field_order") = PromptStyle().object_field_order
+    json_format: declared(PromptStyle, "json_format") = PromptStyle().json_format
     coord_tokens: Annotated[CoordTokens, Meta(description="coordinates in files and answers")] = CoordTokens()
     coord_offset: Annotated[CoordOffset, Meta(description="trainable offsets of the coordinate tokens")] = CoordOffset()
     loss: Annotated[LossOptions, Meta(description="the training loss")] = msgspec.field(default_factory=LossOptions)

@@ -105,16 +105,16 @@ class DetectionCriterion(nn.Module):
         terms = self._of_level("box")
         if not terms:
             return {}
-        predicted, truth = box_coordinates(expected, targets)[targets.boxes], targets.coords[targets.boxes]
+        predicted, target = box_coordinates(expected, targets)[targets.boxes], targets.coords[targets.boxes]
         pairs = match(
             predicted,
-            truth,
+            target,
             targets.images,
             targets.classes,
             self.options.matching,
             class_cost=self.options.class_cost,
         )
-        matched = (predicted[pairs.predicted], truth[pairs.target])
+        matched = (predicted[pairs.predicted], target[pairs.target])
         return {name: (pairs.weight * term.function(*matched)).sum() for name, term in terms}
 
     def _of_level(self, level: str) -> list[tuple[str, LossTerm]]:

@@ -7,11 +7,12 @@ it differs where objects with the same description are close together.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from coordexp.losses.options import Matching
 from coordexp.losses.terms import giou, l1
 
 
@@ -29,7 +30,7 @@ def match(
     target: torch.Tensor,
     images: torch.Tensor,
     classes: torch.Tensor,
-    method: Literal["none", "hungarian", "sinkhorn"],
+    method: Matching,
     *,
     class_cost: float = 1.0,
     epsilon: float = 0.05,

@@ -12,6 +12,7 @@ from coordexp.runtime.config_io import choice
 from coordexp.runtime.errors import nearest
 
 Weight = Annotated[float, Meta(ge=0)]
+Matching = Literal["none", "hungarian", "sinkhorn"]
 
 
 class GeometryWarmup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +45,7 @@ class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sigma: Annotated[float, Meta(gt=0, description="standard deviation of the Gaussian targets, in bins")] = 1.0
     truncate: Annotated[int, Meta(ge=0, description="bins on either side that a Gaussian target covers")] = 8
     matching: Annotated[
-        Literal["none", "hungarian", "sinkhorn"],
+        Matching,
         Meta(
             description="how predicted boxes are paired with ground-truth boxes of the same image for the box terms: "
             "`none` pairs each with its own, `hungarian` finds the cheapest assignment, `sinkhorn` a soft one"
