@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""State of a Kubernetes Job in the words that Snakemake wants: success, failed or running."""
+"""State of a Kubernetes Job as Snakemake expects it: success, failed or running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 
 def state(name: str) -> str:
-    """`failed` for a Job that is gone; `running` while the API server gives no answer."""
+    """`failed` for a Job that no longer exists; `running` while the API server does not answer."""
     namespace = ["--namespace", os.environ["COORDEXP_NAMESPACE"]] if os.environ.get("COORDEXP_NAMESPACE") else []
     command = ["kubectl", *namespace, "get", "job", name, "--output", "json"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)

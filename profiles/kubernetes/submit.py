@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 PROPERTIES = "# properties = "
-GRACE_SECONDS = 600  # what a training takes at most to end its step and save after SIGTERM
-# Process 1 of the container. Kubernetes asks it alone to end, and a plain shell would neither end nor tell the others:
-# this one tells all, as SLURM does, and waits for all, since the script's own shell ends before the training has saved.
+GRACE_SECONDS = 600  # longest time in which a training finishes its step and saves after SIGTERM
+# Process 1 of the container. Kubernetes sends SIGTERM to it alone, and a plain shell would neither exit nor forward it.
+# This one forwards it to all processes, as SLURM does, and waits for them: the shell of the job script exits before the
+# training has saved.
 FIRST_PROCESS = """
 trap 'asked=1; if [ $$ = 1 ]; then kill -s TERM -- -1; else kill -s TERM $job; fi' TERM
 /bin/sh "$0" & job=$!
@@ -28,7 +29,7 @@ exit $code
 
 
 def properties(jobscript: Path) -> dict:
-    """What Snakemake writes about a job into its script: threads, resources, rule or group."""
+    """The properties of a job that Snakemake writes into its script: threads, resources, rule or group."""
     for line in jobscript.read_text(encoding="utf-8").splitlines():
         if line.startswith(PROPERTIES):
             return json.loads(line.removeprefix(PROPERTIES))
@@ -79,11 +80,11 @@ def main() -> None:
     jobscript = Path(sys.argv[-1]).resolve()
     missing = [name for name in ("COORDEXP_IMAGE", "COORDEXP_CLAIM", "COORDEXP_MOUNT") if not os.environ.get(name)]
     if missing:
-        sys.exit(f"error: {', '.join(missing)} not set\n  -> profiles/kubernetes/profile.yaml says what they are")
+        sys.exit(f"error: {', '.join(missing)} not set\n  -> profiles/kubernetes/profile.yaml describes them")
     image, claim, mount = (os.environ[name] for name in ("COORDEXP_IMAGE", "COORDEXP_CLAIM", "COORDEXP_MOUNT"))
     if not jobscript.is_relative_to(Path(mount).resolve()):
         sys.exit(
-            f"error: {jobscript.parent} is not on the shared volume {mount}\n  -> start Snakemake in a folder there"
+            f"error: {jobscript.parent} is not on the shared volume {mount}\n  -> start Snakemake in a folder on it"
         )
     job = manifest(properties(jobscript), jobscript, Path.cwd(), image, claim, mount)
     namespace = ["--namespace", os.environ["COORDEXP_NAMESPACE"]] if os.environ.get("COORDEXP_NAMESPACE") else []
