@@ -1,4 +1,4 @@
-# The checked configuration, the environment of every job, and helpers of the rules.
+# The validated configuration, the environment of every job, and helper functions of the rules.
 import json
 import os
 import re
@@ -45,8 +45,8 @@ shell.prefix(
 )
 
 
-# Finished trainings and their bases are made by no rule, so that changed code does not repeat them (config.trainings).
-# A job on a cluster loads this file again and runs what was planned.
+# No rule lists the files of finished trainings and their bases as outputs, so that changed code does not repeat them
+# (config.trainings). A job on a cluster loads this file again and runs what was planned.
 FINISHED = trainings.finished_trainings(settings) if workflow.is_main_process else []
 KEPT = trainings.kept(settings, FINISHED, sys.argv)
 KEPT_BASES = trainings.kept_bases(settings, KEPT, sys.argv)
@@ -73,17 +73,17 @@ def keys(**values):
 
 
 def without(folders, pattern):
-    """`pattern` of a wildcard where the path does not go on as one of `folders`."""
+    """`pattern` of a wildcard, except where it starts one of the paths `folders`."""
     return rf"(?!(?:{'|'.join(map(re.escape, folders))})/){pattern}" if folders else pattern
 
 
 def code(rule_name):
-    """Identity of the code that a rule's script runs; texts, comments and `coordexp.runtime` do not count."""
+    """Identity of the code that a rule's script runs; messages, comments and `coordexp.runtime` are ignored."""
     return code_identity(f"workflow_scripts.{rule_name}", roots=CODE_ROOTS)
 
 
 def own_records(wildcards):
-    """The run, if it has records of its own; an error otherwise, as nothing would read what is asked for."""
+    """The run, if it has records of its own; otherwise a ConfigError, as no rule would read the requested file."""
     run = settings.run(wildcards.run)
     if run.records != run.name:
         raise ConfigError(f"run {run.name} reads the records of {run.records}\n  -> ask for {run.records}")
@@ -91,7 +91,7 @@ def own_records(wildcards):
 
 
 def own_checkpoint(wildcards):
-    """The run, if it is trained; an error otherwise, as nothing would read what is asked for."""
+    """The run, if it is trained; otherwise a ConfigError, as no rule would read the requested file."""
     run = settings.run(wildcards.run)
     if run.checkpoint != run.name:
         raise ConfigError(f"run {run.name} uses the checkpoint of {run.checkpoint}\n  -> ask for {run.checkpoint}")
@@ -145,7 +145,7 @@ def trials_of(wildcards):
 
 
 def memory(megabytes=None, *, small=None, large=None):
-    """Memory of a rule in MB, by the size of the run's base if two are given; half as much again at each retry."""
+    """Memory of a rule in MB, by the size of the run's base if two are given; each retry adds half of the first value."""
 
     def megabytes_of(wildcards, attempt):
         first = megabytes or settings.size(wildcards.run, small=small, large=large)

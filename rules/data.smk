@@ -2,7 +2,7 @@
 
 
 rule download:
-    """Provide one split of a dataset: download it, generate it, or take the user's own folder; write its manifest."""
+    """Provide one split of a dataset: download it, generate it, or use the user's own folder; write its manifest."""
     output:
         source=f"{RAW}/{{dataset}}/{{split}}.source.json",
     log:
@@ -136,7 +136,7 @@ rule calibration_split:
 
 
 rule data:
-    """Target: every file of records of a run, for the splits in data.splits."""
+    """Target: all record files of a run, for the splits in data.splits."""
     input:
         lambda w: [
             settings.records(w.run, f"{split}{tiny}{space}")

@@ -36,7 +36,7 @@ rule predict:
 
 
 rule gather:
-    """Concatenate the shards in the order of the records, and calibrate the scores if the run asks for it."""
+    """Concatenate the shards in the order of the records, and calibrate the scores if the run has a calibration."""
     input:
         shards=shards_of,
         records=predicted,
@@ -61,7 +61,7 @@ rule gather:
 
 
 rule calibrate:
-    """Fit the map from raw scores to the probability of being correct, on images kept from training."""
+    """Fit the map from raw scores to the probability of being correct, on images held back from training."""
     input:
         predictions=f"{RESULTS}/{{run}}/calibration/predictions.jsonl",
         records=lambda w: settings.records(w.run, "calibration"),
@@ -89,7 +89,7 @@ rule calibrate:
 
 
 rule evaluate:
-    """Compute LVIS and COCO metrics against the original annotation file, and count everything that was dropped."""
+    """Compute LVIS and COCO metrics against the original annotation file, and count all dropped detections and annotations."""
     input:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
         source=lambda w: source_of(w, "val"),

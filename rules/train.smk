@@ -40,7 +40,7 @@ rule train:
         ),
         made_from=lambda w: trainings.made_from(settings, w.run),
         rerun_on_code_change=lambda w: settings.run(w.run).train.rerun_on_code_change,
-        # A finished training is kept when its code changes, unless the run asks for the strict behaviour.
+        # A finished training is kept when its code changes, unless `rerun_on_code_change` is set.
         code=lambda w: training_code(settings.recipe(w.run)) if settings.run(w.run).train.rerun_on_code_change else "",
     shell:
         "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"

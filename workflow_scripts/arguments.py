@@ -1,4 +1,4 @@
-"""What the script of every rule shares: its command line, plug-ins, thread limits, and errors in plain words."""
+"""Shared by the scripts of all rules: command line, plug-ins, thread limits and error messages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def limit_threads(threads: int) -> None:
 
 @contextmanager
 def job(output: Path):
-    """The only job that writes `output`; a user's error or a full disk ends with a message and exit code 1."""
+    """Lock `output` for this job; a CoordExpError or a full disk ends the job with a message and exit code 1."""
     from coordexp.runtime.errors import CoordExpError
     from coordexp.runtime.locks import disk_is_full, full_disk, sole_writer
 

@@ -1,4 +1,4 @@
-"""Rule gather: predictions of all shards in one file, in the order of the records, with calibrated scores if asked."""
+"""Rule gather: predictions of all shards in one file, in the order of the records, with scores calibrated if asked."""
 
 from coordexp.inference.gather import gather
 from workflow_scripts.arguments import arguments, job, path
