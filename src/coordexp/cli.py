@@ -1,4 +1,4 @@
-"""The `coordexp` command: the library without Snakemake."""
+"""The `coordexp` command: CoordExp without Snakemake."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def evaluate(commands) -> None:
         "coordexp evaluate --gt instances_val2017.json --pred predictions.jsonl --out eval.json",
     )
     parser.add_argument("--gt", type=Path, required=True, metavar="JSON", help="annotations in COCO or LVIS format")
-    parser.add_argument("--pred", type=Path, required=True, metavar="FILE", help="predictions in one of the formats")
+    parser.add_argument("--pred", type=Path, required=True, metavar="FILE", help="predictions, in a format of --format")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the results")
     parser.add_argument(
         "--format",
@@ -339,7 +339,7 @@ def detect(commands) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to output probabilities"
     )
-    parser.add_argument("--out", type=Path, metavar="IMAGE", help="draw the detections; for a single image")
+    parser.add_argument("--out", type=Path, metavar="IMAGE", help="draw the detections of a single image to this file")
 
     def run(args: argparse.Namespace) -> None:
         from coordexp.inference import detect as detection

@@ -63,7 +63,7 @@ REFUSED_ARGUMENTS: dict[str, Refusal] = {
     "external_plugins": Refusal("use the workflow's `plugins`, or $COORDEXP_PLUGINS", (None, [])),
     "columns": Refusal("it has no effect on records", (None, {}, "")),
     "dataloader_multiprocessing_context": Refusal(
-        "loader processes that are not forked would never leave the first epoch", (None, "fork")
+        "loader workers that are not forked would stay in the first epoch", (None, "fork")
     ),
 }
 
@@ -112,7 +112,7 @@ class CoordOffset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Augmentation of the training images, drawn anew every epoch; off by default."""
+    """Augmentation of the training images, drawn independently in every epoch; off by default."""
 
     flip: Annotated[Fraction, Meta(description="probability of a horizontal flip")] = 0.0
     flip_words: Annotated[
@@ -186,7 +186,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     categories: Annotated[
         str | None,
-        Meta(description="category table (JSON) for prompts, used by sources of the mixture without their own"),
+        Meta(description="category table (JSON) for prompts, used by sources of the mixture that name none"),
     ] = None
     object_ordering: declared(SampleOptions, "object_ordering") = SampleOptions().object_ordering
     orders_per_sample: declared(SampleOptions, "orders_per_sample") = SampleOptions().orders_per_sample

@@ -60,7 +60,7 @@ def test_circular_extends_is_an_error_that_shows_the_chain(tmp_path):
         ),
         ("custom: {coord_offset: {enabled: true}}", "multimodal_coord_offset"),
         ("template: {system: You detect.}", r"template\.system: must not be set: inference would not use it"),
-        ("data: {dataloader_multiprocessing_context: spawn}", "would never leave the first epoch"),
+        ("data: {dataloader_multiprocessing_context: spawn}", "would stay in the first epoch"),
         (
             "training: {save_only_model: true}",
             r"training\.save_only_model: must not be set: an interrupted training could not resume",

@@ -180,5 +180,5 @@ def test_another_recipe_never_resumes_onto_an_old_checkpoint(shapes_data, tiny_m
     other = recipe(shapes_data, max_steps=2, learning_rate=1e-4)
     train(other, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     printed = capfd.readouterr().out
-    assert "starting afresh" in printed and "resuming" not in printed
+    assert "starting from scratch" in printed and "resuming" not in printed
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2

@@ -1,4 +1,4 @@
-"""What a merged checkpoint was trained with, as far as inference must do the same: `coordexp_inference.json`.
+"""The settings of a checkpoint's training that inference must share: `coordexp_inference.json`.
 
 `modeling.merge` writes the file into the merged checkpoint; `coordexp detect`, `parse` and `predict` read it.
 """
@@ -25,7 +25,7 @@ Tiles = Annotated[int, Meta(ge=1)]
 class InferenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a checkpoint; None means that the training did not record them.
 
-    max_blocks, min_blocks: most and fewest tiles per image in the training records.
+    max_blocks, min_blocks: largest and smallest number of tiles per image in the training records.
     factor: side of a tile in pixels.
     resize: rule by which the training images were resized.
     emit_norm: codec from coordinates to bins.

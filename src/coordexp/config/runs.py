@@ -1,7 +1,7 @@
-"""What the name of a run means: its dataset, records, checkpoint, and every section of the configuration.
+"""Resolves the name of a run to its dataset, records, checkpoint, and sections of the configuration.
 
-- `{dataset}_{max_blocks}`: the settings of `runs.{dataset}` and then of the run's own entry lie over the sections of
-  the configuration. The run has records of its own.
+- `{dataset}_{max_blocks}`: the settings of `runs.{dataset}`, and then those of the run's own entry, override the
+  sections of the configuration. The run has records of its own.
 - any other name has an entry in `runs`, which names a parent run and overrides its settings.
 - `sweeps/{sweep}/{variant}-seed{N}` is a trial of a sweep; its entry is computed (`config.sweeps`).
 - `{run}-seed{N}` is a run with another seed; its entry is computed too.
@@ -29,7 +29,7 @@ from coordexp.inference.options import CalibrateOptions
 from coordexp.runtime.config_io import checked, merge
 from coordexp.runtime.errors import ConfigError, located, nearest
 
-RESERVED = ("benchmarks", "compare", "logs", "models", "sweeps")  # folders beside those of runs
+RESERVED = ("benchmarks", "compare", "logs", "models", "sweeps")  # other folders of results
 NAME = r"[A-Za-z0-9_-]+"
 TRIAL = rf"sweeps/{NAME}/[A-Za-z0-9._=-]+"
 PATTERN = rf"(?:{TRIAL}|(?!(?:{'|'.join(RESERVED)})[/+]){NAME})"  # of a run in a path
@@ -50,7 +50,7 @@ SECTIONS = {
 
 
 class Run(msgspec.Struct, frozen=True):
-    """Everything that the configuration says about one run.
+    """The resolved configuration of one run.
 
     records, checkpoint, calibration_split: the run whose records, trained checkpoint, and calibration split are used;
     the run itself unless its entry says otherwise. recipe: sections of a recipe over those that it `extends`.
@@ -105,7 +105,7 @@ class Runs:
         self._resolved: dict[str, Run] = {}
 
     def resolve(self, name: str) -> Run:
-        """What a run's name means; ConfigError for an unknown name, or a run without model and recipe."""
+        """The run of this name; ConfigError for an unknown name, or a run without model and recipe."""
         if name not in self._resolved:
             self._resolved[name] = self._merged(name, self._settings(name, name))
         return self._resolved[name]
@@ -303,7 +303,7 @@ def _override(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_effects(name: str, entry: Mapping[str, Any], parents: Mapping[str, _Settings]) -> None:
-    """ConfigError for settings that would have no effect beside `records_from` or `checkpoint_from`."""
+    """ConfigError for settings that would have no effect together with `records_from` or `checkpoint_from`."""
     field = f"runs.{name}"
     if "checkpoint_from" in parents and len(parents) > 1:
         fix = "remove the other: settings and records are those of the checkpoint's run"
@@ -318,12 +318,12 @@ def _check_effects(name: str, entry: Mapping[str, Any], parents: Mapping[str, _S
     for key, (without_effect, fix) in fixed.items():
         given = [name for name in without_effect if key in parents and entry.get(name)]
         if given:
-            raise ConfigError(located(f"has no effect beside `{key}`", field=f"{field}.{given[0]}", fix=fix))
+            raise ConfigError(located(f"has no effect together with `{key}`", field=f"{field}.{given[0]}", fix=fix))
 
 
 def _check_sections(name: str, sections: Mapping[str, Any]) -> None:
     calibrate = sections["calibrate"]
     if calibrate.method != "none" and not calibrate.images:
-        fix = "set it to some hundred images; they are kept from training"
+        fix = "set it to a few hundred images, which training then leaves out"
         field = f"runs.{name}.calibrate.images"
         raise ConfigError(located("no images to fit the calibration on", field=field, found=0, fix=fix))

@@ -53,7 +53,7 @@ def _collect(kind: Any, registries: dict[str, Registry[Any]], seen: set[Any]) ->
 
 
 def _named(node: Any, registries: Mapping[str, Registry[Any]]) -> Any:
-    """`node` with the names of registries in the place of references to them."""
+    """`node` with references to registries replaced by the registered names."""
     if isinstance(node, list):
         return [_named(item, registries) for item in node]
     if not isinstance(node, dict):

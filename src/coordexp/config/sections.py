@@ -84,7 +84,7 @@ class VocabOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Processes and threads of the train rule; what is learned is the recipe's."""
+    """Processes and threads of the train rule; the recipe has the options of the training itself."""
 
     processes: Annotated[int, Meta(ge=1, description="training processes (GPUs) per machine; 1 on a CPU")] = 1
     nodes: Annotated[
@@ -101,7 +101,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PredictSection(PredictOptions, frozen=True, forbid_unknown_fields=True):
-    """Options of prediction; null takes what the model was trained with."""
+    """Options of prediction; null uses the setting that the model was trained with."""
 
     temperature: Annotated[
         declared(PredictOptions, "temperature") | None,
@@ -189,10 +189,10 @@ Model = variants("source", lambda: MODELS, "where the checkpoint comes from")
 
 
 class WorkflowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The configuration of the workflow: config/config.yaml and what the user puts over it."""
+    """The configuration of the workflow: config/config.yaml and the user's overrides."""
 
     plugins: Annotated[
-        tuple[str, ...], Meta(description="Python files that register names of their own (docs/architecture.md)")
+        tuple[str, ...], Meta(description="Python files that register further implementations (docs/architecture.md)")
     ] = ()
     datasets: Annotated[dict[str, Dataset], Meta(description="datasets by name")] = {}
     data: Annotated[DataSection, Meta(description="conversion of datasets to records")] = DataSection()

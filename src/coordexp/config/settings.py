@@ -51,7 +51,7 @@ class Settings:
         return settings
 
     def run(self, name: str) -> Run:
-        """What a run's name means; ConfigError for an unknown run, or one without model and recipe."""
+        """The run of this name; ConfigError for an unknown run, or one without model and recipe."""
         return self.runs.resolve(name)
 
     def results(self, *parts: str) -> str:
@@ -65,7 +65,7 @@ class Settings:
         return options_for_split(dataset, self.datasets[dataset], split)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:
-        """SHA-256 of the annotations in the user's own folder, so that params change with it; None for other sets."""
+        """SHA-256 of the annotations in the user's own folder, so that params change with it; otherwise None."""
         manifest = Path(self.data.raw_root, dataset, f"{split}.source.json")
         return local_annotations_sha256(dataset, self.datasets[dataset], split, manifest)
 
@@ -196,8 +196,8 @@ class Settings:
     def prediction(self, run: str) -> dict[str, Any]:
         """Options, prompt style and codec of a run's predictions, for params.
 
-        Options that are null take what the model was trained with: the temperature of the loss, and the geometry of
-        the records.
+        Options that are null default to what the model was trained with: the temperature of the loss, and the geometry
+        of the records.
         """
         settings, custom = self.run(run), self.recipe(self.run(run).checkpoint).custom
         given = msgspec.to_builtins(settings.predict)

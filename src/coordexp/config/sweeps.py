@@ -1,7 +1,7 @@
 """Sweeps: a run repeated for every combination of named overrides and for several seeds.
 
 Every trial of a sweep is an ordinary run named `sweeps/{sweep}/{variant}-seed{seed}`, so all rules of the workflow
-apply to it unchanged. Trials that differ only in how the model is asked or scored share one training.
+apply to it unchanged. Trials that differ only in how the model is prompted or scored share one training.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Trial(msgspec.Struct, frozen=True):
 def trials(name: str, sweep: Sweep) -> list[Trial]:
     """Every trial of a sweep, the first axis varying slowest and the seed fastest.
 
-    ConfigError for an axis without values, for values that cannot be told apart by name, and for an `exclude` or
+    ConfigError for an axis without values, for values with the same name, and for an `exclude` or
     `baseline` that names an axis or a value that does not exist.
     """
     field = f"{PREFIX}.{name}"
@@ -129,13 +129,13 @@ def trial_of(run: str, sweeps: Mapping[str, Sweep]) -> tuple[Sweep, Trial, Trial
 
 
 def inline_recipe(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`overrides` of a run with the path of a recipe spelled as a recipe that extends it, so that it can be merged."""
+    """`overrides` of a run with a recipe's path replaced by a map that extends it, so that it can be merged."""
     recipe = overrides.get("recipe")
     return {**overrides, "recipe": {"extends": recipe}} if isinstance(recipe, str) else dict(overrides)
 
 
 def seeded(overrides: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """`overrides` of a run with `seed` in every place of the recipe that takes one."""
+    """`overrides` of a run with `seed` as every seed of the recipe."""
     seeds = {"training": {"seed": seed, "data_seed": seed}, "custom": {"sample_seed": seed}}
     return merge(overrides, {"recipe": seeds})
 

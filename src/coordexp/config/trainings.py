@@ -32,7 +32,7 @@ LOG = "train/log.jsonl"
 
 
 class FinishedTraining(msgspec.Struct, frozen=True):
-    """A training that is finished under the current configuration: `made_by` is its code, `current` today's."""
+    """A training finished under the current configuration by code `made_by`; `current` is the present code."""
 
     run: str
     made_by: dict[str, Any]
@@ -45,7 +45,7 @@ class FinishedTraining(msgspec.Struct, frozen=True):
 
 
 def finished_trainings(settings: Settings) -> list[FinishedTraining]:
-    """Runs whose published training was made from what the configuration says now."""
+    """Runs whose published training was made from the current configuration."""
     base = Path(settings.data.output_base)
     found = []
     for manifest in sorted((*base.glob(f"*/{MANIFEST}"), *base.glob(f"sweeps/*/*/{MANIFEST}"))):
@@ -84,12 +84,12 @@ def kept_bases(settings: Settings, kept_runs: Iterable[str], arguments: list[str
 
 
 def differences(settings: Settings, trainings: Iterable[FinishedTraining]) -> list[str]:
-    """A line for all runs that the same other code has trained, for the user who plans or runs the workflow."""
+    """One line per set of runs that the same earlier code has trained, for the user who plans or runs the workflow."""
     by_code: dict[tuple[str, ...], list[str]] = {}
     for training in trainings:
         if not training.same_code:
             strict = settings.run(training.run).train.rerun_on_code_change
-            ending = "trained again, as train.rerun_on_code_change asks" if strict else "kept"
+            ending = "trained again because train.rerun_on_code_change is set" if strict else "kept"
             version, code = training.made_by["coordexp"], training.made_by["code"]
             by_code.setdefault((version, code, training.current, ending), []).append(training.run)
     return [

@@ -53,7 +53,7 @@ def precision_recall(protocol: ScoredProtocol) -> dict[str, Value]:
 def compute_metrics(protocol: ScoredProtocol) -> tuple[dict[str, Value], dict[str, str]]:
     """Values and descriptions of all registered metrics by name; a dict-valued metric contributes all of its keys.
 
-    ConfigError for a metric that returns something else than numbers, or a name that another metric uses.
+    ConfigError for a metric that returns something other than numbers, or a name that another metric uses.
     """
     values: dict[str, Value] = {}
     descriptions: dict[str, str] = {}

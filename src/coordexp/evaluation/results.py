@@ -51,7 +51,7 @@ class PredictionsFile(InputFile):
 
 
 class Inputs(Result):
-    """What was compared with what."""
+    """The predictions and the annotations that they were scored against."""
 
     predictions: PredictionsFile
     annotations: InputFile
@@ -181,7 +181,7 @@ class F1Summary(Result):
 
 
 class F1Variants(Result):
-    """F1 under two rules for categories that were not asked for."""
+    """F1 with and without predictions of categories that are absent from the image."""
 
     all_predictions: F1Summary
     prompted_only: F1Summary

@@ -1,6 +1,6 @@
 """Distributions over the 1,000 coordinate bins: from logits, and Gaussian targets around a coordinate.
 
-Coordinates are in [0, 1]; bin k stands for the coordinate phi_k = k / 999.
+Coordinates are in [0, 1]; bin k represents the coordinate phi_k = k / 999.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a PEFT adapter changes in a base checkpoint, tensor by tensor, read from the file headers only."""
+"""The changes that a PEFT adapter makes to a base checkpoint, per tensor, read from the file headers only."""
 
 from __future__ import annotations
 

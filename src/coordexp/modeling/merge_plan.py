@@ -1,4 +1,4 @@
-"""The arithmetic of merging: what each output tensor is made of, and writing it file by file in blocks of rows."""
+"""The arithmetic of merging: how each output tensor is computed, and writing it file by file in blocks of rows."""
 
 from __future__ import annotations
 

@@ -35,11 +35,11 @@ COMPARED = ("AP", "AP50", "AP75", "AP95", "F1_50")
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """One number over the seeds of a variant."""
+    """One metric over the seeds of a variant."""
 
-    mean: Annotated[float | None, Meta(description="mean over seeds; null where a seed has no such number")]
+    mean: Annotated[float | None, Meta(description="mean over seeds; null if a seed lacks the metric")]
     sd: Annotated[float | None, Meta(description="standard deviation over seeds (n - 1); null for a single seed")]
-    values: Annotated[list[float | None], Meta(description="the number of each seed, in the order of `seeds`")]
+    values: Annotated[list[float | None], Meta(description="the value of each seed, in the order of `seeds`")]
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread:
@@ -51,7 +51,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class VariantRow(msgspec.Struct, frozen=True):
-    """The numbers of one variant."""
+    """The metrics of one variant."""
 
     variant: str
     axes: Annotated[dict[str, str], Meta(description="the name of the variant's value on each axis")]
@@ -123,7 +123,7 @@ def summarise(name: str, sweep: Sweep, results: Path) -> SweepSummary:
 
 
 def measure(run: Path, trained: Path) -> dict[str, float | None]:
-    """The numbers of one trial in folder `run`, whose model was trained in folder `trained`.
+    """The metrics of one trial in folder `run`, whose model was trained in folder `trained`.
 
     AP and F1 come from the COCO block of eval.json, or from the LVIS block where COCO was not computed.
     """
@@ -174,7 +174,7 @@ def _over_seeds(numbers: Sequence[Mapping[str, float | None]]) -> dict[str, Spre
 
 
 def _paired(numbers: Sequence[Mapping[str, float | None]], other: Sequence[Mapping[str, float | None]]) -> dict:
-    """Spread over seeds of the differences between two variants; None for a seed where either has no number."""
+    """Spread over seeds of the differences between two variants; None for a seed where one of them is undefined."""
 
     def difference(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else a - b

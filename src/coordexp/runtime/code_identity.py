@@ -1,10 +1,10 @@
-"""The one answer to "is this the same code?" and "is this the same input?", for rules, caches and resumed work.
+"""Identities of code and of inputs, by which rules, caches and resumed jobs detect changes.
 
 `code_identity`
-    of a module: its source and that of everything of this project that it imports, as `normalised_source` spells it.
-    Comments, docstrings, layout, error and progress texts do not count. Nor does `coordexp.runtime`, infrastructure
-    that no result depends on. Templates and schemas in the packages of the modules count byte for byte. A plug-in
-    (`$COORDEXP_PLUGINS`) counts where a module is used that it imports.
+    of a module: its source and that of everything of this project that it imports, as normalised by
+    `normalised_source`. Comments, docstrings, formatting, error and progress messages do not count. Nor does
+    `coordexp.runtime`, infrastructure that no result depends on. Templates and schemas in the packages of the
+    modules count byte for byte. A plug-in (`$COORDEXP_PLUGINS`) counts where a module is used that it imports.
 `content_identity`
     of files: a hash of the bytes, or of header, size and samples of a safetensors file.
 `identity_of`
@@ -51,7 +51,7 @@ def code_identity(*modules: str, roots: Iterable[Path] = (SOURCES,)) -> str:
 def content_identity(files: Iterable[Path]) -> dict[str, str]:
     """SHA-256 by file name: of all bytes, or of header, size and evenly spaced samples of a safetensors file.
 
-    Weights that differ in no sampled byte are taken for the same: a training step changes all of them.
+    Weights that differ in no sampled byte count as the same: a training step changes all of them.
     """
     return {file.name: file_identity(file) for file in files}
 
@@ -70,7 +70,7 @@ def identity_of(value: Any) -> str:
 def non_defaults(struct: msgspec.Struct) -> dict[str, Any]:
     """Plain values of the fields that are not at their defaults, at any depth.
 
-    An option that a later version adds, off by default, leaves an identity made of these as it was.
+    An option that a later version adds, off by default, does not change an identity that is computed from these.
     """
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(struct):
@@ -99,7 +99,7 @@ def closure(module: str, roots: tuple[Path, ...]) -> frozenset[str]:
 
 
 def _plugins_of(modules: set[str]) -> list[Path]:
-    """Plug-ins that import one of `modules`; or nothing of this project, so that nothing is known of their use."""
+    """Plug-ins that import one of `modules`, or nothing of this project, as their use is then unknown."""
     files = [Path(name).resolve() for name in os.environ.get(PLUGINS, "").split(os.pathsep) if name]
     imported = {file: {name for name in _imports(file) if name.startswith("coordexp.")} for file in files}
     used = {file: {name for name in names if not _excluded(name)} for file, names in imported.items()}

@@ -1,4 +1,4 @@
-"""Errors that tell users where the problem is, what was expected, what was found, and what to do."""
+"""Errors for users: each states where the problem is, what was expected, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class CoordExpError(Exception):
-    """Base of every error that this package raises on purpose; its arguments are text for users and nothing else."""
+    """Base of every error that this package raises on purpose; its arguments are only text for users."""
 
 
 class ConfigError(CoordExpError):

@@ -32,8 +32,8 @@ def take_gpus(granted: int) -> None:
     visible = visible_gpus()
     if len(visible) < granted:
         fix = (
-            "give --resources gpu=N with what nvidia-smi lists; devices that are not NVIDIA's are named in"
-            f" {VARIABLE}; --set-resources train:gpu=0 predict:gpu=0 is for the CPU"
+            "set --resources gpu=N to the number of GPUs that nvidia-smi lists, and list other devices in"
+            f" {VARIABLE}; to use the CPU: --set-resources train:gpu=0 predict:gpu=0"
         )
         raise ConfigError(located("fewer GPUs than granted", field="gpu", expected=granted, found=visible, fix=fix))
     if not granted or VARIABLE not in os.environ or len(visible) > granted:

@@ -144,10 +144,12 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
                 part.unlink(missing_ok=True)
                 raise _Again("the server's file is shorter than what was fetched; starting over") from error
             if error.code in _RETRIED:
-                raise _Again(f"the server says {error.code} {error.reason}", _retry_after(error.headers)) from error
+                raise _Again(
+                    f"the server responded {error.code} {error.reason}", _retry_after(error.headers)
+                ) from error
             fix = "check the URL, or fetch the file by other means"
             raise DownloadError(
-                located(f"{shown_url(url)}: the server says {error.code} {error.reason}", fix=fix)
+                located(f"{shown_url(url)}: the server responded {error.code} {error.reason}", fix=fix)
             ) from error
     with answer:
         start, total = _extent(answer, have, known)

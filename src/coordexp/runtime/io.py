@@ -149,7 +149,7 @@ def sha256_file(path: str | Path) -> str:
 def _locked_file(path: Path, suffix: str) -> tuple[int, Path]:
     """A new hidden file next to `path`, locked through its descriptor as long as this process or a child of it runs.
 
-    The lock must be inherited, which filelock's are not: a child may go on writing after this process is killed."""
+    The lock must be inherited, which filelock's are not: a child may continue to write after this process is killed."""
     while True:
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
         with contextlib.suppress(OSError):  # a file system without locks
@@ -171,7 +171,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _remove_unlocked(part: Path) -> None:
-    """Remove a file, or a folder and its lock file; OSError if a process holds the lock or the file is gone."""
+    """Remove a file, or a folder and its lock file; OSError if a process holds the lock or the file does not exist."""
     lock = part.with_name(part.name + _LOCK) if part.is_dir() else part
     try:
         fd = os.open(lock, os.O_RDWR)  # NFS does not lock read-only descriptors

@@ -1,4 +1,4 @@
-"""The source of a module without what no result depends on: comments, docstrings, layout, and texts for people.
+"""The source of a module without comments, docstrings, formatting and texts for people, which no result depends on.
 
 A *text for people* is an argument of
 - an exception of `coordexp.runtime.errors` or a common built-in one, `located`, `nearest`, `sys.exit`, or an `assert`;
@@ -7,7 +7,7 @@ A *text for people* is an argument of
 - `description=`, `help=` and `title=` of `Meta`, `choice` and argparse;
 - or the value of a local variable (or a module's `_NAME`) that is read nowhere but in such arguments.
 
-Of a text only its calls count that might do something: an f-string may be reworded and show other variables, while
+In a text, only calls count that might have a side effect: an f-string may be reworded and show other variables, while
 `print(queue.pop())` still pops. Exceptions of any other class count in full, because their arguments may be data.
 """
 
@@ -34,7 +34,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def normalise(source: str | ast.Module) -> str:
-    """One spelling for all sources that compute the same by the rules above; the same under every Python version."""
+    """The same text for all sources that compute the same by the rules above, under every Python version."""
     return _Module(ast.parse(source) if isinstance(source, str) else source).spell_all()
 
 
@@ -51,7 +51,7 @@ class _Module:
         self._find_texts()
 
     def spell_all(self) -> str:
-        """The whole module."""
+        """The normalised text of the module."""
         return self._list(self._statements(self.tree.body, self.tree))
 
     def _find_callables(self) -> None:
@@ -107,7 +107,7 @@ class _Module:
                 waiting += ast.iter_child_nodes(inner)
 
     def _acts(self, node: ast.AST) -> bool:
-        """Whether evaluating this node of a text might do something beyond making the text."""
+        """Whether evaluating this node of a text might have a side effect."""
         if isinstance(node, ast.Call):
             return not (_name(node.func).split(".")[-1] in _PURE or self._takes_text(node) or _is_text_method(node))
         return isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom)
@@ -143,7 +143,7 @@ class _Module:
         return [spelled for statement in body if (spelled := self._statement(statement, scope))]
 
     def _statement(self, node: ast.stmt, scope: ast.AST) -> str:
-        """Spelling of a statement; empty for one that does nothing by the rules of this module."""
+        """Spelling of a statement; empty for one without an effect by the rules of this module."""
         if _is_bare(node) or _is_infrastructure_import(node):
             return ""
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and self._takes_text(node.value):
@@ -161,13 +161,13 @@ class _Module:
         return self._node(node, scope)
 
     def _effects(self, node: ast.AST, *, root: bool = False) -> list[str]:
-        """Spellings of the parts of an expression that might do something."""
+        """Spellings of the parts of an expression that might have a side effect."""
         if not root and self._acts(node):
             return [self._tree(node, None)]
         return [effect for inner in ast.iter_child_nodes(node) for effect in self._effects(inner)]
 
     def _node(self, node: object, scope: ast.AST | None = None) -> str:
-        """Text of a field of the tree; of a text, only what it might do."""
+        """Text of a field of the tree; for a text for people, only its side effects."""
         if isinstance(node, list):
             if node and all(isinstance(item, ast.stmt) for item in node):
                 return self._list(self._statements(node, scope or self.tree))
@@ -227,7 +227,7 @@ def _assignments(node: ast.stmt) -> Iterator[tuple[ast.Name, ast.expr]]:
 
 
 def _is_bare(node: ast.stmt) -> bool:
-    """A docstring, another constant that stands alone, or `pass`."""
+    """A docstring, another constant as a statement, or `pass`."""
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 

@@ -22,7 +22,7 @@ class Progress:
     """Progress of the stage `name` towards `total` in `unit` (None if unknown), on stderr. Thread-safe.
 
     `scale` divides amounts before they are shown, so that bytes are counted and megabytes reported. `counted` names
-    further counts whose rates are reported, such as objects beside images.
+    further counts whose rates are reported, such as objects in addition to images.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Progress:
 class _Bar(tqdm):
     """tqdm that writes plain lines where its stream is no terminal."""
 
-    monitor_interval = 0  # no thread beside the stage's own, which fork
+    monitor_interval = 0  # no thread of tqdm's own, since stages fork
 
     def __init__(self, name: str, total: float | None, unit: str, scale: float, stream: TextIO) -> None:
         self.terminal, self.scale, self.name_of_unit = stream.isatty(), scale, unit
@@ -127,7 +127,7 @@ class _Bar(tqdm):
             print(text, file=self.fp, flush=True)
 
     def report_and_close(self) -> None:
-        """Report whatever the time since the last report, and leave the line."""
+        """Report regardless of the time since the last report, and end the line."""
         self.refresh()
         if self.terminal:
             self.close()

@@ -43,7 +43,7 @@ class AnswerTargets(NamedTuple):
 
 
 def collate(answers: Sequence[AnswerTargets]) -> dict[str, Any]:
-    """Targets of a batch, with slots and supervised labels numbered through the whole batch.
+    """Targets of a batch, with slots and supervised labels numbered across the batch.
 
     `source_lines`: records of the batch. `counts`: [3] int64, text labels, coordinate slots and boxes. `logged`: counts
     that are only logged. The other entries are the tensors of `Targets`, see `as_targets`.

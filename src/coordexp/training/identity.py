@@ -1,8 +1,9 @@
-"""What a training is made from, which code makes it, and which folder holds its checkpoints.
+"""Identities of a training's inputs and of its code, and the folder of its checkpoints.
 
-A folder is named `{key}-{code}`. The key stands for recipe, data, base model and number of processes, the code for
-everything that computes the training. A finished training is never repeated because the code has changed; a
-half-finished one continues only under the same code, because its second half would follow other rules than its first.
+A folder is named `{key}-{code}`. The key identifies recipe, data, base model and number of processes; the code is
+the identity of all code that computes the training. By default, a finished training is not repeated when the code
+changes. An unfinished one resumes only with the same code, because other code might train its remaining steps
+differently.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from coordexp.training import swift_arguments
 from coordexp.training.ms_swift import eval_worker, worker
 
 CODE_FILE = "code.json"
-# Modules that compute a training; starting its processes and publishing its result changes nothing in it.
+# Modules that compute a training; those that start its processes or publish its result do not affect it.
 MODULES = (swift_arguments.__name__, worker.__name__)
 EVAL_MODULE = eval_worker.__name__  # selects the best checkpoint
 
 
 def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
-    """Identity of what is trained: recipe, content of the data, base model, and processes that share a step.
+    """Identity of a training's inputs: recipe, content of the data, base model, and number of processes.
 
-    Paths do not count, nor options at their defaults: a version that adds an option keeps the key.
+    Paths do not count, nor do options at their defaults, so a version that adds an option keeps the key.
     """
     facts = {**non_defaults(recipe), "world_size": world_size}
     custom = facts["custom"] = dict(facts.get("custom", {}))
@@ -46,17 +47,17 @@ def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
 
 
 def training_modules(recipe: Recipe) -> tuple[str, ...]:
-    """Modules whose code trains by `recipe`; decoder and metrics count if they choose the best checkpoint."""
+    """Modules that compute a training with `recipe`; decoder and metrics count if they select the best checkpoint."""
     return (*MODULES, EVAL_MODULE) if recipe.custom.detection_eval.every else MODULES
 
 
 def training_code(recipe: Recipe) -> str:
-    """Identity of the code that trains by `recipe`."""
+    """Identity of the code that computes a training with `recipe`."""
     return code_identity(*training_modules(recipe))
 
 
 def data_identity(path: str | Path | None) -> Any:
-    """Content of a data file and of how the images of its records were made; not where they are."""
+    """Identity of a data file and of how the images of its records were made; independent of their paths."""
     return [file_identity(path), image_provenance.provenance_of_records(path)] if path else None
 
 
@@ -75,10 +76,10 @@ def mixture_identity(path: str | Path | None) -> Any:
 def select_checkpoints(
     folder: Path, key: str, code: str, finished: Callable[[Path], bool], *, rerun_on_code_change: bool = False
 ) -> Path:
-    """The folder below `folder` to publish from or train in; explains on stdout when an earlier one is not continued.
+    """The folder below `folder` to publish from or train in; explains on stdout why earlier ones are not resumed.
 
-    `finished` tells whether the training in a folder is complete. With `rerun_on_code_change` one that other code has
-    finished is not taken.
+    `finished` returns whether the training in a folder is complete. With `rerun_on_code_change`, a training that other
+    code has finished is not published.
     """
     current = folder / f"{key}-{code}"
     same_key = [other for other in sorted(folder.glob(f"{key}-*")) if other.is_dir() and other != current]
@@ -98,15 +99,15 @@ def select_checkpoints(
     if others:
         changed = "the code" if same_key else "recipe, data, base or number of processes"
         print(
-            f"{changed} changed: starting afresh in {current}; kept: {', '.join(others)}\n"
-            f"  -> to continue one of those in spite of the change, rename it to {current.name} and run again",
+            f"{changed} changed: starting from scratch in {current}; kept: {', '.join(others)}\n"
+            f"  -> to resume one of those despite the change, rename it to {current.name} and run again",
             flush=True,
         )
     return current
 
 
 def record_code(checkpoints: Path, code: str, modules: Iterable[str]) -> None:
-    """Write which code trains in `checkpoints`; the one that started stays named after a user renames the folder."""
+    """Record the code that trains in `checkpoints`, and the code that started it if a user has renamed the folder."""
     made = {"coordexp": __version__, "code": code, "modules": list(modules)}
     earlier = read_json(checkpoints / CODE_FILE) if _has_code(checkpoints) else None
     if earlier is None or earlier["code"] != code:
@@ -115,7 +116,7 @@ def record_code(checkpoints: Path, code: str, modules: Iterable[str]) -> None:
 
 
 def recorded_code(checkpoints: Path) -> dict[str, Any]:
-    """Version (`coordexp`) and identity (`code`) of what trained in `checkpoints`, of which modules."""
+    """Version (`coordexp`), identity (`code`) and `modules` of the code that trained in `checkpoints`."""
     if _has_code(checkpoints):
         return read_json(checkpoints / CODE_FILE)
     return {"coordexp": "unknown", "code": checkpoints.name.rpartition("-")[2], "modules": list(MODULES)}

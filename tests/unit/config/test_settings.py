@@ -419,13 +419,13 @@ def test_trials_with_other_data_options_share_records_over_seeds():
         (
             "other",
             {"records_from": "lora", "data": {"desc": "raw"}},
-            "runs.other.data: has no effect beside `records_from`",
+            "runs.other.data: has no effect together with `records_from`",
         ),
-        ("other", {"records_from": "lora", "max_blocks": 9}, "runs.other.max_blocks: has no effect beside"),
+        ("other", {"records_from": "lora", "max_blocks": 9}, "runs.other.max_blocks: has no effect together with"),
         (
             "other",
             {"checkpoint_from": "lora", "model": "tiny"},
-            "runs.other.model: has no effect beside `checkpoint_from`",
+            "runs.other.model: has no effect together with `checkpoint_from`",
         ),
         ("other", {"checkpoint_from": "lora", "recipe": {}}, None),
         ("other", {"checkpoint_from": "lora", "extends": "lora"}, "runs.other.checkpoint_from: excludes `extends`"),

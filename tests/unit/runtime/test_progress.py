@@ -51,8 +51,8 @@ def test_an_unknown_total_has_no_time_left(clock):
     bar = Progress("download a.zip", None, "MB", scale=1e6, stream=out)
     clock[0] += 10
     bar.add(20e6)
-    bar.note("the server says 503")
-    assert out.getvalue() == "download a.zip: 20 MB, 2.0 MB/s\ndownload a.zip: the server says 503\n"
+    bar.note("the server responded 503")
+    assert out.getvalue() == "download a.zip: 20 MB, 2.0 MB/s\ndownload a.zip: the server responded 503\n"
 
 
 def test_further_counts_are_reported_and_returned_as_rates(clock):

@@ -68,7 +68,7 @@ def test_a_finished_training_is_published_whatever_the_code(trained_by, tmp_path
 def test_a_finished_training_of_other_code_is_repeated_on_request(trained_by, tmp_path, capsys):
     trained_by(OLD)
     assert select(tmp_path, rerun_on_code_change=True) == f"{KEY}-{NEW}"
-    assert f"the code changed: starting afresh in {tmp_path / f'{KEY}-{NEW}'}; kept: {KEY}-{OLD}" in (
+    assert f"the code changed: starting from scratch in {tmp_path / f'{KEY}-{NEW}'}; kept: {KEY}-{OLD}" in (
         capsys.readouterr().out
     )
 
@@ -77,14 +77,14 @@ def test_a_half_finished_training_of_other_code_is_kept_and_named(trained_by, tm
     trained_by(OLD, finished=False)
     assert select(tmp_path) == f"{KEY}-{NEW}"
     printed = capsys.readouterr().out
-    assert "the code changed: starting afresh" in printed and f"kept: {KEY}-{OLD}" in printed
+    assert "the code changed: starting from scratch" in printed and f"kept: {KEY}-{OLD}" in printed
     assert f"rename it to {KEY}-{NEW} and run again" in printed
 
 
 def test_another_recipe_is_another_training(trained_by, tmp_path, capsys):
     trained_by(NEW, key="1" * 16)
     assert select(tmp_path) == f"{KEY}-{NEW}"
-    assert "recipe, data, base or number of processes changed: starting afresh" in capsys.readouterr().out
+    assert "recipe, data, base or number of processes changed: starting from scratch" in capsys.readouterr().out
 
 
 def test_a_renamed_folder_remembers_the_code_that_started_it(trained_by, tmp_path):

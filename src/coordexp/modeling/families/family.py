@@ -52,7 +52,7 @@ class EmbeddingTensors(msgspec.Struct, frozen=True):
 
 
 class SwiftNames(msgspec.Struct, frozen=True):
-    """What ms-swift calls the family.
+    """Names of the family in ms-swift.
 
     `model_type` is a key of its MODEL_MAPPING, which supplies the loader and the names of the vision tower, aligner and
     language model (hence the targets of `all-linear` and the optimizer groups); `template` is a key of its
@@ -146,7 +146,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def position_ids(self, positions: Tensor) -> Tensor:
-        """What the language model takes as `position_ids` for text tokens at rope positions [B, L]."""
+        """The `position_ids` argument of the language model for text tokens at rope positions [B, L]."""
 
     def tiny_tokenizer(self, options: TinyOptions) -> Tokenizer:
         """The compact tokenizer of the tiny model; ModelError for a family without a tiny model."""

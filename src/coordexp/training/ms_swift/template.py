@@ -168,7 +168,7 @@ def style_of(sample: Sample) -> render.PromptStyle:
 
 
 def augmented_sample(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Image | None, int]:
-    """The sample of a row; a training sample may be augmented: then also its new image and the objects removed."""
+    """The sample of a row, its new image if it is augmented, and the number of objects that augmentation removed."""
     sample, section = sample_of(row), custom_section()
     if row["split"] != TRAIN or not section.augmentation.active:
         return sample, None, 0

@@ -22,7 +22,7 @@ NAME = "coordexp"
 
 
 class CoordOffsetTuner(PeftTuner):
-    """LoRA or DoRA from ms-swift's arguments; with `custom.coord_offset.enabled: false` same as its tuner `lora`."""
+    """LoRA or DoRA from ms-swift's arguments; with `custom.coord_offset.enabled: false` like the tuner `lora`."""
 
     @staticmethod
     def prepare_model(args: Any, model: nn.Module) -> nn.Module:
