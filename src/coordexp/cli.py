@@ -286,10 +286,12 @@ def evaluate(commands) -> None:
     def run(args: argparse.Namespace) -> None:
         from coordexp import evaluation
         from coordexp.evaluation.external_predictions import default_format
+        from coordexp.reporting import headline, losses
 
         options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
         names = {"dataset": args.gt.stem, "split": "val", "format": args.format or default_format(args.pred)}
         evaluation.evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
+        print("\n".join([headline(args.out), *losses(args.out)]))
         print(f"wrote {args.out}")
 
     parser.set_defaults(run=run)
@@ -421,10 +423,12 @@ def summary(commands) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run with an eval.json")
 
     def run(args: argparse.Namespace) -> None:
-        from coordexp.reporting import headline
+        from coordexp.reporting import headline, losses
 
-        print(headline(args.run_dir / "eval.json"))
-        print(f"report: {(args.run_dir / 'report.html').resolve()}")
+        print("\n".join([headline(args.run_dir / "eval.json"), *losses(args.run_dir / "eval.json")]))
+        report = (args.run_dir / "report.html").resolve()
+        if report.is_file():
+            print(f"report: {report}")
 
     parser.set_defaults(run=run)
 

@@ -73,7 +73,21 @@ def test_evaluate_compare_and_summary(tmp_path, capsys):
     assert main(["compare", *map(str, written), "--out", str(tmp_path / "compare.json")]) == 0
     assert (tmp_path / "compare.html").stat().st_size > 0
     assert main(["summary", str(tmp_path / "own")]) == 0
-    assert re.search(rf"^AP .* {read_json(written[0])['lvis']['metrics']['AP']:.3f}\b", capsys.readouterr().out, re.M)
+    printed = capsys.readouterr().out
+    assert len(re.findall(rf"^AP .* {read_json(written[0])['lvis']['metrics']['AP']:.3f}\b", printed, re.M)) >= 2
+    assert "report.html" not in printed  # there is none
+
+
+def test_evaluate_prints_the_headline_and_what_could_not_be_read(tmp_path, capsys):
+    _, annotations = (case := generated(0, lvis=False, images=1)).write(tmp_path)
+    annotations.rename(tmp_path / "val.json")
+    answer = '[{"bbox_2d": [1, 2, 3, 4], "label": "thing0",}]'
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"image_id": case.images[0]["id"], "answer": answer}))
+    options = ["--pred", str(tmp_path / "answers.jsonl"), "--format", "qwen3-vl", "--out", str(tmp_path / "eval.json")]
+    assert main(["evaluate", "--gt", str(tmp_path / "val.json"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^AP50 ", printed, re.M) and "val val" not in printed
+    assert "problems in answers: 1 trailing_comma" in printed
 
 
 def test_parse_imports_the_responses_of_a_server(records, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -70,6 +71,27 @@ def stage_codes(training: Mapping[str, Any], result: EvalResult) -> list[StageCo
         StageCode("evaluation", result.software["coordexp"], result.code, evaluated),
         StageCode("report", coordexp.__version__, code_identity(REPORT_CODE), True),
     ]
+
+
+_LOCATION = re.compile(r"(?:file:/{2,}|(?<![\w/.~-])/)(?!/)(?:[^/\s\"'<>|,;:]+/)+")  # directories of a path
+
+
+def without_local_paths(value: Any) -> Any:
+    """The same JSON-compatible value without absolute paths, which would publish home folders and user names.
+
+    Paths in the working directory become relative; of others only the last part stays, after `.../`.
+    """
+    if isinstance(value, dict):
+        return {without_local_paths(key): without_local_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    value = value.replace(f"{Path.cwd()}/", "").replace(f"{Path.home()}/", "/~/")
+    path = Path(value)
+    if path.is_absolute():  # also with spaces
+        return f".../{path.name}"
+    return _LOCATION.sub(".../", value)
 
 
 def revision(folder: Path) -> dict[str, Any]:

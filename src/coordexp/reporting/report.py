@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from coordexp.evaluation.results import (
 )
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.figures import Series, bars, lines
-from coordexp.reporting.provenance import stage_codes
+from coordexp.reporting.provenance import stage_codes, without_local_paths
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file, write_text
 
@@ -61,7 +62,7 @@ def write_report(
     result = load_eval(eval_json)
     page = render(
         "report.html.j2",
-        title=title or f"{result.dataset} · {result.split}",
+        title=title or _name(result, " · "),
         result=result,
         blocks=[(PROTOCOL_TITLES[name], block) for name, block in result.protocols.items()],
         metrics=_metric_rows(result),
@@ -85,12 +86,30 @@ def headline(eval_json: str | Path) -> str:
     titles = " ".join(f"{PROTOCOL_TITLES[name]:>7}" for name in blocks)
     return "\n".join(
         [
-            f"{result.dataset} {result.split}: {counts.images} images, {counts.objects} objects, "
-            f"{counts.detections} detections",
+            f"{_name(result, ' ')}: {counts.images} images, {counts.objects} objects, {counts.detections} detections",
             f"{'':{width}} {titles}",
             *(f"{name:{width}} {' '.join(f'{number(value):>7}' for value in values)}" for name, *values in rows),
         ]
     )
+
+
+def losses(eval_json: str | Path) -> list[str]:
+    """What an evaluation left out or could not read, one line per kind; empty if nothing."""
+    counts = load_eval(eval_json).counts
+    by_reason = {
+        "annotations left out": counts.annotations_skipped,
+        "problems in answers": counts.problems,
+    }
+    lines = [
+        f"{name}: {', '.join(f'{n} {reason}' for reason, n in n_of.items())}"
+        for name, n_of in by_reason.items()
+        if n_of
+    ]
+    if counts.unmapped_detections:
+        lines.append(f"detections of no known category: {counts.unmapped_detections} of {counts.detections}")
+    if counts.subset_note:
+        lines.append(counts.subset_note)
+    return lines
 
 
 def check_evaluated(predictions: str | Path, sha256: str) -> None:
@@ -133,6 +152,12 @@ def percent(value: float | None) -> str:
 def count(value: int) -> str:
     """An integer with thousands separators."""
     return f"{value:,}"
+
+
+def _name(result: EvalResult, separator: str) -> str:
+    """Dataset and split; the split once if the dataset is named after it, as in `instances_val2017`."""
+    named = re.search(rf"(?<![a-z]){re.escape(result.split)}(?![a-z])", result.dataset)
+    return result.dataset if named else f"{result.dataset}{separator}{result.split}"
 
 
 def _metric_groups(result: EvalResult) -> dict[str, list[str]]:
@@ -228,12 +253,13 @@ def _provenance(
     files["records"] = sha256_file(records)
     if train_log is not None:
         files["train log"] = sha256_file(train_log)
-    return {
+    shown = {
         **provenance,
         "evaluation": {"options": result.options, "software": result.software, "tie_rule": result.tie_rule},
         "files (SHA-256)": files,
     }
+    return without_local_paths(msgspec.to_builtins(shown))
 
 
 def _json(value: Any) -> str:
-    return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
+    return json.dumps(without_local_paths(msgspec.to_builtins(value)), indent=2, ensure_ascii=False)

@@ -151,3 +151,18 @@ def test_colours_have_contrast():
     assert len(plates) == 5
     for name, colour in plates:
         assert contrast(colour or light[name], "#ffffff") >= 4.5, name or colour
+
+
+def test_page_has_no_absolute_path(tmp_path, monkeypatch):
+    files = report_inputs(generated(0, lvis=False, images=3), tmp_path)
+    home = str(Path.home())
+    files["provenance"] = {
+        "training": {"recipe": {"model": f"{home}/models/base", "resume": "/scratch/jdoe/run 7/adapter"}},
+        f"{home}/key": [f"--out={home}/out", f"{Path.cwd()}/results/a", "read /data/jdoe/a.json: file:///u/jdoe/x"],
+        "url": "https://host.org/jdoe2/x",
+    }
+    write_report(tmp_path / "report.html", **files)
+    page = (tmp_path / "report.html").read_text()
+    for leak in (f"{home}/", "/scratch", "jdoe/", str(tmp_path), str(Path.cwd())):
+        assert leak not in page, leak
+    assert "results/a" in page and ".../adapter" in page and "https://host.org/jdoe2/x" in page
