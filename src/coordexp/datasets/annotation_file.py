@@ -1,4 +1,4 @@
-"""The one strict check of an annotation file, for every stage that reads one: JSON syntax, encoding, and lists.
+"""Strict validation of an annotation file, for every stage that reads one: JSON syntax, encoding, and lists.
 
 The file is memory-mapped, not loaded: a gigabyte takes a few seconds.
 """
@@ -43,7 +43,7 @@ def check_annotation_file(path: str | Path) -> np.ndarray:
     """DataError with file and position unless the file is strict JSON in UTF-8 whose lists hold objects only.
 
     Refused are, for example, a trailing comma, text after the last bracket, and `annotations` as a map. A byte-order
-    mark is accepted. NaN and infinite numbers are no JSON either, but belong to one entry each, which the caller may
+    mark is accepted. NaN and infinite numbers are invalid too, but belong to one entry each, which the caller may
     skip: returns their offsets in the file, int64 [N].
     """
     with mapped_json(path) as data:

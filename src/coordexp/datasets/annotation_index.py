@@ -196,7 +196,7 @@ def read_segmentations(fd: int, annotations: AnnotationColumns) -> list[bytes]:
 def decode_elements(elements: list[bytes], decode: Decode) -> list[Any]:
     """Decode all elements at once or, if that fails, one by one, with an InvalidElement for each failure.
 
-    One by one, whole numbers written as floats (`1.0`) are accepted as integers, as in pycocotools.
+    One by one, integral floats (`1.0`) are accepted as integers, as in pycocotools.
     """
     try:
         return decode(b"[" + b",".join(elements) + b"]")
@@ -234,7 +234,7 @@ def _shown_id(value: Any) -> int | str | None:
 
 
 def _with_integers(element: dict[str, Any]) -> dict[str, Any]:
-    """The element with its whole numbers, and those in its lists, as integers."""
+    """The element with integral floats, also those in its lists, converted to integers."""
 
     def integer(value: Any) -> Any:
         return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -18,7 +18,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SkippedLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item of the user's files that is not in the annotation file: `line` from 1, None for the file as a whole."""
+    """An item of the user's files that is not in the annotation file: `line` from 1, None if no line is at fault."""
 
     kind: Literal["image", "annotation"]
     reason: str

@@ -138,7 +138,7 @@ def check_not_emptied(statistics: dict[str, Any], annotation_file: Path) -> None
 
 
 def notices(statistics: dict[str, Any]) -> Iterator[str]:
-    """What a user must know of a conversion that succeeded, one text each."""
+    """Messages for the user about a successful conversion, most of them warnings."""
     name = f"{statistics['dataset']}/{statistics['split']}"
     parts, reasons = [], []
     for unit in ("images", "objects"):
@@ -151,7 +151,7 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
     objects = statistics["objects"]
     if objects["clipped"] > objects["written"] / 2:
         text = f"warning: {name}: {objects['clipped']:,} of {objects['written']:,} boxes reach outside their image"
-        yield f"{text} and were clipped: are they corners x1, y1, x2, y2 in the place of x, y, width, height?"
+        yield f"{text} and were clipped: are they corners x1, y1, x2, y2 instead of x, y, width, height?"
     replaced = statistics.get("polygons", {}).get("replaced_by_box", {})
     for reason in ("contradicts the box", "invalid segmentation"):
         if replaced.get(reason):
@@ -160,7 +160,7 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
     if exif.get("undecidable") and exif.get("stored"):
         names = ", ".join(exif["undecidable_images"][:LISTED_PROBLEMS])
         text = f"warning: {name}: the boxes of {exif['stored']:,} images refer to the stored pixels, not to the upright"
-        yield f"{text} ones; check {exif['undecidable']:,} whose size does not tell, or set data.exif: {names}"
+        yield f"{text} ones; check {exif['undecidable']:,} whose size fits both, or set data.exif: {names}"
 
 
 def _reason(problem: str) -> str:

@@ -38,10 +38,10 @@ class SkippedItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ObjectBatch(msgspec.Struct):
-    """The objects of each image, and an account of the annotations that are left out.
+    """The objects of each image, and the annotations that are left out.
 
-    incomplete: for each image, the ids of the categories that lost an annotation. skipped: annotations that have no
-    use by rule (crowds, empty boxes). bad: annotations that are wrong; the caller decides whether they are errors.
+    incomplete: for each image, the ids of the categories that lost an annotation. skipped: annotations that a
+    rule leaves out (crowds, empty boxes). bad: annotations that are wrong; the caller decides whether they are errors.
     """
 
     objects: list[list[Object]]

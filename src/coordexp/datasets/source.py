@@ -16,7 +16,7 @@ class Source(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     annotations: a file in COCO format, whatever the format of the user's files is.
     format: name of that original format in `datasets.formats.FORMATS`.
     federated: only the categories that an image lists as present, `neg_category_ids` or
-        `not_exhaustive_category_ids` were looked for in it (LVIS). Otherwise annotations are exhaustive: a category
+        `not_exhaustive_category_ids` were verified in it (LVIS). Otherwise annotations are exhaustive: a category
         without an annotation is absent.
     annotations_sha256: of the file `annotations`.
     original_sha256: of the user's files that `annotations` was made from, if it is not their own file.
@@ -33,7 +33,7 @@ class Source(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 def read_source(manifest: str | Path) -> Source:
-    """The manifest in a file, without a look at the annotations; DataError if it is not one."""
+    """The manifest in a file, without reading the annotations; DataError if it is not one."""
     try:
         return msgspec.convert(read_json(manifest), Source)
     except msgspec.ValidationError as error:

@@ -17,7 +17,7 @@ PIXEL_TOLERANCE = 1.5 + 1e-6  # rounding moves a coordinate by half a pixel, wid
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A violation: line (from 1; 0 for the file as a whole), field, and description."""
+    """A violation: line (from 1; 0 for a problem of the file), field, and description."""
 
     line: int
     field: str

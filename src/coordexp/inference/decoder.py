@@ -176,7 +176,7 @@ class ConstrainedDecoder:
         return [TokenChoice(self.ids.id_of(c.bin), c.logprob, c) for c in coordinates]
 
     def _choose_text(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
-        """Description tokens for `vectors` [N, H], from the whole vocabulary under each node's mask."""
+        """Description tokens for `vectors` [N, H], from the full vocabulary under each node's mask."""
         logits = self.head(vectors).float()
         masks = torch.stack([self._mask(choice.node, logits.shape[-1]) for choice in open_choices])
         for row, choice in enumerate(open_choices):

@@ -15,7 +15,7 @@ Kinds = tuple[Literal["bbox_2d", "poly"], ...]
 
 
 class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True):
-    """Which prompts are asked, how answers are decoded, and where an answer is cut.
+    """Which prompts are used, how answers are decoded, and where an answer is truncated.
 
     Build it from the configuration with `msgspec.convert(config["predict"], PredictOptions)`. The options of
     coordinates, `decode` among them, are inherited from `CoordinateOptions`.
@@ -27,8 +27,8 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     protocol: Annotated[
         Protocol,
         Meta(
-            description="`open`: the prompt names no category; `all_categories`: it names every category of the data "
-            "set, `chunk` at a time; `image_categories`: it names the categories annotated in the image"
+            description="`open`: the prompt names no category; `all_categories`: it names every category of the "
+            "dataset, `chunk` at a time; `image_categories`: it names the categories annotated in the image"
         ),
     ] = "open"
     batch_size: Annotated[
@@ -71,8 +71,8 @@ class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="images of the training split that are kept from training to fit the calibration; another "
-            "number trains again",
+            description="images of the training split that are held back to fit the calibration; a new value "
+            "trains again",
         ),
     ] = 0
     method: Annotated[

@@ -104,7 +104,7 @@ def _text(content: Any) -> str | None:
 
 
 def _server_error(choice: dict[str, Any], body: dict[str, Any], outer: dict[str, Any], line: dict[str, Any]) -> str:
-    """What the response says about its failure, shortened."""
+    """The error message in a failed response, shortened."""
     message = _map(choice.get("message"))
     said = [message.get("refusal"), choice.get("error"), body.get("error"), body.get("detail"), body.get("message")]
     said += [outer.get("error"), line.get("error")]

@@ -1,4 +1,4 @@
-"""Notices: what a user must see even if the job succeeds; they go to the log of the job and to the console.
+"""Notices: messages that a user must see even if the job succeeds; they go to the log of the job and to the console.
 
 A rule that redirects stderr to its log passes the console as file descriptor `$COORDEXP_CONSOLE_FD`.
 """

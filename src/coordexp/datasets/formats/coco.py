@@ -1,4 +1,4 @@
-"""COCO JSON: the user's annotation file is read as it is."""
+"""COCO JSON: the user's annotation file is read unchanged."""
 
 from __future__ import annotations
 

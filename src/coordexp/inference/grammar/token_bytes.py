@@ -1,4 +1,4 @@
-"""The bytes that each token of a byte-level BPE tokenizer stands for."""
+"""The bytes that each token of a byte-level BPE tokenizer represents."""
 
 from __future__ import annotations
 
