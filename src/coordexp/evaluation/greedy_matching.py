@@ -22,6 +22,8 @@ from coordexp.evaluation.ground_truth import GroundTruth
 # Computed as in COCOeval: 0.9 becomes 0.8999999999999999, which decides boxes exactly at the threshold.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
 
+PAIRS_AT_A_TIME = 1_000_000  # no effect on results
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -130,12 +132,10 @@ def _greedy(
     """Object matched by each detection, int64 [D, T] or -1, and whether each object is matched, bool [M, T]."""
     taken = np.full((len(code), len(thresholds)), -1, dtype=np.int64)
     object_matched = np.zeros((len(ground_truth.image), len(thresholds)), dtype=bool)
-    det, obj = join(code, ground_truth.image * max(ground_truth.num_categories, 1) + ground_truth.category)
     crowd = ground_truth.crowd if crowds else np.zeros(len(ground_truth.image), dtype=bool)
-    iou = box_iou(box[det], ground_truth.box[obj], crowd[obj])
     limits = np.minimum(thresholds, 1 - 1e-10)
-    candidate = iou >= limits.min()
-    det, obj, iou = det[candidate], obj[candidate], iou[candidate]
+    object_code = ground_truth.image * max(ground_truth.num_categories, 1) + ground_truth.category
+    det, obj, iou = _candidates(box, code, ground_truth.box, object_code, crowd, limits.min())
     # sorted so that the last available pair of a detection is its match
     order = np.lexsort((obj, iou, ~crowd[obj], det, rank[det]))
     det, obj, iou = det[order], obj[order], iou[order]
@@ -152,6 +152,24 @@ def _greedy(
         taken[det[part][first][who], at] = chosen
         object_matched[chosen, at] = True
     return taken, object_matched
+
+
+def _candidates(
+    box: np.ndarray, code: np.ndarray, object_box: np.ndarray, object_code: np.ndarray, crowd: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of equal code with IoU >= `least`: detection, object, IoU; a block of pairs is in memory at a time."""
+    size = np.searchsorted(object_code, code, "right") - np.searchsorted(object_code, code, "left")
+    block = np.cumsum(size) // PAIRS_AT_A_TIME
+    bounds = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(code)]
+    kept = []
+    for start, stop in itertools.pairwise(bounds):
+        det, obj = join(code[start:stop], object_code)
+        det += start
+        iou = box_iou(box[det], object_box[obj], crowd[obj])
+        near = iou >= least
+        kept.append((det[near], obj[near], iou[near]))
+    det, obj, iou = (np.concatenate(columns) for columns in zip(*kept, strict=True))
+    return det, obj, iou
 
 
 def join(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from evaluation_cases import Case, annotation, categories, generated, image, load
 
+from coordexp.evaluation import greedy_matching
 from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, box_iou, match
 
 
@@ -53,3 +54,16 @@ def test_federated_matching_judges_only_verified_categories(tmp_path):
     matches = match(ground_truth, found, federated=True)
     assert matches.num_not_judged == 1  # thing2 is neither present nor negative
     assert dict(zip(matches.category.tolist(), matches.ignored[:, 0].tolist(), strict=True)) == {0: True, 1: False}
+
+
+def test_pairs_are_formed_in_blocks_of_bounded_size(tmp_path, monkeypatch):
+    """Memory does not grow with detections times objects of an image and category."""
+    ground_truth, detections = load(generated(3, lvis=False, kinds=1, noise=40), tmp_path)
+    expected = greedy_matching.match(ground_truth, detections, federated=False)
+    sizes = []
+    iou = greedy_matching.box_iou
+    monkeypatch.setattr(greedy_matching, "PAIRS_AT_A_TIME", 20)
+    monkeypatch.setattr(greedy_matching, "box_iou", lambda *boxes: sizes.append(len(boxes[0])) or iou(*boxes))
+    found = greedy_matching.match(ground_truth, detections, federated=False)
+    assert len(sizes) > 5 and max(sizes) < 60
+    assert (found.object_index == expected.object_index).all()
