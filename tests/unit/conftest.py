@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from inference_helpers import SIZES, images, open_predictor, taught_checkpoint
 
 from coordexp.answers.render import PromptStyle
+from coordexp.datasets.formats import FORMATS
+from coordexp.evaluation.metrics import METRICS
+from coordexp.inference.coordinates import DECODERS
 from coordexp.inference.predictor import Predictor
+from coordexp.losses.terms import LOSS_TERMS
+from coordexp.modeling.families import FAMILIES
 from coordexp.records import Metadata, Object, Record
 from coordexp.runtime.io import write_jsonl
 
@@ -36,3 +42,19 @@ def records(tmp_path_factory) -> Path:
         rows.append(Record([f"{n}.png"], *SIZES[n], "pixel", objects, metadata))
     write_jsonl(folder / "val.jsonl", rows)
     return folder / "val.jsonl"
+
+
+REGISTRIES = (DECODERS, FAMILIES, FORMATS, LOSS_TERMS, METRICS)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_registries():
+    """Remove what the plug-ins of a test have registered."""
+    modules, items = set(sys.modules), [dict(registry._items) for registry in REGISTRIES]
+    yield
+    for registry, before in zip(REGISTRIES, items, strict=True):
+        if registry._items != before:
+            registry._items = before
+    for name in set(sys.modules) - modules:
+        if name.startswith("coordexp_plugin_"):
+            del sys.modules[name]
