@@ -15,6 +15,8 @@ from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.runtime.errors import DataError, located
 
+DescStyle = Literal["pretty", "raw"]
+
 
 class Category(msgspec.Struct, frozen=True):
     """One category. In LVIS, `synonyms` includes the name and `frequency` is r, c or f."""
@@ -60,7 +62,7 @@ def pretty(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def descriptions(categories: Iterable[Category], style: Literal["pretty", "raw"]) -> dict[int, str]:
+def descriptions(categories: Iterable[Category], style: DescStyle) -> dict[int, str]:
     """The description of each category id; DataError if two categories have the same description."""
     texts: dict[int, str] = {}
     owners: dict[str, Category] = {}
@@ -76,7 +78,7 @@ def descriptions(categories: Iterable[Category], style: Literal["pretty", "raw"]
     return texts
 
 
-def category_ids(categories: Iterable[Category], style: Literal["pretty", "raw"]) -> dict[str, int]:
+def category_ids(categories: Iterable[Category], style: DescStyle) -> dict[str, int]:
     """The inverse of `descriptions`: the category id of each description."""
     return {text: category_id for category_id, text in descriptions(categories, style).items()}
 

@@ -20,6 +20,7 @@ from coordexp.datasets.annotation_index import (
     InvalidElement,
     read_images,
 )
+from coordexp.datasets.categories import DescStyle
 from coordexp.datasets.conversion_stats import ConversionCounts
 from coordexp.datasets.images import (
     MAX_PIXELS,
@@ -76,9 +77,9 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ordering: Annotated[
         Literal["sorted", "random"], _option("order of objects: top to bottom, then left to right; or seeded random")
     ] = "sorted"
-    desc: Annotated[
-        Literal["pretty", "raw"], _option("pretty: baseball_bat becomes `baseball bat`; raw: the category's name")
-    ] = "pretty"
+    desc: Annotated[DescStyle, _option("pretty: baseball_bat becomes `baseball bat`; raw: the category's name")] = (
+        "pretty"
+    )
     crowd: Annotated[Literal["skip", "keep"], _option("annotations with iscrowd: skip and count, or keep")] = "skip"
     keep_empty: Annotated[bool, _option("keep training images without objects (other splits always keep theirs)")] = (
         True

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from coordexp.datasets.categories import DescStyle
 from coordexp.records import CoordSpace, Record, check_record, decode_record
 from coordexp.runtime.config_io import convert, read_extended
 from coordexp.runtime.errors import ConfigError, DataError, located
@@ -55,9 +56,9 @@ class MixtureSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "download wrote, or a file of `samples.write_category_table`. null: the run's own table"
         ),
     ] = None
-    desc: Annotated[
-        Literal["pretty", "raw"], msgspec.Meta(description="form of the category names if `categories` is a manifest")
-    ] = "pretty"
+    desc: Annotated[DescStyle, msgspec.Meta(description="form of the category names if `categories` is a manifest")] = (
+        "pretty"
+    )
 
     @property
     def style(self) -> dict[str, str]:

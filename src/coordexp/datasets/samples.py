@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from coordexp.datasets.categories import descriptions, load_categories
+from coordexp.datasets.categories import DescStyle, descriptions, load_categories
 from coordexp.datasets.mixture import Mixture, MixtureConfig, MixtureSource
 from coordexp.datasets.ordering import reading_order
 from coordexp.datasets.source import load_source
@@ -123,7 +123,7 @@ class Samples:
         return categories, [obj for obj in record.objects if obj.category_id in present]
 
 
-def write_category_table(manifest: str | Path, out: str | Path, style: Literal["pretty", "raw"]) -> Path:
+def write_category_table(manifest: str | Path, out: str | Path, style: DescStyle) -> Path:
     """Write the category table of a dataset, given by its manifest, as JSON to `out`; returns `out`."""
     write_json(out, _table_of_manifest(manifest, style))
     return Path(out)
@@ -138,7 +138,7 @@ def read_category_table(path: str | Path) -> CategoryTable:
         raise DataError(located(f"not a category table: {error}", file=path, fix=fix)) from error
 
 
-def _table_of_manifest(manifest: str | Path, style: Literal["pretty", "raw"]) -> CategoryTable:
+def _table_of_manifest(manifest: str | Path, style: DescStyle) -> CategoryTable:
     source = load_source(manifest)
     annotations = Path(manifest).parent / source.annotations
     return CategoryTable(descriptions(load_categories(annotations), style), exhaustive=not source.federated)
