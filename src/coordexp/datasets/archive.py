@@ -75,13 +75,13 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _check_clashes(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """DownloadError if two members have one name, or one is a folder of another."""
+    """DownloadError if two members have the same name, or one is a folder of another."""
     files: set[str] = set()
     folders: set[str] = set()
     for member in members:
         name = PurePosixPath(member.filename).as_posix()
         if name in files:
-            raise DownloadError(located("two members of the archive have one name", file=archive, found=name))
+            raise DownloadError(located("two members of the archive have the same name", file=archive, found=name))
         files.add(name)
         parent = name.rpartition("/")[0]
         while parent and parent not in folders:

@@ -19,10 +19,10 @@ REASONS = {
     "trailing_comma": "a comma before a closing bracket",
     "quotes": "keys or texts in wrong or unescaped quotes",
     "cut_off": "the text ends within the object",
-    "not_json": "otherwise not JSON, or not tagged as the format demands",
-    "repeated_key": "a box, label or score is given twice in one object",
-    "other_box_key": "the box stands under the key of another format",
-    "in_reasoning": "the object stands before </think> and not in the answer",
+    "not_json": "otherwise not JSON, or not tagged as the format requires",
+    "repeated_key": "an object has two boxes, labels or scores",
+    "other_box_key": "the box is under the key of another format",
+    "in_reasoning": "the object is in the reasoning before </think>, not in the answer",
 }
 
 Item = tuple[Any, Any, Any]  # label, box, score
