@@ -25,10 +25,10 @@ sweep. Each process is stopped at a chosen write: when the write begins, just be
 and when all files exist. Training is stopped while it writes its second checkpoint, and a download in the
 middle of its transfers.
 
-`yes` means that every file that existed after the fault was identical to that of an undisturbed run, that the
+`yes` means that every file that existed after the fault was identical to that of an uninterrupted run, that the
 documented commands ([running.md](running.md#recovery)) then succeeded, and that the final files were identical
 as well (byte for byte; JSON without timestamps). The number is the lost work: CPU seconds beyond those of the
-undisturbed job, including the start of Python and imports. For HTTP it also gives the bytes that were
+uninterrupted job, including the start of Python and imports. For HTTP it also gives the bytes that were
 downloaded twice. `-` means that the rule reads no file; empty cells were not measured.
 
 """
@@ -37,14 +37,14 @@ TAIL = """
   the process) and then repeats the work; training finds the last checkpoint of the other job and has nothing
   left to do.
 * **Disk full**: the log and the terminal say so, partial files are removed, and finished files stay.
-* **Truncated input**: the message names the file. Files below `results/` can be deleted; the same command
+* **Truncated input**: the message names the file. Files under `results/` can be deleted; the same command
   creates them again.
-* **HTTP**: the server stops 2.5 MB into each of two 4.0 MB archives. For truncated input, an archive that is
-  shorter on the server is named in the error; once it is deleted and the server has the complete file, broken
-  connections are resumed.
+* **HTTP**: the server stops 2.5 MB into each of two 4.0 MB archives. For truncated input, the error names an
+  archive that is truncated on the server; once it is deleted and the server has the complete file, the download
+  resumes after broken connections.
 * **Second Snakemake**: it exits immediately with `LockException`, and the first one continues.
-* The trials of a sweep run the rules of the table and have no rows of their own. `ablation_summary` was
-  measured before `sweep_summary` replaced it; both read the results of finished runs and write one summary.
+* The trials of a sweep run the same rules and have no rows of their own. `ablation_summary` was measured before
+  `sweep_summary` replaced it; both read the results of finished runs and write one summary.
 """
 
 
