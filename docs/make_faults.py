@@ -28,15 +28,15 @@ middle of its transfers.
 `yes` means that every file that existed after the fault was identical to that of an uninterrupted run, that the
 documented commands ([running.md](running.md#recovery)) then succeeded, and that the final files were identical
 as well (byte for byte; JSON without timestamps). The number is the lost work: CPU seconds beyond those of the
-uninterrupted job, including the start of Python and imports. For HTTP it also gives the bytes that were
-downloaded twice. `-` means that the rule reads no file; empty cells were not measured.
+uninterrupted job, including Python startup and imports. For HTTP it also gives the bytes that were downloaded
+twice. `-` means that the rule reads no file; empty cells were not measured.
 
 """
 TAIL = """
 * **`kill -9` of Snakemake** leaves its job running. The job of the next Snakemake waits for it (the log names
   the process) and then repeats the work; training finds the last checkpoint of the other job and has nothing
   left to do.
-* **Disk full**: the log and the terminal say so, partial files are removed, and finished files stay.
+* **Disk full**: the log and the terminal say so, partial files are removed, and finished files are kept.
 * **Truncated input**: the message names the file. Files under `results/` can be deleted; the same command
   creates them again.
 * **HTTP**: the server stops 2.5 MB into each of two 4.0 MB archives. For truncated input, the error names an
