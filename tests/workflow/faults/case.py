@@ -24,7 +24,7 @@ class Case:
         usual: float,
         last: int = -1,
     ):
-        self.outputs, self.names, self.entry, self.prompted_only, self.last = outputs, names, entry, usual, last
+        self.outputs, self.names, self.entry, self.usual, self.last = outputs, names, entry, usual, last
         _fill(whole.folder, folder)
         for name in names:
             path = folder / name
@@ -88,11 +88,11 @@ class Case:
         assert found.keys() == self.expected.keys()
         assert [name for name in found if found[name] != self.expected[name]] == []
         rest = [p for top in ("results", "resources") for p in (self.scene.folder / top).rglob(".*")]
-        assert [p for p in rest if p.name.endswith((".part", ".lock", ".old", ".rows", ".parts"))] == []
+        assert [p for p in rest if p.name.endswith((".part", ".lock", ".old", ".rows", ".chunks"))] == []
 
     def lost(self):
         """CPU seconds beyond those of the undisturbed job."""
-        return max(0.0, sum(self.scene.spent(trace) for trace in self.traces) - self.prompted_only)
+        return max(0.0, sum(self.scene.spent(trace) for trace in self.traces) - self.usual)
 
 
 def _fill(source, target):

@@ -48,7 +48,7 @@ def case(whole, tmp_path):
             own = [fact for fact in facts if fact["entry"] == entry]
             last = max(fact["count"] for fact in own if fact.get("event") == "os.rename")
             usual = whole.spent(whole.trace, own[-1]["pid"], f"workflow_scripts.{rule}")
-            _undisturbed[rule] = {"prompted_only": usual, "last": last}
+            _undisturbed[rule] = {"usual": usual, "last": last}
         names = (*OUTPUTS[rule], *BESIDE.get(rule, ()))
         return Case(whole, tmp_path / "case", OUTPUTS[rule], names, entry, **_undisturbed[rule])
 
