@@ -21,6 +21,7 @@ from coordexp.modeling import base_model as fetch
 from coordexp.modeling import checkpoint_files as contents
 from coordexp.modeling import qwen_tokenizer, tiny, vocab
 from coordexp.runtime.errors import ConfigError, ModelError, SpaceError
+from coordexp.runtime.output_guard import MARKER
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_fetch_tiny_and_path(folder, tmp_path):
     (folder / "notes.md").write_text("not part of a checkpoint")
     facts = fetch.fetch("own", {"source": "path", "path": str(folder)}, tmp_path / "own")
     names = {f.name for f in (tmp_path / "own").iterdir()}
-    assert names == {f.name for f in folder.iterdir()} - {"notes.md"} | {fetch.SOURCE_FILE}
+    assert names == {f.name for f in folder.iterdir()} - {"notes.md"} | {fetch.SOURCE_FILE, MARKER}
     assert facts["files"] == "linked"
     assert (tmp_path / "own/config.json").stat().st_ino == (folder / "config.json").stat().st_ino
     assert json.loads((tmp_path / "own" / fetch.SOURCE_FILE).read_text())["path"] == str(folder)
@@ -154,7 +155,7 @@ def test_the_manifest_identifies_weights_and_tokenizers(folder, tmp_path):
 
     before = recorded()
     assert before == contents.checkpoint_identity(own) == contents.recorded_identity(tmp_path / "out")
-    assert set(before) == {file.name for file in (tmp_path / "out").iterdir()} - {fetch.SOURCE_FILE}
+    assert set(before) == {file.name for file in (tmp_path / "out").iterdir()} - {fetch.SOURCE_FILE, MARKER}
     for name in ("model.safetensors", "tokenizer.json"):
         data = (own / name).read_bytes()
         (own / name).unlink()  # another file, not new content of the linked one
