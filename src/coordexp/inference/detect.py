@@ -14,8 +14,9 @@ from coordexp.datasets.images import ImageError, load_image, upright_size
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.inference import calibrate
-from coordexp.inference.checkpoint_settings import resolve, settings_of
+from coordexp.inference.checkpoint_settings import settings_of
 from coordexp.inference.options import PredictOptions
+from coordexp.inference.overrides import resolve
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, category_prompts
 from coordexp.inference.scores import build_prediction

@@ -17,7 +17,8 @@ import msgspec
 from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.parse import parse_answer
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.inference.checkpoint_settings import resolve, settings_of
+from coordexp.inference.checkpoint_settings import settings_of
+from coordexp.inference.overrides import resolve
 from coordexp.inference.responses import Response, Token, parse_response
 from coordexp.inference.scores import detection_from_text, text_score_parts
 from coordexp.records import Prediction, Record, read_records

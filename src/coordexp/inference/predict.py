@@ -15,9 +15,9 @@ from PIL import Image
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.inference.checkpoint_settings import announce_overrides
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.options import PredictOptions
+from coordexp.inference.overrides import announce_overrides
 from coordexp.inference.predictor import Predictor, Request
 from coordexp.inference.prompts import Prompt, prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
