@@ -23,6 +23,7 @@ RUN, OTHER = "results/shapes_9", "results/shapes_4"
 TARGETS = (
     *("shapes_9/eval.json", "shapes_9/report.html", "shapes_9/data/complete"),
     "compare/shapes_9+shapes_4/report.html",
+    "sweeps/decoding/summary.json",
 )
 CHANGES = {
     "data": {"tiny": 4, "num_workers": 2},
@@ -41,6 +42,7 @@ CHANGES = {
     "calibrate": {"images": 12, "method": "logistic"},
     "evaluate": {"bootstrap": 10},
     "report": {"gallery": 4},
+    "sweeps": {"decoding": {"run": "shapes_9", "axes": {"predict.decode": ["argmax", "local"]}}},
 }
 # What a rule leaves beside the outputs that it declares; the files of others are declared all.
 BESIDE = {
