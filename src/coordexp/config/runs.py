@@ -102,6 +102,7 @@ class Runs:
         self.datasets: Mapping[str, Any] = config.get("datasets", {})
         self.models: Mapping[str, Any] = config.get("models", {})
         self.sweeps = {name: msgspec.convert(entry, sweeps.Sweep) for name, entry in config.get("sweeps", {}).items()}
+        self.trials_of = {name: sweeps.trials(name, sweep) for name, sweep in self.sweeps.items()}
         self._resolved: dict[str, Run] = {}
 
     def resolve(self, name: str) -> Run:
@@ -128,7 +129,7 @@ class Runs:
         if sweep not in self.sweeps:
             problem = f"unknown sweep {sweep!r}{nearest(sweep, self.sweeps)}"
             raise ConfigError(located(problem, field="sweeps", expected=sorted(self.sweeps)))
-        return [trial.run for trial in sweeps.trials(sweep, self.sweeps[sweep])]
+        return [trial.run for trial in self.trials_of[sweep]]
 
     def is_small(self, run: str, _chain: tuple[str, ...] = ()) -> bool:
         """Whether a run's base is a tiny model, possibly trained by other runs; ConfigError for a circular `run`."""
@@ -152,6 +153,15 @@ class Runs:
         for name, entry in self.models.items():
             if entry["source"] == "run":
                 self._settings(entry["run"], f"models.{name}.run")
+        for name, sweep in self.sweeps.items():
+            self._check_sweep(name, sweep)
+
+    def _check_sweep(self, name: str, sweep: sweeps.Sweep) -> None:
+        self._settings(sweep.run, f"{sweeps.PREFIX}.{name}.run")
+        self.resolve(sweep.run)
+        sweeps.baseline(name, sweep)
+        for variant, trial in {trial.variant: trial for trial in self.trials_of[name]}.items():
+            checked(trial.overrides, RunEntry, field=f"{sweeps.PREFIX}.{name} ({variant})")
 
     def _merged(self, name: str, settings: _Settings) -> Run:
         options = settings.options
@@ -232,8 +242,8 @@ class Runs:
         raise self._unknown(name, field)
 
     def _trial(self, name: str) -> dict[str, Any]:
-        sweep, trial, training = sweeps.trial_of(name, self.sweeps)
-        checked(trial.overrides, RunEntry, field=f"{sweeps.PREFIX}.{trial.sweep} ({trial.variant})")
+        trial, training = sweeps.trial_of(name, self.trials_of)
+        sweep = self.sweeps[trial.sweep]
         if training.run != name:
             varied = self.resolve(sweep.run)  # all options, so that none of the training trial's own is inherited
             after = {key: msgspec.to_builtins(getattr(varied, key)) for key in sweeps.AFTER_TRAINING}
@@ -246,8 +256,9 @@ class Runs:
         changes = [trial.overrides.get(key) for key in ("data", *IDENTITY)]
         if not any(changes):
             return {**entry, "records_from": sweep.run}
-        listed = sweeps.trials(trial.sweep, sweep)
-        first = next(t for t in listed if [t.overrides.get(key) for key in ("data", *IDENTITY)] == changes)
+        first = next(
+            t for t in self.trials_of[trial.sweep] if [t.overrides.get(key) for key in ("data", *IDENTITY)] == changes
+        )
         if first.run == name:
             return entry
         kept = {key: value for key, value in entry.items() if key not in ("data", *IDENTITY)}
@@ -288,6 +299,11 @@ class Runs:
             raise ConfigError(located("a reserved folder has this name", field=field, fix="choose another name"))
         if not any(entry.get(key) for key in PARENTS):
             raise self._unknown(name, field)
+
+
+def _changes_of_records(trial: sweeps.Trial) -> list[Any]:
+    """What a trial changes in the records of its sweep's run."""
+    return [trial.overrides.get(key) for key in ("data", *IDENTITY)]
 
 
 def _inline(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -112,20 +112,24 @@ def baseline(name: str, sweep: Sweep) -> str:
     raise ConfigError(located("no trial has these values", field=f"{PREFIX}.{name}.baseline", found=sweep.baseline))
 
 
-def trial_of(run: str, sweeps: Mapping[str, Sweep]) -> tuple[Sweep, Trial, Trial]:
-    """The sweep, the trial that is named `run`, and the trial that trains its model (often the same one).
+def trainings(listed: Iterable[Trial]) -> dict[str, Trial]:
+    """The trial that trains the model of each trial, by the name of the run: the first one with the same training."""
+    first: dict[str, Trial] = {}
+    return {trial.run: first.setdefault(trial.training, trial) for trial in listed}
+
+
+def trial_of(run: str, sweeps: Mapping[str, Sequence[Trial]]) -> tuple[Trial, Trial]:
+    """The trial named `run`, and the trial that trains its model (often the same one), from the trials by sweep.
 
     ConfigError with the closest name when there is no such sweep or trial.
     """
     _, name, _ = [*run.split("/", 2), "", ""][:3]
     if name not in sweeps:
         raise ConfigError(located(f"unknown sweep {name!r}{nearest(name, sweeps)}", field=run, expected=sorted(sweeps)))
-    listed = trials(name, sweeps[name])
-    by_run = {trial.run: trial for trial in listed}
+    by_run = {trial.run: trial for trial in sweeps[name]}
     if run not in by_run:
         raise ConfigError(located(f"unknown trial{nearest(run, by_run)}", field=run, expected=sorted(by_run)))
-    trial = by_run[run]
-    return sweeps[name], trial, next(other for other in listed if other.training == trial.training)
+    return by_run[run], trainings(sweeps[name])[run]
 
 
 def inline_recipe(overrides: Mapping[str, Any]) -> dict[str, Any]:

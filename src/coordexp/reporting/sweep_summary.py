@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from coordexp.config.sweeps import Sweep, Trial, baseline, trial_of, trials
+from coordexp.config.sweeps import Sweep, Trial, baseline, trainings, trials
 from coordexp.records import Prediction
 from coordexp.reporting.figures import intervals
 from coordexp.reporting.report import check_evaluated, render
@@ -96,9 +96,10 @@ def summarise(name: str, sweep: Sweep, results: Path) -> SweepSummary:
     """Read every trial below `results` and compare the variants."""
     measured: dict[str, list[dict[str, float | None]]] = defaultdict(list)
     first: dict[str, Trial] = {}
-    for trial in trials(name, sweep):
-        trained = trial_of(trial.run, {name: sweep})[2]
-        measured[trial.variant].append(measure(results / trial.run, results / trained.run))
+    listed = trials(name, sweep)
+    trained = trainings(listed)
+    for trial in listed:
+        measured[trial.variant].append(measure(results / trial.run, results / trained[trial.run].run))
         first.setdefault(trial.variant, trial)
     rows = [
         VariantRow(variant, first[variant].axes, first[variant].overrides, _over_seeds(numbers))

@@ -383,12 +383,25 @@ def test_trials_that_share_a_training_have_only_their_own_options():
     assert (run.predict.decode, run.predict.protocol, run.predict.chunk) == ("local", "all_categories", 7)
 
 
-def test_a_section_of_a_trial_that_is_no_map_is_explained():
-    axes = {"scores": {"empty": {"calibrate": None}, "wrong": {"calibrate": 3}}}
+def test_a_section_of_a_trial_may_be_empty():
+    axes = {"scores": {"empty": {"calibrate": None}}}
     settings = load(lambda c: c.update(sweeps={"s": {"run": "shapes_9", "axes": axes}}))
     assert settings.run("sweeps/s/empty-seed1").calibrate == CalibrateOptions()
-    with pytest.raises(ConfigError, match=r"sweeps.s \(wrong\).calibrate: expected `object \| null`"):
-        settings.run("sweeps/s/wrong-seed1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"scores": {"wrong": {"calibrate": 3}}}}, r"sweeps.s \(wrong\).calibrate: expected `object \| null`"),
+        ({"axes": {"x": {"a": {"predict": {"decod": "local"}}}}}, r"sweeps.s \(a\).predict.decod: unknown key"),
+        ({"run": "shaps_9"}, "sweeps.s.run: unknown data ?set 'shaps'"),
+        ({"baseline": {"y": "a"}}, "sweeps.s.baseline: unknown axis 'y'"),
+    ],
+)
+def test_sweeps_are_checked_when_the_configuration_is_loaded(changes, message):
+    entry = {"run": "shapes_9", "axes": {"x": {"a": {}}}} | changes
+    with pytest.raises(ConfigError, match=message):
+        load(lambda c: c.update(sweeps={"s": entry}))
 
 
 def test_trials_with_other_data_options_share_records_over_seeds():

@@ -44,10 +44,11 @@ def test_excluded_combinations_are_left_out():
 
 def test_variants_that_differ_after_training_share_it():
     chosen = sweep(seeds=[1, 2])
-    _, trial, trained = trial_of("sweeps/a/tokens_local-seed2", {"a": chosen})
+    listed = {"a": trials("a", chosen)}
+    trial, trained = trial_of("sweeps/a/tokens_local-seed2", listed)
     assert trial.run == "sweeps/a/tokens_local-seed2"
     assert trained.run == "sweeps/a/tokens_argmax-seed2"
-    assert trial_of(trained.run, {"a": chosen})[2] == trained
+    assert trial_of(trained.run, listed)[1] == trained
 
 
 def test_another_number_of_calibration_images_is_another_training():
@@ -93,6 +94,6 @@ def test_a_sweep_that_cannot_be_run_is_explained(changes, message):
 
 def test_unknown_sweeps_and_trials_are_named():
     with pytest.raises(ConfigError, match="unknown sweep 'b'"):
-        trial_of("sweeps/b/x-seed1", {"a": sweep()})
+        trial_of("sweeps/b/x-seed1", {"a": trials("a", sweep())})
     with pytest.raises(ConfigError, match="unknown trial, did you mean 'sweeps/a/text_argmax-seed1'"):
-        trial_of("sweeps/a/text_argmax-seed9", {"a": sweep()})
+        trial_of("sweeps/a/text_argmax-seed9", {"a": trials("a", sweep())})

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from coordexp.config.sweeps import Sweep, Trial, trial_of, trials
+from coordexp.config.sweeps import Sweep, Trial, trainings, trials
 from coordexp.records import Detection, Prediction
 from coordexp.reporting.sweep_summary import Spread, page, summarise, write_summary
 from coordexp.runtime.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ def write_trial(trial: Trial, sweep: Sweep, results) -> None:
     write_jsonl(predictions, [prediction, dropped])
     inputs = {"predictions": {"sha256": sha256_file(predictions)}}
     write_json(run / "eval.json", {"coco": block, "lvis": None, "inputs": inputs})
-    trained = results / trial_of(trial.run, {"losses": sweep})[2].run
+    trained = results / trainings(trials("losses", sweep))[trial.run].run
     write_json(trained / "train/adapter/train_manifest.json", {"step": 10})
     write_text(trained / "benchmarks/train.tsv", "s\tcpu_time\n9.0\t5.0\n")
 
