@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["bbox_2d", "poly"]
+Coordinates = Literal["token", "integer"]  # how bins are written
 
 REASONS = {
     "no_answer": 'the text does not contain `{"objects": [`',
@@ -92,7 +93,7 @@ class ParsedAnswer(msgspec.Struct, frozen=True):
     complete: bool
 
 
-def parse_answer(text: str, coordinates: Literal["token", "integer"] = "token") -> ParsedAnswer:
+def parse_answer(text: str, coordinates: Coordinates = "token") -> ParsedAnswer:
     """Parse one answer. Never raises; keeps every complete object and counts the reasons for skipping others.
 
     coordinates: as in `PromptStyle`; coordinate tokens (the text must be decoded with `skip_special_tokens=False`), or

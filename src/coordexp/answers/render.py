@@ -14,7 +14,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from coordexp.answers.parse import Coordinates
 from coordexp.records import Object, coord_bin
+
+FieldOrder = Literal["desc_first", "geometry_first"]
+JsonFormat = Literal["standard", "compact"]
 
 IMAGE_TAG = "<image>"
 OPEN_PROMPT = "Detect every object in the image."
@@ -29,15 +33,15 @@ class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, Meta(description="text of the prompt that names categories, inserted at `{categories}`")
     ] = CATEGORY_PROMPT
     object_field_order: Annotated[
-        Literal["desc_first", "geometry_first"],
+        FieldOrder,
         Meta(description="whether the description of an object precedes or follows its geometry"),
     ] = "desc_first"
     json_format: Annotated[
-        Literal["standard", "compact"],
+        JsonFormat,
         Meta(description='`standard` separates with ", " and ": ", `compact` with "," and ":"'),
     ] = "standard"
     coordinates: Annotated[
-        Literal["token", "integer"],
+        Coordinates,
         Meta(description="bins as coordinate tokens, or as integers 0..999 for a model without coordinate tokens"),
     ] = "token"
 

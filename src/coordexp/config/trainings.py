@@ -32,16 +32,16 @@ LOG = "train/log.jsonl"
 
 
 class FinishedTraining(msgspec.Struct, frozen=True):
-    """A training finished under the current configuration by code `made_by`; `current` is the present code."""
+    """A training finished under the current configuration with the code `trained_with`; `current` is the present code."""
 
     run: str
-    made_by: dict[str, Any]
+    trained_with: dict[str, Any]
     current: str
 
     @property
     def same_code(self) -> bool:
         """Whether the current code trains the same."""
-        return self.made_by["code"] == self.current
+        return self.trained_with["code"] == self.current
 
 
 def finished_trainings(settings: Settings) -> list[FinishedTraining]:
@@ -56,8 +56,8 @@ def finished_trainings(settings: Settings) -> list[FinishedTraining]:
                 continue
         except CoordExpError:  # no run of this configuration any more, or a damaged manifest: the rule explains it
             continue
-        made_by = content["code"]
-        found.append(FinishedTraining(run, made_by, code_identity(*made_by["modules"])))
+        trained_with = content["code"]
+        found.append(FinishedTraining(run, trained_with, code_identity(*trained_with["modules"])))
     return found
 
 
@@ -90,7 +90,7 @@ def differences(settings: Settings, trainings: Iterable[FinishedTraining]) -> li
         if not training.same_code:
             strict = settings.run(training.run).train.rerun_on_code_change
             ending = "trained again because train.rerun_on_code_change is set" if strict else "kept"
-            version, code = training.made_by["coordexp"], training.made_by["code"]
+            version, code = training.trained_with["coordexp"], training.trained_with["code"]
             by_code.setdefault((version, code, training.current, ending), []).append(training.run)
     return [
         f"{', '.join(names)}: trained by other code (coordexp {version}, {code}) than the current one"

@@ -11,6 +11,7 @@ from typing import IO, Any, Literal
 
 import msgspec
 
+from coordexp.datasets.source import OnBad
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open
 
@@ -36,7 +37,7 @@ class AnnotationWriter(contextlib.AbstractContextManager):
     conversion count and list.
     """
 
-    def __init__(self, path: str | Path, on_bad: Literal["error", "skip"] = "error", info: Mapping[str, Any] = {}):
+    def __init__(self, path: str | Path, on_bad: OnBad = "error", info: Mapping[str, Any] = {}):
         self.path = Path(path)
         self._on_bad, self._info = on_bad, info
         self._categories: Sequence[Mapping[str, Any]] = ()

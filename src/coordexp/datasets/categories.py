@@ -13,6 +13,7 @@ import numpy as np
 from coordexp.datasets.annotation_file import Int64
 from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.json_spans import element_spans, read_spans
+from coordexp.datasets.source import OnBad
 from coordexp.runtime.errors import DataError, located
 
 DescStyle = Literal["pretty", "raw"]
@@ -31,7 +32,7 @@ _decode = msgspec.json.Decoder(list[Category]).decode
 
 
 def load_categories(
-    annotation_path: str | Path, on_bad: Literal["error", "skip"] = "error", spans: np.ndarray | None = None
+    annotation_path: str | Path, on_bad: OnBad = "error", spans: np.ndarray | None = None
 ) -> list[Category]:
     """Categories of a COCO or LVIS file, in file order; the rest of the file is not loaded.
 

@@ -32,7 +32,8 @@ from coordexp.datasets.images import (
     prepare_image,
 )
 from coordexp.datasets.objects import ObjectOptions, SkippedItem, build_objects
-from coordexp.datasets.source import Source
+from coordexp.datasets.ordering import ObjectOrder
+from coordexp.datasets.source import OnBad, Source
 from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.records import Metadata, Object, Record
 from coordexp.runtime import tuning
@@ -75,7 +76,7 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bool, _option("round coordinates to integers; `norm` always holds the unrounded geometry")
     ] = True
     ordering: Annotated[
-        Literal["sorted", "random"], _option("order of objects: top to bottom, then left to right; or seeded random")
+        ObjectOrder, _option("order of objects: top to bottom, then left to right; or seeded random")
     ] = "sorted"
     desc: Annotated[DescStyle, _option("pretty: baseball_bat becomes `baseball bat`; raw: the category's name")] = (
         "pretty"
@@ -84,9 +85,7 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_empty: Annotated[bool, _option("keep training images without objects (other splits always keep theirs)")] = (
         True
     )
-    on_bad: Annotated[
-        Literal["error", "skip"], _option("a bad image or annotation: an error, or skipped, counted and listed")
-    ] = "error"
+    on_bad: Annotated[OnBad, _option("a bad image or annotation: an error, or skipped, counted and listed")] = "error"
     seed: Annotated[int, _option("seed of the tiny split, the calibration split and random ordering")] = 17
     num_workers: Annotated[int, _option("processes; the result does not depend on it", ge=1)] = 1
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from coordexp.answers.render import FieldOrder, JsonFormat
 from coordexp.datasets.categories import DescStyle
 from coordexp.records import CoordSpace, Record, check_record, decode_record
 from coordexp.runtime.config_io import convert, read_extended
@@ -43,12 +44,10 @@ class MixtureSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_prompt: Annotated[str | None, msgspec.Meta(description="prompt that asks for every object")] = None
     category_prompt: Annotated[str | None, msgspec.Meta(description="prompt that names categories")] = None
     object_field_order: Annotated[
-        Literal["desc_first", "geometry_first"] | None,
+        FieldOrder | None,
         msgspec.Meta(description="order of an object's fields in the answer"),
     ] = None
-    json_format: Annotated[
-        Literal["standard", "compact"] | None, msgspec.Meta(description="spacing of the answer's JSON")
-    ] = None
+    json_format: Annotated[JsonFormat | None, msgspec.Meta(description="spacing of the answer's JSON")] = None
     categories: Annotated[
         str | None,
         msgspec.Meta(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import numpy as np
+
+ObjectOrder = Literal["sorted", "random"]
 
 
 def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:

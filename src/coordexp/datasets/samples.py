@@ -6,14 +6,14 @@ A sample depends only on (seed, epoch, index), so it is the same in every worker
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 
 from coordexp.datasets.categories import DescStyle, descriptions, load_categories
 from coordexp.datasets.mixture import Mixture, MixtureConfig, MixtureSource
-from coordexp.datasets.ordering import reading_order
+from coordexp.datasets.ordering import ObjectOrder, reading_order
 from coordexp.datasets.source import load_source
 from coordexp.records import CoordSpace, Object, Record
 from coordexp.runtime.errors import DataError, located
@@ -24,7 +24,7 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the training samples."""
 
     object_ordering: Annotated[
-        Literal["sorted", "random"],
+        ObjectOrder,
         msgspec.Meta(description="order of objects: top to bottom, left to right; or a new random order per epoch"),
     ] = "sorted"
     orders_per_sample: Annotated[

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, sha256_file
+
+OnBad = Literal["error", "skip"]  # invalid items of a source are an error, or skipped and counted
 
 
 class Source(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,10 +18,9 @@ from coordexp.datasets.annotation_file import check_annotation_file, check_in_en
 from coordexp.datasets.annotation_index import AnnotationEntry, ImageEntry, InvalidElement, decode_elements
 from coordexp.datasets.categories import Category
 from coordexp.datasets.json_spans import element_spans, read_spans
+from coordexp.datasets.source import OnBad
 from coordexp.records import Record
 from coordexp.runtime.errors import DataError, located
-
-OnBad = Literal["error", "skip"]
 
 
 class AnnotationRow(AnnotationEntry):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from coordexp.evaluation.ground_truth import OnBad
+from coordexp.datasets.source import OnBad
 from coordexp.runtime.errors import ConfigError, located
 
 ProtocolName = Literal["coco", "lvis"]

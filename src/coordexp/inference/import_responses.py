@@ -10,12 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from coordexp.answers.inference_settings import InferenceSettings
-from coordexp.answers.parse import parse_answer
+from coordexp.answers.parse import Coordinates, parse_answer
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.checkpoint_settings import settings_of
 from coordexp.inference.overrides import resolve
@@ -25,7 +25,6 @@ from coordexp.records import Prediction, Record, read_records
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines, read_jsonl, write_jsonl
 
-Coordinates = Literal["token", "integer"]
 MAX_LISTED = 20  # failed requests that are listed one by one
 
 

@@ -57,11 +57,11 @@ def stage_codes(training: Mapping[str, Any], result: EvalResult) -> list[StageCo
 
     The workflow predicts again when the code of prediction changes, so its predictions are always by the current code.
     """
-    made_by = training.get("code")
+    trained_with = training.get("code")
     trained = StageCode("training", None, None, None)
-    if made_by:
-        same = made_by["code"] == code_identity(*made_by["modules"])
-        trained = StageCode("training", made_by["coordexp"], made_by["code"], same)
+    if trained_with:
+        same = trained_with["code"] == code_identity(*trained_with["modules"])
+        trained = StageCode("training", trained_with["coordexp"], trained_with["code"], same)
     by_workflow = training.get("made_from") is not None
     predicted = StageCode("prediction", coordexp.__version__, code_identity(PREDICTION_CODE), True)
     evaluated = result.code == code_identity(EVALUATION_CODE)

@@ -26,8 +26,8 @@ def settings(**changes):
 
 def publish(run="shapes_9", code=None, **changes):
     """A finished training of `run` under `changes` of the configuration."""
-    made_by = {"coordexp": "0.0.9", "code": code or code_identity(*MODULES), "modules": MODULES}
-    write_json(Path("results", run, MANIFEST), {"made_from": made_from(settings(**changes), run), "code": made_by})
+    trained_with = {"coordexp": "0.0.9", "code": code or code_identity(*MODULES), "modules": MODULES}
+    write_json(Path("results", run, MANIFEST), {"made_from": made_from(settings(**changes), run), "code": trained_with})
     Path("results", run, LOG).touch()
 
 

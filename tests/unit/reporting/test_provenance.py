@@ -14,7 +14,7 @@ from coordexp.runtime.io import sha256_file, write_json
 LOSS = "coordexp.losses.criterion"
 
 
-def made_by(version, code):
+def trained_with(version, code):
     """Part of a training manifest: the code that trained."""
     return {"code": {"coordexp": version, "code": code, "modules": [LOSS]}}
 
@@ -29,8 +29,8 @@ def result(tmp_path_factory):
     ("manifest", "expected"),
     [
         ({}, (None, None, None)),
-        (made_by("0.0.9", "0" * 16), ("0.0.9", "0" * 16, False)),
-        (made_by("0.1.0", code_identity(LOSS)), ("0.1.0", code_identity(LOSS), True)),
+        (trained_with("0.0.9", "0" * 16), ("0.0.9", "0" * 16, False)),
+        (trained_with("0.1.0", code_identity(LOSS)), ("0.1.0", code_identity(LOSS), True)),
     ],
 )
 def test_code_of_every_stage(result, manifest, expected):
