@@ -32,7 +32,7 @@ LOG = "train/log.jsonl"
 
 
 class FinishedTraining(msgspec.Struct, frozen=True):
-    """A training finished under the current configuration with the code `trained_with`; `current` is the present code."""
+    """A training that finished under the current configuration; `current` is the identity of the present code."""
 
     run: str
     trained_with: dict[str, Any]
