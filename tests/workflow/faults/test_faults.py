@@ -22,7 +22,7 @@ LIGHT = {
     "calibrate",
     "curves",
 }
-LIGHT |= {"compare", "ablation_summary"}
+LIGHT |= {"compare", "sweep_summary"}
 CALIBRATED = ("gather", "calibrate", "evaluate", "report", "compare")
 # Where more is known than the number of a write: training stops while it writes its second checkpoint.
 MOMENT = {"train": {"path": "*/checkpoint-4/*"}}
