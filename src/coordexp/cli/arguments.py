@@ -1,0 +1,38 @@
+"""Options of the commands."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+
+Commands = Any  # what `ArgumentParser.add_subparsers` returns; argparse does not export its type
+
+
+def subparser(commands: Commands, name: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """The parser of a new command; the first sentence of `description` is its line in `coordexp --help`."""
+    return commands.add_parser(
+        name,
+        help=description.split(".")[0],
+        description=description,
+        epilog="\n  ".join(["example:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_field(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], name: str, **given: Any) -> None:
+    """Add the option `--name` for a field of an options struct, with its description, choices and default."""
+    field = next(field for field in msgspec.structs.fields(struct) if field.name == name)
+    kind, *metas = get_args(field.type) if get_origin(field.type) is Annotated else (field.type,)
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    settings: dict[str, Any] = {"help": next((meta.description for meta in metas if meta.description), None)}
+    if kind is bool:
+        settings["action"] = "store_true"
+    elif get_origin(kind) is Literal:
+        settings |= {"choices": get_args(kind), "default": field.default, "metavar": "|".join(get_args(kind))}
+    else:
+        settings |= {"type": kind, "default": field.default}
+    parser.add_argument(f"--{name.replace('_', '-')}", **settings | given)

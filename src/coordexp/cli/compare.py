@@ -1,0 +1,35 @@
+"""Command `compare`: compare evaluations of the same images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import Commands, subparser
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    parser = subparser(
+        commands,
+        "compare",
+        "Compare runs on the same images, with paired confidence intervals.",
+        "coordexp compare results/lvis_768/eval.json results/lvis_1024/eval.json --out compare.json",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="EVAL_JSON", help="two or more; the first is the baseline"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="JSON", help="file for the results; a page is written next to it"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare the runs and write the results and their page."""
+    from coordexp.evaluation.compare import compare_evaluated
+    from coordexp.reporting import write_comparison
+
+    compare_evaluated(args.runs, out=args.out)
+    write_comparison(args.out.with_suffix(".html"), compare_json=args.out)
+    print(f"wrote {args.out} and {args.out.with_suffix('.html')}")

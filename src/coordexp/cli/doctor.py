@@ -1,0 +1,44 @@
+"""Command `doctor`: show one record as the model is trained on it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+from coordexp.cli.arguments import Commands, subparser
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    parser = subparser(
+        commands,
+        "doctor",
+        "Show one record as the model is trained on it.",
+        "coordexp doctor results/shapes_9/data/train.coord.jsonl --index 3 --model results/models/tiny-coordexp",
+    )
+    parser.add_argument("file", type=Path, metavar="JSONL", help="records in pixel or token space")
+    parser.add_argument("--index", type=int, default=0, metavar="N", help="index of the record, from 0 (default: 0)")
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="expanded base checkpoint")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe that sets the prompt and answer style")
+    parser.add_argument("--out", type=Path, metavar="IMAGE", help="draw the boxes decoded from the tokens to this file")
+    parser.add_argument("--epoch", type=int, metavar="N", help="apply the recipe's augmentation of this epoch")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print prompt, answer, tokens and decoded boxes of the record."""
+    from coordexp.doctor import examine
+    from coordexp.recipe import Custom, load_recipe
+
+    custom = load_recipe(args.config).custom if args.config else Custom()
+    report = examine(args.file, args.index, args.model, custom, args.out, args.epoch)
+    print(f"prompt:\n{report['prompt']}\n\nanswer:\n{report['answer']}\n\ntokens (* supervised):")
+    for (number, text, supervised), group in itertools.groupby(report["tokens"]):
+        count = len(list(group))
+        print(f"{'*' if supervised else ''}{text!r}:{number}" + (f" x{count}" if count > 1 else ""), end=" ")
+    print("\n\nboxes decoded from the tokens, in pixels, and their IoU with the unquantised boxes:")
+    for box in report["boxes"]:
+        print(f"  {box['desc']}: {box['pixel']}  IoU {box['iou']}")
+    if args.out:
+        print(f"image: {args.out}")

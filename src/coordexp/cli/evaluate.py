@@ -1,0 +1,53 @@
+"""Command `evaluate`: score a file of predictions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import Commands, add_field, subparser
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    from coordexp.evaluation.external_predictions import PREDICTION_FORMATS
+    from coordexp.evaluation.options import EvaluateOptions
+
+    parser = subparser(
+        commands,
+        "evaluate",
+        "Score predictions against COCO or LVIS annotations.",
+        "coordexp evaluate --gt instances_val2017.json --pred predictions.jsonl --out eval.json",
+    )
+    parser.add_argument("--gt", type=Path, required=True, metavar="JSON", help="annotations in COCO or LVIS format")
+    parser.add_argument("--pred", type=Path, required=True, metavar="FILE", help="predictions, in a format of --format")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the results")
+    parser.add_argument(
+        "--format",
+        choices=PREDICTION_FORMATS,
+        metavar="FORMAT",
+        help=f"{', '.join(PREDICTION_FORMATS)} (docs/evaluation.md); default: coco for a JSON list, otherwise coordexp",
+    )
+    add_field(parser, EvaluateOptions, "subset")
+    add_field(parser, EvaluateOptions, "on_bad")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="JSONL",
+        help="pixel-space records of the images to evaluate; other annotated images are ignored",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate, and print the headline metrics."""
+    from coordexp import evaluation
+    from coordexp.evaluation.external_predictions import default_format
+    from coordexp.evaluation.options import EvaluateOptions
+    from coordexp.reporting import headline, losses
+
+    options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
+    names = {"dataset": args.gt.stem, "split": "val", "format": args.format or default_format(args.pred)}
+    evaluation.evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
+    print("\n".join([headline(args.out), *losses(args.out)]))
+    print(f"wrote {args.out}")

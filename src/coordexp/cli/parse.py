@@ -1,0 +1,42 @@
+"""Command `parse`: import the responses of an inference server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import Commands, add_field, subparser
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    from coordexp.recipe import Custom
+
+    parser = subparser(
+        commands,
+        "parse",
+        "Convert the responses of a vLLM, SGLang or transformers server to predictions.",
+        "coordexp parse responses.jsonl --records results/lvis_768/data/val.jsonl --out predictions.jsonl",
+    )
+    parser.add_argument("responses", type=Path, metavar="JSONL", help="one response per line (docs/serving.md)")
+    parser.add_argument(
+        "--records", type=Path, required=True, metavar="JSONL", help="pixel-space records of the requests"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="JSONL", help="file for the predictions")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="merged checkpoint whose codec and notation of coordinates are used",
+    )
+    add_field(parser, Custom, "emit_norm", default=None)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert the responses, and print the counts of problems."""
+    from coordexp.inference.import_responses import import_responses
+
+    options = {"emit_norm": args.emit_norm, "model_dir": args.model}
+    for reason, count in import_responses(args.responses, args.records, args.out, **options).items():
+        print(f"{reason}: {count}")
