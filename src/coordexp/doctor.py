@@ -14,6 +14,7 @@ from PIL import Image
 
 from coordexp.geometry import boxes, norm1000
 from coordexp.inference.draw import draw
+from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.recipe import Custom
 from coordexp.records import Detection, Record, coord_bin, decode_record
@@ -31,6 +32,7 @@ def examine(
     tokens (pixel of the encoded image) with their IoU with the unquantised boxes. `out` is an image file in which the
     boxes are drawn. With `epoch`, the record is augmented as in that epoch. DataError for an invalid record.
     """
+    check_checkpoint(model_dir)
     record = nth_record(file, index)
     in_tokens = msgspec.structs.replace(custom.coord_tokens, skip_bbox_norm=record.coord_space == "token")
     custom = msgspec.structs.replace(custom, coord_tokens=in_tokens)

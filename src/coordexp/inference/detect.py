@@ -20,6 +20,7 @@ from coordexp.inference.overrides import resolve
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, category_prompts
 from coordexp.inference.scores import build_prediction
+from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.records import Detection, Metadata, Record
 from coordexp.runtime.errors import DataError, located
 
@@ -75,6 +76,7 @@ def detect(
     Values that override those recorded in the checkpoint, and defaults for those that it does not record, are announced
     on stderr. DataError that names the image if one cannot be read.
     """
+    check_checkpoint(model_dir)
     recorded = settings_of(model_dir, "detect")
     options = _options(options, recorded, polygons=polygons)
     style = resolve("detect", "style", style, recorded.style, None)

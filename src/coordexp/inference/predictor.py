@@ -17,6 +17,7 @@ from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Prompt
+from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime.errors import DataError, ModelError, located
@@ -55,6 +56,7 @@ class Predictor:
         """Load a merged checkpoint folder; ModelError for any other folder. `device` defaults to the GPU, if any."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        check_checkpoint(folder)
         if not (Path(folder) / "config.json").is_file():
             fix = "give a merged Hugging Face checkpoint folder (rule merge)"
             raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))

@@ -20,6 +20,7 @@ from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import vocab
 from coordexp.modeling.checkpoint_files import weights_identity
+from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.code_identity import code_identity, content_identity
@@ -53,8 +54,8 @@ def merge(
     are those of the base; optimizer states and other training files are not copied. ModelError if the two do not fit
     together.
     """
-    base, out = Path(base_dir), Path(out_dir)
-    checkpoint_dir = resolve_checkpoint(trained, best=best)
+    base, out = check_checkpoint(base_dir), Path(out_dir)
+    checkpoint_dir = check_checkpoint(resolve_checkpoint(trained, best=best))
     _check_output(base, checkpoint_dir, out, allow_overwrite)
     base_weights = shards.open_checkpoint(base)
     family, config = family_of(base), io.read_json(base / "config.json")

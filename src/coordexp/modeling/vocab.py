@@ -13,6 +13,7 @@ import msgspec
 from coordexp.modeling import embedding_init as rows
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.checkpoint_files import weights_identity
+from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.modeling.parallel_writer import Output
 from coordexp.records import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
@@ -118,6 +119,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
         )
     if out.resolve() != base.resolve():
         refuse_foreign_folder(out, "expand")
+    check_checkpoint(base)
     checkpoint = shards.open_checkpoint(base)
     tokenizer = io.read_json(_tokenizer_file(base))
     known = _next_id(tokenizer)
@@ -150,7 +152,7 @@ def check(folder: str | Path) -> dict:
     The checks: all tokens exist, with contiguous ids inside the embedding table, whose size is `vocab_size`; each token
     is encoded as one id within an answer, and decoding restores the answer; ids and tokenizer are the recorded ones.
     """
-    folder = Path(folder)
+    folder = check_checkpoint(folder)
     table_rows = next(iter(_tables(shards.open_checkpoint(folder)).values()))[1].shape[0]
     facts = _facts(folder, table_rows, None)
     if facts["end"] >= table_rows:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from coordexp.modeling.checkpoint_files import weights_identity
+from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import content_identity
@@ -69,7 +70,7 @@ def train(
     workflow's identity of the training's configuration, for the manifest.
     """
     refuse_foreign_outputs(out_dir, log)
-    refuse_remote_code(model_dir)
+    check_checkpoint(model_dir)
     if recipe.custom.coord_tokens.enabled:
         verified_ids(model_dir)
     distributed = distributed or DistributedConfig()
@@ -134,19 +135,6 @@ def _finished(checkpoints: Path, detection: DetectionEval) -> bool:
     state = read_json(complete[-1] / "trainer_state.json")
     stopped = detection.every and detection.patience_exhausted(state["log_history"], state["best_global_step"])
     return bool(stopped) or state["global_step"] >= state["max_steps"]
-
-
-def refuse_remote_code(model_dir: Path) -> None:
-    """ModelError for a checkpoint whose configuration asks to run its own code (`auto_map`).
-
-    ms-swift reads a model's configuration with `trust_remote_code=True` before it calls any loader of ours.
-    """
-    for file in sorted(model_dir.glob("*.json")):
-        content = read_json(file)
-        if isinstance(content, dict) and "auto_map" in content:
-            fix = "use a checkpoint of a model family that transformers implements itself"
-            problem = "the checkpoint contains code (`auto_map`), which is never run"
-            raise ModelError(located(problem, file=file, fix=fix))
 
 
 def _publish(

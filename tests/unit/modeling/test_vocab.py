@@ -256,7 +256,7 @@ def test_command_and_its_exit_codes(sound, tmp_path, capsys):
     assert cli.main(["expand", str(sound / "base"), "--out", str(tmp_path / "out")]) == 2
     assert cli.main(["expand", str(sound / "base")]) == 1
     assert cli.main(["expand", str(tmp_path / "nothing"), "--out", str(tmp_path / "new")]) == 1
-    assert "no weights in the folder" in capsys.readouterr().err
+    assert "no such checkpoint folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         cli.main(["expand", str(sound / "base"), "--init", "zeros"])
     assert usage.value.code == 2

@@ -141,15 +141,6 @@ def test_loaders_never_run_code_from_a_checkpoint(name):
     assert MODEL_MAPPING[FAMILIES[name].swift.our_model_type].loader.default_trust_remote_code is False
 
 
-def test_a_checkpoint_with_its_own_code_is_refused(tmp_path):
-    from coordexp.runtime.errors import ModelError
-    from coordexp.training.train import refuse_remote_code
-
-    io.write_json(tmp_path / "config.json", {"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}})
-    with pytest.raises(ModelError, match="auto_map"):
-        refuse_remote_code(tmp_path)
-
-
 def slow_branches(encode, record, style, ids):
     """By definition: encode the answer with every remaining object moved to the front, compare token by token."""
     text, slots, start = {}, {}, 0
