@@ -1,0 +1,55 @@
+"""Selection of the best checkpoint and early stopping."""
+
+from types import SimpleNamespace
+
+import torch
+from transformers import TrainerControl, TrainerState
+
+from coordexp.recipe import DetectionEval
+
+
+def run_of(values, **settings):
+    """Steps 10, 20, ... with these numbers: (state, steps at which a checkpoint is saved, step of the end)."""
+    from coordexp.training.ms_swift.best_checkpoint import BestCheckpointCallback
+
+    callback = BestCheckpointCallback(SimpleNamespace(), SimpleNamespace())
+    callback.settings = DetectionEval(every=10, **settings)
+    state, saved, numbers = TrainerState(max_steps=10 * len(values)), [], iter(values)
+
+    def evaluate():
+        value = next(numbers)
+        state.log_history.append({"eval_AP": value, "step": state.global_step})
+        return value
+
+    callback._evaluate = evaluate
+    for step in range(1, 10 * len(values) + 1):
+        state.global_step, control = step, TrainerControl()
+        callback.on_step_end(None, state, control)
+        saved += [step] * control.should_save
+        if control.should_training_stop:
+            break
+    return state, saved, step
+
+
+def test_the_first_highest_value_is_best():
+    state, saved, end = run_of([0.1, 0.3, 0.3, 0.2])
+    assert (state.best_global_step, state.best_metric, saved, end) == (20, 0.3, [10, 20], 40)
+
+
+def test_patience_counts_evaluations_since_the_best():
+    state, saved, end = run_of([0.1, 0.0, 0.2, 0.2, 0.1, 0.9], patience=2)
+    assert (state.best_global_step, end) == (30, 50)
+    assert saved == [10, 30, 50]
+
+
+def test_evaluation_restores_modes_and_random_numbers():
+    from coordexp.training.ms_swift.best_checkpoint import evaluation_mode
+
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2)).train()
+    model[1].eval()
+    state = torch.get_rng_state()
+    with evaluation_mode(model):
+        assert not model[0].training
+        assert not model[1](torch.rand(1, 2)).requires_grad
+    assert model[0].training and not model[1].training
+    assert torch.equal(torch.get_rng_state(), state)
