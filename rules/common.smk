@@ -12,7 +12,7 @@ sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
 
 from coordexp.config import runs, trainings
 from coordexp.config.settings import Settings, over_defaults
-from coordexp.config.sections import DataSection, VocabOptions
+from coordexp.config.sections import SPLIT, VocabOptions
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.config_io import choices_of
 from coordexp.runtime.errors import ConfigError
@@ -60,7 +60,7 @@ wildcard_constraints:
     runs=rf"{runs.PATTERN}(\+{runs.PATTERN})+",
     sweep=runs.NAME,
     dataset=r"[A-Za-z0-9_-]+",
-    split="|".join(choices_of(DataSection, "splits")),
+    split=SPLIT,
     tiny=r"(_tiny)?",
     model=MODEL,
     init=f"(-({'|'.join(choices_of(VocabOptions, 'init'))}))?",
@@ -113,14 +113,20 @@ def fetched_of(wildcards):
 
 
 def source_of(wildcards, split=None):
-    """Manifest of a split of the dataset that a run reads."""
-    return f"{RAW}/{settings.run(wildcards.run).dataset}/{split or wildcards.split}.source.json"
+    """Manifest of a split, or of the split with a role, of the dataset that a run reads."""
+    name = settings.split(wildcards.run, split) if split else wildcards.split
+    return f"{RAW}/{settings.run(wildcards.run).dataset}/{name}.source.json"
+
+
+def evaluated_source(wildcards):
+    """Manifest of the split that a run is evaluated on; its categories are those of the prompts."""
+    split = settings.evaluated_split(wildcards.run)
+    return f"{RAW}/{settings.run(wildcards.run).dataset}/{split}.source.json"
 
 
 def predicted(wildcards):
     """Pixel-space records that a run predicts: the evaluated split, or its calibration split."""
-    split = settings.run(wildcards.run).predict.split
-    return settings.records(wildcards.run, {"eval": split, "calibration": "calibration"}[wildcards.part])
+    return evaluated(wildcards) if wildcards.part == "eval" else settings.records(wildcards.run, "calibration")
 
 
 def shards_of(wildcards):
@@ -131,7 +137,7 @@ def shards_of(wildcards):
 
 def evaluated(wildcards):
     """Pixel-space records that a run is evaluated on."""
-    return settings.records(wildcards.run, settings.run(wildcards.run).predict.split)
+    return settings.records(wildcards.run, settings.split(wildcards.run, settings.run(wildcards.run).predict.split))
 
 
 def calibration_of(wildcards):

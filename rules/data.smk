@@ -110,8 +110,8 @@ rule tiny_split:
 rule calibration_split:
     """Split the training records into calibration images, which training never sees, and the rest."""
     input:
-        records=lambda w: settings.records(w.run, "train"),
-        tokens=lambda w: settings.records(w.run, "train.coord"),
+        records=lambda w: settings.records(w.run, settings.split(w.run, "train")),
+        tokens=lambda w: settings.records(w.run, f"{settings.split(w.run, 'train')}.coord"),
     output:
         calibration=f"{RESULTS}/{{run}}/data/calibration.jsonl",
         rest=f"{RESULTS}/{{run}}/data/train_rest.jsonl",
@@ -139,7 +139,7 @@ rule data:
     """Target: all record files of a run, for the splits in data.splits."""
     input:
         lambda w: [
-            settings.records(w.run, f"{split}{tiny}{space}")
+            settings.records(w.run, f"{settings.split(w.run, split)}{tiny}{space}")
             for split in settings.data.splits
             for tiny in ("", "_tiny")
             for space in ("", ".coord")

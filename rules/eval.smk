@@ -10,7 +10,7 @@ rule predict:
     input:
         records=predicted,
         images=lambda w: settings.images(predicted(w)),
-        source=lambda w: source_of(w, "val"),
+        source=lambda w: evaluated_source(w) if w.part == "eval" else source_of(w, "val"),
         model=lambda w: f"{settings.merged(w.run)}/merge_manifest.json",
     output:
         predictions=f"{RESULTS}/{{run}}/{{part}}/shards/{{shard}}-of-{{shards}}.jsonl",
@@ -92,7 +92,7 @@ rule evaluate:
     """Compute LVIS and COCO metrics against the original annotation file, and count all dropped detections and annotations."""
     input:
         predictions=f"{RESULTS}/{{run}}/eval/predictions.jsonl",
-        source=lambda w: source_of(w, "val"),
+        source=evaluated_source,
         records=evaluated,
     output:
         numbers=f"{RESULTS}/{{run}}/eval.json",

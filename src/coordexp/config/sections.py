@@ -21,7 +21,24 @@ from coordexp.modeling.families import DEFAULT_FAMILY, FAMILIES, TinyOptions
 from coordexp.recipe import Custom
 from coordexp.runtime.config_io import choice, declared, variants
 
-Split = Literal["train", "val"]
+SPLIT = r"(?!calibration(?![A-Za-z0-9_-]))[A-Za-z0-9][A-Za-z0-9_-]*(?<!_tiny)(?<!_rest)"  # name of a split in a path
+Split = Annotated[str, Meta(pattern=f"^{SPLIT}$")]
+
+
+class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The splits of a dataset by their purpose."""
+
+    train: Annotated[Split, Meta(description="split that is trained on")] = "train"
+    val: Annotated[Split, Meta(description="split that the checkpoint is selected on")] = "val"
+    test: Annotated[Split, Meta(description="split for the final result; used for nothing else")] = "test"
+
+    def split(self, name: str) -> str:
+        """The split that a role, a name of a split, or one of these with `_tiny` means."""
+        role, tiny = name.removesuffix("_tiny"), "_tiny" if name.endswith("_tiny") else ""
+        return (getattr(self, role) if role in ROLES else role) + tiny
+
+
+ROLES = Roles.__struct_fields__
 
 
 class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +49,7 @@ class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
         Meta(description="NUM_WORKERS: processes of the conversion; null: 16, or `--cores` if fewer"),
     ] = None
     tiny: Annotated[int, Meta(ge=1, description="TINY: images in the tiny split")] = 256
+    roles: Annotated[Roles, Meta(description="splits of the dataset by their purpose, for other names")] = Roles()
 
 
 class DataSection(DataOptions, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +58,8 @@ class DataSection(DataOptions, frozen=True, forbid_unknown_fields=True):
     raw_root: Annotated[str, Meta(description="RAW_ROOT: folder of downloads and generated sources")] = "resources"
     output_base: Annotated[str, Meta(description="OUTPUT_BASE: folder of all results")] = "results"
     splits: Annotated[
-        tuple[Split, ...], Meta(min_length=1, description="SPLITS: splits of the target results/{run}/data/complete")
+        tuple[Split, ...],
+        Meta(min_length=1, description="SPLITS: splits or roles of the target results/{run}/data/complete"),
     ] = ("train", "val")
 
 

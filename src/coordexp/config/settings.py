@@ -13,9 +13,10 @@ import yaml
 
 from coordexp.config import runs
 from coordexp.config.runs import Run, Runs
-from coordexp.config.sections import DataSection, VocabOptions, WorkflowConfig
+from coordexp.config.sections import SPLIT, DataSection, Roles, VocabOptions, WorkflowConfig
 from coordexp.datasets.convert import ConvertOptions
 from coordexp.datasets.download import local_annotations_sha256, options_for_split
+from coordexp.datasets.formats import check_split, known_splits, open_format
 from coordexp.datasets.mixture import mixture_files
 from coordexp.inference.options import PredictOptions
 from coordexp.modeling import checkpoint_files
@@ -61,7 +62,8 @@ class Settings:
     # ------------------------------------------------------------------ data
 
     def source(self, dataset: str, split: str) -> dict[str, Any]:
-        """The part of a dataset's entry that providing one split reads."""
+        """The part of a dataset's entry that providing one split reads; ConfigError for a split that it lacks."""
+        check_split(open_format(dataset, self.datasets[dataset]), split)
         return options_for_split(dataset, self.datasets[dataset], split)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:
@@ -77,7 +79,15 @@ class Settings:
         """
         data = msgspec.to_builtins(self.run(run).data)
         options = {name: data[name] for name in ConvertOptions.__struct_fields__ if name != "num_workers"}
-        return {**options, "keep_empty": options["keep_empty"] or split != "train"}
+        return {**options, "keep_empty": options["keep_empty"] or split != self.split(run, "train")}
+
+    def split(self, run: str, name: str) -> str:
+        """The split that a role or a name means in a run: `val`, `test-dev`, `val_tiny`."""
+        return self.run(run).data.roles.split(name)
+
+    def evaluated_split(self, run: str) -> str:
+        """The split that a run is evaluated on, of which only the tiny part may be predicted."""
+        return self.split(run, self.run(run).predict.split).removesuffix("_tiny")
 
     def records(self, run: str, name: str) -> str:
         """Path of a file of records that a run reads, by its name without the ending: `val`, `train_rest.coord`."""
@@ -101,7 +111,8 @@ class Settings:
             problem = f"the tokens of {settings.records} were made with another codec"
             field = f"runs.{run}.recipe.custom.emit_norm"
             raise ConfigError(located(problem, field=field, expected=codec, found=custom.emit_norm, fix=fix))
-        name = "val_tiny" if split == "val" else "train_rest" if settings.calibrate.images else "train"
+        rest = split == "train" and settings.calibrate.images
+        name = "train_rest" if rest else self.split(run, "train" if split == "train" else "val_tiny")
         return self.records(run, f"{name}.coord" if custom.coord_tokens.skip_bbox_norm else name)
 
     def mixture(self, run: str, *, tables: bool = True) -> list[str]:
@@ -118,17 +129,30 @@ class Settings:
 
         Records may stay the same when their images change, so a rule that reads the images depends on both.
         """
-        base = self.data.output_base
-        pattern = rf"{re.escape(os.path.relpath(base))}/({runs.PATTERN})/data/(train|calibration|val)[_.][^/]*"
-        matches = filter(None, (re.fullmatch(pattern, os.path.relpath(path)) for path in records))
-        found = ((match[1], "val" if match[2] == "val" else "train") for match in matches)
-        return list(dict.fromkeys(self.results(self._records_of(run), "data", f"{s}.images.json") for run, s in found))
+        found = [owner for path in records if (owner := self.records_owner(path))]
+        return list(dict.fromkeys(self.results(run, "data", f"{split}.images.json") for _, run, split in found))
 
-    def _records_of(self, run: str) -> str:
+    def records_owner(self, path: str) -> tuple[str, str, str] | None:
+        """(run, run whose records it reads, split) of a file of records of the workflow; None for any other file.
+
+        The records are the run's own for a folder that the user made, or of a run that is no longer configured.
+        """
+        base = re.escape(os.path.relpath(self.data.output_base))
+        parts = rf"(calibration|train_rest|{SPLIT})(_tiny)?(\.coord)?\.jsonl"
+        match = re.fullmatch(rf"{base}/({runs.PATTERN})/data/{parts}", os.path.relpath(path))
+        if match is None:
+            return None
+        run, name = match[1], match[2]
         try:
-            return self.run(run).records
-        except ConfigError:  # a folder that the user made, or of a run that is no longer configured
-            return run
+            settings = self.run(run)
+            records, roles = settings.records, settings.data.roles
+            splits = known_splits(open_format(settings.dataset, self.datasets[settings.dataset]))
+        except ConfigError:
+            records, roles, splits = run, Roles(), ["train", "val"]
+        if name in ("calibration", "train_rest"):
+            return run, records, roles.train
+        split = next((s for s in sorted(splits, key=len)[::-1] if name == s or name.startswith(f"{s}_")), None)
+        return (run, records, split) if split else None
 
     # ------------------------------------------------------------------ models
 

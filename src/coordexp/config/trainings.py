@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 
 from coordexp import __version__
-from coordexp.config import runs
 from coordexp.config.settings import Settings
 from coordexp.datasets.mixture import PATHS, mixture_files
 from coordexp.runtime.code_identity import code_identity, file_identity, identity_of, non_defaults
@@ -29,6 +28,7 @@ from coordexp.runtime.io import read_json
 
 MANIFEST = "train/adapter/train_manifest.json"
 LOG = "train/log.jsonl"
+NOT_CONVERTED = ("num_workers", "tiny", "roles")  # options of `data` that do not change the content of its records
 
 
 class FinishedTraining(msgspec.Struct, frozen=True):
@@ -123,7 +123,8 @@ def made_from(settings: Settings, run: str) -> str:
     files = {name: custom.pop(name, None) for name in ("train_jsonl", "val_jsonl", "categories", "fusion_config")}
     facts |= {"world_size": own.world_size, "desc": own.data.desc, "base": _base(settings, run)}
     facts["data"] = {split: _records(settings, settings.trained_on(run, split), run) for split in ("train", "val")}
-    facts["categories"] = _file(files["categories"]) if files["categories"] else _source(settings, own.dataset, "train")
+    table, train = files["categories"], settings.split(run, "train")
+    facts["categories"] = _file(table) if table else _source(settings, own.dataset, train)
     if files["fusion_config"]:
         path = settings.root / files["fusion_config"]
         facts["mixture"] = {
@@ -135,21 +136,20 @@ def made_from(settings: Settings, run: str) -> str:
 
 def _records(settings: Settings, path: str, run: str) -> Any:
     """What a file of records is made from, or the content of a file of the user."""
-    base = re.escape(os.path.relpath(settings.data.output_base))
-    match = re.fullmatch(rf"{base}/({runs.PATTERN})/data/(train|calibration|val)[_.].*", os.path.relpath(path))
-    if match is None:
+    owner = settings.records_owner(path)
+    if owner is None:
         return _file(path)
     try:
-        maker = settings.run(match[1])
+        maker = settings.run(owner[0])
         records = settings.run(maker.records)
     except ConfigError:  # a folder that the user made
         return _file(path)
-    split = "val" if match[2] == "val" else "train"
+    split = owner[2]
     selection = {"tiny": [records.data.tiny, records.data.seed]} if "_tiny" in path else {}
     if re.search("calibration|train_rest", path):
         selection["calibration"] = [maker.calibrate.images, maker.data.seed]
     codec = settings.recipe(records.name).custom.emit_norm if ".coord." in path else None
-    options = {key: value for key, value in non_defaults(records.data).items() if key not in ("num_workers", "tiny")}
+    options = {key: value for key, value in non_defaults(records.data).items() if key not in NOT_CONVERTED}
     source = _source(settings, records.dataset, split)
     return [os.path.basename(path), options, records.max_blocks, codec, selection, source]
 

@@ -6,6 +6,7 @@ the raw folder; a generated dataset reads none.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock
 
+from coordexp.datasets.derive_splits import derive_split
 from coordexp.datasets.fetch import download_of, fetch_files
-from coordexp.datasets.formats import DatasetFormat, SplitFiles, check_split, open_format, per_split_options
+from coordexp.datasets.formats import (
+    DatasetFormat,
+    SplitFiles,
+    check_split,
+    derived_splits,
+    open_format,
+    original_split,
+    per_split_options,
+)
 from coordexp.datasets.source import Source, read_source
 from coordexp.runtime.errors import CoordExpError, DataError, located
 from coordexp.runtime.http_download import Policy
@@ -42,14 +53,17 @@ def provide(
     dataset_format = open_format(dataset, entry)
     check_split(dataset_format, split)
     root = _root(dataset_format)
-    files = dataset_format.files(split)
+    original_name = original_split(dataset_format, split)
+    files = dataset_format.files(original_name)
     if root is None and (needed := [*files.annotations, *files.image_dirs]):
         downloads = getattr(dataset_format.options, "downloads", None) or {}
         per_split = [getattr(dataset_format.options, name) for name in per_split_options(dataset_format.Options)]
         fetch_files(dataset, downloads, needed, [*needed, *_strings(per_split)], raw_dir, policy)
     folder = root or raw_dir
     _check_files_exist(dataset_format, files, folder)
-    source = dataset_format.provide(split, folder, raw_dir)
+    with _one_writer(dataset_format, original_name, raw_dir):
+        source = dataset_format.provide(original_name, folder, raw_dir)
+    source = derive_split(dataset_format, split, source, raw_dir)
     original = [(folder / path).resolve() for path in files.annotations]
     if original and [Path(source.annotations)] != original:
         source = msgspec.structs.replace(source, original_sha256=annotations_sha256(original))
@@ -64,16 +78,21 @@ def options_for_split(dataset: str, entry: Mapping[str, Any], split: str) -> dic
     Values for other splits are left out, unless they come from the same download.
     """
     dataset_format = open_format(dataset, entry)
+    original = original_split(dataset_format, split)
     downloads = entry.get("downloads") or {}
     per_split = {name: entry.get(name) or {} for name in per_split_options(dataset_format.Options)}
 
     def downloads_of(value: Any) -> set[str]:
         return {key for path in _strings(value) if (key := download_of(path, downloads))}
 
-    used = {key for values in per_split.values() for key in downloads_of(values.get(split))}
+    used = {key for values in per_split.values() for key in downloads_of(values.get(original))}
     options = dict(entry)
     for name, values in per_split.items():
-        options[name] = {k: value for k, value in values.items() if k == split or downloads_of(value) & used}
+        options[name] = {k: value for k, value in values.items() if k == original or downloads_of(value) & used}
+    derived = entry.get("derived_splits") or {}
+    if derived:
+        related = {name for name, d in derived_splits(dataset_format).items() if d.source == original}
+        options["derived_splits"] = {name: value for name, value in derived.items() if name in related}
     if downloads:
         options["downloads"] = {path: downloads[path] for path in downloads if path in used}
     return options
@@ -90,7 +109,7 @@ def local_annotations_sha256(dataset: str, entry: Mapping[str, Any], split: str,
     dataset_format, manifest = open_format(dataset, entry), Path(manifest)
     check_split(dataset_format, split)
     root = _root(dataset_format)
-    paths = [root / path for path in dataset_format.files(split).annotations]
+    paths = [root / path for path in dataset_format.files(original_split(dataset_format, split)).annotations]
     recorded = _recorded_sha256(manifest, paths)
     exist = all(path.exists() for path in paths)
     if exist and (recorded is None or any(_changed_since(path, manifest) for path in paths)):
@@ -113,6 +132,14 @@ def _root(dataset_format: DatasetFormat) -> Path | None:
     """The user's own folder, resolved; None if the files are downloaded or generated."""
     root = getattr(dataset_format.options, "root", None)
     return Path(root).resolve() if root else None
+
+
+def _one_writer(dataset_format: DatasetFormat, original: str, raw_dir: Path) -> contextlib.AbstractContextManager:
+    """A lock while a split is provided that several splits are derived from, in jobs that run at the same time."""
+    if not any(derived.source == original for derived in derived_splits(dataset_format).values()):
+        return contextlib.nullcontext()
+    raw_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(raw_dir / f".{original}.lock")
 
 
 def _strings(value: Any) -> list[str]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
 
 MARKER = ".images.json"
+
+
+class _Images(msgspec.Struct, gc=False):
+    images: list[str] = []
+
+
+_decode = msgspec.json.Decoder(_Images).decode
 
 
 def prepare_images_dir(folder: Path, split: dict[str, str], made_from: dict[str, Any]) -> Path:
@@ -41,5 +52,18 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def provenance_of_records(records_jsonl: str | Path) -> list[dict[str, Any]]:
-    """The provenance of the images of converted records, split by split."""
-    return [read_provenance(marker.parent) for marker in sorted(Path(records_jsonl).parent.glob(f"images/*/{MARKER}"))]
+    """The provenance of the images that converted records name, split by split.
+
+    The images of other splits do not count, so that a test split which is converted later changes nothing.
+    """
+    path = Path(records_jsonl)
+    folders: dict[str, None] = {}
+    with path.open("rb") if path.is_file() else io.BytesIO() as lines:
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):  # reported by the reader of the records
+                folders |= dict.fromkeys(image.rpartition("/")[0] for image in _decode(line).images)
+    named = {f for name in folders for f in (path.parent / name, *(path.parent / name).parents)}
+    found = {folder for folder in named if (folder / MARKER).is_file()}
+    if not found:  # images elsewhere, or another file
+        found = {marker.parent for marker in path.parent.glob(f"images/*/{MARKER}")}
+    return [read_provenance(folder) for folder in sorted(found)]

@@ -44,8 +44,7 @@ def _budget(custom: Custom) -> dict[str, Any]:
     if not custom.train_jsonl:
         return {}
     try:
-        provenance = provenance_of_records(custom.train_jsonl)
-        made = next((images for images in provenance if images.get("split") == "train"), None)
+        made = next(iter(provenance_of_records(custom.train_jsonl)), None)
         budget = {name: made[name] for name in BUDGET if name in made} if made else {}
         msgspec.convert(budget, InferenceSettings)
     except (OSError, CoordExpError, msgspec.ValidationError):

@@ -22,7 +22,12 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     """
 
     split: Annotated[
-        Literal["val", "val_tiny"], Meta(description="split that the workflow predicts; not read by the library")
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+            description="split that the workflow predicts and reports on: `val`, `test` or `train` (the splits with "
+            "these roles, `data.roles`), another split, or its tiny part (`val_tiny`); not read by the library",
+        ),
     ] = "val"
     protocol: Annotated[
         Protocol,

@@ -12,7 +12,7 @@ import yaml
 
 from coordexp.config import runs
 from coordexp.config.schema import json_schema
-from coordexp.config.sections import WorkflowConfig
+from coordexp.config.sections import SPLIT, WorkflowConfig
 from coordexp.config.settings import Settings, over_defaults
 from coordexp.inference.options import CalibrateOptions
 from coordexp.runtime.errors import ConfigError
@@ -71,7 +71,10 @@ def test_the_shipped_configuration_names_no_path_outside_the_repository():
         (lambda c: c.update(modells={}), "modells: unknown key, did you mean 'models'"),
         (lambda c: c["data"].update(tiny="many"), "data.tiny: expected `int`"),
         (lambda c: c["data"].update(tiny=0), "data.tiny: expected `int` >= 1; found 0"),
-        (lambda c: c["data"].update(splits=["test"]), r"data.splits\[0\]: unknown value 'test'"),
+        (lambda c: c["data"].update(splits=["train_rest"]), r"data.splits\[0\]: expected"),
+        (lambda c: c["data"].update(roles={"vall": "x"}), "data.roles.vall: unknown key, did you mean 'val'"),
+        (lambda c: c["data"].update(roles={"val": "a/b"}), "data.roles.val: expected"),
+        (lambda c: c["predict"].update(split="a b"), "predict.split: expected"),
         (lambda c: c["datasets"]["lvis"].update(rot="x"), "datasets.lvis.rot: unknown key, did you mean 'root'"),
         (lambda c: c["datasets"]["shapes"].update(sizes=1), "datasets.shapes.sizes: unknown key, did you mean 'size'"),
         (
@@ -530,3 +533,81 @@ def test_training_reads_the_recipe_s_own_file_or_the_run_s_in_its_space(custom, 
         lambda c: (c["runs"].update(shapes_9={"recipe": {"custom": custom}}), c["calibrate"].update(images=images))
     )
     assert [settings.trained_on("shapes_9", split) for split in ("train", "val")] == [train, val]
+
+
+PHOTOS = {
+    "format": "coco",
+    "annotations": dict.fromkeys(("trainval", "dev", "test-std", "test"), "a.json"),
+    "image_dirs": {split: ["images"] for split in ("trainval", "dev", "test-std", "test")},
+}
+ROLES = {"train": "trainval", "val": "dev", "test": "test-std"}
+
+
+def with_roles(**entry):
+    def change(config):
+        config["datasets"]["own"] = PHOTOS
+        config["runs"]["own"] = {"model": "tiny", "recipe": FULL_TINY, "data": {"roles": ROLES}, **entry}
+
+    return load(change)
+
+
+def test_splits_may_have_any_names_and_roles_name_their_purpose():
+    settings = with_roles(predict={"split": "test"})
+    assert settings.trained_on("own_9", "train") == "results/own_9/data/trainval.coord.jsonl"
+    assert settings.trained_on("own_9", "val") == "results/own_9/data/dev_tiny.coord.jsonl"
+    assert settings.evaluated_split("own_9") == "test-std"
+    assert [settings.conversion("own_9", s)["keep_empty"] for s in ("trainval", "dev")] == [True, True]
+
+
+def test_only_the_training_split_may_leave_out_images_without_objects():
+    settings = with_roles(data={"roles": ROLES, "keep_empty": False})
+    kept = {split: settings.conversion("own_9", split)["keep_empty"] for split in ("trainval", "dev", "test-std")}
+    assert kept == {"trainval": False, "dev": True, "test-std": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("val_tiny", "dev"), ("dev", "dev"), ("train", "trainval"), ("test-std_tiny", "test-std"), ("test", "test-std")],
+)
+def test_the_predicted_split_is_a_role_or_a_name(name, split):
+    assert with_roles(predict={"split": name}).evaluated_split("own_9") == split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("trainval.coord", "trainval"),
+        ("dev_tiny", "dev"),
+        ("test-std", "test-std"),
+        ("train_rest.coord", "trainval"),
+        ("calibration", "trainval"),
+        ("trainval_of_mine", "trainval"),
+        ("elsewhere", None),
+    ],
+)
+def test_images_of_records_are_those_of_their_split(name, split):
+    found = with_roles().images(f"results/own_9/data/{name}.jsonl")
+    assert found == ([f"results/own_9/data/{split}.images.json"] if split else [])
+
+
+def test_a_split_that_the_dataset_lacks_is_an_error_of_the_plan():
+    with pytest.raises(ConfigError, match=r"datasets\.shapes\.splits: no such split.*'test'"):
+        load().source("shapes", "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("train", True),
+        ("test-dev_2017", True),
+        ("2017", True),
+        ("calibration2", True),
+        ("calibration", False),
+        ("val_tiny", False),
+        ("train_rest", False),
+        ("a.coord", False),
+        ("a/b", False),
+    ],
+)
+def test_no_split_is_named_like_a_file_that_is_made_from_one(name, valid):
+    assert bool(re.fullmatch(SPLIT, name)) is valid

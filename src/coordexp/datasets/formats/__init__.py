@@ -8,11 +8,15 @@ from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import (
     FORMATS,
     DatasetFormat,
+    DerivedSplit,
     FolderOptions,
     PerSplit,
     SplitFiles,
     check_split,
+    derived_splits,
+    known_splits,
     open_format,
+    original_split,
     per_split_options,
 )
 
@@ -20,11 +24,15 @@ __all__ = [
     "FORMATS",
     "AnnotationWriter",
     "DatasetFormat",
+    "DerivedSplit",
     "FolderOptions",
     "PerSplit",
     "SplitFiles",
     "check_split",
+    "derived_splits",
+    "known_splits",
     "open_format",
+    "original_split",
     "per_split_options",
 ]
 

@@ -18,6 +18,7 @@ conversion and evaluation both read. A format is one class in one file, a module
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,44 @@ class SplitFiles(NamedTuple):
     image_dirs: tuple[str, ...] = ()
 
 
+class DerivedSplit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A split that is taken out of another one at random, by image or by group of images."""
+
+    source: Annotated[
+        str,
+        msgspec.Meta(description="split of the dataset that the images are taken out of; it keeps the others"),
+    ] = "train"
+    fraction: Annotated[
+        float, msgspec.Meta(gt=0, lt=1, description="fraction of the images of the split `source` that are taken out")
+    ] = 0.1
+    seed: Annotated[int, msgspec.Meta(description="seed of the selection")] = 17
+    group: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="images of one group stay together: a regular expression with one group, searched in the name "
+            "of the image file, `^(scene\\d+)_` for example; an image that it does not match is a group of its own"
+        ),
+    ] = None
+    group_key: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="images of one group stay together: a key of the entries of `images` in the annotation file, "
+            "`video_id` for example"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and self.group_key is not None:
+            raise ValueError("group and group_key exclude each other")
+        if self.group is not None:
+            try:
+                groups = re.compile(self.group).groups
+            except re.error as error:
+                raise ValueError(f"group: not a regular expression: {error}") from error
+            if groups != 1:
+                raise ValueError(f"group: expected one group in parentheses, found {groups} in {self.group!r}")
+
+
 class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of every format that reads files."""
 
@@ -58,6 +97,10 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         dict[str, DownloadEntry] | None,
         msgspec.Meta(description="where each file or folder of the dataset comes from, by its path in the dataset"),
     ] = None
+    derived_splits: Annotated[
+        dict[str, DerivedSplit],
+        msgspec.Meta(description="splits that the dataset lacks, by name, and the split that each is taken out of"),
+    ] = {}
 
 
 Options = TypeVar("Options", bound=msgspec.Struct)
@@ -120,17 +163,61 @@ def open_format(dataset: str, entry: Mapping[str, Any]) -> DatasetFormat:
         raise ConfigError(located("unknown dataset format", field=f"{field}.format", **facts))
     kind = FORMATS[name]
     options = convert({key: value for key, value in entry.items() if key != "format"}, kind.Options, field=field)
-    return kind(dataset, name, options)
+    dataset_format = kind(dataset, name, options)
+    _check_derived_splits(dataset_format)
+    return dataset_format
+
+
+def derived_splits(dataset_format: DatasetFormat) -> Mapping[str, DerivedSplit]:
+    """The splits that are taken out of others, by name; none for a generated dataset."""
+    return getattr(dataset_format.options, "derived_splits", {})
+
+
+def original_split(dataset_format: DatasetFormat, split: str) -> str:
+    """The split of the user's files that the images of `split` come from: itself, unless it is taken out of another."""
+    derived = derived_splits(dataset_format).get(split)
+    return derived.source if derived else split
+
+
+def known_splits(dataset_format: DatasetFormat) -> list[str]:
+    """Names of all splits of a dataset."""
+    values = [getattr(dataset_format.options, name) for name in per_split_options(dataset_format.Options)]
+    return list(dict.fromkeys([name for splits in values for name in splits] + list(derived_splits(dataset_format))))
 
 
 def check_split(dataset_format: DatasetFormat, split: str) -> None:
-    """ConfigError if a per-split option of the dataset has no value for `split`."""
+    """ConfigError if a per-split option of the dataset has no value for `split`, or for what it is taken out of."""
+    original = original_split(dataset_format, split)
     for name in per_split_options(dataset_format.Options):
         values = getattr(dataset_format.options, name)
-        if split not in values:
-            field = f"datasets.{dataset_format.dataset}.{name}"
-            fix = f"add {field}.{split}, or ask for another split (data.splits lists those of the target `data`)"
-            raise ConfigError(located("no such split", field=field, expected=sorted(values), found=split, fix=fix))
+        if original not in values:
+            dataset = f"datasets.{dataset_format.dataset}"
+            known = sorted({*values, *derived_splits(dataset_format)})
+            fix = f"add {dataset}.{name}.{original}; ask for another split (predict.split, data.splits), or name the "
+            fix += f"one with this role (data.roles); or take it out of another: {dataset}.derived_splits.{original}"
+            raise ConfigError(
+                located("no such split", field=f"{dataset}.{name}", expected=known, found=original, fix=fix)
+            )
+
+
+def _check_derived_splits(dataset_format: DatasetFormat) -> None:
+    """ConfigError for a derived split that the dataset has, or that is taken out of a split that it lacks."""
+    derived = derived_splits(dataset_format)
+    field = f"datasets.{dataset_format.dataset}.derived_splits"
+    for name in per_split_options(dataset_format.Options):
+        values = getattr(dataset_format.options, name)
+        for split, options in derived.items():
+            if split in values:
+                fix = "remove it, or give the derived split another name"
+                raise ConfigError(located("the dataset has this split already", field=f"{field}.{split}", fix=fix))
+            if options.source not in values:
+                facts = {"expected": sorted(values), "found": options.source}
+                raise ConfigError(located("no such split", field=f"{field}.{split}.source", **facts))
+    for source in {options.source for options in derived.values()}:
+        total = sum(options.fraction for options in derived.values() if options.source == source)
+        if total >= 1:
+            problem = f"nothing would remain of the split {source!r}"
+            raise ConfigError(located(problem, field=field, expected="fractions below 1 in total", found=total))
 
 
 def per_split_options(options: type[msgspec.Struct]) -> list[str]:
