@@ -17,6 +17,7 @@ from coordexp.answers.render import PromptStyle
 from coordexp.datasets.samples import SampleOptions
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.losses.options import LossOptions
+from coordexp.modeling.adapter_options import TRAINED_INITIALISATIONS, TUNERS, check_modules_to_save
 from coordexp.runtime.config_io import convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
@@ -33,6 +34,7 @@ class Refusal(NamedTuple):
 
 
 NOT_AT_INFERENCE = "inference would not use it: prompts come from custom.user_prompt and custom.category_prompt"
+NOT_MERGEABLE = "the adapter could not be merged"
 NOT_RESUMABLE = "an interrupted training could not resume exactly"
 # Arguments of ms-swift that would bypass our loss, samples or checkpoints, or that would have no effect.
 REFUSED_ARGUMENTS: dict[str, Refusal] = {
@@ -56,6 +58,12 @@ REFUSED_ARGUMENTS: dict[str, Refusal] = {
     "save_only_model": Refusal(NOT_RESUMABLE, (None, False)),
     "ignore_data_skip": Refusal(NOT_RESUMABLE, (None, False)),
     "resume_only_model": Refusal(NOT_RESUMABLE, (None, False)),
+    "tuner_type": Refusal("only LoRA, DoRA and full weights can be merged afterwards", TUNERS),
+    "init_weights": Refusal("the base would change with it, or ms-swift lacks it", TRAINED_INITIALISATIONS),
+    "tuner_backend": Refusal(NOT_MERGEABLE, (None, "peft")),
+    "use_swift_lora": Refusal(NOT_MERGEABLE, (None, False)),
+    "target_parameters": Refusal(NOT_MERGEABLE, (None, [])),
+    "adapters": Refusal("the adapter would not be merged into the base; merge it first", (None, [])),
     "use_flash_ckpt": Refusal("a checkpoint must be complete when the save call returns", (None, False)),
     "save_strategy": Refusal("a checkpoint must be saved: it is the result", (None, "steps", "epoch", "best")),
     "load_best_model_at_end": Refusal("it has no effect; custom.detection_eval selects the checkpoint", (None, False)),
@@ -329,6 +337,10 @@ def _check_arguments(sections: Mapping[str, Mapping[str, Any]], file: str | Path
     for key, (reason, allowed) in REFUSED_ARGUMENTS.items():
         if key in given and given[key][1] not in allowed:
             refuse(key, f"must not be set: {reason}", "remove it")
+    saved = given.get("modules_to_save", ("", None))[1]
+    if saved:
+        names = [f"{entry}.weight" for entry in ([saved] if isinstance(saved, str) else saved)]
+        check_modules_to_save({"modules_to_save": saved}, names, file)
 
 
 def _check_effects(custom: Custom, file: str | Path) -> None:

@@ -19,7 +19,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coordexp.modeling.adapter import BASE_CHANGING, NEEDS_PLUGIN, OFFSET_KEY, OFFSET_MODULE
+from coordexp.modeling.adapter import OFFSET_KEY, OFFSET_MODULE
+from coordexp.modeling.adapter_options import NEEDS_PLUGIN, changes_base
 from coordexp.records import COORD_BINS
 from coordexp.runtime.errors import ModelError, located
 
@@ -68,7 +69,7 @@ class CoordOffsetLoraConfig(LoraConfig):
         """List the offset module in `modules_to_save`."""
         if self.init_lora_weights == NEEDS_PLUGIN:
             self.init_lora_weights = True  # the weights come from the file
-        if str(self.init_lora_weights).lower().startswith(BASE_CHANGING):
+        if changes_base(self.init_lora_weights):
             problem = "coordinate offsets need an initialisation that does not change the base weights"
             raise ModelError(located(problem, field="init_weights", found=self.init_lora_weights, fix="set it to true"))
         self.modules_to_save = [*(m for m in self.modules_to_save or () if m != OFFSET_MODULE), OFFSET_MODULE]

@@ -19,6 +19,7 @@ from coordexp.modeling import adapter as peft_adapter
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import vocab
+from coordexp.modeling.adapter_options import nested_modules
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
@@ -62,7 +63,9 @@ def merge(
     _check_same_tokenizer(base, checkpoint_dir)
     _check_trained_base(base, checkpoint_dir)
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
-        plan = update.plan_adapter(base_weights, peft_adapter.read_adapter(checkpoint_dir), family.embeddings(config))
+        adapter = peft_adapter.read_adapter(checkpoint_dir)
+        _check_not_nested(base_weights, adapter)
+        plan = update.plan_adapter(base_weights, adapter, family.embeddings(config))
     else:
         plan = update.plan_full(base_weights, shards.open_checkpoint(checkpoint_dir), family.embeddings(config))
     manifest = _manifest(base, base_weights, checkpoint_dir, plan)
@@ -192,6 +195,13 @@ def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         fix = "merge into the expanded checkpoint that was trained"
         raise ModelError(located("this base was not the one that was trained", file=base, found=different, fix=fix))
+
+
+def _check_not_nested(base: shards.Checkpoint, adapter: peft_adapter.Adapter) -> None:
+    found = nested_modules(adapter.settings.modules_to_save or (), base.names())
+    if found:
+        problem = f"{found[1]} was trained apart from {found[0]}, which contains it; PEFT saved only one of the copies"
+        raise ModelError(located(problem, file=adapter.folder / peft_adapter.CONFIG_NAME, field="modules_to_save"))
 
 
 def _check_ids(base: Path, plan: update.MergePlan) -> None:

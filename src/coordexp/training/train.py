@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 
+from coordexp.modeling.adapter_options import check_modules_to_save
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import content_identity
@@ -71,6 +73,8 @@ def train(
     """
     refuse_foreign_outputs(out_dir, log)
     check_checkpoint(model_dir)
+    if recipe.swift_arguments.get("modules_to_save"):
+        check_modules_to_save(recipe.swift_arguments, open_checkpoint(model_dir).names(), "recipe")
     if recipe.custom.coord_tokens.enabled:
         verified_ids(model_dir)
     distributed = distributed or DistributedConfig()
