@@ -27,6 +27,7 @@ from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
 import msgspec
 
 from coordexp.datasets.fetch import DownloadEntry
+from coordexp.datasets.folder_listing import FolderListing
 from coordexp.datasets.source import Source
 from coordexp.runtime.config_io import convert, unwrap
 from coordexp.runtime.errors import ConfigError, located
@@ -103,6 +104,18 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = {}
 
 
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+    """A way to read a folder.
+
+    options: the dataset's entry under `datasets:` without `format` and `root`; values of per-split options are named by
+        role (`train`, `val`, `test`) where the folder says so.
+    evidence: what the format was recognised by, `train/_annotations.coco.json` for example.
+    """
+
+    options: dict[str, Any]
+    evidence: str
+
+
 Options = TypeVar("Options", bound=msgspec.Struct)
 
 
@@ -115,6 +128,15 @@ class DatasetFormat(ABC, Generic[Options]):
 
     Options: ClassVar[type[msgspec.Struct]]
     federated: ClassVar[bool] = False
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """How a folder can be read in this format: nothing if it is another one, several proposals if it is ambiguous.
+
+        Names of files and their first bytes decide; nothing is guessed. `coordexp init` lists several proposals for the
+        user to choose from.
+        """
+        return []
 
     def __init__(self, dataset: str, name: str, options: Options):
         self.dataset, self.name, self.options = dataset, name, options
