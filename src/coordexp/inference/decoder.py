@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 
+from coordexp.inference.attention import decoding_attention
 from coordexp.inference.coordinates import decode_slots
 from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.grammar.token_grammar import Node
@@ -103,7 +104,7 @@ class ConstrainedDecoder:
         self.forward_passes += 1
         mask = inputs["attention_mask"]
         lengths = mask.sum(-1)
-        positions = self.family.first_positions(outputs, mask)
+        positions = self.family.first_positions(self.model, mask)
         return RowCache(prefilled, mask.shape[1] - lengths), positions, outputs.last_hidden_state[:, -1:]
 
     def _step(self, cache: RowCache, positions: torch.Tensor, states: list[GenerationState]) -> None:
@@ -114,13 +115,15 @@ class ConstrainedDecoder:
         mask = cache.begin(width)
         offsets = torch.arange(width, device=self.device)
         rope_positions = (positions + cache.lengths)[:, None] + offsets
-        hidden = self.family.language_model(self.model)(
-            inputs_embeds=self.model.get_input_embeddings()(tokens),
-            position_ids=self.family.position_ids(rope_positions),
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        language_model = self.family.language_model(self.model)
+        with decoding_attention(language_model):
+            hidden = language_model(
+                inputs_embeds=self.model.get_input_embeddings()(tokens),
+                position_ids=self.family.position_ids(rope_positions),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
         self.forward_passes += 1
         accepted = self._advance(hidden, states)
         cache.lengths += torch.tensor(accepted, device=self.device)

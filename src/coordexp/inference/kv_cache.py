@@ -10,6 +10,11 @@ from transformers import DynamicCache
 from coordexp.runtime import tuning
 
 
+def columns_multiple(device: torch.device) -> int:
+    """What the columns in use are rounded up to: on a GPU a new shape costs more than a few masked columns."""
+    return 1 if device.type == "cpu" else tuning.ACCELERATOR_COLUMNS
+
+
 class RowCache:
     """Key/value cache for batches whose rows accept different numbers of tokens per step; passed as `past_key_values`.
 
@@ -38,7 +43,8 @@ class RowCache:
         first = self.ends + self.lengths
         self._columns = first[:, None] + torch.arange(width, device=device)
         self._rows = torch.arange(len(first), device=device)[:, None]
-        self._used = int(first.max()) + width
+        multiple = columns_multiple(device)
+        self._used = -(-(int(first.max()) + width) // multiple) * multiple
         if self._used > self.keys[0].shape[2]:
             self._widen(max(self._used + tuning.CACHE_COLUMNS, self.keys[0].shape[2] * 3 // 2))
         column = torch.arange(self._used, device=device)

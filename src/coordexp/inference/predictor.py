@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from coordexp.answers.render import PromptStyle, hf_chat
+from coordexp.inference.attention import avoid_planned_attention
 from coordexp.inference.decoder import ConstrainedDecoder
 from coordexp.inference.generation_state import GenerationLimits, GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
@@ -61,6 +62,7 @@ class Predictor:
             fix = "give a merged Hugging Face checkpoint folder (rule merge)"
             raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        avoid_planned_attention()
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype="auto", attn_implementation="sdpa", trust_remote_code=False

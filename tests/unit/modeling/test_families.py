@@ -70,7 +70,7 @@ def test_positions_after_the_prompt_are_those_of_transformers(base):
     with torch.no_grad():
         expected = model(**full).logits[:, -1]
         outputs = model.model(**prompt, use_cache=True)
-        first = family.first_positions(outputs, prompt["attention_mask"])
+        first = family.first_positions(model, prompt["attention_mask"])
         hidden = family.language_model(model)(
             inputs_embeds=model.get_input_embeddings()(full["input_ids"][:, -1:]),
             position_ids=family.position_ids(first[:, None]),

@@ -138,10 +138,10 @@ class ModelFamily(ABC):
         """Side in pixels of the square that becomes one image token; image sides must be multiples of it."""
 
     @abstractmethod
-    def first_positions(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+    def first_positions(self, model: Any, attention_mask: Tensor) -> Tensor:
         """Rope position [B] of the first token after each prompt.
 
-        `outputs` are those of `model.model` on the left-padded prompts, `attention_mask` is int64 [B, L].
+        `model` has just processed the left-padded prompts, whose `attention_mask` is int64 [B, L].
         """
 
     @abstractmethod

@@ -60,9 +60,9 @@ class Qwen3VL(ModelFamily):
         """32 pixels in every published checkpoint."""
         return config["vision_config"]["patch_size"] * config["vision_config"]["spatial_merge_size"]
 
-    def first_positions(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+    def first_positions(self, model: Any, attention_mask: Tensor) -> Tensor:
         """The number of tokens in the prompt plus `rope_deltas`: an image advances the position by less."""
-        return attention_mask.sum(-1) + outputs.rope_deltas.reshape(-1)
+        return attention_mask.sum(-1) + model.model.rope_deltas.reshape(-1)
 
     def position_ids(self, positions: Tensor) -> Tensor:
         """Interleaved M-RoPE, [3, B, L]: text has the same temporal, height and width position."""
