@@ -54,9 +54,29 @@ class CoordOffsetAdapter(nn.Module):
 
     def _head(self, output: Tensor, hidden: Tensor) -> Tensor:
         table = self.embed_offset if self.head_offset is None else self.head_offset
-        delta = functional.linear(hidden, table.to(hidden.dtype))
-        output[..., self.start : self.end + 1] += delta.to(output.dtype)
+        delta = functional.linear(hidden, table.to(hidden.dtype)).to(output.dtype)
+        return _AddColumns.apply(output, delta, self.start)
+
+
+class _AddColumns(torch.autograd.Function):
+    """Adds `delta` [..., N] to the columns from `start` on of `output` [..., V], in place.
+
+    The gradient of `output` passes through unchanged, where autograd's own for a slice copies it several times; it is
+    the largest tensor of training.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, delta: Tensor, start: int) -> Tensor:
+        """`output`, modified."""
+        ctx.columns = slice(start, start + delta.shape[-1])
+        output[..., ctx.columns].add_(delta)
+        ctx.mark_dirty(output)
         return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        """Gradients of `output`, `delta` and `start`."""
+        return gradient, gradient[..., ctx.columns], None
 
 
 @dataclass

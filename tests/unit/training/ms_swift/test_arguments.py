@@ -14,7 +14,7 @@ from coordexp.runtime.errors import ConfigError
 from coordexp.training.ms_swift import custom_section as settings
 from coordexp.training.swift_arguments import swift_arguments
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[4]
 RECIPES = sorted((REPOSITORY / "config" / "train").glob("*.yaml"))
 
 

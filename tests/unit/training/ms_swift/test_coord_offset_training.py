@@ -220,7 +220,7 @@ def real_recipe(data: Path, **training):
     custom = {"train_jsonl": str(data), "coord_offset": {"tie_head": False}, "detection_eval": {"every": 0}}
     overrides = {"model": {"torch_dtype": "float32"}, "training": training | {"logging_steps": 1}, "custom": custom}
     overrides["data"] = {"dataloader_num_workers": 0}
-    return load_recipe(Path(__file__).parents[3] / "config/train/sft_coord_offset.yaml", overrides)
+    return load_recipe(Path(__file__).parents[4] / "config/train/sft_coord_offset.yaml", overrides)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from coordexp.runtime.io import read_jsonl
 from coordexp.training.swift_arguments import cap_workers
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[4]
 STEPS = 5  # of eight of the 24 samples: into the second epoch
 
 

@@ -101,7 +101,7 @@ def test_a_gradient_scaler_may_skip_a_limited_number_of_steps(trainer, scaler):
 def key_of(tmp_path):
     """Key of a run of a tiny base with this `custom` section."""
     vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
-    recipe = Path(__file__).parents[3] / "config/train/sft_base.yaml"
+    recipe = Path(__file__).parents[4] / "config/train/sft_base.yaml"
     return lambda **custom: training_key(load_recipe(recipe, {"custom": custom}), tmp_path / "model")
 
 
@@ -143,7 +143,7 @@ def test_detection_selects_the_checkpoint_if_enabled(monkeypatch):
 
 
 def test_the_key_of_a_run_depends_on_recipe_data_weights_and_tokenizer(tmp_path):
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     vocab.expand(tiny.build(tmp_path / "base", 3, **helpers.SMALL), tmp_path / "model")
     data = tmp_path / "train.jsonl"
     data.write_text("{}\n")
