@@ -25,6 +25,8 @@ logger = get_logger()
 class CoordOffsetOptimizer(MultimodalOptimizerCallback):
     """Groups vit / aligner / llm, each with and without weight decay, plus `embed_offset` and `head_offset`.
 
+    Magnitudes of DoRA are not decayed.
+
     With `custom.coord_offset.enabled: false` the groups are those of ms-swift's `multimodal`.
     """
 
@@ -66,7 +68,8 @@ def parameter_groups(model: nn.Module, args: Any, settings: CoordOffset) -> list
         "aligner": (arch.aligner, None),
         "llm": (arch.language_model, None),
     }
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    # a decayed magnitude of DoRA would shrink the base weight itself, not its change
+    decayed = {n for n in Trainer.get_decay_parameter_names(None, model) if "lora_magnitude_vector" not in n}
     groups = []
     for part, (chosen, rejected) in prefixes.items():
         members = dict(get_param_startswith(model, chosen, rejected))

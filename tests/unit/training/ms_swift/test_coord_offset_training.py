@@ -96,11 +96,15 @@ def test_groups_partition_the_trainable_parameters(base, custom, tie_head, caplo
         "vit decay": (1e-4, 0.1),
         "aligner no decay": (1e-3, 0.0),
         "aligner decay": (1e-3, 0.1),
+        "llm no decay": (1e-3, 0.0),
         "llm decay": (1e-3, 0.1),
         "embed_offset": (4e-4, 0.0),
     } | ({} if tie_head else {"head_offset": (2e-4, 0.0)})
     grouped = [id(p) for g in made.param_groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    names = {id(p): name for name, p in model.named_parameters()}
+    undecayed = {names[id(p)] for g in made.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert {name for name in names.values() if "lora_magnitude_vector" in name} <= undecayed
     assert "optimizer group embed_offset: 1 tensors, 32,000 parameters, lr 0.0004" in caplog.text
 
 
@@ -108,7 +112,7 @@ def test_groups_other_than_the_offsets_are_those_of_multimodal(base, custom):
     from swift.optimizers.multimodal import MultimodalOptimizerCallback
 
     custom(enabled=False)
-    plain = tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    plain = tuner.CoordOffsetTuner.prepare_model(arguments(base, use_dora=False), swift_load(base))
     reference = MultimodalOptimizerCallback(training(), SimpleNamespace(model=plain)).create_optimizer()
     off = create(plain)
     assert [g["params"] for g in off.param_groups] == [g["params"] for g in reference.param_groups]
@@ -116,7 +120,7 @@ def test_groups_other_than_the_offsets_are_those_of_multimodal(base, custom):
         (g["lr"], g["weight_decay"]) for g in reference.param_groups
     ]
     custom(enabled=True)
-    model = tuner.CoordOffsetTuner.prepare_model(arguments(base), swift_load(base))
+    model = tuner.CoordOffsetTuner.prepare_model(arguments(base, use_dora=False), swift_load(base))
     groups = [g for g in create(model).param_groups if g["name"] != "embed_offset"]
     shapes = [[p.shape for p in g["params"]] for g in reference.param_groups]
     assert [[p.shape for p in g["params"]] for g in groups] == shapes
