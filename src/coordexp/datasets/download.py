@@ -64,7 +64,7 @@ def provide(
     with _one_writer(dataset_format, original_name, raw_dir):
         source = dataset_format.provide(original_name, folder, raw_dir)
     source = derive_split(dataset_format, split, source, raw_dir)
-    original = [(folder / path).resolve() for path in files.annotations]
+    original = [path.resolve() for path in dataset_format.original_files(original_name, folder)]
     if original and [Path(source.annotations)] != original:
         source = msgspec.structs.replace(source, original_sha256=annotations_sha256(original))
     source = _with_relative_paths(source, manifest.parent, root)
@@ -109,7 +109,7 @@ def local_annotations_sha256(dataset: str, entry: Mapping[str, Any], split: str,
     dataset_format, manifest = open_format(dataset, entry), Path(manifest)
     check_split(dataset_format, split)
     root = _root(dataset_format)
-    paths = [root / path for path in dataset_format.files(original_split(dataset_format, split)).annotations]
+    paths = dataset_format.original_files(original_split(dataset_format, split), root)
     recorded = _recorded_sha256(manifest, paths)
     exist = all(path.exists() for path in paths)
     if exist and (recorded is None or any(_changed_since(path, manifest) for path in paths)):

@@ -7,6 +7,7 @@ of your own (`coordexp.runtime.plugins`).
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import (
     FORMATS,
+    ConvertedOptions,
     DatasetFormat,
     DerivedSplit,
     FolderOptions,
@@ -24,6 +25,7 @@ from coordexp.datasets.formats.base import (
 __all__ = [
     "FORMATS",
     "AnnotationWriter",
+    "ConvertedOptions",
     "DatasetFormat",
     "DerivedSplit",
     "FolderOptions",

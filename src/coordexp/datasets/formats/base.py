@@ -28,7 +28,7 @@ import msgspec
 
 from coordexp.datasets.fetch import DownloadEntry
 from coordexp.datasets.folder_listing import FolderListing
-from coordexp.datasets.source import Source
+from coordexp.datasets.source import OnBad, Source
 from coordexp.runtime.config_io import convert, unwrap
 from coordexp.runtime.errors import ConfigError, located
 from coordexp.runtime.io import sha256_file
@@ -104,6 +104,18 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = {}
 
 
+class ConvertedOptions(FolderOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of every format whose files are converted to an annotation file."""
+
+    on_bad: Annotated[
+        OnBad,
+        msgspec.Meta(
+            description="an image, box or line of the dataset's files that cannot be used: an error, or skipped, "
+            "counted and listed in the statistics of the conversion"
+        ),
+    ] = "error"
+
+
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     """A way to read a folder.
 
@@ -152,6 +164,13 @@ class DatasetFormat(ABC, Generic[Options]):
         `folder` holds the files named by `files`. What the format writes goes to `raw_dir`, complete or not at all.
         DataError with file and line for input that cannot be read.
         """
+
+    def original_files(self, split: str, folder: Path) -> Sequence[Path]:
+        """The user's files and folders in `folder` that the annotations of `split` are read from.
+
+        A change in one of them is a changed dataset. A format overrides this if a file names the others.
+        """
+        return [folder / path for path in self.files(split).annotations]
 
     def annotation_path(self, split: str, raw_dir: Path) -> Path:
         """Where a format writes the annotations of a split that it converts."""
