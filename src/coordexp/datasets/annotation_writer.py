@@ -11,8 +11,6 @@ from typing import IO, Any, Literal
 
 import msgspec
 
-from coordexp.datasets.source import OnBad
-from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open
 
 _encode = msgspec.json.Encoder().encode
@@ -32,14 +30,14 @@ class AnnotationWriter(contextlib.AbstractContextManager):
     """Streams images and annotations to a file in COCO format; memory does not grow with their number.
 
     The file appears when the `with` block ends without an exception. Each category, image and annotation is a map as
-    COCO defines it (image and category ids and sizes included). What cannot be converted is reported to `skip`: an
-    error with `on_bad="error"`, an entry in the file's list `skipped` otherwise, which the statistics of the
-    conversion count and list.
+    COCO defines it (image and category ids and sizes included). What cannot be converted is passed to `skip` and listed
+    in the file under `skipped`. The conversion reads that list: it is an error that lists the problems of the whole
+    split, or with `data.on_bad: skip` the statistics count and list them.
     """
 
-    def __init__(self, path: str | Path, on_bad: OnBad = "error", info: Mapping[str, Any] = {}):
+    def __init__(self, path: str | Path, info: Mapping[str, Any] = {}):
         self.path = Path(path)
-        self._on_bad, self._info = on_bad, info
+        self._info = info
         self._categories: Sequence[Mapping[str, Any]] = ()
         self.image_count = self.annotation_count = 0
         self._skipped: list[SkippedLine] = []
@@ -73,11 +71,7 @@ class AnnotationWriter(contextlib.AbstractContextManager):
         line: int | None = None,
         detail: str = "",
     ) -> None:
-        """Leave an item of the user's files out; DataError with file and line if `on_bad` is `error`."""
-        if self._on_bad == "error":
-            fix = "correct the file, or set `on_bad: skip` for this dataset to leave such items out and list them"
-            problem = f"{reason}: {detail}" if detail else reason
-            raise DataError(located(problem, file=file, line=line, fix=fix))
+        """Leave an item of the user's files out; the caller continues with the next one."""
         self._skipped.append(SkippedLine(kind, reason, str(file), line, detail))
 
     def __exit__(self, kind, error, traceback) -> bool | None:

@@ -14,7 +14,7 @@ from coordexp.datasets.annotation_file import Int64
 from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import OnBad
-from coordexp.runtime.errors import DataError, located
+from coordexp.runtime.errors import DataError, listed, located
 
 DescStyle = Literal["pretty", "raw"]
 
@@ -36,8 +36,8 @@ def load_categories(
 ) -> list[Category]:
     """Categories of a COCO or LVIS file, in file order; the rest of the file is not loaded.
 
-    `spans` [N, 2] are their byte spans, if known. DataError with file and id for a category without a name or with a
-    repeated id; with `on_bad="skip"` it is left out.
+    `spans` [N, 2] are their byte spans, if known. DataError for categories without a name or with a repeated id; with
+    `on_bad="skip"` they are left out.
     """
     if spans is None:
         spans = element_spans(annotation_path, ("categories",)).get("categories", ())
@@ -51,9 +51,9 @@ def load_categories(
         os.close(fd)
     problems = list(_problems(table))
     if problems and on_bad == "error":
-        index, problem = problems[0]
-        fix = f"correct the file, or set data.on_bad: skip to leave out all {len(problems)} such categories"
-        raise DataError(located(problem, file=annotation_path, field=f"categories[{index}]", fix=fix))
+        lines = [f"categories[{index}]: {problem}" for index, problem in problems]
+        fix = "correct the file, or set data.on_bad: skip to leave such categories out"
+        raise DataError(located(listed(lines), file=annotation_path, fix=fix))
     bad = {index for index, _ in problems}
     return [category for index, category in enumerate(table) if index not in bad]
 

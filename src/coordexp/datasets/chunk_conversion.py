@@ -150,8 +150,8 @@ def convert_chunk(job: ConversionJob, k: int) -> tuple[ConversionCounts, dict[st
     return totals, outcomes
 
 
-def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tuple[str, tuple[int, int], str]:
-    """Write one image; returns (path relative to the JSONL, size in pixels, outcome). ImageError if it is unusable."""
+def locate_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tuple[tuple[int, int], int, str]:
+    """(size of the written image in pixels, index of its source folder, path in it); ImageError if it has none."""
     if isinstance(image, InvalidElement):
         raise ImageError("invalid image entry", image.problem)
     options = job.options
@@ -162,13 +162,25 @@ def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tup
         raise ImageError("impossible size", str(error)) from error
     if not image.path:
         raise ImageError("no file name", "the entry has neither file_name nor coco_url")
-    folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
+    return size, *find_image(image.path, job.image_dirs, from_url=not image.file_name)
+
+
+def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tuple[str, tuple[int, int], str]:
+    """Write one image; returns (path relative to the JSONL, size in pixels, outcome). ImageError if it is unusable."""
+    size, folder, inner = locate_image(job, image)
+    options = job.options
     name = output_name(inner, size != (image.width, image.height), job.image_dirs[folder])
     name = f"{job.folder_names[folder]}/{name}"
     source, target = f"{job.image_dirs[folder]}/{inner}", f"{job.images_dir}/{name}"
     limits = {"exif": options.exif, "max_pixels": options.max_pixels}
     outcome = prepare_image(source, target, (image.width, image.height), size, options.jpeg_quality, **limits)
     return f"{job.image_prefix}{name}", size, outcome
+
+
+def bad_image(image: ImageEntry | InvalidElement, error: ImageError) -> SkippedItem:
+    """The item that lists an unusable image."""
+    name = "" if isinstance(image, InvalidElement) else image.path
+    return SkippedItem("image", error.reason, image.id, None, name, str(error))
 
 
 def _convert_images(
@@ -188,8 +200,7 @@ def _convert_images(
         try:
             path, size, outcome = convert_image(job, image)
         except ImageError as error:
-            name = "" if isinstance(image, InvalidElement) else image.path
-            _report_bad(job, SkippedItem("image", error.reason, image.id, None, name, str(error)), totals)
+            _report_bad(job, bad_image(image, error), totals)
             totals.counts["objects dropped:image skipped"] += int(object_counts[i])
             continue
         outcomes[outcome] += 1

@@ -12,9 +12,7 @@ import msgspec
 from coordexp.datasets.annotation_index import AnnotationIndex
 from coordexp.datasets.objects import GOOD_IOU, SIZES, SkippedItem
 from coordexp.datasets.source import Source
-from coordexp.runtime.errors import DataError, located
-
-LISTED_PROBLEMS = 20
+from coordexp.runtime.errors import LISTED_PROBLEMS, DataError, listed, located
 
 
 class ConversionCounts(msgspec.Struct):
@@ -56,41 +54,36 @@ def bad_input(items: Sequence[SkippedItem], annotation_file: str | Path) -> Data
     """The error for items that `on_bad: skip` would leave out: their number, and the first LISTED_PROBLEMS of them."""
     fix = "correct the data, or set data.on_bad: skip to leave such items out and list them in the statistics"
     if len(items) == 1:
-        field, problem = _described(items[0])
-        return DataError(located(problem, file=annotation_file, field=field, fix=fix))
-    shown = [": ".join(_described(item)) for item in items[:LISTED_PROBLEMS]]
-    more = f", the first {LISTED_PROBLEMS} of them" if len(items) > LISTED_PROBLEMS else ""
-    return DataError(located("\n  ".join([f"{len(items):,} problems{more}:", *shown]), file=annotation_file, fix=fix))
+        where, problem = _described(items[0])
+        if items[0].line is not None:
+            return DataError(located(f"{where}: {problem}", fix=fix))
+        return DataError(located(problem, file=annotation_file, field=where, fix=fix))
+    return DataError(located(listed([": ".join(_described(item)) for item in items]), file=annotation_file, fix=fix))
 
 
 def _described(item: SkippedItem) -> tuple[str, str]:
-    """(the item's ids and file, its problem)."""
+    """(the item's ids and file, or its line; its problem)."""
+    problem = f"{item.reason}: {item.detail}" if item.detail else item.reason
+    if item.line is not None:
+        return f"{item.file}:{item.line}", problem
     ids = [f"image {item.image_id!r}"] if item.image_id is not None else []
     ids += [f"annotation {item.annotation_id!r}"] if item.annotation_id is not None else []
-    field = ", ".join(ids) or item.kind
     name = f" ({item.file})" if item.file else ""
-    detail = f": {item.detail}" if item.detail else ""
-    return field + name, f"{item.reason}{detail}"
+    return (", ".join(ids) or item.kind) + name, problem
 
 
-def unusable_elements(index: AnnotationIndex, on_bad: str) -> ConversionCounts:
-    """Counts of the elements that belong to no image; if `on_bad` is `error`, they are in `problems`.
-
-    Lines that the dataset's format has left out are counted too.
-    """
-    counts = ConversionCounts()
+def unusable_elements(index: AnnotationIndex) -> list[SkippedItem]:
+    """The elements that belong to no image, and the lines that the dataset's format could not convert."""
+    items = []
     for field, element in index.invalid:
         kind = "image" if field == "images" else "annotation"
         reason = _reason(element.problem)
         detail = "" if reason == element.problem else element.problem
-        item = SkippedItem(kind, reason, element.image_id, element.id if kind == "annotation" else None, "", detail)
-        if on_bad == "error":
-            counts.problems.append(item)
-        else:
-            counts.drop_listed(item)
-    for line in index.skipped:
-        counts.drop_listed(SkippedItem(line.kind, line.reason, file=line.file, detail=line.detail, line=line.line))
-    return counts
+        items.append(
+            SkippedItem(kind, reason, element.image_id, element.id if kind == "annotation" else None, "", detail)
+        )
+    lines = index.skipped
+    return items + [SkippedItem(s.kind, s.reason, file=s.file, detail=s.detail, line=s.line) for s in lines]
 
 
 def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[str, Any]:

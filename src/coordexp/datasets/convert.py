@@ -38,6 +38,7 @@ from coordexp.datasets.conversion_stats import (
     summary,
     unusable_elements,
 )
+from coordexp.datasets.entry_checks import bad_entries
 from coordexp.datasets.image_provenance import prepare_images_dir, read_provenance
 from coordexp.datasets.source import Source, load_source
 from coordexp.geometry.boxes import xywh_to_xyxy
@@ -125,13 +126,18 @@ def _convert_all(job: ConversionJob, workers: int) -> ConversionCounts:
 
 
 def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> ConversionCounts:
-    """Complete the job and announce it; returns the counts of the elements that belong to no image."""
+    """Complete the job, check it and announce it; returns the counts of the elements that belong to no image."""
     job.index = index
     _check_pixels(index)
     table = load_categories(job.annotations, job.options.on_bad, index.categories)
     job.descriptions = descriptions(table, job.options.desc)
+    unusable, totals = unusable_elements(index), ConversionCounts()
+    if job.options.on_bad == "error" and (problems := [*unusable, *bad_entries(job)]):
+        raise bad_input(problems, job.annotations)
+    for item in unusable:
+        totals.drop_listed(item)
     _announce(job, workers)
-    return unusable_elements(index, job.options.on_bad)
+    return totals
 
 
 def _check_pixels(index: AnnotationIndex) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -78,7 +78,7 @@ def build_objects(
     counts: Counter = Counter()
     image_index = annotations.image_index
     source = np.array([(i.width, i.height) for i in images], dtype=np.float64).reshape(-1, 2)
-    kept, skipped, bad = _filter(images, annotations, source[image_index], descriptions, options)
+    kept, skipped, bad = select_annotations(images, annotations, descriptions, options)
     incomplete = _incomplete_categories(annotations, kept, len(images), descriptions)
     annotations, image_index = annotations.take(kept, np.zeros(1, np.int64)), image_index[kept]
     source, target = source[image_index], np.array(sizes, dtype=np.float64).reshape(-1, 2)[image_index]
@@ -96,21 +96,29 @@ def build_objects(
     return ObjectBatch(_ordered(objects, norm, image_index, images, options), incomplete, skipped, bad, counts)
 
 
-def _filter(
+class Selection(NamedTuple):
+    """Indices of the annotations that become objects; those that a rule leaves out; those that are wrong."""
+
+    kept: np.ndarray
+    skipped: list[SkippedItem]
+    bad: list[SkippedItem]
+
+
+def select_annotations(
     images: Sequence[ImageEntry],
     annotations: AnnotationColumns,
-    source: np.ndarray,
     descriptions: Mapping[int, str],
     options: ObjectOptions,
-) -> tuple[np.ndarray, list[SkippedItem], list[SkippedItem]]:
-    """(indices of annotations that become objects, those without a use, bad ones); `source` sizes are per row."""
+) -> Selection:
+    """Which annotations of these images become objects; arguments as in `build_objects`."""
+    image_index = annotations.image_index
+    source = np.array([(i.width, i.height) for i in images], dtype=np.float64).reshape(-1, 2)[image_index]
     raw = xywh_to_xyxy(annotations.boxes)
     known = np.isin(annotations.categories, np.array(list(descriptions), dtype=np.int64))
     crowd = annotations.crowd & (options.crowd == "skip")
     finite = np.isfinite(raw).all(axis=1)
     empty = (annotations.boxes[:, 2:] <= 0).any(axis=1)
     outside = (np.minimum(raw[:, 2:], source) - np.maximum(raw[:, :2], 0) <= 0).any(axis=1)
-    image_index = annotations.image_index
     skipped, bad = [], []
     remaining = np.ones(len(annotations), dtype=bool)
     for mask, reason, items in (
@@ -126,7 +134,7 @@ def _filter(
             detail = f"category_id {category}, bbox {box} in {image.width}x{image.height}"
             items.append(SkippedItem("annotation", reason, image.id, annotations.ids[i].item(), image.path, detail))
         remaining &= ~mask
-    return np.flatnonzero(remaining), skipped, bad
+    return Selection(np.flatnonzero(remaining), skipped, bad)
 
 
 def _incomplete_categories(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+LISTED_PROBLEMS = 20
 
 
 class CoordExpError(Exception):
@@ -47,6 +49,14 @@ def located(
     facts = [f"{name} {value!r}" for name, value in (("expected", expected), ("found", found)) if value is not None]
     text = "; ".join([head, ", ".join(facts)]) if facts else head
     return f"{text}\n  -> {fix}" if fix else text
+
+
+def listed(problems: Sequence[str]) -> str:
+    """One problem as it is; of several, their number and the first LISTED_PROBLEMS of them, each on a line."""
+    if len(problems) == 1:
+        return problems[0]
+    more = f", the first {LISTED_PROBLEMS} of them" if len(problems) > LISTED_PROBLEMS else ""
+    return "\n  ".join([f"{len(problems):,} problems{more}:", *problems[:LISTED_PROBLEMS]])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

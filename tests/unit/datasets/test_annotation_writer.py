@@ -20,6 +20,19 @@ def fill(writer, images=2):
         writer.add_annotation({"id": n, "image_id": n, "category_id": 1, "bbox": [1, 2, 30, 40]})
 
 
+def written_with_skips(folder, lines, images=None):
+    """The source of two images, a line of the file `lines` that was skipped, and an image of the file `images`."""
+    (folder / "images").mkdir()
+    for n in (1, 2):
+        draw_image(160, 120, n).save(folder / "images" / f"{n}.jpg")
+    with AnnotationWriter(folder / "a.json") as writer:
+        fill(writer)
+        writer.skip("annotation", "unknown category", lines, 7, "'zebra'")
+        if images:
+            writer.skip("image", "missing image", images)
+    return source_of(folder / "a.json", ["images"], "coco")
+
+
 def test_the_file_is_coco_json(tmp_path):
     with AnnotationWriter(tmp_path / "a.json", info={"description": "test"}) as writer:
         fill(writer)
@@ -37,26 +50,21 @@ def test_an_exception_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_line_is_an_error_with_file_and_line(tmp_path):
-    words = r"boxes\.csv:7: unknown category: 'zebra'\n  -> .*on_bad: skip"
-    with pytest.raises(DataError, match=words), AnnotationWriter(tmp_path / "a.json") as writer:
-        writer.skip("annotation", "unknown category", "boxes.csv", 7, "'zebra'")
+def test_a_bad_line_is_an_error_of_the_conversion_with_file_and_line(tmp_path):
+    write_json(tmp_path / "train.source.json", written_with_skips(tmp_path, "boxes.csv"))
+    with pytest.raises(DataError, match=r"^boxes\.csv:7: unknown category: 'zebra'\n  -> .*data\.on_bad: skip"):
+        convert_to(tmp_path / "train.source.json", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.jpg"))
 
 
 def test_skipped_lines_are_counted_and_listed_by_the_conversion(tmp_path):
-    (tmp_path / "images").mkdir()
-    for n in (1, 2):
-        draw_image(160, 120, n).save(tmp_path / "images" / f"{n}.jpg")
-    with AnnotationWriter(tmp_path / "a.json", on_bad="skip") as writer:
-        fill(writer)
-        writer.skip("annotation", "unknown category", "boxes.csv", 7, "'zebra'")
-        writer.skip("image", "missing image", "list.txt")
+    source = written_with_skips(tmp_path, "boxes.csv", "list.txt")
     assert [(s.kind, s.file, s.line) for s in build_index(tmp_path / "a.json").skipped] == [
         ("annotation", "boxes.csv", 7),
         ("image", "list.txt", None),
     ]
-    write_json(tmp_path / "train.source.json", source_of(tmp_path / "a.json", ["images"], "coco"))
-    stats = convert_to(tmp_path / "train.source.json", tmp_path / "out")
+    write_json(tmp_path / "train.source.json", source)
+    stats = convert_to(tmp_path / "train.source.json", tmp_path / "out", on_bad="skip")
     assert balanced(stats) and (stats["images"]["listed"], stats["objects"]["listed"]) == (3, 3)
     assert stats["objects"]["dropped"] == {"unknown category": 1}
     assert stats["images"]["dropped"] == {"missing image": 1}

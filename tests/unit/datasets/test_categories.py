@@ -40,6 +40,14 @@ def test_a_bad_category_is_named_or_left_out(tmp_path, bad, problem):
     assert [c.name for c in load_categories(path, "skip")] == ["cat"]
 
 
+def test_all_bad_categories_are_counted_and_the_first_twenty_listed(tmp_path):
+    path = write_categories(tmp_path, [{"id": 3, "name": "cat"}, *({"id": n} for n in range(10, 35))])
+    with pytest.raises(DataError, match="25 problems, the first 20 of them") as error:
+        load_categories(path)
+    assert str(error.value).count("has no name") == 20
+    assert "categories[20]: category 29 has no name" in str(error.value)
+
+
 def test_no_categories_is_an_error(tmp_path):
     with pytest.raises(DataError, match="categories: the list is missing or empty"):
         load_categories(write_categories(tmp_path, []))

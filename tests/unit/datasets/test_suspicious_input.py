@@ -133,6 +133,21 @@ def test_all_problems_are_counted_and_the_first_twenty_listed(tmp_path):
     assert "annotation 21" not in text
 
 
+def test_every_invalid_entry_is_reported_before_an_image_is_converted(tmp_path):
+    images = [image_entry(i) for i in range(1, 6)] + [image_entry(1), image_entry(8, width=0), image_entry(9)]
+    boxes = [annotation_entry(1, 1, BOX), annotation_entry(2, 2, [500, 500, 5, 5])]
+    boxes += [annotation_entry(3, 77, BOX), annotation_entry(4, 3, BOX, category_id=99)]
+    manifest = write_dataset(tmp_path, images, boxes)
+    (tmp_path / "images" / "0009.jpg").unlink()
+    with pytest.raises(DataError, match="6 problems") as error:
+        convert_to(manifest, tmp_path / "out")
+    for problem in ("duplicate image id", "77 is not in images", "impossible size", "missing image"):
+        assert problem in str(error.value)
+    for problem in ("box outside the image", "unknown category"):
+        assert problem in str(error.value)
+    assert not list((tmp_path / "out").rglob("*.jpg"))
+
+
 def test_a_corrected_problem_does_not_come_from_a_finished_chunk(tmp_path):
     manifest = write_dataset(tmp_path)
     path = tmp_path / "images" / "0003.jpg"

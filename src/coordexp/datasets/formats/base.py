@@ -162,7 +162,7 @@ class DatasetFormat(ABC, Generic[Options]):
         """The source of `split`, with absolute paths.
 
         `folder` holds the files named by `files`. What the format writes goes to `raw_dir`, complete or not at all.
-        DataError with file and line for input that cannot be read.
+        DataError for a file that cannot be read at all; single bad items go to `AnnotationWriter.skip`.
         """
 
     def original_files(self, split: str, folder: Path) -> Sequence[Path]:
