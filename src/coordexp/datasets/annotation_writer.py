@@ -11,6 +11,8 @@ from typing import IO, Any, Literal
 
 import msgspec
 
+from coordexp.datasets.source import OnBad
+from coordexp.runtime.errors import DataError, listed, located
 from coordexp.runtime.io import atomic_open
 
 _encode = msgspec.json.Encoder().encode
@@ -30,14 +32,14 @@ class AnnotationWriter(contextlib.AbstractContextManager):
     """Streams images and annotations to a file in COCO format; memory does not grow with their number.
 
     The file appears when the `with` block ends without an exception. Each category, image and annotation is a map as
-    COCO defines it (image and category ids and sizes included). What cannot be converted is passed to `skip` and listed
-    in the file under `skipped`. The conversion reads that list: it is an error that lists the problems of the whole
-    split, or with `data.on_bad: skip` the statistics count and list them.
+    COCO defines it (image and category ids and sizes included). What cannot be converted is passed to `skip`. With
+    `on_bad="skip"` it is listed in the file under `skipped`, for the statistics of the conversion; otherwise the end of
+    the block is a DataError with the number of problems and the first of them.
     """
 
-    def __init__(self, path: str | Path, info: Mapping[str, Any] = {}):
+    def __init__(self, path: str | Path, on_bad: OnBad = "error", info: Mapping[str, Any] = {}):
         self.path = Path(path)
-        self._info = info
+        self._on_bad, self._info = on_bad, info
         self._categories: Sequence[Mapping[str, Any]] = ()
         self.image_count = self.annotation_count = 0
         self._skipped: list[SkippedLine] = []
@@ -71,13 +73,15 @@ class AnnotationWriter(contextlib.AbstractContextManager):
         line: int | None = None,
         detail: str = "",
     ) -> None:
-        """Leave an item of the user's files out; the caller continues with the next one."""
+        """Leave an item of the user's files out. This does not raise: the caller continues with the next item."""
         self._skipped.append(SkippedLine(kind, reason, str(file), line, detail))
 
     def __exit__(self, kind, error, traceback) -> bool | None:
         if kind is not None:
             return self._stack.__exit__(kind, error, traceback)
         with self._stack:
+            if self._skipped and self._on_bad == "error":
+                raise _bad_items(self._skipped)
             self._later.seek(0)
             self._out.write(b'],"annotations":[')
             shutil.copyfileobj(self._later, self._out)
@@ -86,3 +90,9 @@ class AnnotationWriter(contextlib.AbstractContextManager):
                 self._out.write(b',"skipped":' + _encode(self._skipped))
             self._out.write(b"}")
         return None
+
+
+def _bad_items(items: Sequence[SkippedLine]) -> DataError:
+    lines = [located(f"{i.reason}: {i.detail}" if i.detail else i.reason, file=i.file, line=i.line) for i in items]
+    fix = "correct the files, or set `on_bad: skip` for this dataset to leave such items out and list them"
+    return DataError(located(listed(lines), fix=fix))

@@ -55,17 +55,13 @@ def bad_input(items: Sequence[SkippedItem], annotation_file: str | Path) -> Data
     fix = "correct the data, or set data.on_bad: skip to leave such items out and list them in the statistics"
     if len(items) == 1:
         where, problem = _described(items[0])
-        if items[0].line is not None:
-            return DataError(located(f"{where}: {problem}", fix=fix))
         return DataError(located(problem, file=annotation_file, field=where, fix=fix))
     return DataError(located(listed([": ".join(_described(item)) for item in items]), file=annotation_file, fix=fix))
 
 
 def _described(item: SkippedItem) -> tuple[str, str]:
-    """(the item's ids and file, or its line; its problem)."""
+    """(the item's ids and file, its problem)."""
     problem = f"{item.reason}: {item.detail}" if item.detail else item.reason
-    if item.line is not None:
-        return f"{item.file}:{item.line}", problem
     ids = [f"image {item.image_id!r}"] if item.image_id is not None else []
     ids += [f"annotation {item.annotation_id!r}"] if item.annotation_id is not None else []
     name = f" ({item.file})" if item.file else ""
@@ -73,7 +69,7 @@ def _described(item: SkippedItem) -> tuple[str, str]:
 
 
 def unusable_elements(index: AnnotationIndex) -> list[SkippedItem]:
-    """The elements that belong to no image, and the lines that the dataset's format could not convert."""
+    """The elements that belong to no image."""
     items = []
     for field, element in index.invalid:
         kind = "image" if field == "images" else "annotation"
@@ -82,8 +78,12 @@ def unusable_elements(index: AnnotationIndex) -> list[SkippedItem]:
         items.append(
             SkippedItem(kind, reason, element.image_id, element.id if kind == "annotation" else None, "", detail)
         )
-    lines = index.skipped
-    return items + [SkippedItem(s.kind, s.reason, file=s.file, detail=s.detail, line=s.line) for s in lines]
+    return items
+
+
+def skipped_lines(index: AnnotationIndex) -> list[SkippedItem]:
+    """What the dataset's format has left out."""
+    return [SkippedItem(s.kind, s.reason, file=s.file, detail=s.detail, line=s.line) for s in index.skipped]
 
 
 def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from coordexp.datasets.conversion_stats import (
     bad_input,
     check_not_emptied,
     notices,
+    skipped_lines,
     summary,
     unusable_elements,
 )
@@ -134,7 +135,7 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> Conversi
     unusable, totals = unusable_elements(index), ConversionCounts()
     if job.options.on_bad == "error" and (problems := [*unusable, *bad_entries(job)]):
         raise bad_input(problems, job.annotations)
-    for item in unusable:
+    for item in (*unusable, *skipped_lines(index)):
         totals.drop_listed(item)
     _announce(job, workers)
     return totals

@@ -20,12 +20,12 @@ def fill(writer, images=2):
         writer.add_annotation({"id": n, "image_id": n, "category_id": 1, "bbox": [1, 2, 30, 40]})
 
 
-def written_with_skips(folder, lines, images=None):
+def written_with_skips(folder, on_bad, lines, images=None):
     """The source of two images, a line of the file `lines` that was skipped, and an image of the file `images`."""
     (folder / "images").mkdir()
     for n in (1, 2):
         draw_image(160, 120, n).save(folder / "images" / f"{n}.jpg")
-    with AnnotationWriter(folder / "a.json") as writer:
+    with AnnotationWriter(folder / "a.json", on_bad) as writer:
         fill(writer)
         writer.skip("annotation", "unknown category", lines, 7, "'zebra'")
         if images:
@@ -50,21 +50,27 @@ def test_an_exception_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_line_is_an_error_of_the_conversion_with_file_and_line(tmp_path):
-    write_json(tmp_path / "train.source.json", written_with_skips(tmp_path, "boxes.csv"))
-    with pytest.raises(DataError, match=r"^boxes\.csv:7: unknown category: 'zebra'\n  -> .*data\.on_bad: skip"):
-        convert_to(tmp_path / "train.source.json", tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.jpg"))
+def test_a_bad_line_is_an_error_with_file_and_line_at_the_end(tmp_path):
+    words = r"^boxes\.csv:7: unknown category: 'zebra'\n  -> .*on_bad: skip"
+    with pytest.raises(DataError, match=words):
+        written_with_skips(tmp_path, "error", "boxes.csv")
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_several_bad_lines_are_one_error(tmp_path):
+    words = r"^2 problems:\n  boxes\.csv:7: unknown category: 'zebra'\n  list\.txt: missing image\n  -> "
+    with pytest.raises(DataError, match=words):
+        written_with_skips(tmp_path, "error", "boxes.csv", "list.txt")
 
 
 def test_skipped_lines_are_counted_and_listed_by_the_conversion(tmp_path):
-    source = written_with_skips(tmp_path, "boxes.csv", "list.txt")
+    source = written_with_skips(tmp_path, "skip", "boxes.csv", "list.txt")
     assert [(s.kind, s.file, s.line) for s in build_index(tmp_path / "a.json").skipped] == [
         ("annotation", "boxes.csv", 7),
         ("image", "list.txt", None),
     ]
     write_json(tmp_path / "train.source.json", source)
-    stats = convert_to(tmp_path / "train.source.json", tmp_path / "out", on_bad="skip")
+    stats = convert_to(tmp_path / "train.source.json", tmp_path / "out")
     assert balanced(stats) and (stats["images"]["listed"], stats["objects"]["listed"]) == (3, 3)
     assert stats["objects"]["dropped"] == {"unknown category": 1}
     assert stats["images"]["dropped"] == {"missing image": 1}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
-from dataset_cases import balanced, convert_to, draw_image, write_dataset
+from dataset_cases import draw_image, write_dataset
 
 from coordexp.datasets.download import annotations_sha256, local_annotations_sha256, options_for_split, provide
 from coordexp.datasets.formats import (
@@ -80,18 +80,14 @@ def test_a_changed_original_is_noticed(lines, tmp_path):
     assert local_annotations_sha256("mine", entry, "train", manifest) != source.original_sha256
 
 
-def test_bad_lines_are_an_error_of_the_conversion_or_counted(lines, tmp_path):
+def test_bad_lines_are_an_error_and_leave_no_annotations(lines, tmp_path):
     entry, root = lines
     bad = "".join(f"a.jpg {n}\n" for n in range(30))
     (root / "train.txt").write_text("a.jpg 10 20 30 40\n" + bad)
-    manifest = tmp_path / "work" / "train.source.json"
-    provide("mine", entry, "train", tmp_path / "work" / "raw", manifest)
-    with pytest.raises(DataError, match=r"30 problems, the first 20 of them") as error:
-        convert_to(manifest, tmp_path / "out")
+    with pytest.raises(DataError, match="30 problems, the first 20 of them") as error:
+        provide("mine", entry, "train", tmp_path / "work" / "raw", tmp_path / "work" / "train.source.json")
     assert str(error.value).count("expected 5 values") == 20 and "train.txt:2: " in str(error.value)
-    assert not (tmp_path / "out" / "train.jsonl").exists()
-    stats = convert_to(manifest, tmp_path / "out", on_bad="skip")
-    assert balanced(stats) and stats["objects"]["dropped"] == {"expected 5 values": 30}
+    assert not list((tmp_path / "work").rglob("*.json"))
 
 
 def test_options_of_other_splits_do_not_count(lines):
