@@ -1,0 +1,1 @@
+"""Measurements on one GPU: attention, training steps and decoding of a checkpoint of the true size."""
