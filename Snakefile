@@ -11,6 +11,7 @@ min_version("9.10")
 configfile: "config/config.yaml"
 
 
+include: "rules/errors.smk"
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/model.smk"

@@ -15,12 +15,15 @@ from coordexp.config.settings import Settings, over_defaults
 from coordexp.config.sections import SPLIT, VocabOptions
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.config_io import choices_of
-from coordexp.runtime.errors import ConfigError
+from coordexp.runtime.errors import ConfigError, CoordExpError
 from coordexp.runtime.io import canonical_json
 from coordexp.runtime.plugins import VARIABLE as PLUGINS
 from coordexp.training.identity import training_code
 
-settings = Settings.load(over_defaults(config, ROOT), ROOT)
+try:
+    settings = Settings.load(over_defaults(config, ROOT), ROOT)
+except CoordExpError as error:
+    raise WorkflowFailed(str(error)) from None
 RESULTS = settings.data.output_base
 RAW = settings.data.raw_root
 

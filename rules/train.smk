@@ -43,11 +43,11 @@ rule train:
         # A finished training is kept when its code changes, unless `rerun_on_code_change` is set.
         code=lambda w: training_code(settings.recipe(w.run)) if settings.run(w.run).train.rerun_on_code_change else "",
     shell:
-        "python -m workflow_scripts.train --config {params.config:q} --base {input.base:q} --train {input.train:q}"
-        " --val {input.val:q} --source {input.source:q} --log {output.log:q}"
+        "COORDEXP_CONSOLE_FD=3 python -m workflow_scripts.train --config {params.config:q} --base {input.base:q}"
+        " --train {input.train:q} --val {input.val:q} --source {input.source:q} --log {output.log:q} --messages {log:q}"
         " --made-from {params.made_from} --rerun-on-code-change {params.rerun_on_code_change}"
         " --trained {output.manifest:q} --threads {threads} --gpus {resources.gpu} --nodes {resources.nodes}"
-        " > {log:q} 2>&1"
+        " 3>&2 > {log:q} 2>&1"
 
 
 rule merge:

@@ -58,6 +58,8 @@ def job(output: Path):
             yield
     except CoordExpError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command continues")
     except Exception as error:
         if not disk_is_full(error, output.parent):
             raise

@@ -12,6 +12,7 @@ args = arguments(
     val=path,
     source=path,
     log=path,
+    messages=path,
     trained=path,
     threads=int,
     gpus=int,
@@ -26,9 +27,11 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     from coordexp.recipe import parse_recipe
     from coordexp.runtime.config_io import merge
     from coordexp.runtime.gpus import take_gpus
+    from coordexp.runtime.notices import console
     from coordexp.training.launch import DistributedConfig
     from coordexp.training.train import train
 
+    console(f"train: see {args.messages} for details; this console shows a line per minute")
     distributed = DistributedConfig.from_resources(args.gpus, args.nodes, args.config["processes"], args.threads)
     if distributed.nodes == 1:
         take_gpus(distributed.gpus)

@@ -73,7 +73,7 @@ def weights(folder):
 WHOLE, STEPPED = "checkpoint-*/COMPLETE", "logging.jsonl"
 
 
-def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe(data)", once=WHOLE):
+def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe(data)", once=WHOLE, **streams):
     """Train in a process group of its own; `sign` all of it once there is `once`; name the steps that stand then."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[4:]; "
@@ -82,7 +82,8 @@ def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe
         f"train({made}, model, folder / 'adapter', folder / 'log.jsonl')"
     )
     command = [sys.executable, "-c", code, str(data), str(model), str(folder), str(Path(__file__).parent)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    streams = streams or {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, **streams)
     deadline = time.monotonic() + 240
     while not list(folder.glob(f"checkpoints/*/{once}")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -111,6 +112,18 @@ def test_preemption_saves_where_no_checkpoint_was_due(uninterrupted, shapes_data
     (saved,) = start_and_kill(tmp_path, shapes_data, tiny_model, signal.SIGTERM, made=made, once=STEPPED)
     assert 0 < saved < STEPS
     goes_on(tmp_path, saved, recipe(shapes_data, **never), tiny_model, uninterrupted, capfd)
+
+
+def test_ctrl_c_saves_too_and_says_so(shapes_data, tiny_model, tmp_path):
+    """Without a traceback in any process."""
+    made, output = "recipe(data, save_steps=1000)", tmp_path / "output"
+    with output.open("w") as out:
+        (saved,) = start_and_kill(
+            tmp_path, shapes_data, tiny_model, signal.SIGINT, made=made, once=STEPPED, stdout=out, stderr=out
+        )
+    printed = output.read_text()
+    assert f"ModelError: interrupted: saved at step {saved}; the same command continues" in printed
+    assert "KeyboardInterrupt" not in printed and printed.count("Traceback") == 1  # of `train`, which no command caught
 
 
 def goes_on(folder, step, recipe, model, uninterrupted, capfd):

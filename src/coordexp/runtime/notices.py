@@ -15,5 +15,10 @@ CONSOLE_FD = "COORDEXP_CONSOLE_FD"
 def notice(text: str) -> None:
     """Write one notice to stderr and, if it is another file, to the console."""
     print(text, file=sys.stderr, flush=True)
+    console(text)
+
+
+def console(text: str) -> None:
+    """Write one line to the console of a rule whose stderr is its log."""
     with contextlib.suppress(KeyError, ValueError, OSError):
         os.write(int(os.environ[CONSOLE_FD]), f"{text}\n".encode())

@@ -7,10 +7,8 @@ MASTER_PORT. In a SLURM job one call starts an agent on every node, which derive
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +16,11 @@ import msgspec
 
 from coordexp.runtime.errors import ConfigError, ModelError, located
 from coordexp.runtime.io import read_json
+from coordexp.training import elastic
+from coordexp.training.checkpoints import complete_checkpoints, step_of
 from coordexp.training.job import Job
 from coordexp.training.ms_swift import eval_worker, worker
+from coordexp.training.supervise import supervise
 
 SHUTDOWN_SECONDS = 600  # enough for a step and its checkpoint after SIGTERM; torchrun's default is 30 s
 VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -85,7 +86,9 @@ def launch(job_file: Path, distributed: DistributedConfig) -> bool:
         command = [sys.executable, *_torchrun(distributed, env), *run_worker]
     else:
         command, env = _srun(job_file, distributed, env)
-    code = _wait(command, env)
+    code, interrupted = supervise(command, env, Path(job.checkpoints))
+    if code and interrupted:
+        raise ModelError(f"interrupted: {_saved(Path(job.checkpoints))}")
     if code:
         fix = "see the messages above; run again to resume from the last complete checkpoint"
         raise ModelError(f"training failed with exit code {code}\n  -> {fix}")
@@ -143,8 +146,9 @@ def _srun(job_file: Path, distributed: DistributedConfig, env: dict[str, str]) -
 
 def _torchrun(distributed: DistributedConfig, env: Mapping[str, str]) -> list[str]:
     """torchrun on this machine, alone or as one of several agents."""
-    command = ["-m", "torch.distributed.run", f"--nproc-per-node={distributed.processes}"]
-    command += [f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    command = ["-m", elastic.__name__, f"--nproc-per-node={distributed.processes}"]
+    # Ctrl-C reaches the processes as SIGTERM (`training.supervise`), so torchrun must not handle SIGINT.
+    command += [f"--shutdown-timeout={SHUTDOWN_SECONDS}", "--signals-to-handle=SIGTERM"]
     if distributed.nodes == 1:
         return [*command, f"--master-port={env['MASTER_PORT']}"] if "MASTER_PORT" in env else [*command, "--standalone"]
     return [*command, *(f"--{name.lower().replace('_', '-')}={env[name]}" for name in VARIABLES)]
@@ -155,16 +159,11 @@ def _thread_variables(distributed: DistributedConfig) -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _wait(command: list[str], env: dict[str, str]) -> int:
-    """Exit code of `command`. SIGTERM is forwarded to it, and this process waits until it has saved and ended."""
-    child = subprocess.Popen(command, env=env, close_fds=False)  # it inherits the lock, held until the last one ends
-    if threading.current_thread() is not threading.main_thread():
-        return child.wait()
-    before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
-    try:
-        return child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _saved(checkpoints: Path) -> str:
+    complete = complete_checkpoints(checkpoints)
+    if not complete:
+        return "no checkpoint was saved; the same command starts again"
+    return f"saved at step {step_of(complete[-1])}; the same command continues"
 
 
 if __name__ == "__main__":

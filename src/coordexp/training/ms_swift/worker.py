@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,10 +30,13 @@ def run(job_file: Path, *registrations: Callable[[], None]) -> None:
     import torch
     from swift.arguments import SftArguments
     from swift.pipelines import SwiftSft
+    from swift.utils import get_logger
 
     from coordexp.training.ms_swift import plugin
     from coordexp.training.ms_swift.arguments import checked
 
+    if "LOG_LEVEL" not in os.environ:
+        get_logger().addFilter(_worth_reading)
     for register in (plugin.register, *registrations):
         register()
     # On a CPU, several processes find each other only with use_cpu.
@@ -42,6 +46,11 @@ def run(job_file: Path, *registrations: Callable[[], None]) -> None:
         print(f"resuming from {checkpoints[-1]}", flush=True)
         arguments["resume_from_checkpoint"] = str(checkpoints[-1])
     SwiftSft(SftArguments(**arguments)).main()
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """Warnings, and messages of this package; ms-swift's own are 500 lines, most of which args.json repeats."""
+    return record.levelno > logging.INFO or Path(record.pathname).is_relative_to(Path(__file__).parent)
 
 
 def main(*registrations: Callable[[], None]) -> None:

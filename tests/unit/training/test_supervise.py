@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM reach the training processes as SIGTERM; the console shows their progress."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from coordexp.runtime.notices import CONSOLE_FD
+from coordexp.training import supervise
+
+# Writes the signals that it receives, and ends after SIGTERM unless told otherwise.
+CHILD = """
+import os, signal, sys, time
+out, stays = open(sys.argv[1], "a"), sys.argv[2] == "stays"
+def note(number, _):
+    print(signal.Signals(number).name, file=out, flush=True)
+    if not stays:
+        sys.exit(143)
+signal.signal(signal.SIGTERM, note)
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, note)
+print("ready", file=out, flush=True)
+time.sleep(60)
+time.sleep(60)
+"""
+
+
+def interrupted(tmp_path, child, *signals):
+    """Outcome of a child whose parent receives `signals`, and what the child wrote."""
+    file = tmp_path / "signals"
+
+    def send():
+        for number in signals:
+            lines = len(file.read_text().split()) if file.exists() else 0
+            while not file.exists() or len(file.read_text().split()) < max(lines, 1):
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    outcome = supervise.supervise([sys.executable, "-c", CHILD, str(file), child], os.environ, tmp_path)
+    thread.join()
+    return outcome, file.read_text().split()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_reaches_the_processes_as_sigterm(tmp_path, number):
+    before = signal.getsignal(number)
+    outcome, seen = interrupted(tmp_path, "ends", number)
+    assert seen == ["ready", "SIGTERM"] and outcome == (143, True)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_kills(tmp_path):
+    outcome, _ = interrupted(tmp_path, "stays", signal.SIGINT, signal.SIGINT)
+    assert outcome == (-signal.SIGKILL, True)
+
+
+def test_the_console_shows_step_loss_and_remaining_time(tmp_path, monkeypatch):
+    rows = [
+        {"loss": 60.0621, "global_step/max_steps": "1/1400", "remaining_time": "3m 1s"},
+        {"loss": 1.25, "global_step/max_steps": "1300/1400", "remaining_time": "12s"},
+        {"eval_loss": 2.0, "global_step/max_steps": "1300/1400"},
+    ]
+    log = tmp_path / supervise.LOG
+    assert supervise.progress_line(log) is None
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"loss": 1.')
+    assert supervise.progress_line(log) == "train: step 1,300 of 1,400, loss 1.25, 12s left"
+    console, shown = os.pipe()
+    monkeypatch.setenv(CONSOLE_FD, str(shown))
+    monkeypatch.setattr(supervise, "SECONDS_BETWEEN_REPORTS", 0.05)
+    code = f"import os, time; assert '{CONSOLE_FD}' not in os.environ; time.sleep(0.2)"
+    assert supervise.supervise([sys.executable, "-c", code], os.environ, tmp_path).code == 0
+    assert os.read(console, 10000).decode().splitlines()[0] == "train: step 1,300 of 1,400, loss 1.25, 12s left"
