@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,7 +154,7 @@ def _run(
     parts = Counter(job.position for job in jobs)
     capacity = predictor.options.batch_size
     while jobs:
-        requests = (Request(job, _image(job.record, folder), job.prompt) for job in jobs)
+        requests = (Request(job, partial(_image, job.record, folder), job.prompt) for job in jobs)
         answered: set[tuple[int, int]] = set()
         try:
             for finished in predictor.stream(requests, capacity):

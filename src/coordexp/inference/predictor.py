@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 from coordexp.answers.render import PromptStyle, hf_chat
 from coordexp.inference.attention import avoid_planned_attention
 from coordexp.inference.decoder import ConstrainedDecoder
+from coordexp.inference.encoding import Inputs, encoded_ahead, left_padded
 from coordexp.inference.generation_state import GenerationLimits, GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
@@ -21,14 +22,18 @@ from coordexp.inference.prompts import Prompt
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds, verified_ids
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, ModelError, located
 
 
 class Request(NamedTuple):
-    """One prompt about one image; `key` identifies the answer and is chosen by the caller."""
+    """One prompt about one image; `key` identifies the answer and is chosen by the caller.
+
+    image: the image, or a function that loads it; that runs in another thread on a machine with an accelerator.
+    """
 
     key: Any
-    image: Image.Image
+    image: Image.Image | Callable[[], Image.Image]
     prompt: Prompt
 
 
@@ -81,6 +86,9 @@ class Predictor:
 
         Image sizes must be multiples of `factor` pixels, as the images are not resized; DataError otherwise.
         """
+        return self._to_device(self._process(images, texts))
+
+    def _process(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Inputs:
         for image in images:
             if image.width % self.factor or image.height % self.factor:
                 fix = f"resize images to multiples of {self.factor} pixels first (rule convert_resize)"
@@ -99,7 +107,18 @@ class Predictor:
         if inputs["image_grid_thw"].tolist() != expected:
             found = inputs["image_grid_thw"].tolist()
             raise DataError(located("the processor resized an image", expected=expected, found=found))
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        return dict(inputs)
+
+    def _to_device(self, inputs: Inputs) -> Inputs:
+        return {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in inputs.items()}
+
+    def _encode_one(self, request: Request) -> Inputs:
+        """Inputs of one request, in the memory of the host."""
+        image = request.image if isinstance(request.image, Image.Image) else request.image()
+        return self._process([image], [self.prompt_text(request.prompt.categories)])
+
+    def _workers(self) -> int:
+        return 0 if self.model.device.type == "cpu" else tuning.ENCODING_THREADS
 
     def grammar(self, labels: Sequence[str] | None = None) -> Grammar:
         """The grammar of answers, whose descriptions are limited to `labels` if given; compiled once per list."""
@@ -124,9 +143,9 @@ class Predictor:
     def stream(self, requests: Iterable[Request], capacity: int) -> Iterator[list[tuple[Any, GenerationState]]]:
         """(key, answer) of each request, as soon as they are finished, with at most `capacity` in progress.
 
-        `requests` is read lazily, so images may be loaded on demand.
+        `requests` is read lazily, and no more than `capacity` images are prepared ahead.
         """
-        waiting = iter(requests)
+        waiting = encoded_ahead(requests, self._encode_one, capacity, self._workers())
         keys: dict[int, Any] = {}
         limits = GenerationLimits.from_options(self.options)
         desc_first = self.style.object_field_order == "desc_first"
@@ -135,10 +154,11 @@ class Predictor:
             taken = list(itertools.islice(waiting, free))
             if not taken:
                 return None
-            states = [GenerationState(self.grammar(request.prompt.labels), limits, desc_first) for request in taken]
-            keys.update({id(state): request.key for state, request in zip(states, taken, strict=True)})
-            texts = [self.prompt_text(request.prompt.categories) for request in taken]
-            return self.encode([request.image for request in taken], texts), states
+            answered = [request for request, _ in taken]
+            states = [GenerationState(self.grammar(request.prompt.labels), limits, desc_first) for request in answered]
+            keys.update({id(state): request.key for state, request in zip(states, answered, strict=True)})
+            batch = left_padded([inputs for _, inputs in taken], self.processor.tokenizer.pad_token_id)
+            return self._to_device(batch), states
 
         for finished in self.decoder.stream(refill, capacity):
             if self.style.coordinates == "integer":

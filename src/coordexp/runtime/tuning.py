@@ -23,6 +23,7 @@ ACCELERATOR_LOGITS_PER_CHUNK = 1 << 27
 # inference
 CACHE_COLUMNS = 256  # least number of columns by which the key/value buffers grow
 ACCELERATOR_COLUMNS = 64  # on a GPU: columns in use are rounded up to a multiple, so that few shapes occur
+ENCODING_THREADS = 8  # prepare images while a GPU decodes; on a CPU they would only compete with it
 
 # evaluation
 PAIRS_PER_BLOCK = 4_000_000  # pairs of boxes compared at once

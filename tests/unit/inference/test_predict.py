@@ -70,7 +70,7 @@ def test_gathered_shards_equal_one_run(taught, records, complete, tmp_path, shar
 
 def test_a_killed_shard_resumes(taught, records, complete, tmp_path, monkeypatch, capsys):
     out, kept = tmp_path / "p.jsonl", tmp_path / ".p.jsonl.rows"
-    original, batches = module.Predictor.encode, []
+    original, batches = module.Predictor._to_device, []
 
     def dying(self, *args):
         if len(batches) == 2:
@@ -79,7 +79,7 @@ def test_a_killed_shard_resumes(taught, records, complete, tmp_path, monkeypatch
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Predictor, "encode", dying)
+        patch.setattr(module.Predictor, "_to_device", dying)
         with pytest.raises(KeyboardInterrupt):
             predict(taught, records, out, OPTIONS, STYLE)
     finished = len(kept.read_bytes().splitlines()) - 1
@@ -92,15 +92,15 @@ def test_a_killed_shard_resumes(taught, records, complete, tmp_path, monkeypatch
 
 
 def test_the_batch_is_halved_when_memory_runs_out(taught, records, complete, tmp_path, monkeypatch, capsys):
-    original, calls = module.Predictor.encode, []
+    original, calls = module.Predictor._to_device, []
 
-    def small(self, images, prompts):
-        calls.append(len(images))
-        if len(images) > 2 or len(calls) == 3:
+    def small(self, inputs):
+        calls.append(len(inputs["input_ids"]))
+        if calls[-1] > 2 or len(calls) == 3:
             raise torch.OutOfMemoryError("out of memory")
-        return original(self, images, prompts)
+        return original(self, inputs)
 
-    monkeypatch.setattr(module.Predictor, "encode", small)
+    monkeypatch.setattr(module.Predictor, "_to_device", small)
     predict(taught, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), complete)
     assert "out of memory with 5 answers at a time, retrying with 2" in capsys.readouterr().err and calls[0] == 5
