@@ -23,6 +23,10 @@ from coordexp.training.ms_swift import eval_worker, worker
 from coordexp.training.supervise import supervise
 
 SHUTDOWN_SECONDS = 600  # enough for a step and its checkpoint after SIGTERM; torchrun's default is 30 s
+ACCELERATOR_VARIABLES = {  # defaults of the environment, on a GPU
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN's attention plans anew for every length of a batch
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # lengths vary: without it, memory fragments
+}
 VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 # SLURM variables that a nested srun may inherit; it would read all others as options.
 SLURM_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR")
@@ -73,7 +77,7 @@ def launch(job_file: Path, distributed: DistributedConfig) -> bool:
 
     ModelError if training fails, ConfigError if the other machines cannot be found.
     """
-    env = {**os.environ, **_thread_variables(distributed)}
+    env = {**ACCELERATOR_VARIABLES, **os.environ, **_thread_variables(distributed)}
     rendezvous = _rendezvous(distributed, env)
     job = msgspec.convert(read_json(job_file), Job)
     module = eval_worker if job.custom["detection_eval"]["every"] else worker

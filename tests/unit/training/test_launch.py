@@ -172,3 +172,15 @@ def test_a_run_waits_until_the_processes_of_a_killed_one_have_ended(shapes_data,
     assert f"process {first.pid} on" in printed and "waiting for it to end" in printed
     assert "full of step 8" in printed and "Train:" not in printed  # the orphan had finished it
     first.communicate()
+
+
+def test_the_users_environment_takes_precedence_over_the_defaults_for_gpus(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(launch, "supervise", lambda command, env, *_: given.append(env) or (0, False))
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    monkeypatch.delenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", raising=False)
+    job = {"arguments": {}, "custom": {"detection_eval": {"every": 0}}, "checkpoints": str(tmp_path)}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    launch.launch(tmp_path / "job.json", DistributedConfig(1, 1, 1))
+    assert given[0]["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"
+    assert given[0]["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
