@@ -41,4 +41,4 @@ __all__ = [
 ]
 
 # Registers the formats; last, so that their modules can import the names above from this package, like a plug-in.
-from coordexp.datasets.formats import coco, lvis, shapes  # noqa: F401
+from coordexp.datasets.formats import coco, hf, imagefolder, lvis, ms_swift, odvg, qwen, shapes  # noqa: F401

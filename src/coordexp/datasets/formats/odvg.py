@@ -1,0 +1,155 @@
+"""ODVG JSON lines of Grounding DINO: detection (labels of a closed set) and grounding (phrases of a caption)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.formats.entries import (
+    BOM,
+    Categories,
+    EntryOptions,
+    EntryWriter,
+    Image,
+    Unit,
+    convert_entry,
+    declared_categories,
+    shown,
+)
+from coordexp.datasets.formats.reading import BadItem
+from coordexp.datasets.source import Source
+from coordexp.runtime.errors import ConfigError, DataError, located
+
+
+class OdvgOptions(EntryOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of a dataset in ODVG format; paths are relative to its folder."""
+
+    annotations: Annotated[PerSplit[str], msgspec.Meta(description="JSONL file of each split")]
+    image_dirs: Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
+    label_map: Annotated[
+        str | None, msgspec.Meta(description="JSON file {label: category name}; the labels become category ids")
+    ] = None
+
+
+class _Detection(msgspec.Struct):
+    instances: list[Any] = []
+
+
+class _Grounding(msgspec.Struct):
+    regions: list[Any] = []
+    caption: str = ""
+
+
+class _Line(msgspec.Struct):
+    filename: str
+    width: int
+    height: int
+    detection: _Detection | None = None
+    grounding: _Grounding | None = None
+
+
+class _Instance(msgspec.Struct):
+    bbox: Any
+    label: int | None = None
+    category: str | None = None
+
+
+class _Region(msgspec.Struct):
+    bbox: Any
+    phrase: str
+
+
+@FORMATS.register("odvg")
+class OdvgFormat(DatasetFormat[OdvgOptions]):
+    """Boxes are x1, y1, x2, y2 in pixels. A phrase of a grounding line is a category; a region has several boxes."""
+
+    Options = OdvgOptions
+
+    def files(self, split: str) -> SplitFiles:
+        """The JSONL file, the label map, and the folders of images of `split`."""
+        label_map = (self.options.label_map,) if self.options.label_map else ()
+        return SplitFiles((self.options.annotations[split], *label_map), tuple(self.options.image_dirs[split]))
+
+    def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
+        """The annotation file of all lines."""
+        file, target = folder / self.options.annotations[split], self.annotation_path(split, raw_dir)
+        image_dirs = [folder / name for name in self.options.image_dirs[split]]
+        with EntryWriter(target, file, image_dirs, self._categories(folder), self.options) as writer:
+            for number, value in writer.json_lines():
+                with writer.skipping("image", number):
+                    self._line(writer, number, convert_entry(value, _Line))
+        return self.source(split, target, image_dirs)
+
+    def _categories(self, folder: Path) -> Categories:
+        if self.options.label_map is None:
+            return declared_categories(self.options.categories)
+        if self.options.categories is not None:
+            field = f"datasets.{self.dataset}"
+            raise ConfigError(located("`label_map` and `categories` exclude each other", field=field))
+        return Categories(read_label_map(folder / self.options.label_map))
+
+    def _line(self, writer: EntryWriter, number: int, line: _Line) -> None:
+        if (line.detection is None) == (line.grounding is None):
+            raise BadItem("invalid entry", "expected one of `detection` and `grounding`")
+        image = writer.image(line.filename, "filename", line.width, line.height)
+        if line.detection is not None:
+            for k, item in enumerate(line.detection.instances):
+                with writer.skipping("annotation", number):
+                    self._instance(writer, image, number, item, f"detection.instances[{k}]")
+            writer.write(image)
+        elif line.grounding is not None:
+            for k, item in enumerate(line.grounding.regions):
+                self._region(writer, image, number, item, f"grounding.regions[{k}]")
+            writer.write(image, caption=line.grounding.caption)
+
+    def _instance(self, writer: EntryWriter, image: Image, number: int, item: object, field: str) -> None:
+        instance, table = convert_entry(item, _Instance, field), writer.categories
+        if self.options.label_map is None or instance.label is None:
+            category_id = table.by_name(instance.category, f"{field}.category")
+        else:
+            category_id = table.by_number(instance.label, f"{field}.label", first=1)
+        if instance.category is not None and instance.category != table.table[category_id]:
+            both = (
+                f"label {instance.label} is {shown(table.table[category_id])}, category is {shown(instance.category)}"
+            )
+            raise BadItem("label and category differ", f"{field}: {both}")
+        writer.add_box(image, number, category_id, instance.bbox, _unit(image), f"{field}.bbox")
+
+    def _region(self, writer: EntryWriter, image: Image, number: int, item: object, field: str) -> None:
+        with writer.skipping("annotation", number):
+            region = convert_entry(item, _Region, field)
+            category_id = writer.categories.by_name(region.phrase, f"{field}.phrase")
+            several = isinstance(region.bbox, list) and bool(region.bbox) and isinstance(region.bbox[0], list)
+            for box in region.bbox if several else [region.bbox]:
+                with writer.skipping("annotation", number):
+                    writer.add_box(image, number, category_id, box, _unit(image), f"{field}.bbox")
+
+
+def read_label_map(path: Path) -> dict[int, str]:
+    """{label: name} of a label map; DataError with the entry that is wrong."""
+    fix = 'write it as {"0": "first category", "1": "second category"}'
+    try:
+        content = json.loads(path.read_bytes().removeprefix(BOM).decode(), object_pairs_hook=list)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(located(f"not a label map: {error}", file=path, fix=fix)) from error
+    if not isinstance(content, list) or not content or not all(isinstance(pair, tuple) for pair in content):
+        raise DataError(located("expected an object of labels and names", file=path, found=shown(content), fix=fix))
+    labels: dict[int, str] = {}
+    for key, name in content:
+        if not (key.isascii() and key.isdigit() and len(key) < 16):
+            raise DataError(located("expected a number as label", file=path, field=shown(key), fix=fix))
+        if not isinstance(name, str) or not name.strip() or "<|" in name:
+            raise DataError(located("expected a category name", file=path, field=key, found=shown(name), fix=fix))
+        if name in labels.values() or int(key) in labels:
+            problem = "two labels have the same name" if name in labels.values() else "the label is repeated"
+            raise DataError(located(problem, file=path, field=key, found=name, fix="give every label one name"))
+        labels[int(key)] = name
+    return labels
+
+
+def _unit(image: Image) -> Unit:
+    return Unit.of(image, "xyxy", "pixels")
