@@ -54,7 +54,8 @@ FINISHED = trainings.finished_trainings(settings) if workflow.is_main_process el
 KEPT = trainings.kept(settings, FINISHED, sys.argv)
 KEPT_BASES = trainings.kept_bases(settings, KEPT, sys.argv)
 MODEL = r"[A-Za-z0-9._-]+"
-for line in trainings.differences(settings, FINISHED):
+SHORT = trainings.short_trainings(settings, KEPT, sys.argv) if workflow.is_main_process else []
+for line in [*trainings.differences(settings, FINISHED), *SHORT]:
     print(line, file=sys.stderr)
 
 

@@ -158,7 +158,11 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Evaluation of detection during training, on the first images of `val_jsonl`; selects the best checkpoint."""
 
     every: Annotated[
-        int, Meta(ge=0, description="optimizer steps between evaluations; 0: none, the last checkpoint is the result")
+        Annotated[int, Meta(ge=0)] | Literal["epoch"],
+        Meta(
+            description="optimizer steps between evaluations, or `epoch`, which also saves a checkpoint per epoch; "
+            "0: none, the last checkpoint is the result"
+        ),
     ] = 0
     images: Annotated[int, Meta(ge=1, description="number of images evaluated")] = 64
     metric: Annotated[
@@ -170,6 +174,12 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
     batch_size: Annotated[int, Meta(ge=1, description="images decoded at the same time")] = 16
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest answer, in tokens")] = 2048
+
+    def is_due(self, step: int, epoch: float | None, last_step: int) -> bool:
+        """Whether to evaluate after optimizer step `step` of `last_step`, at the end of `epoch` if it is integral."""
+        if step == last_step:
+            return True
+        return epoch is not None and float(epoch).is_integer() if self.every == "epoch" else step % self.every == 0
 
     def evaluations_since_best(self, history: list[dict[str, Any]], best_step: int) -> int:
         """Number of evaluations in a trainer's log history after the one at `best_step`."""

@@ -12,7 +12,19 @@ from coordexp.cli import main
 from coordexp.modeling.families import FAMILIES
 from coordexp.runtime.io import read_json
 
-COMMANDS = ("expand", "train", "merge", "doctor", "validate", "evaluate", "compare", "detect", "parse", "summary")
+COMMANDS = (
+    "init",
+    "expand",
+    "train",
+    "merge",
+    "doctor",
+    "validate",
+    "evaluate",
+    "compare",
+    "detect",
+    "parse",
+    "summary",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -20,11 +20,13 @@ from typing import Any
 import msgspec
 
 from coordexp import __version__
+from coordexp.config import runs
 from coordexp.config.settings import Settings
 from coordexp.datasets.mixture import PATHS, mixture_files
 from coordexp.runtime.code_identity import code_identity, file_identity, identity_of, non_defaults
 from coordexp.runtime.errors import ConfigError, CoordExpError
 from coordexp.runtime.io import read_json
+from coordexp.training.short_training import TrainingData, warnings
 
 MANIFEST = "train/adapter/train_manifest.json"
 LOG = "train/log.jsonl"
@@ -98,6 +100,32 @@ def differences(settings: Settings, trainings: Iterable[FinishedTraining]) -> li
         + ("\n  -> to train again: --config 'train={rerun_on_code_change: true}'" if ending == "kept" else "")
         for (version, code, current, ending), names in by_code.items()
     ]
+
+
+def short_trainings(settings: Settings, kept_runs: Iterable[str], arguments: Iterable[str]) -> list[str]:
+    """Warnings about runs that a command line names and whose recipe is too short for their converted records."""
+    base = re.escape(settings.data.output_base)
+    names = dict.fromkeys(name for text in arguments for name in re.findall(rf"{base}/({runs.PATTERN})/", text))
+    found = []
+    for name in names:
+        try:
+            run = settings.run(settings.run(name).checkpoint)
+            recipe, stats = settings.recipe(run.name), _training_data(settings, run.name)
+        except CoordExpError:  # the rule that needs it explains it
+            continue
+        if stats is not None and run.name not in kept_runs:
+            found += [f"warning: {run.name}: {text}" for text in warnings(recipe, stats, run.world_size)]
+    return list(dict.fromkeys(found))
+
+
+def _training_data(settings: Settings, run: str) -> TrainingData | None:
+    """Counts of the converted training split; None if it is not known, as with a mixture or before the conversion."""
+    custom = settings.recipe(run).custom
+    path = Path(settings.records(run, settings.split(run, "train"))).with_suffix(".stats.json")
+    if custom.train_jsonl or custom.fusion_config or not path.is_file():
+        return None
+    stats = read_json(path)
+    return TrainingData(stats["images"]["written"], 4 * stats["objects"]["written"])
 
 
 def _is_requested(arguments: list[str], rule: str, folder: str, outputs: Iterable[str]) -> bool:

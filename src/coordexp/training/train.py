@@ -23,6 +23,7 @@ from coordexp.runtime.code_identity import content_identity
 from coordexp.runtime.errors import ConfigError, ModelError, located
 from coordexp.runtime.io import read_json, write_json, write_jsonl
 from coordexp.runtime.locks import disk_is_full, full_disk
+from coordexp.runtime.notices import notice
 from coordexp.runtime.output_guard import is_output, output_dir, refuse_foreign_folder
 from coordexp.training.checkpoints import COMPLETION_MARKER, complete_checkpoints, remove_incomplete, step_of
 from coordexp.training.identity import (
@@ -35,6 +36,7 @@ from coordexp.training.identity import (
 )
 from coordexp.training.job import Job
 from coordexp.training.launch import DistributedConfig, launch
+from coordexp.training.short_training import data_of, warnings
 from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
 MANIFEST = "train_manifest.json"
@@ -95,6 +97,9 @@ def train(
         custom=msgspec.to_builtins(recipe.custom),
         checkpoints=str(checkpoints),
     )
+    if recipe.custom.train_jsonl and not recipe.custom.fusion_config and os.environ.get("NODE_RANK", "0") == "0":
+        for text in warnings(recipe, data_of(recipe.custom.train_jsonl), distributed.world_size):
+            notice(f"warning: {text}")
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
     if not _run(job_file, distributed, recipe.custom.detection_eval):

@@ -49,8 +49,9 @@ class BestCheckpointCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate if due; save a new best checkpoint, and the last one when stopping early."""
-        if state.global_step % self.settings.every and state.global_step != state.max_steps:
+        if not self.settings.is_due(state.global_step, state.epoch, state.max_steps):
             return
+        control.should_save |= self.settings.every == "epoch"
         value = self._evaluate()
         if state.best_metric is None or value > state.best_metric:
             state.best_metric, state.best_global_step = value, state.global_step

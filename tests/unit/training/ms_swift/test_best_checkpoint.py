@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
@@ -53,3 +54,19 @@ def test_evaluation_restores_modes_and_random_numbers():
         assert not model[1](torch.rand(1, 2)).requires_grad
     assert model[0].training and not model[1].training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("every", "due"), [("epoch", [5, 10, 12]), (4, [4, 8, 12]), (5, [5, 10, 12])])
+def test_evaluation_is_due_every_n_steps_or_epochs_and_at_the_end(every, due):
+    settings = DetectionEval(every=every)
+    assert [step for step in range(1, 13) if settings.is_due(step, step / 5, 12)] == due
+
+
+def test_every_epoch_is_saved_so_that_a_killed_run_resumes_there():
+    from coordexp.training.ms_swift.best_checkpoint import BestCheckpointCallback
+
+    callback = BestCheckpointCallback(SimpleNamespace(), SimpleNamespace())
+    callback.settings, callback._evaluate = DetectionEval(every="epoch"), lambda: 0.0
+    state, control = TrainerState(max_steps=9, global_step=3, epoch=1.0, best_metric=0.5), TrainerControl()
+    callback.on_step_end(None, state, control)
+    assert control.should_save and not control.should_training_stop
