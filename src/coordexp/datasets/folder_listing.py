@@ -9,6 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
 
 from coordexp.runtime.errors import ConfigError, located
 
@@ -74,6 +77,13 @@ class FolderListing:
         with (self.root / path).open("rb") as handle:
             return handle.read(size)
 
+    def first_json(self, path: str, size: int = 1 << 20) -> Any:
+        """The first line of a JSONL file as a value; None if it is not JSON, or longer than `size` bytes."""
+        try:
+            return msgspec.json.decode(self.head(path, size).removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0])
+        except msgspec.MsgspecError:
+            return None
+
     def folders_of_images(self, names: Iterable[str], near: str = "") -> list[str]:
         """Folders that hold images of these names (which may contain folders), those with the most names first.
 
@@ -107,6 +117,27 @@ def without_split(path: str) -> str:
     if named:
         parts[named[-1]] = "{split}"
     return "".join(parts)
+
+
+def group_by_split(paths: Iterable[str]) -> list[dict[str, str]]:
+    """Annotation files by split (train, val, test; train if the name has none): one map per kind of file.
+
+    Files that differ in the word for the split only are of one kind. If no two files are of one split, they are
+    one dataset whatever their names are.
+    """
+    paths = list(paths)
+    by_split = {split_of(path) or "train": path for path in paths}
+    if len(by_split) == len(paths):
+        found = [by_split]
+    else:
+        kinds: dict[str, list[dict[str, str]]] = {}
+        for path in paths:
+            kind, split = kinds.setdefault(without_split(path), [{}]), split_of(path) or "train"
+            if split in kind[-1]:
+                kind.append({})
+            kind[-1][split] = path
+        found = [files for kind in kinds.values() for files in kind]
+    return [{split: files[split] for split in ROLES if split in files} for files in found if files]
 
 
 def _distance(folder: str, near: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from coordexp.datasets.folder_listing import ROLES, FolderListing, split_of, without_split
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
 from coordexp.datasets.formats.base import FORMATS, DatasetFormat, FolderOptions, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import Source
@@ -65,20 +65,7 @@ def _listed(elements: list[bytes]) -> bytes:
     return b"[" + b",".join(elements) + b"]"
 
 
-def _one_per_split(kinds: dict[str, dict[str, list[_AnnotationFile]]]) -> list[dict[str, _AnnotationFile]]:
-    """The files of each kind by split; kinds whose splits differ and whose names differ by the split's folder only."""
-    found: list[dict[str, _AnnotationFile]] = []
-    for splits in kinds.values():
-        for n in range(max(map(len, splits.values()))):
-            found.append({split: files[n] for split, files in splits.items() if n < len(files)})
-    alone = [files for files in found if len(files) == 1]
-    if len(alone) > 1 and len({split for files in alone for split in files}) == len(alone) == len(found):
-        return [{split: file for files in found for split, file in files.items()}]
-    return found
-
-
 def _proposal(listing: FolderListing, files: dict[str, _AnnotationFile]) -> Proposal:
-    files = dict(sorted(files.items(), key=lambda item: ROLES.index(item[0])))
     folders = {split: listing.folders_of_images(file.names, file.path) for split, file in files.items()}
     options = {"annotations": {split: file.path for split, file in files.items()}, "image_dirs": folders}
     return Proposal(options=options, evidence=", ".join(file.path for file in files.values()))
@@ -93,14 +80,9 @@ class CocoFormat(DatasetFormat[CocoOptions]):
     @classmethod
     def detect(cls, listing: FolderListing) -> list[Proposal]:
         """JSON files with images, boxes and categories; one proposal per kind of file (instances, keypoints, ...)."""
-        kinds: dict[str, dict[str, list[_AnnotationFile]]] = {}
-        for path in listing.with_suffix(".json"):
-            file = _annotation_file(listing, path)
-            if file is not None and file.federated == cls.federated:
-                split = split_of(path) or "train"
-                kinds.setdefault(without_split(path), {}).setdefault(split, []).append(file)
-        merged = _one_per_split(kinds)
-        return [_proposal(listing, files) for files in merged]
+        found = {path: file for path in listing.with_suffix(".json") if (file := _annotation_file(listing, path))}
+        kinds = group_by_split(path for path, file in found.items() if file.federated == cls.federated)
+        return [_proposal(listing, {split: found[path] for split, path in kind.items()}) for kind in kinds]
 
     def files(self, split: str) -> SplitFiles:
         """The annotation file and the folders of images of `split`."""

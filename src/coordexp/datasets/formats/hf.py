@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from PIL import Image as PillowImage
 
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import Categories, EntryWriter, declared_categories, shown
 from coordexp.datasets.formats.imagefolder import ObjectsOptions, add_objects
 from coordexp.datasets.formats.reading import BadItem
@@ -43,6 +44,14 @@ class HfFormat(DatasetFormat[HfOptions]):
     """Boxes have the declared form and unit. Category numbers are indices into the ClassLabel or `categories`."""
 
     Options = HfOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """Folders that `save_to_disk` wrote: each has a `state.json` beside its `dataset_info.json`."""
+        folders = [path.rpartition("/")[0] or "." for path in listing.files if path.rpartition("/")[2] == "state.json"]
+        infos = {path.rpartition("/")[0] or "." for path in listing.files if path.endswith("dataset_info.json")}
+        kinds = group_by_split(folder for folder in folders if folder in infos)
+        return [Proposal(options={"folders": files}, evidence=", ".join(files.values())) for files in kinds]
 
     def files(self, split: str) -> SplitFiles:
         """The folder of `split`."""

@@ -9,7 +9,8 @@ from typing import IO, Annotated, Any
 
 import msgspec
 
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
     BOM,
     BoxForm,
@@ -59,6 +60,28 @@ class ImageFolderFormat(DatasetFormat[ImageFolderOptions]):
     """Boxes have the declared form and unit; by default x, y, width, height in pixels."""
 
     Options = ImageFolderOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """Files `metadata.jsonl` or `metadata.csv` with `file_name` and `objects`."""
+        found, keys = [], {}
+        for path in listing.with_suffix(".jsonl", ".csv"):
+            if not path.rpartition("/")[2].startswith("metadata."):
+                continue
+            line = listing.first_json(path) if path.endswith(".jsonl") else None
+            objects = line.get("objects") if isinstance(line, dict) else None
+            if isinstance(objects, dict) or (
+                path.endswith(".csv") and b"objects" in listing.head(path).split(b"\n")[0]
+            ):
+                found.append(path)
+                named = [key for key in ("categories", "category", "label", "labels") if key in (objects or {})]
+                keys[path] = {"category_key": named[0]} if named and named[0] != "categories" else {}
+        return [
+            Proposal(
+                options={"metadata": files, **keys[next(iter(files.values()))]}, evidence=", ".join(files.values())
+            )
+            for files in group_by_split(found)
+        ]
 
     def files(self, split: str) -> SplitFiles:
         """The metadata file of `split`, and its folder."""

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
     EntryOptions,
     EntryWriter,
@@ -61,6 +62,25 @@ class MsSwiftFormat(DatasetFormat[MsSwiftOptions]):
     """Boxes are x1, y1, x2, y2 in pixels (`bbox_type: real`, ms-swift's default) or fractions (`norm1`)."""
 
     Options = MsSwiftOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """JSONL files whose lines have `messages`, `images`, and `objects` with boxes."""
+        found: dict[str, list[str]] = {}
+        for path in listing.with_suffix(".jsonl"):
+            line = listing.first_json(path)
+            if isinstance(line, dict) and {"messages", "images"} <= set(line) and "bbox" in (line.get("objects") or {}):
+                found[path] = [str(name) for name in line["images"]]
+        return [
+            Proposal(
+                options={
+                    "annotations": files,
+                    "image_dirs": {s: listing.folders_of_images(found[path], path) for s, path in files.items()},
+                },
+                evidence=", ".join(files.values()),
+            )
+            for files in group_by_split(found)
+        ]
 
     def files(self, split: str) -> SplitFiles:
         """The JSONL file and the folders of images of `split`."""

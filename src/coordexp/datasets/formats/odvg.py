@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
     BOM,
     Categories,
@@ -68,6 +69,26 @@ class OdvgFormat(DatasetFormat[OdvgOptions]):
     """Boxes are x1, y1, x2, y2 in pixels. A phrase of a grounding line is a category; a region has several boxes."""
 
     Options = OdvgOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """JSONL files whose lines have `filename` and `detection` or `grounding`, and a label map if there is one."""
+        found: dict[str, str] = {}
+        for path in listing.with_suffix(".jsonl", ".json"):
+            line = listing.first_json(path)
+            if isinstance(line, dict) and "filename" in line and ({"detection", "grounding"} & set(line)):
+                found[path] = str(line["filename"])
+        maps = [path for path in listing.with_suffix(".json") if "label_map" in path]
+        proposals = []
+        for files in group_by_split(found):
+            folders = {split: listing.folders_of_images([found[path]], path) for split, path in files.items()}
+            for label_map in maps or [None]:
+                named = {"label_map": label_map} if label_map else {}
+                evidence = ", ".join([*files.values(), *named.values()])
+                proposals.append(
+                    Proposal(options={"annotations": files, "image_dirs": folders, **named}, evidence=evidence)
+                )
+        return proposals
 
     def files(self, split: str) -> SplitFiles:
         """The JSONL file, the label map, and the folders of images of `split`."""

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
     EntryOptions,
     EntryWriter,
@@ -69,6 +70,22 @@ class QwenFormat(DatasetFormat[QwenOptions]):
     """Boxes are x1, y1, x2, y2 in the declared unit."""
 
     Options = QwenOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """Files of conversations with `bbox_2d`; one proposal per unit of the boxes, which the files do not state."""
+        found: dict[str, list[str]] = {}
+        for path in listing.with_suffix(".json", ".jsonl"):
+            head = listing.head(path, 1 << 16).decode("utf-8", "replace")
+            if "bbox_2d" in head and re.search(r'"(conversations|messages)"\s*:', head):
+                found[path] = re.findall(r'"images?"\s*:\s*\[?\s*"([^"]+)"', head)
+        proposals = []
+        for files in group_by_split(found):
+            folders = {split: listing.folders_of_images(found[path], path) for split, path in files.items()}
+            for unit in ("norm1000", "pixels", "resized_pixels"):
+                options = {"annotations": files, "image_dirs": folders, "box_unit": unit}
+                proposals.append(Proposal(options=options, evidence=f"{', '.join(files.values())}; box_unit: {unit}"))
+        return proposals
 
     def files(self, split: str) -> SplitFiles:
         """The file of conversations and the folders of images of `split`."""
