@@ -18,7 +18,8 @@ from coordexp.datasets.samples import SampleOptions
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.losses.options import LossOptions
 from coordexp.modeling.adapter_options import TRAINED_INITIALISATIONS, TUNERS, check_modules_to_save
-from coordexp.runtime.config_io import convert, declared, merge, read_extended
+from coordexp.ms_swift_arguments import check_arguments
+from coordexp.runtime.config_io import check_finite, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
 
@@ -294,11 +295,15 @@ def checkpoint_custom(model_dir: str | Path) -> Custom:
 def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
     """Validate a merged map; `file` appears in error messages."""
     known = (*SWIFT_SECTIONS, "custom")
-    for key in raw:
+    for key, section in raw.items():
         if key not in known:
             raise ConfigError(located(f"unknown section{nearest(key, known)}", file=file, field=key, expected=known))
+        if not isinstance(section, Mapping | None):
+            raise ConfigError(located("expected a map of arguments", file=file, field=key, found=section))
     sections = {name: dict(raw.get(name) or {}) for name in SWIFT_SECTIONS}
     _check_repeated(sections, file)
+    check_arguments(sections, file)
+    check_finite(sections, file)
     _check_arguments(sections, file)
     custom = convert(raw.get("custom") or {}, Custom, file, "custom")
     if custom.coord_offset.enabled and sections["training"].get("optimizer") != "multimodal_coord_offset":

@@ -179,7 +179,7 @@ class Runs:
             known = {key: value for key, value in over.items() if key in kind.__struct_fields__}
             sections[section] = msgspec.convert(known, kind)
         split = self._calibration_split(name, settings, sections["calibrate"])
-        _check_sections(name, sections)
+        _check_sections(name, settings.max_blocks, sections)
         return Run(
             name=name,
             dataset=settings.dataset,
@@ -337,8 +337,12 @@ def _check_effects(name: str, entry: Mapping[str, Any], parents: Mapping[str, _S
             raise ConfigError(located(f"has no effect together with `{key}`", field=f"{field}.{given[0]}", fix=fix))
 
 
-def _check_sections(name: str, sections: Mapping[str, Any]) -> None:
-    calibrate = sections["calibrate"]
+def _check_sections(name: str, max_blocks: int, sections: Mapping[str, Any]) -> None:
+    calibrate, min_blocks = sections["calibrate"], sections["data"].min_blocks
+    if max_blocks < min_blocks:
+        fix = f"use {SHAPE} or max_blocks with at least {min_blocks}, or lower data.min_blocks"
+        problem = f"is smaller than data.min_blocks, which is {min_blocks}"
+        raise ConfigError(located(problem, field=f"runs.{name}.max_blocks", found=max_blocks, fix=fix))
     if calibrate.method != "none" and not calibrate.images:
         fix = "set it to a few hundred images, which training then leaves out"
         field = f"runs.{name}.calibrate.images"

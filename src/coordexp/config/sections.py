@@ -80,7 +80,7 @@ class TinyModel(TinyOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A small model with random weights, for demos and tests."""
 
     family: choice(FAMILIES, "model family whose classes are used") = DEFAULT_FAMILY
-    seed: Annotated[int, Meta(description="seed of the random weights")] = 0
+    seed: Annotated[int, Meta(ge=0, description="seed of the random weights")] = 0
 
 
 class RunModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

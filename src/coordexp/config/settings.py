@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from coordexp.config import runs
+from coordexp.config.names import check_names
 from coordexp.config.runs import Run, Runs
 from coordexp.config.sections import SPLIT, DataSection, Roles, VocabOptions, WorkflowConfig
 from coordexp.datasets.convert import ConvertOptions
@@ -44,6 +45,7 @@ class Settings:
         """Import the plug-ins, then check every section and run; ConfigError that lists every problem."""
         files = config.get("plugins") or []
         plugins = load_plugins(root / file for file in ([files] if isinstance(files, str) else files))
+        check_names(config)
         settings = cls(checked(config, WorkflowConfig), root, plugins)
         settings.runs.check()
         for name, entry in settings.runs.entries.items():

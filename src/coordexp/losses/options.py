@@ -52,7 +52,8 @@ class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "none"
     class_cost: Annotated[
-        float, Meta(description="cost that the matching adds when the descriptions differ (L1 + 1 - GIoU is the rest)")
+        float,
+        Meta(ge=0, description="cost that the matching adds when the descriptions differ (L1 + 1 - GIoU is the rest)"),
     ] = 1.0
     set_targets: Annotated[
         Literal["none", "remaining"],

@@ -6,6 +6,7 @@ file wins; lists and scalars are replaced.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.registry import Registry
 
 Adjust = Callable[[dict[str, Any], Path], None]
+NOT_FINITE = "expected a finite number"
 SCALARS = (str, bool, int, float)
 
 
@@ -87,6 +89,13 @@ def checked(value: Mapping[str, Any], kind: type, path: str | Path | None = None
     if problems:
         raise ConfigError("\n".join(problems))
     return result
+
+
+def check_finite(value: Any, path: str | Path | None = None, field: str = "") -> None:
+    """ConfigError that lists every NaN and infinite number in `value`, at any depth."""
+    found = list(_non_finite(value, field))
+    if found:
+        raise ConfigError("\n".join(located(NOT_FINITE, file=path, field=key, found=str(n)) for key, n in found))
 
 
 class Variants(NamedTuple):
@@ -274,14 +283,35 @@ def _check_items(value: Any, bare: Any, kind: Any, field: str, report: Report) -
     return items
 
 
+def _non_finite(value: Any, field: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield field, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _non_finite(inner, _below(field, key))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _non_finite(inner, f"{field}[{i}]")
+
+
+def _is_finite(value: Any, field: str, report: Report) -> bool:
+    found = list(_non_finite(value, field))
+    for where, number in found:
+        report(where, NOT_FINITE, found=str(number))
+    return not found
+
+
 def _check_leaf(value: Any, kind: Any, field: str, report: Report) -> Any:
+    if not _is_finite(value, field, report):
+        return value
     try:
         msgspec.convert(value, kind)
         return value
     except msgspec.ValidationError as error:
         if isinstance(value, str):
             try:
-                return msgspec.to_builtins(msgspec.convert(value, kind, strict=False))
+                converted = msgspec.to_builtins(msgspec.convert(value, kind, strict=False))
+                return converted if _is_finite(converted, field, report) else value
             except msgspec.ValidationError:
                 pass
         _report_invalid(error, value, field, report)
