@@ -22,6 +22,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "detect",
+    "export",
     "parse",
     "summary",
 )

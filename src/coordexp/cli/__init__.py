@@ -10,11 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-from coordexp.cli import compare, detect, doctor, evaluate, expand, init, merge, parse, summary, train, validate
+from coordexp.cli import compare, detect, doctor, evaluate, expand, export, init, merge, parse, summary, train, validate
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.plugins import VARIABLE, load_plugins
 
-COMMANDS = (init, expand, train, merge, doctor, validate, evaluate, compare, detect, parse, summary)
+COMMANDS = (init, expand, train, merge, doctor, validate, evaluate, compare, detect, export, parse, summary)
 
 
 def main(argv: list[str] | None = None) -> int:
