@@ -24,5 +24,4 @@ include: "rules/sweeps.smk"
 rule all:
     default_target: True
     input:
-        f"{RESULTS}/shapes_9/eval.json",
-        f"{RESULTS}/shapes_9/report.html",
+        default_targets(),

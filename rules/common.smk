@@ -8,7 +8,10 @@ from pathlib import Path
 
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
-sys.path[:0] = [str(root) for root in CODE_ROOTS if str(root) not in sys.path]
+# Not ROOT, which is often the working directory: a file `random.py` there would replace Python's module.
+IMPORTED = str(ROOT / "src")
+if sys.path[0] != IMPORTED:
+    sys.path.insert(0, IMPORTED)
 
 from coordexp.config import runs, trainings
 from coordexp.config.settings import Settings, over_defaults
@@ -34,7 +37,7 @@ shell.executable("bash")
 # libraries in Rust (hotcoco, tokenizers). Packages in ~/.local would take precedence over those of the environment, and
 # modules in the working directory over those of the repository.
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(map(str, CODE_ROOTS)),
+    "PYTHONPATH": IMPORTED,
     "PYTHONNOUSERSITE": "1",
     "PYTHONSAFEPATH": "1",
     PLUGINS: os.environ[PLUGINS],
@@ -152,6 +155,16 @@ def calibration_of(wildcards):
 def trials_of(wildcards):
     """Names of the runs of a sweep."""
     return settings.runs.trials(wildcards.sweep)
+
+
+def default_targets():
+    """The demo, or with `--report` the pages of all finished runs, comparisons and sweeps."""
+    demo = [f"{RESULTS}/shapes_9/eval.json", f"{RESULTS}/shapes_9/report.html"]
+    if not any(argument.split("=")[0] == "--report" for argument in sys.argv):
+        return demo
+    runs_pages = [page for page in Path(RESULTS).glob("*/report.html") if settings.runs.is_known(page.parent.name)]
+    other_pages = [*Path(RESULTS).glob("compare/*/report.html"), *Path(RESULTS).glob("sweeps/*/summary.html")]
+    return [str(page) for page in sorted([*runs_pages, *other_pages])] or demo
 
 
 def memory(megabytes=None, *, small=None, large=None):

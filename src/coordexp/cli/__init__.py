@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         help=f"Python file that registers plug-ins; may be repeated, in addition to ${VARIABLE}",
     )
     given, rest = plugins.parse_known_args(argv)
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that a command starts import nothing from the working directory
     try:
         _load(given.plugin)
         parser = argparse.ArgumentParser(prog="coordexp", description="CoordExp without Snakemake.", parents=[plugins])

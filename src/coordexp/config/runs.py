@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,6 +30,7 @@ from coordexp.inference.options import CalibrateOptions
 from coordexp.runtime.config_io import checked, merge
 from coordexp.runtime.errors import ConfigError, located, nearest
 
+SMALL_BYTES = 500e6  # weights of a checkpoint that a laptop trains without a GPU
 RESERVED = ("benchmarks", "compare", "logs", "models", "sweeps")  # other folders of results
 NAME = r"[A-Za-z0-9_-]+"
 TRIAL = rf"sweeps/{NAME}/[A-Za-z0-9._=-]+"
@@ -111,6 +113,14 @@ class Runs:
             self._resolved[name] = self._merged(name, self._settings(name, name))
         return self._resolved[name]
 
+    def is_known(self, name: str) -> bool:
+        """Whether a run of this name can be resolved."""
+        try:
+            self.resolve(name)
+        except ConfigError:
+            return False
+        return True
+
     def model(self, name: str) -> dict[str, Any]:
         """The entry of a model; `{model}-seed{N}` is the same model from another seed. ConfigError for another name."""
         if name in self.models:
@@ -132,12 +142,20 @@ class Runs:
         return [trial.run for trial in self.trials_of[sweep]]
 
     def is_small(self, run: str, _chain: tuple[str, ...] = ()) -> bool:
-        """Whether a run's base is a tiny model, possibly trained by other runs; ConfigError for a circular `run`."""
+        """Whether a run's base is a small model, possibly trained by other runs; ConfigError for a circular `run`.
+
+        A checkpoint in the user's own folder is small if its weights are; one on a hub counts as large.
+        """
         model = self.model(self.resolve(run).model)
         if run in _chain:
             cycle = " -> ".join((*_chain, run))
             raise ConfigError(located(f"circular models of source `run`: {cycle}", field="models"))
-        return self.is_small(model["run"], (*_chain, run)) if model["source"] == "run" else model["source"] == "tiny"
+        if model["source"] == "run":
+            return self.is_small(model["run"], (*_chain, run))
+        if model["source"] == "path":
+            sizes = [file.stat().st_size for file in Path(model["path"]).glob("*.safetensors")]
+            return 0 < sum(sizes) < SMALL_BYTES
+        return model["source"] == "tiny"
 
     def check(self) -> None:
         """ConfigError for an entry of `runs` that names no run, is ambiguous, or whose settings contradict another."""

@@ -202,7 +202,7 @@ class Settings:
         return self.results(self.run(run).checkpoint, "train")
 
     def size(self, run: str, *, small: int, large: int) -> int:
-        """A resource by the run's base: `small` for a tiny model, `large` for any other."""
+        """A resource by the run's base: `small` for a small model, `large` for any other."""
         return small if self.runs.is_small(run) else large
 
     # ------------------------------------------------------------------ recipes and predictions

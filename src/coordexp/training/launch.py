@@ -27,6 +27,7 @@ ACCELERATOR_VARIABLES = {  # defaults of the environment, on a GPU
     "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN's attention plans anew for every length of a batch
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # lengths vary: without it, memory fragments
 }
+LIBRARY = str(Path(__file__).resolve().parents[2])
 VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 # SLURM variables that a nested srun may inherit; it would read all others as options.
 SLURM_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR")
@@ -161,6 +162,12 @@ def _torchrun(distributed: DistributedConfig, env: Mapping[str, str]) -> list[st
 def _thread_variables(distributed: DistributedConfig) -> dict[str, str]:
     threads = str(distributed.threads_per_process)
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _import_variables() -> dict[str, str]:
+    """Processes import this library, and neither modules nor packages of the working directory."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", ".")]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([LIBRARY, *others]))}
 
 
 def _saved(checkpoints: Path) -> str:

@@ -74,3 +74,12 @@ def test_numbers_of_the_configuration_are_finite_and_ranges_in_order(changes, ke
     with pytest.raises(ConfigError) as caught:
         load(changes)
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "gpus"), [(10, 0), (600_000_000, 1), (None, 1)])
+def test_resources_follow_the_size_of_the_users_own_checkpoint(tmp_path, size, gpus):
+    if size is not None:
+        with (tmp_path / "model.safetensors").open("wb") as weights:
+            weights.truncate(size)
+    changes = {"models": {"own": {"source": "path", "path": str(tmp_path)}}, "runs": {"shapes": {"model": "own"}}}
+    assert load(changes).size("shapes_9", small=0, large=1) == gpus

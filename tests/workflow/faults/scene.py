@@ -149,7 +149,7 @@ def copy_repository(folder: Path) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
         copy(REPOSITORY / name, folder / name)
-    shutil.copy(Path(__file__).with_name("sitecustomize.py"), folder)
+    shutil.copy(Path(__file__).with_name("sitecustomize.py"), folder / "src")
     return folder
 
 
