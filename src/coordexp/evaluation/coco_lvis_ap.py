@@ -6,15 +6,17 @@ entries that exist. A slice without ground truth is None, never -1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from hotcoco import COCO, COCOeval, LVISeval, LVISResults
+from hotcoco import COCO, COCOeval, LVISeval, LVISResults, mask
 
 from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.greedy_matching import rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
+from coordexp.evaluation.large_groups import federated_category, large_categories
 from coordexp.evaluation.results import PrecisionCurves
 
 IoUType = Literal["bbox", "segm"]
@@ -35,7 +37,8 @@ class APScores:
 def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
     """COCOeval: twelve metrics with at most `max_dets` detections per image and category."""
     gt = hotcoco_ground_truth(ground_truth, iou_type)
-    evaluator = COCOeval(gt, hotcoco_results(gt, detections, ground_truth, iou_type), iou_type)
+    kept = best_per_image_and_category(detections.take(detections.category >= 0), max_dets)
+    evaluator = COCOeval(gt, hotcoco_results(gt, kept, ground_truth, iou_type), iou_type)
     tops = sorted({min(1, max_dets), min(10, max_dets), max_dets})
     precision, recall = _run(evaluator, tops)
     metrics = _precisions(precision)
@@ -47,21 +50,28 @@ def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_t
 
 def lvis(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
     """lvis-api: federated AP with the `max_dets` best detections of each image over all categories."""
-    gt = hotcoco_ground_truth(ground_truth, iou_type)
     kept = best_per_image(detections.take(detections.category >= 0), max_dets)
-    return _federated(gt, kept, ground_truth, iou_type, f"@{max_dets}")
+    return _federated(ground_truth, kept, iou_type, f"@{max_dets}")
 
 
 def lvis_fixed(ground_truth: GroundTruth, detections: Detections, iou_type: IoUType = "bbox") -> APScores:
     """Fixed AP (Dave et al., 2021): the 10,000 best detections of each category, no limit per image."""
-    gt = hotcoco_ground_truth(ground_truth, iou_type)
     kept = best_per_category(detections.take(detections.category >= 0), FIXED_AP_PER_CATEGORY)
-    return _federated(gt, kept, ground_truth, iou_type, "")
+    return _federated(ground_truth, kept, iou_type, "")
 
 
 def best_per_image(detections: Detections, count: int) -> Detections:
     """The `count` best detections of each image; the columns are in score order within an image."""
     return detections.take(rank_in_group(detections.image) < count)
+
+
+def best_per_image_and_category(detections: Detections, count: int) -> Detections:
+    """The `count` best detections of each image and category, in the order of the columns."""
+    order = np.lexsort((detections.category, detections.image))  # keeps the score order within a group
+    image, category = detections.image[order], detections.category[order]
+    keep = np.zeros(len(detections), dtype=bool)
+    keep[order[rank_in_group(image * (category.max(initial=0) + 1) + category) < count]] = True
+    return detections.take(keep)
 
 
 def best_per_category(detections: Detections, count: int) -> Detections:
@@ -119,10 +129,21 @@ def hotcoco_results(gt: COCO, detections: Detections, ground_truth: GroundTruth,
     )
 
 
-def _federated(gt: COCO, detections: Detections, ground_truth: GroundTruth, iou_type: IoUType, suffix: str) -> APScores:
-    dt = hotcoco_results(gt, detections, ground_truth, iou_type)
-    evaluator = LVISeval(gt, dt, iou_type)
-    precision, recall = _run(evaluator, None)
+def _federated(ground_truth: GroundTruth, detections: Detections, iou_type: IoUType, suffix: str) -> APScores:
+    """Federated AP of all `detections`.
+
+    As in lvis-api, objects and detections without area are left out, and a crowd is an object like any other.
+    """
+    truth = replace(ground_truth, crowd=np.zeros_like(ground_truth.crowd)).of_objects(ground_truth.has_area)
+    found = detections.take(_areas(detections, ground_truth, iou_type) > 0)
+    large = large_categories(truth, found) if iou_type == "bbox" else np.zeros(0, dtype=np.int64)
+    small = truth.of_objects(~np.isin(truth.category, large))
+    gt = hotcoco_ground_truth(small, iou_type)
+    dt = hotcoco_results(gt, found.take(~np.isin(found.category, large)), ground_truth, iou_type)
+    precision, recall = _run(LVISeval(gt, dt, iou_type), [max(len(found), 1)])
+    for category in large:
+        in_category = federated_category(truth, found, category)
+        precision[:, :, category, :, -1], recall[:, category, :, -1] = in_category
     metrics = _precisions(precision)
     frequency = np.array([c.frequency or "" for c in ground_truth.categories])
     for letter, name in FREQUENCIES.items():
@@ -131,10 +152,19 @@ def _federated(gt: COCO, detections: Detections, ground_truth: GroundTruth, iou_
     return APScores(metrics, *_by_category(precision))
 
 
-def _run(evaluator: COCOeval, max_dets: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
+def _areas(detections: Detections, ground_truth: GroundTruth, iou_type: IoUType) -> np.ndarray:
+    """Area of each box, or of each mask in pixels of the image."""
+    if iou_type == "bbox":
+        return detections.box[:, 2] * detections.box[:, 3]
+    sizes = ground_truth.sizes[detections.image].astype(int).tolist()
+    pairs = zip(_polygons(detections), sizes, strict=True)
+    masks = [mask.merge(mask.frPyObjects(polygon, height, width)) for polygon, (width, height) in pairs]
+    return np.array([mask.area(rle) for rle in masks], dtype=np.float64)
+
+
+def _run(evaluator: COCOeval, max_dets: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M], -1 without ground truth."""
-    if max_dets is not None:
-        evaluator.params.max_dets = max_dets
+    evaluator.params.max_dets = max_dets
     evaluator.evaluate()
     evaluator.accumulate()
     arrays = evaluator.eval
@@ -191,11 +221,3 @@ def _polygons(detections: Detections) -> list[list[list[float]]]:
 
 def _category_ids(ground_truth: GroundTruth) -> np.ndarray:
     return np.array([c.id for c in ground_truth.categories], dtype=np.int64)
-
-
-def rank_in_group(group: np.ndarray) -> np.ndarray:
-    """Position of each row within its run of equal values, from 0."""
-    if not len(group):
-        return np.zeros(0, dtype=np.int64)
-    starts = np.flatnonzero(np.diff(group, prepend=group[0] - 1))
-    return np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))

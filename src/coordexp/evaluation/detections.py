@@ -53,6 +53,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.image)
 
+    @property
+    def has_area(self) -> np.ndarray:
+        """Whether each box has an area; bool [N]."""
+        return self.box[:, 2] * self.box[:, 3] > 0
+
     def renumbered(self, index_of: np.ndarray) -> Detections:
         """The same detections with image index i replaced by `index_of[i]`."""
         return replace(self, image=index_of[self.image])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
 
+from coordexp.evaluation.box_pairs import box_iou, near_pairs
 from coordexp.evaluation.detections import Detections
-from coordexp.evaluation.greedy_matching import Matches, box_iou, join
+from coordexp.evaluation.greedy_matching import Matches
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.results import ErrorType
-from coordexp.runtime import tuning
 
 DUPLICATE_IOU = 0.9
 BACKGROUND_IOU = 0.1
@@ -27,7 +25,7 @@ def duplicates(detections: Detections) -> np.ndarray:
     order = np.argsort(code, kind="stable")  # keeps the score order within a group
     code, box = code[order], detections.box[order]
     duplicate = np.zeros(len(code), dtype=bool)
-    for later, other in _pairs(code, code):
+    for later, other in near_pairs(box, code, box, code, DUPLICATE_IOU):
         i, j = later[other < later], other[other < later]
         same = (box[i] == box[j]).all(axis=1)
         overlap = box_iou(box[i], box[j], np.zeros(len(i), dtype=bool))
@@ -49,7 +47,8 @@ def false_positives(
     minimum = matches.thresholds[threshold]
     wrong = matches.row[~(matches.matched[:, threshold] | matches.ignored[:, threshold])]
     same, other = np.zeros(len(wrong)), np.zeros(len(wrong))
-    for i, j in _pairs(detections.image[wrong], ground_truth.image):
+    boxes, images = detections.box[wrong], detections.image[wrong]
+    for i, j in near_pairs(boxes, images, ground_truth.box, ground_truth.image, BACKGROUND_IOU, ground_truth.crowd):
         rows = wrong[i]
         overlap = box_iou(detections.box[rows], ground_truth.box[j], ground_truth.crowd[j])
         same_category = detections.category[rows] == ground_truth.category[j]
@@ -58,13 +57,3 @@ def false_positives(
     error = np.select([same >= minimum, same >= BACKGROUND_IOU, other >= minimum], [0, 1, 2], default=3)
     rows = np.concatenate([wrong, unmapped])
     return rows, np.concatenate([error, np.full(len(unmapped), ERROR_TYPES.index("unmapped"))])
-
-
-def _pairs(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`join` in chunks of bounded size, for images with very many boxes; `right` must be sorted."""
-    size = np.searchsorted(right, left, "right") - np.searchsorted(right, left, "left")
-    block = np.cumsum(size) // tuning.PAIRS_PER_BLOCK
-    bounds = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(left))
-    for start, stop in itertools.pairwise(bounds):
-        i, j = join(left[start:stop], right)
-        yield i + start, j

@@ -4,7 +4,8 @@ Within an image and category, detections are matched in order of falling score. 
 greatest IoU at or above the threshold, non-crowd objects before crowds, the last one if IoUs are equal. A detection
 matched to a crowd is neither a true nor a false positive. With federated annotations (LVIS), a detection of a category
 that was not verified for the image is not judged, and an unmatched one is not a false positive if the category is
-not exhaustively annotated in the image.
+not exhaustively annotated in the image. As in lvis-api, objects and detections without area are then left out, and an
+object without area does not verify its category.
 
 The loop is over ranks: round r matches the r-th detection of every image and category.
 """
@@ -13,24 +14,24 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from coordexp.evaluation.box_pairs import box_iou, near_pairs
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.ground_truth import GroundTruth
 
 # Computed as in COCOeval: 0.9 becomes 0.8999999999999999, which decides boxes exactly at the threshold.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
 
-PAIRS_AT_A_TIME = 1_000_000  # no effect on results
-
 
 @dataclass(frozen=True)
 class Matches:
     """Matching of D judged detections to M objects at T thresholds; detections by category, falling score, image.
 
-    Detections that were not judged because their category was not verified for the image are only counted, in
-    `num_not_judged`.
+    Detections that were not judged, because their category was not verified for the image or because they have no
+    area (LVIS), are only counted, in `num_not_judged`.
     """
 
     row: np.ndarray  # int64 [D], index in Detections
@@ -42,7 +43,7 @@ class Matches:
     ignored: np.ndarray  # bool [D, T], neither true nor false positive
     object_index: np.ndarray  # int64 [D, T], matched object or -1
     object_matched: np.ndarray  # bool [M, T]
-    object_counted: np.ndarray  # bool [M], False for crowds
+    object_counted: np.ndarray  # bool [M], False for crowds (COCO) and objects without area (LVIS)
     object_image: np.ndarray  # int64 [M]
     object_category: np.ndarray  # int64 [M]
     num_images: int
@@ -73,15 +74,23 @@ def match(
     code = detections.image[rows] * count + detections.category[rows]
     num_not_judged = 0
     if federated:
-        judged = np.isin(code, ground_truth.judged)
+        judged = np.isin(code, ground_truth.judged) & detections.has_area[rows]
         num_not_judged = int((~judged).sum())
         rows, code = rows[judged], code[judged]
     order = np.argsort(code, kind="stable")
     rows, code = rows[order], code[order]
-    rank = _rank(code)
-    taken, object_matched = _greedy(ground_truth, detections.box[rows], code, rank, thresholds, crowds=not federated)
-    matched = taken >= 0
+    rank = rank_in_group(code)
     crowd = np.zeros(len(ground_truth.image), dtype=bool) if federated else ground_truth.crowd
+    used = np.flatnonzero(ground_truth.has_area) if federated else np.arange(len(crowd))
+    targets = Targets(ground_truth.box[used], ground_truth.code[used], crowd[used], crowd[used])
+    taken, used_matched = greedy(detections.box[rows], code, rank, targets, thresholds)
+    if len(used):
+        taken = np.where(taken >= 0, used[taken], -1)
+    object_matched = np.zeros((len(crowd), len(thresholds)), dtype=bool)
+    object_matched[used] = used_matched
+    counted = np.zeros(len(crowd), dtype=bool)
+    counted[used] = ~crowd[used]
+    matched = taken >= 0
     on_crowd = matched & crowd[np.maximum(taken, 0)] if len(crowd) else matched
     ignored = on_crowd.copy()
     if federated:
@@ -99,7 +108,7 @@ def match(
         ignored=ignored[order],
         object_index=taken[order],
         object_matched=object_matched,
-        object_counted=~crowd,
+        object_counted=counted,
         object_image=ground_truth.image,
         object_category=ground_truth.category,
         num_images=ground_truth.num_images,
@@ -109,78 +118,48 @@ def match(
     )
 
 
-def box_iou(detection: np.ndarray, ground_truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU of paired boxes, float64 [P, 4] as x, y, w, h; for crowds the intersection over the detection's area."""
-    low = np.maximum(detection[:, :2], ground_truth[:, :2])
-    high = np.minimum(detection[:, :2] + detection[:, 2:], ground_truth[:, :2] + ground_truth[:, 2:])
-    sides = np.maximum(high - low, 0)
-    intersection = sides[:, 0] * sides[:, 1]
-    area = detection[:, 2] * detection[:, 3]
-    union = np.where(crowd, area, area + ground_truth[:, 2] * ground_truth[:, 3] - intersection)
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+class Targets(NamedTuple):
+    """M objects that detections can be matched to, sorted by code."""
+
+    box: np.ndarray  # float64 [M, 4], x, y, w, h
+    code: np.ndarray  # int64 [M], image and category
+    last: np.ndarray  # bool [M], matched only by detections that can match no other object
+    crowd: np.ndarray  # bool [M], matched by any number of detections, with IoU over the area of the detection
 
 
-def _greedy(
-    ground_truth: GroundTruth,
-    box: np.ndarray,
-    code: np.ndarray,
-    rank: np.ndarray,
-    thresholds: np.ndarray,
-    *,
-    crowds: bool,
+def greedy(
+    box: np.ndarray, code: np.ndarray, rank: np.ndarray, targets: Targets, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Object matched by each detection, int64 [D, T] or -1, and whether each object is matched, bool [M, T]."""
     taken = np.full((len(code), len(thresholds)), -1, dtype=np.int64)
-    object_matched = np.zeros((len(ground_truth.image), len(thresholds)), dtype=bool)
-    crowd = ground_truth.crowd if crowds else np.zeros(len(ground_truth.image), dtype=bool)
+    object_matched = np.zeros((len(targets.code), len(thresholds)), dtype=bool)
     limits = np.minimum(thresholds, 1 - 1e-10)
-    object_code = ground_truth.image * max(ground_truth.num_categories, 1) + ground_truth.category
-    det, obj, iou = _candidates(box, code, ground_truth.box, object_code, crowd, limits.min())
-    # sorted so that the last available pair of a detection is its match
-    order = np.lexsort((obj, iou, ~crowd[obj], det, rank[det]))
-    det, obj, iou = det[order], obj[order], iou[order]
-    enough = iou[:, None] >= limits
-    pair = np.arange(len(det))[:, None]
-    bounds = np.append(np.flatnonzero(np.diff(rank[det], prepend=-1)), len(det))
-    for start, stop in itertools.pairwise(bounds):
-        part = slice(start, stop)
-        available = enough[part] & (~object_matched[obj[part]] | crowd[obj[part]][:, None])
-        first = np.flatnonzero(np.diff(det[part], prepend=-1))
-        choice = np.maximum.reduceat(np.where(available, pair[part], -1), first, axis=0)
-        who, at = np.nonzero(choice >= 0)
-        chosen = obj[choice[who, at]]
-        taken[det[part][first][who], at] = chosen
-        object_matched[chosen, at] = True
+    least = limits.min()
+    by_rank = np.argsort(rank, kind="stable")
+    box, code, rank = box[by_rank], code[by_rank], rank[by_rank]
+    for i, j in near_pairs(box, code, targets.box, targets.code, least, targets.crowd):
+        overlap = box_iou(box[i], targets.box[j], targets.crowd[j])
+        near = np.flatnonzero(overlap >= least)
+        # sorted so that the last available pair of a detection is its match
+        order = near[np.lexsort((j[near], overlap[near], ~targets.last[j[near]], i[near]))]
+        det, obj, iou = i[order], j[order], overlap[order]
+        pair = np.arange(len(det))[:, None]
+        bounds = np.append(np.flatnonzero(np.diff(rank[det], prepend=-1)), len(det))
+        for start, stop in itertools.pairwise(bounds):
+            part = slice(start, stop)
+            available = (iou[part, None] >= limits) & (~object_matched[obj[part]] | targets.crowd[obj[part]][:, None])
+            first = np.flatnonzero(np.diff(det[part], prepend=-1))
+            choice = np.maximum.reduceat(np.where(available, pair[part], -1), first, axis=0)
+            who, at = np.nonzero(choice >= 0)
+            chosen = obj[choice[who, at]]
+            taken[by_rank[det[part][first][who]], at] = chosen
+            object_matched[chosen, at] = True
     return taken, object_matched
 
 
-def _candidates(
-    box: np.ndarray, code: np.ndarray, object_box: np.ndarray, object_code: np.ndarray, crowd: np.ndarray, least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of equal code with IoU >= `least`: detection, object, IoU; a block of pairs is in memory at a time."""
-    size = np.searchsorted(object_code, code, "right") - np.searchsorted(object_code, code, "left")
-    block = np.cumsum(size) // PAIRS_AT_A_TIME
-    bounds = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(code)]
-    kept = []
-    for start, stop in itertools.pairwise(bounds):
-        det, obj = join(code[start:stop], object_code)
-        det += start
-        iou = box_iou(box[det], object_box[obj], crowd[obj])
-        near = iou >= least
-        kept.append((det[near], obj[near], iou[near]))
-    det, obj, iou = (np.concatenate(columns) for columns in zip(*kept, strict=True))
-    return det, obj, iou
-
-
-def join(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All index pairs (i, j) with left[i] == right[j], by i then j; `right` must be sorted."""
-    low, high = np.searchsorted(right, left, "left"), np.searchsorted(right, left, "right")
-    size = high - low
-    i = np.repeat(np.arange(len(left)), size)
-    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-    return i, np.repeat(low, size) + within
-
-
-def _rank(code: np.ndarray) -> np.ndarray:
-    """Position within each run of equal codes (sorted)."""
-    return np.arange(len(code)) - np.searchsorted(code, code, "left")
+def rank_in_group(group: np.ndarray) -> np.ndarray:
+    """Position of each row within its run of equal values, from 0."""
+    if not len(group):
+        return np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.diff(group, prepend=group[0] - 1))
+    return np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))

@@ -86,14 +86,37 @@ class GroundTruth:
         return np.bincount(self.image[~self.crowd], minlength=self.num_images)
 
     @cached_property
+    def code(self) -> np.ndarray:
+        """image * K + category of each object; int64 [M], sorted."""
+        return self.image * self.num_categories + self.category
+
+    @property
+    def has_area(self) -> np.ndarray:
+        """Whether the annotated area of each object is positive; lvis-api leaves the others out. bool [M]."""
+        return self.area > 0
+
+    @cached_property
     def judged(self) -> np.ndarray:
-        """Sorted codes image * K + category of every verified pair, present or negative."""
-        return np.union1d(self.image * self.num_categories + self.category, self.negative)
+        """Sorted codes image * K + category of every verified pair (LVIS): negative, or with an object with area."""
+        return np.union1d(self.code[self.has_area], self.negative)
+
+    def of_objects(self, keep: np.ndarray) -> GroundTruth:
+        """The same images with the objects `keep` (bool [M]) only."""
+        return replace(
+            self,
+            image=self.image[keep],
+            category=self.category[keep],
+            box=self.box[keep],
+            area=self.area[keep],
+            crowd=self.crowd[keep],
+            annotation_id=self.annotation_id[keep],
+            segmentation=[s for s, kept in zip(self.segmentation, keep, strict=True) if kept],
+        )
 
     def restricted(self, keep: np.ndarray) -> GroundTruth:
         """Ground truth of the images `keep` (bool [I]) only."""
         new_index = np.cumsum(keep) - 1
-        objects = keep[self.image]
+        objects = self.of_objects(keep[self.image])
         count = self.num_categories
 
         def codes(pairs: np.ndarray) -> np.ndarray:
@@ -101,18 +124,12 @@ class GroundTruth:
             return (new_index[image] * count + category)[keep[image]]
 
         return replace(
-            self,
+            objects,
             image_ids=[i for i, kept in zip(self.image_ids, keep, strict=True) if kept],
             sizes=self.sizes[keep],
-            image=new_index[self.image[objects]],
-            category=self.category[objects],
-            box=self.box[objects],
-            area=self.area[objects],
-            crowd=self.crowd[objects],
-            annotation_id=self.annotation_id[objects],
+            image=new_index[objects.image],
             negative=codes(self.negative),
             not_exhaustive=codes(self.not_exhaustive),
-            segmentation=[s for s, kept in zip(self.segmentation, objects, strict=True) if kept],
         )
 
 

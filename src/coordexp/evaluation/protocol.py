@@ -9,7 +9,7 @@ import numpy as np
 from coordexp.evaluation import coco_lvis_ap, f1
 from coordexp.evaluation.average_precision import RankedMatches, mean_ap
 from coordexp.evaluation.detections import Detections
-from coordexp.evaluation.greedy_matching import Matches, match
+from coordexp.evaluation.greedy_matching import Matches, match, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.options import ProtocolName
 from coordexp.evaluation.reliability import calibration, correctness
@@ -82,5 +82,5 @@ class ScoredProtocol:
         if self.name == "coco":
             return self.matches.rank < self.max_dets
         mapped = np.flatnonzero(self.detections.category >= 0)
-        rank = coco_lvis_ap.rank_in_group(self.detections.image[mapped])
+        rank = rank_in_group(self.detections.image[mapped])
         return np.isin(self.matches.row, mapped[rank < self.max_dets])

@@ -270,7 +270,9 @@ class CategoryRow(Result):
 class ProtocolCounts(Result):
     """Detections that a protocol leaves out of its numbers."""
 
-    not_judged: Annotated[Count, Meta(description="detections of categories not verified for the image (lvis)")]
+    not_judged: Annotated[
+        Count, Meta(description="detections of categories not verified for the image, or without area (lvis)")
+    ]
     ignored_50: Annotated[
         Count, Meta(description="neither right nor wrong at IoU 0.5: matched to a crowd, or not exhaustively annotated")
     ]

@@ -26,4 +26,4 @@ ACCELERATOR_COLUMNS = 64  # on a GPU: columns in use are rounded up to a multipl
 ENCODING_THREADS = 8  # prepare images while a GPU decodes; on a CPU they would only compete with it
 
 # evaluation
-PAIRS_PER_BLOCK = 4_000_000  # pairs of boxes compared at once
+PAIRS_PER_BLOCK = 250_000  # pairs of boxes compared at once

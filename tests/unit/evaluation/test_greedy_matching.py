@@ -7,7 +7,9 @@ import pytest
 from evaluation_cases import Case, annotation, categories, generated, image, load
 
 from coordexp.evaluation import greedy_matching
-from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, box_iou, match
+from coordexp.evaluation.box_pairs import box_iou
+from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, match
+from coordexp.runtime import tuning
 
 
 def slow_matching(ground_truth, found, threshold: float) -> dict[int, int]:
@@ -62,7 +64,7 @@ def test_pairs_are_formed_in_blocks_of_bounded_size(tmp_path, monkeypatch):
     expected = greedy_matching.match(ground_truth, detections, federated=False)
     sizes = []
     iou = greedy_matching.box_iou
-    monkeypatch.setattr(greedy_matching, "PAIRS_AT_A_TIME", 20)
+    monkeypatch.setattr(tuning, "PAIRS_PER_BLOCK", 20)
     monkeypatch.setattr(greedy_matching, "box_iou", lambda *boxes: sizes.append(len(boxes[0])) or iou(*boxes))
     found = greedy_matching.match(ground_truth, detections, federated=False)
     assert len(sizes) > 5 and max(sizes) < 60

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
-import io
 import json
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ap_references import assert_same, lvis_metrics, pycocotools_metrics
 from evaluation_cases import Case, categories, generated, load
 from pycocotools import mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from coordexp.evaluation import EvaluateOptions, coco_lvis_ap, evaluate
 from coordexp.evaluation.average_precision import mean_ap
 from coordexp.evaluation.protocol import ScoredProtocol
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "photos" / "annotations"
-COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="photographs not available")
 
 
@@ -142,59 +135,6 @@ CASES = {
     "unknown categories": unknown_categories,
     "two objects, one box": same_boxes,
 }
-
-
-def pycocotools_metrics(annotations: Path, results: list[dict], iou_type: str = "bbox") -> dict[str, float | None]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt = COCO(str(annotations))
-        for row in gt.dataset["annotations"]:
-            row.setdefault("iscrowd", 0)
-        dt = gt.loadRes(results) if results else COCO()
-        if not results:
-            dt.dataset = {**gt.dataset, "annotations": []}
-            dt.createIndex()
-        evaluation = COCOeval(gt, dt, iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: none_if_missing(v) for name, v in zip(COCO_NAMES, evaluation.stats, strict=True)}
-
-
-def lvis_metrics(lvis, annotations: Path, results: list[dict], max_dets: int = 300) -> dict[str, float | None]:
-    gt = lvis.LVIS(str(annotations))
-    if results:
-        dt = lvis.LVISResults(gt, results, max_dets=max_dets)
-    else:  # lvis-api cannot load an empty list
-        dt = lvis.LVISResults.__new__(lvis.LVISResults)
-        dt.logger = gt.logger
-        dt.dataset = {**gt.dataset, "annotations": []}
-        dt._create_index()
-    evaluation = lvis.LVISEval(gt, dt, "bbox")
-    evaluation.params.max_dets = max_dets
-    evaluation.run()
-    found = {name: none_if_missing(v) for name, v in evaluation.get_results().items()}
-    return {name.replace("@-1", "") if max_dets < 0 else name: value for name, value in found.items()}
-
-
-def none_if_missing(value: float) -> float | None:
-    return None if value == -1 else float(value)
-
-
-def assert_same(ours: dict, reference: dict) -> None:
-    assert set(reference) <= set(ours)
-    for name, value in reference.items():
-        assert ours[name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
-
-
-@pytest.fixture
-def lvis(monkeypatch):
-    """lvis-api, with the alias that current numpy has removed and without OpenCV."""
-    if importlib.util.find_spec("lvis") is None:
-        pytest.skip("lvis is not installed")
-    if importlib.util.find_spec("cv2") is None:
-        monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
-    monkeypatch.setattr(np, "float", float, raising=False)
-    return importlib.import_module("lvis")
 
 
 @pytest.mark.parametrize("name", CASES)
