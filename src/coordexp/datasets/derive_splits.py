@@ -51,7 +51,7 @@ def derive_split(dataset_format: DatasetFormat, split: str, source: Source, raw_
     derived = {name: d for name, d in derived_splits(dataset_format).items() if d.source == original}
     if not derived:
         return source
-    path = raw_dir / f"{split}.part.annotations.json"
+    path = (raw_dir / f"{split}.part.annotations.json").resolve()
     _write_part(Path(source.annotations), path, split, derived, f"datasets.{dataset_format.dataset}.derived_splits")
     return msgspec.structs.replace(source, split=split, annotations=str(path), annotations_sha256=sha256_file(path))
 

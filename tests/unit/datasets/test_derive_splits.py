@@ -129,3 +129,10 @@ def test_only_the_splits_of_the_same_images_depend_on_a_derived_split(dataset, t
     assert options_for_split("mine", entry, "val")["annotations"] == {"train": "annotations.json"}
     _, source = read(entry, "val", tmp_path)
     assert local_annotations_sha256("mine", entry, "val", tmp_path / "work/val.source.json") == source.original_sha256
+
+
+def test_the_manifest_may_be_in_a_relative_folder(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {**dataset, "derived_splits": {"val": {}}}
+    provide("mine", entry, "val", "work/raw", "work/val.source.json")
+    assert load_source("work/val.source.json").annotations == "raw/val.part.annotations.json"
