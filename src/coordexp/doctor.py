@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry import boxes, norm1000
 from coordexp.inference.draw import draw
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.recipe import Custom
 from coordexp.records import Detection, Record, coord_bin, decode_record
-from coordexp.runtime.errors import DataError
+from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines
 from coordexp.training.ms_swift.custom_section import VARIABLE
 
@@ -45,8 +46,7 @@ def examine(
         for obj, coords in zip(shown.objects, back, strict=True)
     ]
     if out is not None:
-        with Image.open(file.parent / record.images[0]) as image:
-            draw(changed or image, detections).save(out)
+        draw(changed or _stored_image(file.parent / record.images[0]), detections).save(out)
     size = np.array([shown.width, shown.height] * 2)
     return {
         "prompt": _count_repeats(tokenizer.decode(ids[:first]), family_of(model_dir).tokens.image_pad),
@@ -61,6 +61,15 @@ def examine(
             for d, obj in zip(detections, shown.objects, strict=True)
         ],
     }
+
+
+def _stored_image(path: Path) -> Image.Image:
+    """The image of a record; DataError if it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return image.convert("RGB")
+    except ImageError as error:
+        raise DataError(located(f"cannot read the image: {error}", file=path)) from error
 
 
 def nth_record(file: Path, index: int) -> Record:

@@ -4,9 +4,9 @@ import csv
 from typing import Annotated
 
 from msgspec import Meta
-from PIL import Image
 
 from coordexp.datasets.formats import FORMATS, AnnotationWriter, DatasetFormat, FolderOptions, PerSplit, SplitFiles
+from coordexp.datasets.images import upright_size
 
 
 class CsvOptions(FolderOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +29,7 @@ class CsvBoxes(DatasetFormat[CsvOptions]):
         with AnnotationWriter(self.annotation_path(split, raw_dir)) as writer:
             writer.set_categories([{"id": n, "name": name} for name, n in category_ids.items()])
             for name, n in image_ids.items():
-                width, height = Image.open(folder / "images" / name).size
+                width, height = upright_size(folder / "images" / name)
                 writer.add_image({"id": n, "file_name": name, "width": width, "height": height})
             for n, (name, category, *corners) in enumerate(rows, start=1):
                 x1, y1, x2, y2 = map(float, corners)

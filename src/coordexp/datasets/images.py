@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
+from coordexp.datasets.jpeg import decode_jpeg
 from coordexp.runtime.errors import DataError, located
 
 EXIF_ORIENTATION = 0x0112
@@ -31,7 +31,6 @@ MAX_PIXELS = 100_000_000  # decoding takes about 5 bytes per pixel, in every wor
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # for images opened elsewhere; Pillow refuses more than twice as many
 Exif = Literal["auto", "apply", "ignore"]
 _NAME_BYTES = 255  # longest file name of Linux file systems
-_DAMAGE = re.compile(r"Corrupt JPEG data.*|Premature end.*|Inconsistent progression.*|Invalid SOS.*")  # of libjpeg
 cv2.setNumThreads(1)  # the stage uses one process per core
 
 
@@ -46,6 +45,28 @@ class ImageError(Exception):
 def reuse_memory() -> None:
     """Let Pillow keep up to 8 freed blocks (16 MB each): allocating new pages costs as much as decoding a JPEG."""
     Image.core.set_blocks_max(8)
+
+
+@contextlib.contextmanager
+def open_image(source: str | Path, max_pixels: int | None = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The image in a file of one of FORMATS, not yet decoded; any problem with it in the block is an ImageError.
+
+    No other function opens image files: Pillow would start programs for some formats, and decode images of any size.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit here
+    try:
+        # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
+        with Path(source).open("rb") as handle, Image.open(handle, formats=FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                text = f"{source}: {image.width}x{image.height} pixels, more than the limit of {max_pixels:,}"
+                raise ImageError("too many pixels", f"{text} (data.max_pixels)")
+            yield image
+    except UnidentifiedImageError as error:
+        raise ImageError("unreadable image", f"{source}: not an image of the formats {', '.join(FORMATS)}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError("unreadable image", f"{source}: {error}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also while another thread opens an image
 
 
 def find_image(name: str, image_dirs: Sequence[str], from_url: bool = False) -> tuple[int, str]:
@@ -91,7 +112,7 @@ def exif_convention(source: str | Path, annotated: tuple[int, int]) -> str | Non
 
     `upright` or `stored`, `undecidable` if both have the same size, None without an orientation.
     """
-    with _opened(Path(source), None) as image:
+    with open_image(source, None) as image:
         if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look for the tag
             return None
         tag, upright = _tag(image), _upright_size(image)
@@ -123,7 +144,7 @@ def prepare_image(
     source, target = Path(source), Path(target)
     if _is_up_to_date(target, source):
         return "kept"
-    with _opened(source, max_pixels) as image:
+    with open_image(source, max_pixels) as image:
         write = _encoder(image, source, target.suffix, _orientation(image, annotated, exif), size, quality)
     if write is None:
         _link(source, target)
@@ -134,33 +155,14 @@ def prepare_image(
 
 def upright_size(source: str | Path) -> tuple[int, int]:
     """(width, height) in pixels of an image turned upright by its EXIF tag; ImageError if it cannot be read."""
-    with _opened(Path(source), MAX_PIXELS) as image:
+    with open_image(source) as image:
         return _upright_size(image)
 
 
 def load_image(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
     """The upright RGB pixels that `prepare_image` would encode, with the same arguments and errors."""
-    with _opened(Path(source), MAX_PIXELS) as image:
+    with open_image(source) as image:
         return _resized(image, _orientation(image, annotated), size)
-
-
-@contextlib.contextmanager
-def _opened(source: Path, max_pixels: int | None) -> Iterator[Image.Image]:
-    """The image in a file of one of FORMATS, not yet decoded; any problem with it is an ImageError."""
-    default, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `max_pixels` is the limit here
-    try:
-        # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
-        with source.open("rb") as handle, Image.open(handle, formats=FORMATS) as image:
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                text = f"{source}: {image.width}x{image.height} pixels, more than the limit of {max_pixels:,}"
-                raise ImageError("too many pixels", f"{text} (data.max_pixels)")
-            yield image
-    except UnidentifiedImageError as error:
-        raise ImageError("unreadable image", f"{source}: not an image of the formats {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError("unreadable image", f"{source}: {error}") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = default
 
 
 def _encoder(
@@ -245,23 +247,10 @@ def _is_enlarged(image: Image.Image, orientation: int, size: tuple[int, int]) ->
 
 
 def _decode_jpeg(source: Path, mode: int) -> np.ndarray | None:
-    """The stored pixels by OpenCV, None if it cannot decode the file; ImageError if libjpeg warns of damage.
-
-    libjpeg writes its warnings to stderr only, hence the redirection.
-    """
-    data = np.fromfile(source, dtype=np.uint8)
-    with tempfile.TemporaryFile() as messages:
-        stderr = os.dup(2)
-        try:
-            os.dup2(messages.fileno(), 2)
-            pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        messages.seek(0)
-        damage = _DAMAGE.search(messages.read().decode(errors="replace"))
+    """The stored pixels by OpenCV, None if it cannot decode the file; ImageError if it is damaged."""
+    pixels, damage = decode_jpeg(source, mode)
     if damage:
-        raise ImageError("unreadable image", f"{source}: {damage.group()}")
+        raise ImageError("unreadable image", f"{source}: {damage}")
     return pixels
 
 

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 import numpy as np
-from PIL import Image
 
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import encode_box, encode_poly
 from coordexp.records import Record, coord_bin, decode_record, record_problems
 from coordexp.runtime.errors import DataError
@@ -99,10 +99,10 @@ def _image_problems(record: Record, folder: Path, open_images: bool) -> list[tup
     if not open_images:
         return []
     try:
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             opened.load()
             size = opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ImageError as error:
         return [("images", f"{name} cannot be read: {error}")]
     if size != (record.width, record.height):
         return [("images", f"{name} has {size[0]}x{size[1]} pixels, the record {record.width}x{record.height}")]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.image_provenance import provenance_of_records
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.options import PredictOptions
@@ -118,9 +119,9 @@ def predict_records(
 def load_image(path: Path, size: tuple[int, int], image_id: int | str) -> Image.Image:
     """The image at `path` as RGB; DataError naming file and `image_id` if it is unreadable or not of `size`."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ImageError as error:
         fix = "run `coordexp validate` on the records, or convert the dataset again"
         raise DataError(located(f"cannot read image {image_id}: {error}", file=path, fix=fix)) from error
     if image.size != size:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from coordexp.datasets.categories import Category
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
 from coordexp.evaluation.error_types import ERROR_TYPES, false_positives
 from coordexp.evaluation.greedy_matching import match
@@ -225,10 +226,10 @@ def _limited(shapes: list[Shape]) -> list[Shape]:
 def _thumbnail(path: Path) -> tuple[str, int, int]:
     """A JPEG data URI of the image, and the size in pixels at which it is shown."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.draft("RGB", (THUMBNAIL, THUMBNAIL))
             small = image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except ImageError as error:
         raise DataError(located(f"image cannot be read: {error}", file=path)) from error
     scale = min(1.0, THUMBNAIL / max(small.size))
     small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))), Image.LANCZOS)

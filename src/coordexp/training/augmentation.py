@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.datasets.ordering import reading_order
 from coordexp.datasets.samples import Sample
 from coordexp.geometry import boxes, polygons
@@ -84,14 +85,19 @@ def _remaining_categories(sample: Sample, objects: list[Object]) -> list[str]:
 def _load_image(sample: Sample, plan: Plan) -> Image.Image:
     """The transformed image of a sample; DataError if the file does not have the size in the record."""
     record = sample.record
-    with Image.open(sample.path.parent / record.images[0]) as opened:
-        if opened.size != (record.width, record.height):
-            found = "x".join(map(str, opened.size))
-            fix = "the image file does not match the record: convert the data again"
-            raise DataError(
-                f"{sample.source_line}: image is {found}, but the record has {record.width}x{record.height}\n  -> {fix}"
-            )
-        return transform_image(opened.convert("RGB"), plan)
+    path = sample.path.parent / record.images[0]
+    try:
+        with open_image(path) as opened:
+            size, pixels = opened.size, opened.convert("RGB")
+    except ImageError as error:
+        raise DataError(f"{sample.source_line}: cannot read the image: {error}") from error
+    if size != (record.width, record.height):
+        found = "x".join(map(str, size))
+        fix = "the image file does not match the record: convert the data again"
+        raise DataError(
+            f"{sample.source_line}: image is {found}, but the record has {record.width}x{record.height}\n  -> {fix}"
+        )
+    return transform_image(pixels, plan)
 
 
 def may_flip(sample: Sample, options: Augmentation) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from dataset_cases import draw_image
 from PIL import Image
 
+import coordexp
 from coordexp.datasets import images
 from coordexp.datasets.images import ImageError, find_image, output_name, prepare_image
 from coordexp.runtime.errors import DataError
@@ -392,3 +393,9 @@ def test_pillow_keeps_a_limit_for_images_that_are_opened_elsewhere(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     images.load_image(tmp_path / "a.png", (8, 8), (8, 8))
     assert Image.MAX_IMAGE_PIXELS == images.MAX_PIXELS
+
+
+def test_only_one_function_opens_images():
+    root = Path(coordexp.__file__).parent
+    found = [path.relative_to(root).as_posix() for path in root.rglob("*.py") if "Image.open(" in path.read_text()]
+    assert found == ["datasets/images.py"]
