@@ -155,6 +155,43 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.flip or self.crop or self.scale != (1.0, 1.0))
 
 
+class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model reads of earlier objects in place of the exact ones; drawn anew in every epoch; off by default."""
+
+    noise: Annotated[
+        Fraction,
+        Meta(description="fraction of the objects whose coordinates are read with noise; their targets stay exact"),
+    ] = 0.0
+    noise_scale: Annotated[
+        float, Meta(gt=0, description="standard deviation of the noise, as a fraction of the object's width or height")
+    ] = 0.15
+    wildcard: Annotated[
+        Fraction, Meta(description="fraction of the objects whose coordinates are read as `<|coord_*|>`")
+    ] = 0.0
+    continued: Annotated[
+        Fraction,
+        Meta(description="fraction of the samples that begin with a disturbed prefix, which is read but not taught"),
+    ] = 0.0
+    dropped: Annotated[
+        Fraction, Meta(description="fraction of the objects missing in such a prefix, and taught after it")
+    ] = 0.3
+    swapped: Annotated[
+        Fraction, Meta(description="fraction of the objects exchanged with the next one in such a prefix")
+    ] = 0.1
+    repeated: Annotated[
+        Fraction, Meta(description="fraction of the objects followed by a near copy in such a prefix")
+    ] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.noise + self.wildcard > 1:
+            raise ValueError(f"noise + wildcard: expected at most 1, found {self.noise + self.wildcard}")
+
+    @property
+    def active(self) -> bool:
+        """Whether the model reads anything but the exact objects."""
+        return bool(self.noise or self.wildcard or self.continued)
+
+
 class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Evaluation of detection during training, on the first images of `val_jsonl`; selects the best checkpoint."""
 
@@ -223,6 +260,9 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coord_offset: Annotated[CoordOffset, Meta(description="trainable offsets of the coordinate tokens")] = CoordOffset()
     loss: Annotated[LossOptions, Meta(description="the training loss")] = msgspec.field(default_factory=LossOptions)
     augmentation: Annotated[Augmentation, Meta(description="augmentation of training images")] = Augmentation()
+    prefix: Annotated[PrefixOptions, Meta(description="disturbed prefixes of the answers in training")] = (
+        PrefixOptions()
+    )
     detection_eval: Annotated[DetectionEval, Meta(description="evaluation of detection during training")] = (
         DetectionEval()
     )
@@ -367,11 +407,19 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", loss.uses("box"), box_weight),
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
+        ("prefix", custom.prefix.active, custom.coord_tokens.enabled, tokens),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
     ):
         if given and not has_effect:
             raise ConfigError(located("has no effect", file=file, field=f"custom.{field}", fix=f"it needs {needs}"))
+    for field, excluded, needed in (
+        ("loss.set_targets", loss.set_targets != "none", "none"),
+        ("object_field_order", custom.object_field_order != "desc_first", "desc_first"),
+    ):
+        if custom.prefix.continued and excluded:
+            problem = f"cannot be combined with prefix.continued {custom.prefix.continued:g}"
+            raise ConfigError(located(problem, file=file, field=f"custom.{field}", fix=f"set it to {needed}"))
 
 
 def _check_saving(training: Mapping[str, Any], file: str | Path) -> None:

@@ -7,6 +7,9 @@ answer reach the loss alongside the labels; the collator concatenates them in th
 from __future__ import annotations
 
 import copy
+import itertools
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,12 +25,14 @@ from coordexp.losses.set_targets import branch_targets
 from coordexp.losses.targets import IGNORE
 from coordexp.modeling.families import FAMILIES, SpecialTokens
 from coordexp.modeling.vocab import coord_ids
+from coordexp.recipe import PrefixOptions
 from coordexp.records import COORD_BINS, Object, Record
 from coordexp.runtime.errors import DataError
 from coordexp.training.augmentation import augment
 from coordexp.training.collate import AnswerTargets, as_targets, collate
 from coordexp.training.ms_swift.custom_section import custom_section
 from coordexp.training.ms_swift.dataset import TRAIN, current_epoch, sample_of
+from coordexp.training.prefix import read_bins, with_disturbed_prefix
 
 TARGETS = "coord_targets"
 LONG_FIX = "raise template.max_length, lower the pixel budget, or set template.truncation_strategy: delete"
@@ -66,32 +71,62 @@ class CoordTemplate:
             self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
             # Text integers can be trained on a base model without coordinate tokens: then no label is a slot.
             enabled = custom_section().coord_tokens.enabled
-            self.coord_start = coord_ids(self.tokenizer).start if enabled else len(self.tokenizer)
+            ids = coord_ids(self.tokenizer) if enabled else None
+            self.coord_start, self.wildcard = (ids.start, ids.wildcard) if ids else (len(self.tokenizer), None)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A row as input ids, labels, images, and the targets of its coordinate slots."""
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
         sample, image, cropped = augmented_sample(inputs, self.tile)
-        encoded = self.encode_sample(sample._replace(record=as_tokens(sample.record)), image, **kwargs)
+        sample = sample._replace(record=as_tokens(sample.record))
+        options, rng = prefix_of(inputs)
+        given = 0
+        if sample.record.objects and rng.random() < options.continued:
+            objects, given = with_disturbed_prefix(sample.record.objects, options, rng)
+            sample = sample._replace(record=msgspec.structs.replace(sample.record, objects=objects))
+        encoded = self.encode_sample(sample, image, given, **kwargs)
+        if options.noise or options.wildcard:
+            self._disturb(encoded["input_ids"], read_bins(sample.record.objects, options, rng))
         encoded[TARGETS] = encoded[TARGETS]._replace(cropped=cropped)
         return encoded
+
+    def _disturb(self, input_ids: list[int], read: list[Sequence[int | None]]) -> None:
+        """Replace the coordinate tokens of the answer, which are the only ones in `input_ids`, by those in `read`."""
+        slots = [n for n, token in enumerate(input_ids) if self.coord_start <= token < self.coord_start + COORD_BINS]
+        for n, bin in zip(slots, itertools.chain(*read), strict=True):
+            input_ids[n] = self.wildcard if bin is None else self.coord_start + bin
 
     @property
     def tile(self) -> int:
         """Side in pixels of the tile that becomes one image token."""
         return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
 
-    def encode_sample(self, sample: Sample, image: Image.Image | None = None, **kwargs: Any) -> dict[str, Any]:
-        """The same for a sample in token space; `image` replaces the image file of the record."""
+    def encode_sample(
+        self, sample: Sample, image: Image.Image | None = None, given: int = 0, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The same for a sample in token space; `image` replaces the image file of the record.
+
+        The first `given` objects of the answer are not supervised.
+        """
         try:
             encoded = super().encode(as_messages(sample, image), **kwargs)
         except MaxLengthError as error:
             problem = f"{sample.source_line}: longer than template.max_length: {error}"
             raise LongSampleError(f"{problem}\n  -> {LONG_FIX}") from error
         check_image_size(encoded, sample, self.processor.image_processor.patch_size)
+        if given:
+            objects = sample.record.objects
+            self._unsupervise(encoded["labels"], sum(len(obj.coords) for obj in objects[:given]))
+            sample = sample._replace(record=msgspec.structs.replace(sample.record, objects=objects[given:]))
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
         return encoded
+
+    def _unsupervise(self, labels: list[int], slots: int) -> None:
+        """Ignore the answer up to its coordinate slot number `slots`, counted from 1."""
+        positions = [n for n, label in enumerate(labels) if self.coord_start <= label < self.coord_start + COORD_BINS]
+        end = positions[slots - 1] + 1
+        labels[:end] = [IGNORE] * end
 
     def _targets(self, labels: list[int], sample: Sample) -> AnswerTargets:
         section, objects = custom_section(), objects_in_codec(sample.record)
@@ -174,6 +209,14 @@ def augmented_sample(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Imag
         return sample, None, 0
     seed = (section.sample_seed, current_epoch(), row["index"])
     return augment(sample, section.augmentation, seed, tile, keep_order=section.object_ordering == "random")
+
+
+def prefix_of(row: dict[str, Any]) -> tuple[PrefixOptions, random.Random]:
+    """How the prefix of a row is disturbed, and the generator that decides; only training samples are."""
+    section = custom_section()
+    if row["split"] != TRAIN:
+        return PrefixOptions(), random.Random(0)
+    return section.prefix, random.Random(f"prefix/{section.sample_seed}/{current_epoch()}/{row['index']}")
 
 
 def as_messages(sample: Sample, image: Image.Image | None = None) -> dict[str, Any]:

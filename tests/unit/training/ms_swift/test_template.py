@@ -9,7 +9,7 @@ from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE
 from coordexp.modeling.families import FAMILIES
 from coordexp.modeling.vocab import coord_ids
-from coordexp.recipe import CoordTokens
+from coordexp.recipe import CoordTokens, PrefixOptions
 from coordexp.records import read_records
 from coordexp.runtime import io
 from coordexp.runtime.errors import DataError
@@ -201,3 +201,41 @@ def test_each_source_of_a_mixture_uses_its_own_prompt(shapes_data, tiny_model, t
         prompts = [encode.tokenizer.decode(encode.encode(dict(row))["input_ids"]) for row in rows]
         assert sum("Find parts." in text for text in prompts) == 4
         assert sum(render.OPEN_PROMPT in text for text in prompts) == 24
+
+
+def encoded_with(prefix, shapes_data, tiny_model):
+    """(encoded with these options, encoded without, tokenizer) of the first row with two objects."""
+    jsonl = str(shapes_data / "train.coord.jsonl")
+    with encoder_of(tiny_model, train_jsonl=jsonl) as (encode, rows):
+        row = next(dict(row) for row in rows if len(sample(row).record.objects) == 2)
+        plain = encode.encode(row)
+    with encoder_of(tiny_model, train_jsonl=jsonl, prefix=PrefixOptions(**prefix)) as (encode, _):
+        return encode.encode(row), plain, encode.tokenizer
+
+
+@pytest.mark.parametrize("prefix", [{"noise": 1.0}, {"wildcard": 1.0}], ids=["noise", "wildcard"])
+def test_only_what_is_read_of_the_coordinates_changes(prefix, shapes_data, tiny_model):
+    disturbed, plain, tokenizer = encoded_with(prefix, shapes_data, tiny_model)
+    ids = coord_ids(tokenizer)
+    assert disturbed["labels"] == plain["labels"]
+    assert disturbed["coord_targets"] == plain["coord_targets"]
+    pairs = list(zip(disturbed["input_ids"], plain["input_ids"], strict=True))
+    changed = [(a, b) for a, b in pairs if a != b]
+    assert changed and all(ids.start <= b <= ids.end for _, b in changed)
+    if "wildcard" in prefix:
+        assert len(changed) == 8 and {a for a, _ in changed} == {ids.wildcard}
+    else:
+        assert all(ids.start <= a <= ids.end for a, _ in changed)
+
+
+def test_a_given_prefix_is_read_but_not_taught(shapes_data, tiny_model):
+    options = {"continued": 1.0, "dropped": 0.0, "swapped": 0.0, "repeated": 0.0}
+    disturbed, plain, tokenizer = encoded_with(options, shapes_data, tiny_model)
+    assert disturbed["input_ids"] == plain["input_ids"]
+    taught = [token for token in disturbed["labels"] if token != IGNORE]
+    rest = len(disturbed["coord_targets"].boxes)
+    assert rest < 2
+    assert plain["labels"][-len(taught) :] == taught
+    assert tokenizer.decode(taught).startswith("]")
+    assert disturbed["coord_targets"].supervised == len(taught)
+    assert disturbed["coord_targets"].coords == plain["coord_targets"].coords[4 * (2 - rest) :]
