@@ -41,4 +41,16 @@ __all__ = [
 ]
 
 # Registers the formats; last, so that their modules can import the names above from this package, like a plug-in.
-from coordexp.datasets.formats import coco, hf, imagefolder, lvis, ms_swift, odvg, qwen, shapes  # noqa: F401
+from coordexp.datasets.formats import (  # noqa: F401
+    coco,
+    csv_rows,
+    hf,
+    imagefolder,
+    lvis,
+    ms_swift,
+    odvg,
+    qwen,
+    shapes,
+    voc,
+    yolo,
+)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from coordexp.datasets.annotation_writer import AnnotationWriter
@@ -21,6 +21,7 @@ from coordexp.runtime.errors import DataError, located
 BoxKind = Literal["xyxy", "xywh", "cxcywh"]
 Units = Literal["pixel", "normalised"]
 TOLERANCE = 0.01  # normalised coordinates may exceed 0..1 by this much, because of rounding; boxes are clipped later
+MAX_SIDE = 1_000_000  # pixels
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FIX_ENCODING = "convert the file to UTF-8, for example: iconv -f latin1 -t utf-8 OLD > NEW"
 
@@ -73,8 +74,10 @@ def finite_numbers(texts: Sequence[str]) -> list[float]:
     """The values of decimal numbers; BadItem for text, and for NaN and infinite numbers."""
     try:
         values = [float(text) for text in texts]
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise BadItem("not a number", f"found {list(texts)}") from error
+    if any("_" in text for text in texts):  # Python accepts 1_000
+        raise BadItem("not a number", f"found {list(texts)}")
     if not all(map(math.isfinite, values)):
         raise BadItem("non-finite number", f"found {list(texts)}")
     return values
@@ -87,6 +90,8 @@ def pixel_box(values: Sequence[float], kind: BoxKind, units: Units, size: tuple[
     box without area is returned: the conversion skips and counts it.
     """
     a, b, c, d = values
+    if kind != "xyxy" and (c < 0 or d < 0):
+        raise BadItem("negative size", f"expected a width and height of at least 0, found {list(values)}")
     if units == "normalised":
         if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):
             raise BadItem("not normalised", f"expected values within 0..1, found {list(values)}")
@@ -95,11 +100,9 @@ def pixel_box(values: Sequence[float], kind: BoxKind, units: Units, size: tuple[
         c, d = c - a, d - b
         if c < 0 or d < 0:
             raise BadItem("swapped corners", f"expected x1 <= x2 and y1 <= y2, found {list(values)}")
-    elif c < 0 or d < 0:
-        raise BadItem("negative size", f"expected a width and height of at least 0, found {list(values)}")
     if kind == "cxcywh":
         a, b = a - c / 2, b - d / 2
-    if c and d and (a >= size[0] or b >= size[1] or a + c <= 0 or b + d <= 0):
+    if c and d and (a >= size[0] or b >= size[1] or a + c <= 0 or b + d <= 0 or max(c, d) > MAX_SIDE):
         raise BadItem("box outside the image", f"{list(values)} in {size[0]}x{size[1]}")
     return [a, b, c, d]
 
@@ -108,6 +111,12 @@ def polygon_box(points: Sequence[float]) -> list[float]:
     """Bounds [x, y, width, height] of a flat polygon."""
     x, y = min(points[::2]), min(points[1::2])
     return [x, y, max(points[::2]) - x, max(points[1::2]) - y]
+
+
+def polygon_area(points: Sequence[float]) -> float:
+    """Area of a flat polygon (shoelace formula)."""
+    x, y = points[::2], points[1::2]
+    return abs(sum(x[n - 1] * y[n] - x[n] * y[n - 1] for n in range(len(x)))) / 2
 
 
 def relative_name(text: str) -> str:
@@ -131,18 +140,22 @@ class ImageFolder:
 
     def find(self, text: str) -> ImageFile:
         """The image of this path, with any case of its suffix; BadItem if it is missing or cannot be read."""
-        name = relative_name(text)
-        if not os.path.isfile(f"{self.root}/{name}"):
-            folder, _, last = name.rpartition("/")
-            stem, suffix = os.path.splitext(last)
-            others = [n for n in self._by_stem(folder).get(stem, []) if n.lower() == f"{stem}{suffix}".lower()]
-            if len(others) != 1:
-                raise BadItem("missing image", f"{name} not found in {self.root}")
-            name = f"{folder}/{others[0]}".removeprefix("/")
-        return self.open(name)
+        return self.measure(self.locate(text))
 
-    def find_stem(self, text: str) -> ImageFile:
-        """The image of this path without suffix; BadItem if there is none, or more than one."""
+    def locate(self, text: str) -> str:
+        """The path of the image that is called so, with any case of its suffix; BadItem if it is missing."""
+        name = relative_name(text)
+        if os.path.isfile(f"{self.root}/{name}"):
+            return name
+        folder, _, last = name.rpartition("/")
+        stem, suffix = os.path.splitext(last)
+        others = [n for n in self._by_stem(folder).get(stem, []) if n.lower() == f"{stem}{suffix}".lower()]
+        if len(others) != 1:
+            raise BadItem("missing image", f"{name} not found in {self.root}")
+        return f"{folder}/{others[0]}".removeprefix("/")
+
+    def locate_stem(self, text: str) -> str:
+        """The path of the image that is called so, without suffix; BadItem if there is none, or more than one."""
         name = relative_name(text)
         folder, _, stem = name.rpartition("/")
         names = self._by_stem(folder).get(stem, [])
@@ -150,12 +163,11 @@ class ImageFolder:
             raise BadItem("missing image", f"{name} with any suffix not found in {self.root}")
         if len(names) > 1:
             raise BadItem("ambiguous image", f"several images have this name: {', '.join(names)}")
-        return self.open(f"{folder}/{names[0]}".removeprefix("/"))
+        return f"{folder}/{names[0]}".removeprefix("/")
 
-    def open(self, name: str) -> ImageFile:
+    def measure(self, name: str) -> ImageFile:
         """The image with this path, which exists; its size is that of the upright image."""
-        if not is_utf8(name):
-            raise BadItem("file name is not UTF-8", repr(name))
+        check_utf8(name)
         try:
             return ImageFile(name, *upright_size(f"{self.root}/{name}"))
         except ImageError as error:
@@ -175,9 +187,10 @@ class ImageFolder:
         return names
 
 
-def is_utf8(name: str) -> bool:
-    """Whether the name of a file can be written to a JSON file."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def check_utf8(name: str) -> None:
+    """BadItem for the name of a file that a JSON file cannot hold."""
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise BadItem("file name is not UTF-8", repr(name))
 
 
 def numbered_categories(
@@ -221,15 +234,23 @@ class BoxWriter(AnnotationWriter):
 
     def skip_item(self, kind: Literal["image", "annotation"], file: str | Path, bad: BadItem, line: int | None = None):
         """Leave out an item; DataError with file and line if `on_bad` is `error`."""
-        self.skip(kind, bad.reason, file, bad.line if bad.line is not None else line, bad.detail)
+        shown = os.fsencode(file).decode("utf-8", "replace")
+        self.skip(kind, bad.reason, shown, bad.line if bad.line is not None else line, bad.detail)
 
 
 def image_names(folder: Path) -> Iterator[str]:
-    """Paths of the images below a folder relative to it, in order, with their folders; hidden files are left out."""
+    """Paths of the images below a folder, relative to it, in order; hidden files and folders are left out."""
+    return file_names(folder, IMAGE_SUFFIXES)
+
+
+def file_names(folder: Path, suffixes: frozenset[str]) -> Iterator[str]:
+    """Paths of the files below a folder with one of these suffixes in any case, relative to it, in order."""
+    if not folder.is_dir():
+        return
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in found:
         if is_folder:
-            yield from (f"{name}/{below}" for below in image_names(folder / name))
-        elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+            yield from (f"{name}/{below}" for below in file_names(folder / name, suffixes))
+        elif os.path.splitext(name)[1].lower() in suffixes:
             yield name

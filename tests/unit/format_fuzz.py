@@ -36,15 +36,14 @@ def mutate(data: bytes, random: random.Random) -> bytes:
     for _ in range(random.randint(1, 4)):
         start = random.randrange(len(data) + 1)
         end = min(len(data), start + random.choice((0, 1, 1, 3, 10, 100)))
-        middle = random.choice(
-            (
-                lambda: b"",
-                lambda: random.choice(TOKENS),
-                lambda: bytes(random.randrange(256) for _ in range(random.randint(1, 4))),
-                lambda: data[start:end] * 3,
-                lambda: data[random.randrange(len(data) + 1) :][:20],
-            )
-        )()
+        pieces = (
+            b"",
+            random.choice(TOKENS),
+            bytes(random.randrange(256) for _ in range(random.randint(1, 4))),
+            data[start:end] * 3,
+            data[random.randrange(len(data) + 1) :][:20],
+        )
+        middle = random.choice(pieces)
         data = data[:start] + middle + data[end:]
         if random.random() < 0.05:
             data = data[:start]
