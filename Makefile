@@ -41,7 +41,7 @@ workflow: install  ## end-to-end Snakemake runs
 test-slurm: install  ## run the demo on a local two-node SLURM cluster; needs root and Debian's slurm-wlm and munge
 	pytest tests/slurm
 
-soak: install  ## inject every fault into every rule (25 minutes on two cores) and update docs/faults.md
+soak: install  ## inject every fault into every rule, kill the workflow at random (40 minutes), update docs/faults.md
 	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json
 	python docs/make_faults.py
 	python tests/soak/fuzz_annotations.py

@@ -175,8 +175,10 @@ def test_every_epoch_is_drawn_anew(shapes_data, tiny_model, tmp_path, monkeypatc
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_a_finished_training_is_published_again_without_another_step(shapes_data, tiny_model, tmp_path, capfd):
-    """Killed after the last checkpoint, before or while its result was published."""
+def test_a_finished_training_is_published_again_and_another_recipe_starts_from_scratch(
+    shapes_data, tiny_model, tmp_path, capfd
+):
+    """Killed after the last checkpoint, before or while its result was published: no step is repeated."""
     first = train(recipe(shapes_data, max_steps=2), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     before = weights(tmp_path / "adapter")
     (tmp_path / "log.jsonl").unlink()
@@ -185,11 +187,6 @@ def test_a_finished_training_is_published_again_without_another_step(shapes_data
     again = weights(tmp_path / "adapter")
     assert all(torch.equal(again[name], before[name]) for name in before)
     assert len(list(tmp_path.glob("checkpoints/*/checkpoint-*"))) == 1 and "resuming" not in capfd.readouterr().out
-
-
-def test_another_recipe_never_resumes_onto_an_old_checkpoint(shapes_data, tiny_model, tmp_path, capfd):
-    train(recipe(shapes_data, max_steps=2), tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
-    capfd.readouterr()
     other = recipe(shapes_data, max_steps=2, learning_rate=1e-4)
     train(other, tiny_model, tmp_path / "adapter", tmp_path / "log.jsonl")
     printed = capfd.readouterr().out

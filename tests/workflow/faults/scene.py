@@ -81,6 +81,7 @@ class Scene:
     started: typing.ClassVar[list[subprocess.Popen]] = []
 
     def __init__(self, folder: Path, repository: Path, changes: dict):
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.repository, self.changes, self.times = folder, repository, changes, 0
         (folder / "changes.yaml").write_text(yaml.safe_dump(changes))
 
@@ -194,9 +195,12 @@ def stop(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def interrupt(process: subprocess.Popen) -> None:
-    """Ctrl-C; an error unless everything has ended soon."""
+def interrupt(process: subprocess.Popen, release: typing.Callable[[], None] | None = None) -> None:
+    """Ctrl-C, then `release` a held process that finishes its work first; an error unless everything has ended soon."""
     os.killpg(process.pid, signal.SIGINT)
+    if release is not None:
+        time.sleep(1)
+        release()
     assert process.wait(120) != 0
     deadline = time.monotonic() + 20
     while not group_is_gone(process):
