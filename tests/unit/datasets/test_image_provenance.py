@@ -1,23 +1,37 @@
-"""How the images of records were made: of those that the records name, not of other splits in the same folder."""
+"""The folder of a split's images: kept, emptied or refused, by what made the images in it."""
 
-import json
+import pytest
 
-from coordexp.datasets.image_provenance import prepare_images_dir, provenance_of_records
+from coordexp.datasets.image_provenance import prepare_images_dir, provenance_of_records, read_provenance
+from coordexp.runtime.errors import DataError
 
-
-def test_the_images_of_other_splits_do_not_count(tmp_path):
-    """So that a test split which is converted later does not restart an interrupted training."""
-    for split in ("train", "test"):
-        prepare_images_dir(tmp_path / "images" / split, {"split": split}, {"max_blocks": 9, "image_dirs": []})
-    (tmp_path / "train.jsonl").write_text(json.dumps({"images": ["images/train/a/1.jpg"]}) + "\n{broken\n")
-    assert provenance_of_records(tmp_path / "train.jsonl") == [{"split": "train", "max_blocks": 9}]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/train_rest.jsonl").write_text(json.dumps({"images": ["../images/train/a/1.jpg"]}))
-    assert provenance_of_records(tmp_path / "run/train_rest.jsonl") == [{"split": "train", "max_blocks": 9}]
+SPLIT = {"dataset": "pets", "split": "train"}
+MADE_FROM = {"image_dirs": ["/data"], "factor": 32}
 
 
-def test_records_of_unknown_images_have_the_provenance_of_their_folder(tmp_path):
-    prepare_images_dir(tmp_path / "images/val", {"split": "val"}, {"max_blocks": 4, "image_dirs": []})
-    (tmp_path / "val.jsonl").write_text("{}\n")
-    assert provenance_of_records(tmp_path / "val.jsonl") == [{"split": "val", "max_blocks": 4}]
-    assert provenance_of_records(tmp_path / "nothing.jsonl") == [{"split": "val", "max_blocks": 4}]
+def test_images_made_alike_are_kept_and_others_removed(tmp_path):
+    folder = prepare_images_dir(tmp_path / "images", SPLIT, MADE_FROM)
+    (folder / "a.jpg").touch()
+    assert prepare_images_dir(folder, SPLIT, MADE_FROM) == folder and (folder / "a.jpg").exists()
+    prepare_images_dir(folder, SPLIT, MADE_FROM | {"factor": 28})
+    assert not (folder / "a.jpg").exists()
+    assert read_provenance(folder) == SPLIT | {"factor": 28}
+
+
+def test_a_folder_of_something_else_is_refused_and_unchanged(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.txt").touch()
+    with pytest.raises(DataError, match="not created by CoordExp"):
+        prepare_images_dir(tmp_path / "own", SPLIT, MADE_FROM)
+    folder = prepare_images_dir(tmp_path / "images", SPLIT, MADE_FROM)
+    with pytest.raises(DataError, match="belongs to another split"):
+        prepare_images_dir(folder, SPLIT | {"split": "val"}, MADE_FROM)
+    assert (tmp_path / "own" / "a.txt").exists() and read_provenance(folder)["split"] == "train"
+
+
+def test_records_have_the_provenance_of_the_images_they_name(tmp_path):
+    for split in ("train", "val"):
+        prepare_images_dir(tmp_path / "images" / split, SPLIT | {"split": split}, MADE_FROM)
+    records = tmp_path / "train.jsonl"
+    records.write_text('{"images": ["images/train/deep/a.jpg"]}\nnot a record\n')
+    assert [made["split"] for made in provenance_of_records(records)] == ["train"]
