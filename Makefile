@@ -44,7 +44,7 @@ test-slurm: install  ## run the demo on a local two-node SLURM cluster; needs ro
 soak: install  ## inject every fault into every rule, kill the workflow at random (40 minutes), update docs/faults.md
 	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json
 	python docs/make_faults.py
-	python tests/soak/fuzz_annotations.py
+	pytest tests/unit/evaluation/test_answer_items.py -m soak
 
 install: $(READY)
 	@test "$$(cat $(VENV)/.checkout 2>/dev/null)" = "$(CURDIR)" || { \

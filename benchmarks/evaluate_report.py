@@ -19,7 +19,7 @@ from evaluate_scoring import HEIGHT, WIDTH, make
 from PIL import Image
 
 from coordexp.evaluation import EvaluateOptions, evaluate
-from coordexp.reporting import write_report
+from coordexp.reporting.report import write_report
 
 DISTINCT = 16
 

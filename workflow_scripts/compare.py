@@ -1,7 +1,7 @@
 """Rule compare: differences of runs from the first one, as JSON and as a page."""
 
 from coordexp.evaluation.compare import compare_evaluated
-from coordexp.reporting import write_comparison
+from coordexp.reporting.comparison import write_comparison
 from workflow_scripts.arguments import arguments, job, path
 
 args = arguments(__doc__, evaluated=[path], logs=[path], numbers=path, page=path)

@@ -1,6 +1,6 @@
 """Rule report: one self-contained page per run."""
 
-from coordexp.reporting import write_report
+from coordexp.reporting.report import write_report
 from coordexp.reporting.provenance import provenance
 from workflow_scripts.arguments import arguments, config, job, path
 

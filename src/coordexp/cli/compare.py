@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compare the runs and write the results and their page."""
     from coordexp.evaluation.compare import compare_evaluated
-    from coordexp.reporting import write_comparison
+    from coordexp.reporting.comparison import write_comparison
 
     compare_evaluated(args.runs, out=args.out)
     write_comparison(args.out.with_suffix(".html"), compare_json=args.out)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from coordexp import evaluation
     from coordexp.evaluation.external_predictions import default_format
     from coordexp.evaluation.options import EvaluateOptions
-    from coordexp.reporting import headline, losses
+    from coordexp.reporting.report import headline, losses
 
     options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
     names = {"dataset": args.gt.stem, "split": "val", "format": args.format or default_format(args.pred)}

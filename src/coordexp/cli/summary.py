@@ -17,8 +17,12 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the headline metrics, and the path of the report if it exists."""
-    from coordexp.reporting import headline, losses
+    from coordexp.reporting.report import headline, losses
+    from coordexp.runtime.errors import DataError, located
 
+    if args.run_dir.is_file():
+        fix = "name the folder of the run, for example results/shapes_9"
+        raise DataError(located("not a folder", file=args.run_dir, fix=fix))
     print("\n".join([headline(args.run_dir / "eval.json"), *losses(args.run_dir / "eval.json")]))
     report = (args.run_dir / "report.html").resolve()
     if report.is_file():

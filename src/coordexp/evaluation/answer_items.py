@@ -22,6 +22,8 @@ REASONS = {
     "not_json": "otherwise not JSON, or not tagged as the format requires",
     "repeated_key": "an object has two boxes, labels or scores",
     "other_box_key": "the box is under the key of another format",
+    "no_box": "an object without a box under a key of the format",
+    "bare_box": "coordinates outside an object, or in the notation of another format",
     "in_reasoning": "the object is in the reasoning before </think>, not in the answer",
 }
 
@@ -58,7 +60,8 @@ def json_items(text: str, keys: tuple[str, ...], problems: Counter[str]) -> Iter
             value, stop = None, text.find("{", at + 1)
             position = len(text) if stop < 0 else stop
             problems.update(_unreadable(text, at, position))
-        yield from _boxed(value, keys, problems)
+        nested = text[:at].rstrip().endswith(":")  # a value within an object that cannot be read
+        yield from _boxed(value, keys, problems, nested=nested)
 
 
 def tagged_items(text: str, problems: Counter[str]) -> Iterator[Item]:
@@ -87,44 +90,74 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return _RepeatedKey(value) if any(counts[key] > 1 for key in known) else value
 
 
-def _boxed(value: Any, keys: tuple[str, ...], problems: Counter[str]) -> Iterator[Item]:
-    """Objects with a box in a decoded value and, at any depth, in the lists and objects within it."""
-    stack = [value]
+def _boxed(value: Any, keys: tuple[str, ...], problems: Counter[str], *, nested: bool) -> Iterator[Item]:
+    """Objects with a box in a decoded value and, at any depth, in the lists and objects within it.
+
+    `nested`: an object without a box is an attribute of another one, and is no object of its own.
+    """
+    stack = [(value, False)]
     while stack:
-        item = stack.pop()
+        item, attribute = stack.pop()  # whether an attribute of an object that was read or counted
         if isinstance(item, dict):
             key = next((k for k in keys if k in item), None)
-            if isinstance(item, _RepeatedKey):
+            other = any(k in item for k in BOXES)
+            if isinstance(item, _RepeatedKey) or (
+                key is not None and any(k in item and item[k] != item[key] for k in keys)
+            ):
                 problems["repeated_key"] += 1
             elif key is not None:
                 label = next((item[k] for k in LABELS if k in item), None)
                 yield label, item[key], next((item[k] for k in SCORES if k in item), 1.0)
-            elif any(isinstance(item.get(k), list) and _is_flat(item[k]) for k in BOXES):
+            elif other and not _contains_objects(item):
                 problems["other_box_key"] += 1
-            stack.extend(reversed(item.values()))
+            elif not (attribute or _contains_objects(item)) and (not nested or _has_coordinates(item)):
+                problems["no_box"] += 1
+            inner = attribute or key is not None or other
+            stack.extend((child, inner) for child in reversed(item.values()))
         elif isinstance(item, list):
-            stack.extend(reversed(item))
+            stack.extend((child, attribute) for child in reversed(item))
 
 
-def _is_flat(box: list) -> bool:
-    return bool(box) and not any(isinstance(value, dict) for value in box)
+def _contains_objects(item: dict) -> bool:
+    """Whether an object holds other objects or an empty list of them, instead of being one itself."""
+    values = [(k, v) for k, v in item.items() if k not in BOXES or not isinstance(v, dict)]
+    return any(isinstance(v, dict) or (isinstance(v, list) and (not v or isinstance(v[0], dict))) for _, v in values)
+
+
+def _has_coordinates(item: dict) -> bool:
+    numbers = [v for v in item.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) >= 4 or any(isinstance(v, list) and len(v) >= 4 for v in item.values())
 
 
 _KEY = re.compile(rf"""(?<!\w)({"|".join(BOXES)})\\?["'”’]?\s*(?:[:=]|(?=[\[(]))""")
 _PARTIAL = re.compile(rf"""\{{\s*(?:["']?\w*\Z|["']?(?:{"|".join(LABELS)})["']?\s*:)""")
 
 
+_OPENING = re.compile(r"""\{\s*(?:\\*["'“”‘’`]|\w+["']?\s*[:=]|\Z|-?\d[\d.]*\s*,)""")
+_WRAPPER = re.compile(r"""\{(?:[^,]*:|.*\[)?\s*\Z""", re.DOTALL)  # up to the opening of what it holds
+_COORDINATES = re.compile(r"[\[(]\s*-?\d[\d.]*(?:\s*,\s*-?\d[\d.]*){3,}\s*[\])]")
+
+
 def _unreadable(text: str, start: int, stop: int) -> dict[str, int]:
-    """Unreadable objects with a box in `text[start:stop]`, a part without a complete JSON object, by reason."""
+    """Unreadable objects in `text[start:stop]`, a part without a complete JSON object, by reason."""
     part = text[start:stop]
+    last = stop == len(text)
     matches = _KEY.finditer(part)
-    if not part.startswith("{"):  # prose, in which "box:" without quotes is no key
+    opened = part.startswith("{")
+    if not opened:  # prose, in which "box:" without quotes is no key
         matches = (m for m in matches if part[max(m.start() - 1, 0)] in "\"'")
     count = max(Counter(m.group(1) for m in matches).values(), default=0)
-    last = stop == len(text)
-    if not count and last and "}" not in part and _PARTIAL.match(part):
-        count = 1
-    return {_reason(part, last): count} if count else {}
+    if count:
+        return {_reason(part, last): count}
+    if not opened:
+        bare = len(_COORDINATES.findall(part))
+        return {"bare_box": bare} if bare else {}
+    if last and "}" not in part and _PARTIAL.match(part):
+        return {_reason(part, last): 1}
+    in_list = text[:start].rstrip()[-1:] in ("[", ",", "{")
+    if (in_list or _OPENING.match(part)) and (last or not _WRAPPER.match(part)):
+        return {_reason(part, last): 1}
+    return {}
 
 
 def _reason(part: str, last: bool) -> str:
@@ -137,12 +170,15 @@ def _reason(part: str, last: bool) -> str:
     return "not_json"
 
 
+_PARTIAL_TAGS = re.compile(r"<ref>[^<]*(?:</ref>\s*)?(?:<[^>]*)?\Z")
+
+
 def _untagged(part: str, *, last: bool) -> dict[str, int]:
-    """Boxes without a complete pair of tags in a part of the text, by reason."""
-    count = part.count("<box>")
-    rest = part.rpartition("<box>")[2] if count else part
-    if last and count and "</box>" not in rest:
-        return {"cut_off": 1} | ({"not_json": count - 1} if count > 1 else {})
-    if last and re.search(r"<ref>[^<]*(?:</ref>\s*)?(?:<[^>]*)?\Z", rest):
-        return {"cut_off": 1} | ({"not_json": count} if count else {})
-    return {"not_json": count} if count else {}
+    """Objects without a complete pair of tags in a part of the text, by reason."""
+    unread = max(part.count("<box>"), part.count("<ref>"))
+    if not unread:
+        bare = len(_COORDINATES.findall(part))
+        return {"bare_box": bare} if bare else {}
+    open_box = "</box>" not in part.rpartition("<box>")[2] and "<box>" in part
+    cut_off = last and (open_box or _PARTIAL_TAGS.search(part) is not None)
+    return ({"cut_off": 1} if cut_off else {}) | ({"not_json": unread - cut_off} if unread > cut_off else {})

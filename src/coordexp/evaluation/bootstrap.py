@@ -8,7 +8,7 @@ import numpy as np
 
 Statistic = Callable[[np.ndarray], dict[str, float]]
 CONFIDENCE = 0.95
-INTERVALS = "95 % basic bootstrap intervals over images"
+INTERVALS = "95% basic bootstrap intervals over images"
 
 
 def replicates(statistic: Statistic, num_images: int, count: int, seed: int) -> dict[str, np.ndarray]:

@@ -94,7 +94,7 @@ def compare(
     """Differences of every run from the first one; writes compare.json to `out` if given.
 
     All runs must have predicted the same images; with `options.subset` the ground truth is restricted to them. Each
-    protocol has the metrics of every run and, for each later run and metric, the difference, its 95 % interval and a
+    protocol has the metrics of every run and, for each later run and metric, the difference, its 95% interval and a
     two-sided bootstrap p-value (paired: both runs are scored on the same resampled images), the categories that changed
     most, and the number of images that got better or worse.
     """

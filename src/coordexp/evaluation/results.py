@@ -22,7 +22,7 @@ COMPARE_VERSION = 2
 
 Count = Annotated[int, Meta(ge=0)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file, hexadecimal")]
-Interval = Annotated[tuple[float, float] | None, Meta(description="95 % interval [low, high]")]
+Interval = Annotated[tuple[float, float] | None, Meta(description="95% interval [low, high]")]
 Numbers = dict[str, float | None]
 Curve = Annotated[list[float], Meta(min_length=101, max_length=101)]
 ErrorType = Literal["duplicate", "localisation", "classification", "background", "unmapped"]

@@ -40,5 +40,5 @@ def test_intervals_cover_the_value_of_the_population(tmp_path):
         for name in covered:
             low, high = interval(values[name], drawn[name])
             covered[name] += low <= population[name] <= high
-    # 95 % of 60 is 57; few replicates and images lower the coverage slightly
+    # 95% of 60 is 57; few replicates and images lower the coverage slightly
     assert min(covered.values()) >= 49, covered

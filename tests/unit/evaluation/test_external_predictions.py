@@ -150,7 +150,7 @@ def test_no_text_raises(text, format):
 
 def test_deep_nesting_is_handled():
     found, problems = parse_answer('{"a":' * 3000, "json-1000", SIZE)
-    assert (found, problems) == ([], {"no_object_in_text": 1})
+    assert (found, problems) == ([], {"cut_off": 1})
 
 
 def test_coco_results_score_like_predictions(tmp_path):

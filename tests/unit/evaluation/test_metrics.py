@@ -11,7 +11,7 @@ from report_cases import report_inputs
 
 from coordexp.evaluation import EvaluateOptions, evaluate
 from coordexp.evaluation.metrics import METRICS
-from coordexp.reporting import headline, write_report
+from coordexp.reporting.report import headline, write_report
 from coordexp.runtime.errors import ConfigError
 from coordexp.runtime.plugins import load_plugins
 

@@ -1,0 +1,93 @@
+"""Mutated answers in every format: nothing raises, and every opening of an object is either read or counted."""
+
+from __future__ import annotations
+
+import json
+import random
+
+from coordexp.answers.parse import parse_answer
+from coordexp.evaluation import external_predictions
+from coordexp.evaluation.external_predictions import ANSWER_FORMATS
+
+LABELS = ("cat", "a [red] cat", 'the "big" one', "it's", "Öl 油", "10, 20", "dog: brown")
+PIECES = (
+    *"{}[]\",:'<>\\ \n",
+    "```json\n",
+    "```",
+    "<think>",
+    "</think>",
+    "null",
+    "NaN",
+    "1e9",
+    "-5",
+    "“",
+    "<box>",
+    "</ref>",
+)
+SIZE = (640, 480)
+
+
+def own_object(rng: random.Random, coordinates: str) -> str:
+    bins = sorted(rng.sample(range(1000), 4))
+    shown = ", ".join(f"<|coord_{k}|>" if coordinates == "token" else str(k) for k in bins)
+    desc = json.dumps(rng.choice(LABELS), ensure_ascii=False)
+    return f'{{"desc": {desc}, "bbox_2d": [{shown}]}}'
+
+
+def external_object(rng: random.Random, format: str) -> str:
+    answer_format = ANSWER_FORMATS[format]
+    box = [rng.randrange(1000) for _ in range(4)]
+    label = rng.choice(LABELS)
+    if answer_format.tagged:
+        return f"<ref>{label}</ref><box>[{json.dumps(box)}]</box>"
+    keys = rng.choice(((answer_format.box_keys[0], "label"), (rng.choice(("bbox", "box_2d", "rect")), "name")))
+    pairs = [(keys[0], box), (keys[1], label)]
+    rng.shuffle(pairs)
+    return json.dumps(dict(pairs), ensure_ascii=False)
+
+
+def mutated(text: str, rng: random.Random) -> str:
+    """`text` with one random change: a piece added, removed, repeated or replaced, or the end cut off."""
+    start = rng.randrange(len(text) + 1)
+    stop = min(len(text), start + rng.randrange(1, 6))
+    kind = rng.randrange(6)
+    if kind == 0:
+        return text[:start] + rng.choice(PIECES) + text[start:]
+    if kind == 1:
+        return text[:start] + text[stop:]
+    if kind == 2:
+        return text[:stop] + text[start:]
+    if kind == 3:
+        return text[:start] + rng.choice(PIECES) + text[stop:]
+    if kind == 4:
+        return text[:start]
+    return text.replace('"', "'") if rng.random() < 0.3 else text.replace("}", ",}", 1)
+
+
+def check_answers(count: int, seed: int = 0) -> None:
+    """Parse `count` answers of random formats; AssertionError with the text that loses an object."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        format = rng.choice(("token", "integer", *ANSWER_FORMATS))
+        own = format in ("token", "integer")
+        write = own_object if own else external_object
+        objects = [write(rng, format) for _ in range(rng.randrange(1, 5))]
+        broken = rng.randrange(len(objects))
+        for _ in range(rng.randrange(1, 3)):  # only one object is damaged, so that the others must be accounted for
+            objects[broken] = mutated(objects[broken], rng)
+        tagged = not own and ANSWER_FORMATS[format].tagged
+        text = "".join(objects) if tagged else f"[{', '.join(objects)}]"
+        text = f'{{"objects": {text}}}' if own else text
+        opened = "<ref>" in objects[broken] or "<box>" in objects[broken] if tagged else objects[broken].startswith("{")
+        check_answer(text, format, listed=len(objects) - 1 + opened)
+
+
+def check_answer(text: str, format: str, listed: int) -> None:
+    """Every object that is opened in the text is read or counted."""
+    if format in ("token", "integer"):
+        parsed = parse_answer(text, format)
+        found, problems = len(parsed.objects), parsed.problems
+    else:
+        read, problems = external_predictions.parse_answer(text, format, SIZE)
+        found = len(read)
+    assert found + sum(problems.values()) >= listed, (format, text, found, problems)
