@@ -1,7 +1,7 @@
 """Rule report: one self-contained page per run."""
 
-from coordexp.reporting.report import write_report
 from coordexp.reporting.provenance import provenance
+from coordexp.reporting.report import write_report
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(

@@ -115,6 +115,9 @@ def test_parse_imports_the_responses_of_a_server(records, tmp_path, capsys):
 def test_an_error_is_printed_without_a_traceback(tmp_path, capsys):
     assert main(["summary", str(tmp_path)]) == 2
     assert "eval.json" in capsys.readouterr().err
+    (tmp_path / "eval.json").write_text("{}")
+    assert main(["summary", str(tmp_path / "eval.json")]) == 2
+    assert "not a folder" in capsys.readouterr().err
 
 
 def test_a_plug_in_is_loaded_before_the_command_and_listed_for_other_processes(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ Coordinates = Literal["token", "integer"]  # how bins are written
 
 REASONS = {
     "no_answer": 'the text does not contain `{"objects": [`',
-    "text_before_answer": "other text precedes the answer",
-    "text_after_answer": "other text follows the answer",
+    "text_before_answer": "other text precedes the answer; the number of objects in it, at least 1",
+    "text_after_answer": "other text follows the answer; the number of objects in it, at least 1",
     "cut_off": "the text ends inside an object or before the closing brackets",
     "bad_syntax": "text between or inside the objects does not have the format of an answer",
     "bad_string": "a description is not a valid JSON string, or cannot be encoded as UTF-8",
@@ -60,6 +60,7 @@ class _ObjectPatterns:
 
 _PATTERNS = {"token": _ObjectPatterns(rf"<\|coord_{_NUMBER}\|>"), "integer": _ObjectPatterns(_NUMBER)}
 _NEXT_OBJECT = _pattern(rf'\{{{_WS}"(?:desc|bbox_2d|poly)"')
+_OPENING = _pattern(rf"(?<=[\[,]){_WS}\{{")
 _GEOMETRY_KEY = _pattern(rf'"(?:bbox_2d|poly)"{_WS}:')
 _HEADER = _pattern(rf'\{{{_WS}"objects"{_WS}:{_WS}\[{_WS}')
 _SEPARATOR = _pattern(rf"{_WS},{_WS}")
@@ -112,14 +113,19 @@ def parse_answer(text: str, coordinates: Coordinates = "token") -> ParsedAnswer:
     else:
         start = header.end()
     if header and text[: header.start()].strip():
-        problems["text_before_answer"] += 1
+        problems["text_before_answer"] += _objects_in(text[: header.start()])
     objects, end = _parse_objects(text, start, patterns, problems)
     complete = header is not None and end is not None
     if header is not None and end is None:
         problems["cut_off"] += 1
     elif complete and not _END_OF_TURN.match(text, end):
-        problems["text_after_answer"] += 1
+        problems["text_after_answer"] += _objects_in(text[end:])
     return ParsedAnswer(objects, dict(problems), complete)
+
+
+def _objects_in(text: str) -> int:
+    """Number of objects that are opened in text outside the answer, at least 1."""
+    return max(1, len(_NEXT_OBJECT.findall(text)))
 
 
 def _parse_objects(
@@ -134,7 +140,8 @@ def _parse_objects(
             following = _NEXT_OBJECT.search(text, position + 1)
             closed = following is None and _CLOSED_TAIL.search(text, position) is not None
             end = following.start() if following else len(text)
-            unreadable = max(1, len(_GEOMETRY_KEY.findall(text, position, end)))
+            opened = len(_OPENING.findall(text, position, end))
+            unreadable = max(1, opened, len(_GEOMETRY_KEY.findall(text, position, end)))
             if following is None and not closed:
                 unreadable -= 1  # the last object is incomplete, which counts as `cut_off`
             if unreadable:

@@ -154,7 +154,7 @@ def _unreadable(text: str, start: int, stop: int) -> dict[str, int]:
         return {"bare_box": bare} if bare else {}
     if last and "}" not in part and _PARTIAL.match(part):
         return {_reason(part, last): 1}
-    in_list = text[:start].rstrip()[-1:] in ("[", ",", "{")
+    in_list = text[:start].rstrip()[-1:] in ("[", ",", "{", ":")
     if (in_list or _OPENING.match(part)) and (last or not _WRAPPER.match(part)):
         return {_reason(part, last): 1}
     return {}

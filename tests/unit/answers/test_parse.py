@@ -271,6 +271,6 @@ def test_an_answer_follows_the_reasoning():
     draft, final = ('{"objects": [' + ", ".join([GOOD] * n) + "]}" for n in (2, 1))
     for text in (f"<think>maybe {draft}</think>\n{final}", f"maybe {draft}</think>{final}"):
         answer = parse_answer(text)
-        assert len(answer.objects) == 1 and answer.problems == {"text_before_answer": 1} and answer.complete
+        assert len(answer.objects) == 1 and answer.problems == {"text_before_answer": 2} and answer.complete
     described = '{"objects": [' + GOOD.replace("cat", "</think>") + "]}"
     assert parse_answer(described).objects[0].desc == "</think>" and not parse_answer(described).problems

@@ -16,7 +16,8 @@ from report_cases import report_inputs
 
 from coordexp.evaluation.compare import Run, compare
 from coordexp.evaluation.evaluate import EvaluateOptions
-from coordexp.reporting import write_comparison, write_report
+from coordexp.reporting.comparison import write_comparison
+from coordexp.reporting.report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no browser found")]

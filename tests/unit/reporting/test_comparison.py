@@ -7,7 +7,7 @@ from evaluation_cases import generated
 
 from coordexp.evaluation import EvaluateOptions
 from coordexp.evaluation.compare import Run, compare
-from coordexp.reporting import write_comparison
+from coordexp.reporting.comparison import write_comparison
 from coordexp.runtime.errors import DataError
 
 

@@ -12,7 +12,8 @@ from evaluation_cases import generated
 from report_cases import report_inputs
 
 from coordexp.evaluation.results import load_eval
-from coordexp.reporting import headline, report, write_report
+from coordexp.reporting import report
+from coordexp.reporting.report import headline, write_report
 from coordexp.runtime.errors import DataError
 
 
