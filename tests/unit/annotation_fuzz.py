@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -90,8 +91,8 @@ def _change_value(content: dict[str, Any], rng: random.Random) -> None:
         break
     action = rng.random()
     if action < 0.7:
-        holder[key] = rng.choice(VALUES)
+        holder[key] = copy.deepcopy(rng.choice(VALUES))
     elif action < 0.85:
         del holder[key]
     elif isinstance(holder, list):
-        holder.append(holder[key])
+        holder.append(copy.deepcopy(holder[key]))
