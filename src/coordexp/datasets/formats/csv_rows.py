@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.reading import (
     BadItem,
     BoxKind,
@@ -26,6 +27,7 @@ from coordexp.datasets.formats.reading import (
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import DataError, located
 
+SAMPLE = 50  # images that are looked up to find their folder
 _TRUTH = {"": False, "0": False, "-1": False, "1": True, "false": False, "true": True}  # -1: unknown (Open Images)
 
 
@@ -82,11 +84,60 @@ class _Row(NamedTuple):
     crowd: str
 
 
+class _Columns(NamedTuple):
+    """Columns of a known kind of file: image, category and corners of the box; and their units."""
+
+    image: str
+    category: str
+    box: tuple[str, str, str, str]
+    units: Units
+
+
+_KNOWN = (
+    _Columns("ImageID", "LabelName", ("XMin", "YMin", "XMax", "YMax"), "normalised"),
+    _Columns("filename", "class", ("xmin", "ymin", "xmax", "ymax"), "pixel"),
+)
+
+
+def _proposal(listing: FolderListing, files: dict[str, str], known: _Columns) -> Proposal:
+    """The options for files with these columns; categories are those of the files, or of Open Images' descriptions."""
+    open_images = known.units == "normalised"
+    suffix = {"image_suffix": ".jpg"} if open_images else {}
+    names: set[str] = set()
+    folders: dict[str, list[str]] = {}
+    for split, path in files.items():
+        images: dict[str, None] = {}
+        with (listing.root / path).open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            for row in csv.DictReader(lines):
+                names.add(row.get(known.category) or "")
+                if len(images) < SAMPLE:
+                    images[f"{row.get(known.image)}{suffix.get('image_suffix', '')}"] = None
+        folders[split] = listing.folders_of_images(images, path) or ["."]
+    columns: dict[str, Any] = {"image": known.image, "category": known.category, "box": list(known.box)}
+    columns |= {"crowd": "IsGroupOf"} if open_images else {}
+    options = {"boxes": files, "image_dirs": folders, "columns": columns, "box": "xyxy", "units": known.units, **suffix}
+    described = [path for path in listing.with_suffix(".csv") if open_images and "class-descriptions" in path]
+    options |= {"class_descriptions": described[0]} if described else {"categories": sorted(names - {""})}
+    return Proposal(options=options, evidence=", ".join(files.values()))
+
+
 @FORMATS.register("csv")
 class CsvFormat(DatasetFormat[CsvOptions]):
     """One box per row; a row whose box and category are empty lists an image without objects."""
 
     Options = CsvOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """CSV files with the columns of Open Images, or those that Roboflow writes for TensorFlow."""
+        found: dict[str, _Columns] = {}
+        for path in listing.with_suffix(".csv"):
+            first = listing.head(path).decode("utf-8", "replace").lstrip("\ufeff").split("\n", 1)[0]
+            columns = {name.strip().strip('"') for name in first.split(",")}
+            known = next((known for known in _KNOWN if {*known[:2], *known.box} <= columns), None)
+            if known is not None:
+                found[path] = known
+        return [_proposal(listing, files, found[next(iter(files.values()))]) for files in group_by_split(found)]
 
     def files(self, split: str) -> SplitFiles:
         """The CSV file of the split, that of the categories, and the folders of images."""

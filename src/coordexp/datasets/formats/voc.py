@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import ROLES, FolderListing, group_by_split
+from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.reading import (
     BadItem,
     BoxWriter,
@@ -30,6 +31,9 @@ from coordexp.datasets.formats.voc_xml import VocFile, VocObject, read_voc_file
 from coordexp.datasets.source import Source
 
 _FLAG = re.compile(r"\s+-?[01]$")  # the lists of one class say whether an image shows it
+_LISTS = {"train.txt": "train", "trainval.txt": "trainval", "val.txt": "val", "valid.txt": "val", "test.txt": "test"}
+_NAME = re.compile(rb"<object>.*?<name>([^<]*)</name>", re.DOTALL)
+_LOW_CORNER = re.compile(rb"<[xy]min>\s*(-?[0-9.]+)\s*</[xy]min>")
 _TRUTH = {"": False, "0": False, "1": True, "false": False, "true": True}
 
 
@@ -67,11 +71,49 @@ class VocOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "ignore"
 
 
+def _names_and_smallest(listing: FolderListing, files: Sequence[str]) -> tuple[list[str], float]:
+    """Category names in the files, sorted, and the smallest left or upper coordinate of a box, at most 1."""
+    names, smallest = set(), 1.0
+    for path in files:
+        text = (listing.root / path).read_bytes()
+        names.update(name.decode("utf-8", "replace").strip() for name in _NAME.findall(text))
+        smallest = min([smallest, *map(float, _LOW_CORNER.findall(text))])
+    return sorted(names - {""}), smallest
+
+
 @FORMATS.register("voc")
 class VocFormat(DatasetFormat[VocOptions]):
     """XML files in one folder with lists of the splits, or in one folder per split."""
 
     Options = VocOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """XML files with objects, and lists of the splits or one folder per split.
+
+        The files do not say whether pixels are counted from 1, unless a coordinate is 0.
+        """
+        files = [path for path in listing.with_suffix(".xml") if b"<annotation" in listing.head(path, 512)]
+        if not files:
+            return []
+        names, smallest = _names_and_smallest(listing, files)
+        folders = list(dict.fromkeys(path.rpartition("/")[0] or "." for path in files))
+        lists = {_LISTS.get(path.rpartition("/")[2]): path for path in listing.files if "ImageSets/" in path}
+        if "train" not in lists and "trainval" in lists:
+            lists = {"train": lists["trainval"], "test": lists.get("test")}
+        found = {split: lists[split] for split in ROLES if lists.get(split)}
+        shown = [f"{Path(path).stem}{suffix}" for path in files[:50] for suffix in (".jpg", ".jpeg", ".png")]
+        images = listing.folders_of_images(shown)
+        options: dict[str, Any] = {"categories": names, "annotations": folders[0] if found else "Annotations"}
+        options["images"] = images[0] if images and images[0] not in folders else None
+        return [
+            Proposal(
+                options={"splits": splits, **options, "one_based": one_based},
+                evidence=f"{', '.join(splits.values())}; one_based: {str(one_based).lower()}",
+            )
+            for splits in ([found] if found else group_by_split(folders))
+            for one_based in ((True, False) if smallest >= 1 else (False,))
+        ]
 
     def files(self, split: str) -> SplitFiles:
         """The list and the folder of all XML files, or the folder of those of the split; and the folder of images."""

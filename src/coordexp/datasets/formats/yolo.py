@@ -11,8 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import msgspec
+import yaml
 
-from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.folder_listing import ROLES, FolderListing
+from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.data_yaml import DataYaml, read_data_yaml
 from coordexp.datasets.formats.reading import (
     TOLERANCE,
@@ -33,6 +35,7 @@ from coordexp.datasets.formats.reading import (
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import DataError
 
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NOT_LABELS = frozenset(("classes.txt", "readme.txt", "readme.dataset.txt", "readme.roboflow.txt", "notes.txt"))
 
 
@@ -48,6 +51,21 @@ class YoloFormat(DatasetFormat[YoloOptions]):
     """Ultralytics' format for detection and segmentation; from labels with keypoints, the boxes are read."""
 
     Options = YoloOptions
+
+    @classmethod
+    def detect(cls, listing: FolderListing) -> list[Proposal]:
+        """YAML files with `names` and the splits."""
+        proposals = []
+        for path in listing.with_suffix(".yaml", ".yml"):
+            try:
+                content = yaml.safe_load(listing.head(path, 1 << 20))
+            except yaml.YAMLError:
+                continue
+            if isinstance(content, dict) and "names" in content:
+                keys = {_SPLITS[key]: key for key in reversed(_SPLITS) if content.get(key)}
+                splits = {split: keys[split] for split in ROLES if split in keys}
+                proposals += [Proposal(options={"data": path, "splits": splits}, evidence=path)] if splits else []
+        return proposals
 
     def files(self, split: str) -> SplitFiles:
         """The YAML file, and its folder, which holds all images."""
