@@ -87,3 +87,22 @@ def test_a_dataset_that_cannot_be_read_is_described_but_not_configured(folder, c
     path.write_text(path.read_text()[:-1] + "} x")
     assert main(["init", str(folder)]) == 2
     assert not Path("my_parts.yaml").exists()
+
+
+BCCD = REPOSITORY.parent / "shared/bccd"
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the BCCD dataset")
+def test_the_tutorial_shows_what_init_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("BCCD").symlink_to(BCCD)
+    page = (REPOSITORY / "docs/tutorial_bccd.md").read_text()
+    commands = [line.split() for line in page.splitlines() if line.startswith("coordexp init")]
+    assert [main(words[1:]) for words in commands] == [2, 0, 0]  # the first one lists the choices
+    written, shown = (
+        yaml.safe_load(Path("my.yaml").read_text()),
+        yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]),
+    )
+    assert written["datasets"]["cells"].pop("root") == str(BCCD.resolve())
+    assert shown["datasets"]["cells"].pop("root") == "BCCD"
+    assert written == shown
