@@ -18,12 +18,12 @@ from coordexp.runtime.progress import Progress
 NAME_BYTES = 255  # longest file name of Linux file systems
 
 
-def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: bool = False) -> int:
+def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: bool = False, below: str = "") -> int:
     """Extract the members named by `paths`, or below one of them, into `folder`; returns their number.
 
-    `paths` are relative to `folder`. A member that already exists in full size is skipped unless `overwrite` is set.
-    A file appears only when it is complete and its CRC is right. DownloadError for a damaged archive, for one without
-    a selected member, or for one with an unsafe name or a link.
+    `paths` are relative to `folder`, and to the folder `below` of the archive. A member that already exists in full
+    size is skipped unless `overwrite` is set. A file appears only when it is complete and its CRC is right.
+    DownloadError for a damaged archive, for one without a selected member, or for one with an unsafe name or a link.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -31,16 +31,18 @@ def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: boo
             for member in members:
                 _check_member(archive, member)
             _check_clashes(archive, members)
-            selected = [m for m in members if _is_selected(m.filename, paths)]
+            prefix = f"{below.rstrip('/')}/" if below else ""
+            inner = [m for m in members if m.filename.startswith(prefix)]
+            selected = [(m, name) for m in inner if _is_selected(name := m.filename[len(prefix) :], paths)]
             if not selected:
                 found = sorted({m.filename.split("/")[0] for m in members})[:5]
                 problem = "the archive has none of the expected files"
-                raise DownloadError(located(problem, file=archive, expected=list(paths), found=found))
-            missing = [m for m in selected if overwrite or not _exists(folder / m.filename, m)]
-            require_space(folder, sum(m.file_size for m in missing), f"extract {archive.name}")
+                raise DownloadError(located(problem, file=archive, expected=[prefix + p for p in paths], found=found))
+            missing = [(m, name) for m, name in selected if overwrite or not _exists(folder / name, m)]
+            require_space(folder, sum(m.file_size for m, _ in missing), f"extract {archive.name}")
             progress = Progress(f"extract {archive.name}", len(missing), "files")
-            for member in missing:
-                _write(opened, member, folder / member.filename)
+            for member, name in missing:
+                _write(opened, member, folder / name)
                 progress.add(1)
             if missing:
                 progress.finish()

@@ -28,6 +28,10 @@ class DownloadEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: Annotated[str, msgspec.Meta(description="URL of the file, or of a zip archive that holds it")]
     size: Annotated[int | None, msgspec.Meta(description="size in bytes of the file behind the URL, if known")] = None
     sha256: Annotated[str | None, msgspec.Meta(description="SHA-256 (hex) of the file behind the URL, if known")] = None
+    archive_folder: Annotated[
+        str,
+        msgspec.Meta(description="folder of the zip archive that stands for the folder of this file or folder"),
+    ] = ""
 
 
 def fetch_files(
@@ -65,8 +69,11 @@ def fetch_files(
 
 
 def download_of(path: str, entries: Mapping[str, object]) -> str | None:
-    """The key of `downloads` that provides `path`: the path itself, or the innermost folder that contains it."""
-    targets = [t for t in entries if path == t or path.startswith(t.rstrip("/") + "/")]
+    """The key of `downloads` that provides `path`: the path itself, or the innermost folder that contains it.
+
+    The key `.` provides the whole dataset.
+    """
+    targets = [t for t in entries if t == "." or path == t or path.startswith(t.rstrip("/") + "/")]
     return max(targets, key=len, default=None)
 
 
@@ -118,8 +125,9 @@ def _fetch_entry(target: str, entry: DownloadEntry, paths: Sequence[str], raw_di
         sha256 = _fetched_sha256(entry, fetched, raw_dir, policy)
         if is_archive:
             begun.touch()
-            members = [(raw_dir / p).relative_to(final.parent).as_posix() for p in paths]
-            extract(fetched, final.parent, members, overwrite=replaced)
+            folder = raw_dir if target == "." else final.parent
+            members = [(raw_dir / p).relative_to(folder).as_posix() for p in paths]
+            extract(fetched, folder, members, overwrite=replaced, below=entry.archive_folder)
         _record_sha256(raw_dir, entry.url, sha256)
         size = fetched.stat().st_size
         files = {p: sha256_file(raw_dir / p) for p in paths if (raw_dir / p).is_file()} if is_archive else {}

@@ -33,6 +33,28 @@ def test_a_split_downloads_only_its_own_files(server, tmp_path):
     assert not list(raw.rglob("*.zip"))
 
 
+def test_one_archive_provides_a_whole_dataset_from_a_folder_of_its_own(server, tmp_path):
+    entry = yaml.safe_load(CONFIG.read_text())["datasets"]["bccd"]
+    xml = "<annotation><size><width>64</width><height>64</height></size></annotation>"
+    server.content["/repository.zip"] = zipped(
+        {
+            "repository-master/README.md": b"",
+            "repository-master/BCCD/Annotations/a.xml": xml.encode(),
+            "repository-master/BCCD/JPEGImages/a.jpg": jpeg(1),
+            **{f"repository-master/BCCD/ImageSets/Main/{name}.txt": b"a\n" for name in ("train", "val", "test")},
+        }
+    )
+    url = f"{server.url}/repository.zip"
+    entry["downloads"] = {".": {"url": url, "archive_folder": "repository-master/BCCD"}}
+    for split in ("train", "test"):
+        source, raw = run(entry, tmp_path, split, "bccd")
+        assert source.image_dirs == ["raw/JPEGImages"] and (raw / "JPEGImages/a.jpg").is_file()
+        assert [i["file_name"] for i in json.loads((raw / f"{split}.annotations.json").read_text())["images"]] == [
+            "a.jpg"
+        ]
+    assert paths_of(server) == ["/repository.zip"] and not list(raw.rglob("README.md"))
+
+
 def test_lvis_val_has_images_in_both_folders(server, tmp_path):
     source, _ = run(lvis(server), tmp_path, "val")
     assert paths_of(server) == ["/train2017.zip", "/val.json.zip", "/val2017.zip"]
@@ -169,8 +191,13 @@ def test_the_manifest_keeps_the_hash_of_missing_annotations(own):
 
 
 def test_an_unknown_format_or_split_is_a_config_error(server, tmp_path):
+<<<<<<< HEAD
     with pytest.raises(ConfigError, match=r"datasets.lvis.format.*'unknown'"):
         run({**lvis(server), "format": "unknown"}, tmp_path)
+=======
+    with pytest.raises(ConfigError, match=r"datasets.lvis.format.*'vocc'"):
+        run({**lvis(server), "format": "vocc"}, tmp_path)
+>>>>>>> 81bee79 (Test VOC and CSV datasets; add BCCD, downloaded from a folder of its repository's archive)
     with pytest.raises(ConfigError, match=r"datasets.lvis.annotations.*'test'"):
         run(lvis(server), tmp_path, "test")
     entry = lvis(server)

@@ -230,7 +230,7 @@ class _Conversion:
         if os.path.basename(usual) == named and os.path.isfile(self.folder.root / usual):
             return usual
         try:
-            by_name = self.folder.locate(f"{folder}/{named}") if named.strip() else None
+            by_name = self.folder.locate(f"{folder}/{named}" if folder else named) if named.strip() else None
         except BadItem:
             by_name = None
         try:
