@@ -191,13 +191,8 @@ def test_the_manifest_keeps_the_hash_of_missing_annotations(own):
 
 
 def test_an_unknown_format_or_split_is_a_config_error(server, tmp_path):
-<<<<<<< HEAD
     with pytest.raises(ConfigError, match=r"datasets.lvis.format.*'unknown'"):
         run({**lvis(server), "format": "unknown"}, tmp_path)
-=======
-    with pytest.raises(ConfigError, match=r"datasets.lvis.format.*'vocc'"):
-        run({**lvis(server), "format": "vocc"}, tmp_path)
->>>>>>> 81bee79 (Test VOC and CSV datasets; add BCCD, downloaded from a folder of its repository's archive)
     with pytest.raises(ConfigError, match=r"datasets.lvis.annotations.*'test'"):
         run(lvis(server), tmp_path, "test")
     entry = lvis(server)

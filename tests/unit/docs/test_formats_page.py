@@ -12,6 +12,10 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(e
 SECTIONS = {m[1]: m[2] for m in re.finditer(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE)}
 DOG = ("dog", (10, 20, 100, 200))
 EXPECTED = {
+    "coco": {"a.jpg": [DOG]},
+    "yolo": {"images/a.jpg": [DOG], "images/b.jpg": [("cat", (64, 96, 256, 192))]},
+    "voc": {"a.jpg": [DOG]},
+    "csv": {"a.jpg": [DOG]},
     "odvg": {"a.jpg": [DOG], "b.jpg": [("cat", (5, 5, 45, 55))]},
     "ms_swift": {"a.jpg": [DOG, ("dog", (0, 0, 50, 60))], "b.jpg": [("cat", (64, 96, 256, 192))]},
     "qwen": {"a.jpg": [("dog", (10.24, 20.16, 99.84, 199.68))]},
