@@ -1,10 +1,13 @@
 """Stage `download`: which files a split reads, folders of one's own, changes of annotations, and no network."""
 
 import hashlib
+import json
 import os
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from dataset_cases import serving, zipped
 from download_cases import annotation_bytes, jpeg, lvis, paths_of, run, serving_lvis
 
@@ -34,7 +37,8 @@ def test_a_split_downloads_only_its_own_files(server, tmp_path):
 
 
 def test_one_archive_provides_a_whole_dataset_from_a_folder_of_its_own(server, tmp_path):
-    entry = yaml.safe_load(CONFIG.read_text())["datasets"]["bccd"]
+    config = Path(__file__).parents[3] / "config" / "config.yaml"
+    entry = yaml.safe_load(config.read_text())["datasets"]["bccd"]
     xml = "<annotation><size><width>64</width><height>64</height></size></annotation>"
     server.content["/repository.zip"] = zipped(
         {
