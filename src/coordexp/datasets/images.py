@@ -48,23 +48,26 @@ def reuse_memory() -> None:
 
 
 @contextlib.contextmanager
-def open_image(source: str | Path, max_pixels: int | None = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(source: str | Path | IO[bytes], max_pixels: int | None = MAX_PIXELS) -> Iterator[Image.Image]:
     """The image in a file of one of FORMATS, not yet decoded; any problem with it in the block is an ImageError.
 
-    No other function opens image files: Pillow would start programs for some formats, and decode images of any size.
+    `source` is a path, or a binary file object, which stays open. No other function opens image files: Pillow would start programs for some formats, and decode images of any size.
     """
     Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit here
+    is_path = isinstance(source, str | Path)
+    name = str(source) if is_path else str(getattr(source, "name", "image data"))
     try:
         # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
-        with Path(source).open("rb") as handle, Image.open(handle, formats=FORMATS) as image:
+        opened = Path(source).open("rb") if is_path else contextlib.nullcontext(source)
+        with opened as handle, Image.open(handle, formats=FORMATS) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
-                text = f"{source}: {image.width}x{image.height} pixels, more than the limit of {max_pixels:,}"
+                text = f"{name}: {image.width}x{image.height} pixels, more than the limit of {max_pixels:,}"
                 raise ImageError("too many pixels", f"{text} (data.max_pixels)")
             yield image
     except UnidentifiedImageError as error:
-        raise ImageError("unreadable image", f"{source}: not an image of the formats {', '.join(FORMATS)}") from error
+        raise ImageError("unreadable image", f"{name}: not an image of the formats {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError("unreadable image", f"{source}: {error}") from error
+        raise ImageError("unreadable image", f"{name}: {error}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also while another thread opens an image
 

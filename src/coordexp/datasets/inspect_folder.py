@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from coordexp.datasets.annotation_index import AnnotationIndex, ImageEntry, build_index, read_images
 from coordexp.datasets.categories import load_categories
 from coordexp.datasets.download import provide
 from coordexp.datasets.folder_listing import FolderListing
 from coordexp.datasets.formats import FORMATS, Proposal, known_splits, open_format
-from coordexp.datasets.images import ImageError, find_image
+from coordexp.datasets.images import ImageError, find_image, open_image
 from coordexp.datasets.source import load_source
 from coordexp.runtime.errors import ConfigError, CoordExpError, DataError, located, nearest
 
@@ -153,9 +152,9 @@ def _read_file(image: tuple[str, str]) -> ImageFile:
     try:
         data = Path(path).read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        with Image.open(io.BytesIO(data)) as header:
+        with open_image(io.BytesIO(data)) as header:
             return ImageFile(name, digest, header.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ImageError):
         return ImageFile(name, None, None)
 
 

@@ -1,5 +1,6 @@
 """Images of every kind become upright RGB of the right size, whole or not at all."""
 
+import io
 import os
 from pathlib import Path
 
@@ -393,6 +394,17 @@ def test_pillow_keeps_a_limit_for_images_that_are_opened_elsewhere(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     images.load_image(tmp_path / "a.png", (8, 8), (8, 8))
     assert Image.MAX_IMAGE_PIXELS == images.MAX_PIXELS
+
+
+def test_an_image_in_memory_is_opened_with_the_same_limits_as_a_file():
+    data = io.BytesIO()
+    draw_image(*SIZE).save(data, "PNG")
+    with images.open_image(io.BytesIO(data.getvalue())) as image:
+        assert image.size == SIZE
+    with pytest.raises(ImageError, match="image data: 64x32 pixels, more than the limit"):
+        images.open_image(io.BytesIO(data.getvalue()), 100).__enter__()
+    with pytest.raises(ImageError, match="image data: not an image of the formats"):
+        images.open_image(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0")).__enter__()
 
 
 def test_only_one_function_opens_images():

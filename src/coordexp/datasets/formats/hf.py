@@ -10,14 +10,13 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import msgspec
-from PIL import Image as PillowImage
 
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
 from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import Categories, EntryWriter, declared_categories, shown
 from coordexp.datasets.formats.imagefolder import ObjectsOptions, add_objects
 from coordexp.datasets.formats.reading import BadItem
-from coordexp.datasets.images import FORMATS as IMAGE_FORMATS
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.runtime.io import atomic_dir, read_json
@@ -161,14 +160,14 @@ def _check_folder(path: Path) -> None:
 def _write_image(value: Any, folder: Path, number: int, field: str) -> str:
     """Write the bytes of an image to a file named by its row; returns the name."""
     data = value.get("bytes") if isinstance(value, dict) else None
-    if not data:
+    if not data or not isinstance(data, bytes):
         path = value.get("path") if isinstance(value, dict) else value
         raise BadItem("missing image", f"{field}: expected embedded bytes, found {shown(path)}")
     try:
-        with PillowImage.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with open_image(BytesIO(data)) as image:
             kind = str(image.format)
-    except Exception as error:  # Pillow raises many kinds for damaged bytes
-        raise BadItem("unreadable image", f"{field}: {type(error).__name__}") from None
+    except ImageError as error:
+        raise BadItem(error.reason, f"{field}: {error}") from None
     name = f"{number:09d}{_SUFFIXES.get(kind, f'.{kind.lower()}')}"
     (folder / name).write_bytes(data)
     return name
