@@ -233,7 +233,7 @@ class BoxWriter(AnnotationWriter):
         self.add_annotation({**ids, "bbox": list(box), "area": box[2] * box[3], "iscrowd": int(iscrowd), **entry})
 
     def skip_item(self, kind: Literal["image", "annotation"], file: str | Path, bad: BadItem, line: int | None = None):
-        """Leave out an item; DataError with file and line if `on_bad` is `error`."""
+        """Leave out an item, with its file and line. As with `skip`, the end of the block raises, not this call."""
         shown = os.fsencode(file).decode("utf-8", "replace")
         self.skip(kind, bad.reason, shown, bad.line if bad.line is not None else line, bad.detail)
 
