@@ -18,7 +18,8 @@ import numpy as np
 from evaluate_scoring import HEIGHT, WIDTH, make
 from PIL import Image
 
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.reporting.report import write_report
 
 DISTINCT = 16

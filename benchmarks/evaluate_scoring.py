@@ -25,10 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from coordexp.evaluation import EvaluateOptions, coco_lvis_ap, evaluate
+from coordexp.evaluation import coco_lvis_ap
 from coordexp.evaluation.detections import collect_detections, read_predictions
+from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.ground_truth import load_ground_truth
 from coordexp.evaluation.label_mapping import LabelMap
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.evaluation.results import EvalResult
 
 COCO_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]

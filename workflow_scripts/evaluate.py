@@ -1,7 +1,8 @@
 """Rule evaluate: metrics of a run against the original annotation file."""
 
 from coordexp.datasets.source import load_source
-from coordexp.evaluation import evaluate, options_from
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import options_from
 from workflow_scripts.arguments import arguments, config, job, path
 
 args = arguments(__doc__, config=config, predictions=path, source=path, records=path, numbers=path)

@@ -15,11 +15,12 @@ from msgspec import Meta
 
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.samples import SampleOptions
+from coordexp.evaluation.metrics import VALUE_NAMES
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.losses.options import LossOptions
 from coordexp.modeling.adapter_options import TRAINED_INITIALISATIONS, TUNERS, check_modules_to_save
 from coordexp.ms_swift_arguments import check_arguments
-from coordexp.runtime.config_io import check_finite, convert, declared, merge, read_extended
+from coordexp.runtime.config_io import check_finite, choice, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
 
@@ -203,10 +204,7 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0
     images: Annotated[int, Meta(ge=1, description="number of images evaluated")] = 64
-    metric: Annotated[
-        Literal["AP", "AP50", "F1"],
-        Meta(description="metric to maximise; F1 is the micro average over IoU .5:.95"),
-    ] = "AP"
+    metric: choice(VALUE_NAMES, "metric of eval.json to maximise; it is the metric of the best checkpoint") = "AP"
     patience: Annotated[
         int, Meta(ge=0, description="stop after this many evaluations without improvement; 0: never")
     ] = 0

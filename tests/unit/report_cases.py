@@ -8,7 +8,8 @@ from pathlib import Path
 from evaluation_cases import HEIGHT, WIDTH, Case
 from PIL import Image
 
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 
 LOG = [{"step": i, "loss": 5 / i, "l1": 1 / i, "learning_rate": 1e-3} for i in range(1, 60)]
 

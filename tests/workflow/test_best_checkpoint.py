@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_with_the_best_so_far(watched, shapes_data, tiny_mo
         k: v for k, v in watched[0].items() if k != "recipe"
     }
     numbers = [
-        {s: {k: r[k] for k in ("eval_AP", "eval_AP50", "eval_F1")} for s, r in log.items()}
+        {s: {k: r[k] for k in ("eval_AP", "eval_AP50", "eval_F1_micro")} for s, r in log.items()}
         for log in (rows, watched[2])
     ]
     assert numbers[0] == numbers[1]

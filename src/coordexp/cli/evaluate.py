@@ -41,13 +41,13 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, and print the headline metrics."""
-    from coordexp import evaluation
+    from coordexp.evaluation.evaluate import evaluate
     from coordexp.evaluation.external_predictions import default_format
     from coordexp.evaluation.options import EvaluateOptions
     from coordexp.reporting.report import headline, losses
 
     options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
     names = {"dataset": args.gt.stem, "split": "val", "format": args.format or default_format(args.pred)}
-    evaluation.evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
+    evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
     print("\n".join([headline(args.out), *losses(args.out)]))
     print(f"wrote {args.out}")

@@ -10,14 +10,14 @@ import msgspec
 
 from coordexp.config.sections import Dataset, Model, WorkflowConfig
 from coordexp.runtime.config_io import Variants, alternatives, is_struct, registry_of, unwrap, variants_of
-from coordexp.runtime.registry import Registry
+from coordexp.runtime.registry import Names
 
 
 def json_schema(kind: type = WorkflowConfig) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a struct; choices from a registry are the names that it has now."""
     varied = {"datasets": variants_of(Dataset), "models": variants_of(Model)} if kind is WorkflowConfig else {}
     structs = list(dict.fromkeys(struct for variants in varied.values() for struct in variants.structs().values()))
-    registries: dict[str, Registry[Any]] = {}
+    registries: dict[str, Names] = {}
     for struct in (kind, *structs):
         _collect(struct, registries, set())
     (schema, *refs), definitions = msgspec.json.schema_components([kind, *structs], ref_template="#/$defs/{name}")
@@ -38,7 +38,7 @@ def _variant(variants: Variants, name: str, ref: dict[str, Any], definitions: di
     return {**struct, "properties": {**key, **struct["properties"]}, "required": [variants.key, *struct["required"]]}
 
 
-def _collect(kind: Any, registries: dict[str, Registry[Any]], seen: set[Any]) -> None:
+def _collect(kind: Any, registries: dict[str, Names], seen: set[Any]) -> None:
     """Every registry that a type refers to, by its kind."""
     for option in alternatives(kind):
         registry, (bare, _) = registry_of(option), unwrap(option)
@@ -52,7 +52,7 @@ def _collect(kind: Any, registries: dict[str, Registry[Any]], seen: set[Any]) ->
             _collect(inner, registries, seen)
 
 
-def _named(node: Any, registries: Mapping[str, Registry[Any]]) -> Any:
+def _named(node: Any, registries: Mapping[str, Names]) -> Any:
     """`node` with references to registries replaced by the registered names."""
     if isinstance(node, list):
         return [_named(item, registries) for item in node]

@@ -16,35 +16,71 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from coordexp.evaluation.protocol import ScoredProtocol
 from coordexp.runtime.errors import ConfigError, located
 from coordexp.runtime.registry import Registry
 
+if TYPE_CHECKING:  # recipes name metrics, and must not depend on the scoring
+    from coordexp.evaluation.protocol import ScoredProtocol
+
 Value = float | None
-Metric = Callable[[ScoredProtocol], Value | dict[str, Value]]
+Metric = Callable[["ScoredProtocol"], Value | dict[str, Value]]
 METRICS: Registry[Metric] = Registry("metric")
 
 
+class ValueNames:
+    """The values of metrics that every evaluation has, by which the best checkpoint may be selected.
+
+    Those of a metric with one value are its name; a dict-valued metric lists them in `always`.
+    """
+
+    kind = "metric value"
+
+    def names(self) -> list[str]:
+        """Names as in eval.json, in order of registration."""
+        return [name for metric in METRICS.names() for name in getattr(METRICS[metric], "always", (metric,))]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+
+VALUE_NAMES = ValueNames()
+
+
+def always(*names: str) -> Callable[[Metric], Metric]:
+    """Decorator that declares the keys which a dict-valued metric has in every evaluation."""
+
+    def declare(metric: Metric) -> Metric:
+        metric.always = names  # type: ignore[attr-defined]
+        return metric
+
+    return declare
+
+
 @METRICS.register("ap")
+@always("AP", "AP50", "AP75")
 def average_precision(protocol: ScoredProtocol) -> dict[str, Value]:
     """Average precision (COCOeval, lvis-api), over IoU 0.50:0.95 or at one IoU, by object size and frequency."""
     return {name: value for name, value in protocol.ap_scores.metrics.items() if name.startswith("AP")}
 
 
 @METRICS.register("ar")
+@always()
 def average_recall(protocol: ScoredProtocol) -> dict[str, Value]:
     """Average recall over IoU 0.50:0.95 (COCOeval, lvis-api), by number of detections and object size."""
     return {name: value for name, value in protocol.ap_scores.metrics.items() if name.startswith("AR")}
 
 
 @METRICS.register("f1")
+@always("F1_50_micro", "F1_50_macro", "F1_micro")
 def f1(protocol: ScoredProtocol) -> dict[str, Value]:
     """F1 of all predictions without a score threshold, at IoU 0.5 or averaged over 0.50:0.95."""
     return {name: protocol.values[name] for name in ("F1_50_micro", "F1_50_macro", "F1_micro")}
 
 
 @METRICS.register("precision_recall")
+@always("precision_50", "recall_50")
 def precision_recall(protocol: ScoredProtocol) -> dict[str, Value]:
     """Precision and recall of all predictions without a score threshold, at IoU 0.5."""
     return {name: protocol.values[name] for name in ("precision_50", "recall_50")}

@@ -16,19 +16,19 @@ import msgspec
 import yaml
 
 from coordexp.runtime.errors import ConfigError, located, nearest
-from coordexp.runtime.registry import Registry
+from coordexp.runtime.registry import Names
 
 Adjust = Callable[[dict[str, Any], Path], None]
 NOT_FINITE = "expected a finite number"
 SCALARS = (str, bool, int, float)
 
 
-def choice(registry: Registry[Any], description: str | None = None) -> Any:
+def choice(registry: Names, description: str | None = None) -> Any:
     """Type of an option whose values are the names in `registry`, for the annotation of a struct field.
 
     The names are looked up when a value is checked or a schema is generated, so plug-ins may add some.
 
-    >>> from coordexp.runtime.registry import Registry
+    >>> from coordexp.runtime.registry import Names
     >>> SHAPES = Registry("shape")
     >>> class Drawing(msgspec.Struct):
     ...     shape: choice(SHAPES, "what to draw") = "square"
@@ -140,7 +140,7 @@ def alternatives(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def registry_of(kind: Any) -> Registry[Any] | None:
+def registry_of(kind: Any) -> Names | None:
     """The registry that a type made by `choice` refers to."""
     found = (meta.extra["registry"] for meta in unwrap(kind)[1] if meta.extra and "registry" in meta.extra)
     return next(found, None)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from coordexp.runtime.errors import ConfigError, located
 
 T = TypeVar("T")
+
+
+class Names(Protocol):
+    """What a choice in the configuration needs: a `Registry`, or a view of one."""
+
+    kind: str
+
+    def names(self) -> list[str]:
+        """The names that may be chosen."""
+
+    def __contains__(self, name: object) -> bool: ...
 
 
 class Registry(Generic[T]):

@@ -15,9 +15,10 @@ from transformers import AutoProcessor
 
 from coordexp.datasets.categories import Category
 from coordexp.datasets.samples import read_category_table
-from coordexp.evaluation import EvaluateOptions
 from coordexp.evaluation.evaluate import score
 from coordexp.evaluation.ground_truth import ground_truth_from_records
+from coordexp.evaluation.metrics import VALUE_NAMES
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict_records
 from coordexp.inference.predictor import Predictor
@@ -63,14 +64,14 @@ class DetectionScorer(Scorer):
         predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
         return predict_records(predictor, self.records[rank::world_size], self.folder, self.custom.emit_norm)
 
-    def score(self, predictions: list[Prediction]) -> dict[str, float]:
-        """AP, AP50 and micro F1 (mean over IoU .5:.95); federated if records list categories verified as absent."""
+    def score(self, predictions: list[Prediction]) -> dict[str, float | None]:
+        """Every metric that may select a checkpoint; federated if records list categories verified as absent."""
         protocol = "lvis" if self.ground_truth.federated else "coco"
         options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
         rows = [(f"prediction {n}", prediction) for n, prediction in enumerate(predictions)]
         scores = score(rows, self.ground_truth, options, where="predictions during training")
         metrics = scores.protocols[protocol].metrics
-        return {"AP": metrics["AP"], "AP50": metrics["AP50"], "F1": metrics["F1_micro"]}
+        return {name: metrics[name] for name in VALUE_NAMES.names()}
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:

@@ -23,5 +23,5 @@ class Scorer(ABC):
         """Predictions for every `world_size`-th image from `rank` on, by a model in evaluation mode."""
 
     @abstractmethod
-    def score(self, predictions: list[Any]) -> dict[str, float]:
-        """Values by the names of `custom.detection_eval.metric`, for the predictions of all images."""
+    def score(self, predictions: list[Any]) -> dict[str, float | None]:
+        """Values by the names of `custom.detection_eval.metric` (None: undefined), for the predictions of all images."""

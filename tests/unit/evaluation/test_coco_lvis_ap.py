@@ -9,8 +9,10 @@ import pytest
 from ap_references import assert_same, lvis_ap, lvis_metrics, pycocotools_metrics
 from evaluation_cases import Case, annotation, categories, generated, image, load
 
-from coordexp.evaluation import EvaluateOptions, coco_lvis_ap, evaluate
+from coordexp.evaluation import coco_lvis_ap
 from coordexp.evaluation.average_precision import mean_ap
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.evaluation.protocol import ScoredProtocol
 
 

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from evaluation_cases import Case, categories, generated
 
-from coordexp.evaluation import EvaluateOptions, evaluate, options_from
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions, options_from
 from coordexp.evaluation.results import AtIoU, UnmappedLabel, load_eval, schema
 from coordexp.records import Metadata, Record
 from coordexp.runtime.errors import ConfigError, DataError

@@ -9,8 +9,9 @@ from evaluation_cases import generated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.external_predictions import PREDICTION_FORMATS, parse_answer
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.runtime.errors import DataError
 
 BOX = [0.1, 0.2, 0.5, 0.9]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from evaluation_cases import Case, annotation, categories, image, load
 
-from coordexp.evaluation import EvaluateOptions, evaluate, f1
+from coordexp.evaluation import f1
+from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.greedy_matching import match
+from coordexp.evaluation.options import EvaluateOptions
 
 
 def test_missed_categories_lower_macro_f1(tmp_path):

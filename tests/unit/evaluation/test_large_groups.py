@@ -31,7 +31,8 @@ def test_fixed_ap_of_large_categories_equals_hotcoco_and_lvis_api(tmp_path, monk
 
 SCORE_IN_LITTLE_MEMORY = """
 import resource, sys
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,8 +9,9 @@ import pytest
 from evaluation_cases import generated
 from report_cases import report_inputs
 
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.metrics import METRICS
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.reporting.report import headline, write_report
 from coordexp.runtime.errors import ConfigError
 from coordexp.runtime.plugins import load_plugins

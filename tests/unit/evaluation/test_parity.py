@@ -12,8 +12,10 @@ from ap_references import assert_same, lvis_metrics, pycocotools_metrics
 from evaluation_cases import Case, categories, generated, load
 from pycocotools import mask
 
-from coordexp.evaluation import EvaluateOptions, coco_lvis_ap, evaluate
+from coordexp.evaluation import coco_lvis_ap
 from coordexp.evaluation.average_precision import mean_ap
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.evaluation.protocol import ScoredProtocol
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "photos" / "annotations"

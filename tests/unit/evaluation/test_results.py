@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from evaluation_cases import generated
 
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.evaluation.results import CompareResult, EvalResult, load_compare, load_eval, schema, validated
 from coordexp.runtime.errors import DataError
 

@@ -10,7 +10,8 @@ import pytest
 from inference_helpers import images, read
 
 from coordexp.datasets.categories import Category
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.inference import calibrate
 from coordexp.inference.detect import detect
 from coordexp.inference.gather import gather

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from evaluation_cases import generated
 
-from coordexp.evaluation import EvaluateOptions
 from coordexp.evaluation.compare import Run, compare
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.reporting.comparison import write_comparison
 from coordexp.runtime.errors import DataError
 

@@ -6,7 +6,8 @@ import pytest
 from evaluation_cases import generated
 
 import coordexp
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.reporting.provenance import provenance, revision, stage_codes
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import sha256_file, write_json

@@ -166,3 +166,8 @@ def test_the_order_of_keys_does_not_count():
     assert (
         identity_of({"a": 1, "b": [1, 2]}) == identity_of({"b": [1, 2], "a": 1}) != identity_of({"a": 1, "b": [2, 1]})
     )
+
+
+def test_imports_for_type_checkers_do_not_count(tmp_path):
+    body = "from typing import TYPE_CHECKING\nimport b\nif TYPE_CHECKING:\n    import c\n"
+    assert closure("a", project(tmp_path, a=body, b="X = 1\n", c="X = 2\n")) == {"a", "b"}

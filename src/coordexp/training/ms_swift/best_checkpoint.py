@@ -38,7 +38,7 @@ def register(scorer: type[Scorer]) -> None:
 
 
 class BestCheckpointCallback(TrainerCallback):
-    """Evaluates, logs `eval_AP` and other metrics, saves and links a new best checkpoint, and stops early."""
+    """Evaluates, logs the metrics as `eval_AP` etc., saves and links a new best checkpoint, and stops early."""
 
     scorer_type: type[Scorer]
 
@@ -86,11 +86,11 @@ class BestCheckpointCallback(TrainerCallback):
                 predictions = [prediction for part in parts for prediction in part]
             values = self.scorer.score(predictions)
             # Logged in evaluation mode, so that the running means of the loss terms are not reset within an interval.
-            logs = {f"eval_{name}": value for name, value in values.items()}
+            logs = {f"eval_{name}": value for name, value in values.items() if value is not None}
             due = trainer.control.should_log
             trainer.log({**logs, "eval_detection_runtime": round(time.monotonic() - start, 3)})
             trainer.control.should_log = due  # cleared by logging, although the log line of this step is still due
-        return values[self.settings.metric]
+        return values[self.settings.metric] or 0.0  # undefined: no better than nothing
 
 
 @contextmanager
