@@ -219,13 +219,14 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return True
         return epoch is not None and float(epoch).is_integer() if self.every == "epoch" else step % self.every == 0
 
-    def evaluations_since_best(self, history: list[dict[str, Any]], best_step: int) -> int:
-        """Number of evaluations in a trainer's log history after the one at `best_step`."""
-        return sum(f"eval_{self.metric}" in row and row["step"] > best_step for row in history)
+    def evaluations_since_improvement(self, history: list[dict[str, Any]]) -> int:
+        """Number of evaluations in a trainer's log history after the first one with the highest value."""
+        values = [row[key] for row in history if (key := f"eval_{self.metric}") in row]
+        return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def patience_exhausted(self, history: list[dict[str, Any]], best_step: int | None) -> bool:
-        """Whether training stops early, given a trainer's log history and its best step so far."""
-        return bool(self.patience and best_step and self.evaluations_since_best(history, best_step) >= self.patience)
+    def patience_exhausted(self, history: list[dict[str, Any]]) -> bool:
+        """Whether training stops early, given a trainer's log history."""
+        return bool(self.patience) and self.evaluations_since_improvement(history) >= self.patience
 
 
 class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import coordexp
+from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
+from coordexp.answers.inference_settings import InferenceSettings, read_inference_settings
 from coordexp.modeling import adapter as peft_adapter
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
@@ -68,6 +70,7 @@ def merge(
         plan = update.plan_adapter(base_weights, adapter, family.embeddings(config))
     else:
         plan = update.plan_full(base_weights, shards.open_checkpoint(checkpoint_dir), family.embeddings(config))
+    settings = _inference_settings(checkpoint_dir)
     manifest = _manifest(base, base_weights, checkpoint_dir, plan)
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
@@ -78,6 +81,8 @@ def merge(
         if plan.untied:
             (folder / "config.json").unlink()
             io.write_json(folder / "config.json", family.untied(config))
+        if settings is not None:
+            io.write_json(folder / INFERENCE_SETTINGS, settings)
         io.write_json(folder / MANIFEST_NAME, manifest)
     return manifest
 
@@ -260,6 +265,14 @@ def _recipe(checkpoint_dir: Path) -> dict | None:
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
 
 
+def _inference_settings(checkpoint_dir: Path) -> InferenceSettings | None:
+    """What the training recorded, in its result or, for a `checkpoint-N`, in the folder of its checkpoints."""
+    recorded = read_inference_settings(checkpoint_dir)
+    if recorded is None and _step(checkpoint_dir) >= 0:
+        recorded = read_inference_settings(checkpoint_dir.resolve().parent)
+    return recorded
+
+
 def _announce(base: Path, plan: update.MergePlan, out: Path) -> None:
     sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
     written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
@@ -274,7 +287,7 @@ def _link_base_files(base: Path, folder: Path) -> None:
 
 def _base_files(base: Path) -> Iterator[Path]:
     """The files of the base, other than weights, that are part of the merged checkpoint."""
-    excluded = {MANIFEST_NAME, MARKER, shards.INDEX_NAME}
+    excluded = {MANIFEST_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in excluded:

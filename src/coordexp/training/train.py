@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
 from coordexp.modeling.adapter_options import check_modules_to_save
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
@@ -36,6 +37,7 @@ from coordexp.training.identity import (
 )
 from coordexp.training.job import Job
 from coordexp.training.launch import DistributedConfig, launch
+from coordexp.training.recorded_settings import settings_of_training
 from coordexp.training.short_training import data_of, warnings
 from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
@@ -102,6 +104,7 @@ def train(
             notice(f"warning: {text}")
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
+    write_json(checkpoints / INFERENCE_SETTINGS, settings_of_training(recipe.custom))  # for merging a checkpoint-N
     if not _run(job_file, distributed, recipe.custom.detection_eval):
         return None
     facts = {"fingerprint": key, "code": recorded_code(checkpoints), "made_from": made_from}
@@ -142,7 +145,7 @@ def _finished(checkpoints: Path, detection: DetectionEval) -> bool:
     if not complete:
         return False
     state = read_json(complete[-1] / "trainer_state.json")
-    stopped = detection.every and detection.patience_exhausted(state["log_history"], state["best_global_step"])
+    stopped = detection.every and detection.patience_exhausted(state["log_history"])
     return bool(stopped) or state["global_step"] >= state["max_steps"]
 
 
@@ -182,5 +185,6 @@ def _publish(
     }
     with output_dir(out_dir, "train") as scratch:
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*NOT_PUBLISHED), dirs_exist_ok=True)
+        shutil.copy(checkpoints / INFERENCE_SETTINGS, scratch)
         write_json(scratch / MANIFEST, manifest)
     return manifest

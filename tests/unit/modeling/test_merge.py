@@ -14,10 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from coordexp import cli
+from coordexp.answers.inference_settings import FILE_NAME, InferenceSettings, read_inference_settings
 from coordexp.modeling import merge as merging
 from coordexp.modeling import vocab
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.runtime.errors import ModelError
+from coordexp.runtime.io import write_json
 from coordexp.runtime.output_guard import MARKER
 
 
@@ -183,6 +185,20 @@ def test_full_parameter_checkpoint_is_completed_in_the_dtype_of_the_base(bases, 
     assert merged.dtype == getattr(torch, dtype)
     for name, parameter in merged.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).to(merged.dtype)), name
+
+
+def test_the_merged_checkpoint_carries_the_settings_of_its_training(bases, tmp_path):
+    base = bases(True, False, "float32")
+    settings = InferenceSettings(max_blocks=9, min_blocks=4, factor=32, resize="fill", temperature=1.5)
+    helpers.adapted(base).save_pretrained(tmp_path / "run" / "checkpoint-3")
+    write_json(tmp_path / "run" / FILE_NAME, settings)
+    merging.merge(base, tmp_path / "run", tmp_path / "of checkpoint")
+    shutil.copytree(tmp_path / "run" / "checkpoint-3", tmp_path / "adapter")
+    merging.merge(base, tmp_path / "adapter", tmp_path / "without")
+    write_json(tmp_path / "adapter" / FILE_NAME, settings)
+    merging.merge(base, tmp_path / "adapter", tmp_path / "of result")
+    found = {name: read_inference_settings(tmp_path / name) for name in ("of checkpoint", "of result", "without")}
+    assert found == {"of checkpoint": settings, "of result": settings, "without": None}
 
 
 def test_newest_and_best_checkpoint(bases, tmp_path):
