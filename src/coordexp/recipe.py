@@ -22,6 +22,7 @@ from coordexp.ms_swift_arguments import check_arguments
 from coordexp.runtime.config_io import check_finite, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
+from coordexp.runtime.secrets import refuse_secrets
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # values of template.truncation_strategy: an error, or skip the sample and count it
@@ -341,6 +342,7 @@ def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
             raise ConfigError(located(f"unknown section{nearest(key, known)}", file=file, field=key, expected=known))
         if not isinstance(section, Mapping | None):
             raise ConfigError(located("expected a map of arguments", file=file, field=key, found=section))
+    refuse_secrets(raw, file)
     sections = {name: dict(raw.get(name) or {}) for name in SWIFT_SECTIONS}
     _check_repeated(sections, file)
     check_arguments(sections, file)
