@@ -115,7 +115,7 @@ def test_a_merged_folder_says_how_to_ask_it(finished, capsys):
     # The image budget is that of training, 9 tiles, without a flag; only another one is announced.
     assert "detect:" not in printed.err
     assert main([*detect, "--max-blocks", "9"]) == 0
-    assert capsys.readouterr() == printed
+    assert capsys.readouterr().out == printed.out
     assert main([*detect, "--max-blocks", "16"]) == 0
     assert "max_blocks 16 overrides 9" in capsys.readouterr().err
     assert "overrides" not in finished.path(f"{RUN}/logs/predict.eval.1-of-1.log").read_text()

@@ -18,10 +18,11 @@ import coordexp
 from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
 from coordexp.answers.inference_settings import InferenceSettings, read_inference_settings
 from coordexp.modeling import adapter as peft_adapter
+from coordexp.modeling import checksums, vocab
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
-from coordexp.modeling import vocab
 from coordexp.modeling.adapter_options import nested_modules
+from coordexp.modeling.base_checks import embedding_tensors
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
@@ -60,6 +61,7 @@ def merge(
     base, out = check_checkpoint(base_dir), Path(out_dir)
     checkpoint_dir = check_checkpoint(resolve_checkpoint(trained, best=best))
     _check_output(base, checkpoint_dir, out, allow_overwrite)
+    base_sha256, _ = (checksums.verify_checksums(folder) for folder in (base, checkpoint_dir))
     base_weights = shards.open_checkpoint(base)
     family, config = family_of(base), io.read_json(base / "config.json")
     _check_same_tokenizer(base, checkpoint_dir)
@@ -67,23 +69,29 @@ def merge(
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
         adapter = peft_adapter.read_adapter(checkpoint_dir)
         _check_not_nested(base_weights, adapter)
-        plan = update.plan_adapter(base_weights, adapter, family.embeddings(config))
+        embeddings = embedding_tensors(base_weights, family, config)
+        plan = update.plan_adapter(base_weights, adapter, embeddings)
     else:
-        plan = update.plan_full(base_weights, shards.open_checkpoint(checkpoint_dir), family.embeddings(config))
+        trained_weights = shards.open_checkpoint(checkpoint_dir)
+        embeddings = embedding_tensors(trained_weights, family, config)
+        plan = update.plan_full(base_weights, trained_weights, family.embeddings(config))
+    untied = plan.untied or (family.is_tied(config) and not embeddings.tied)
     settings = _inference_settings(checkpoint_dir)
-    manifest = _manifest(base, base_weights, checkpoint_dir, plan)
+    manifest = _manifest(base, base_weights, checkpoint_dir, plan) | {"untied": untied}
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
     _announce(base, plan, out)
     with output_dir(out, "merge") as folder:
         _link_base_files(base, folder)
-        manifest["shards"] = update.write(plan, folder)
-        if plan.untied:
+        written = update.write(plan, folder)
+        manifest["shards"] = written.methods
+        if untied:
             (folder / "config.json").unlink()
             io.write_json(folder / "config.json", family.untied(config))
         if settings is not None:
             io.write_json(folder / INFERENCE_SETTINGS, settings)
         io.write_json(folder / MANIFEST_NAME, manifest)
+        checksums.write_checksums(folder, _linked(plan, base_sha256) | written.sha256)
     return manifest
 
 
@@ -255,7 +263,6 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
             "recipe": _recipe(checkpoint_dir),
         },
         "applied": plan.applied,
-        "untied": plan.untied,
     }
 
 
@@ -273,6 +280,12 @@ def _inference_settings(checkpoint_dir: Path) -> InferenceSettings | None:
     return recorded
 
 
+def _linked(plan: update.MergePlan, base_sha256: dict[str, str]) -> dict[str, str]:
+    """Known hashes of the weight files that are those of the base."""
+    sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
+    return {name: base_sha256[name] for name, source in sources.items() if source is not None and name in base_sha256}
+
+
 def _announce(base: Path, plan: update.MergePlan, out: Path) -> None:
     sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
     written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
@@ -287,7 +300,7 @@ def _link_base_files(base: Path, folder: Path) -> None:
 
 def _base_files(base: Path) -> Iterator[Path]:
     """The files of the base, other than weights, that are part of the merged checkpoint."""
-    excluded = {MANIFEST_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
+    excluded = {MANIFEST_NAME, checksums.FILE_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in excluded:

@@ -17,6 +17,7 @@ from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
 from coordexp.modeling.adapter_options import check_modules_to_save
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checksums import verify_checksums, write_checksums
 from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
@@ -77,6 +78,7 @@ def train(
     """
     refuse_foreign_outputs(out_dir, log)
     check_checkpoint(model_dir)
+    verify_checksums(model_dir)
     if recipe.swift_arguments.get("modules_to_save"):
         check_modules_to_save(recipe.swift_arguments, open_checkpoint(model_dir).names(), "recipe")
     if recipe.custom.coord_tokens.enabled:
@@ -187,4 +189,5 @@ def _publish(
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*NOT_PUBLISHED), dirs_exist_ok=True)
         shutil.copy(checkpoints / INFERENCE_SETTINGS, scratch)
         write_json(scratch / MANIFEST, manifest)
+        write_checksums(scratch)
     return manifest
