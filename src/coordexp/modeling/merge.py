@@ -23,13 +23,14 @@ from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.adapter_options import nested_modules
 from coordexp.modeling.base_checks import embedding_tensors
-from coordexp.modeling.checkpoint_files import weights_identity
+from coordexp.modeling.checkpoint_files import SOURCE_FILE, weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.code_identity import code_identity, content_identity
 from coordexp.runtime.errors import CoordExpError, ModelError, located
 from coordexp.runtime.estimates import announce_shards
+from coordexp.runtime.local_paths import portable_path
 from coordexp.runtime.output_guard import MARKER, output_dir, refuse_foreign_folder
 
 MANIFEST_NAME = "merge_manifest.json"
@@ -171,12 +172,21 @@ def _flag(env: Any, name: str) -> bool:
 def _named_base(folder: Path) -> str:
     config = folder / peft_adapter.CONFIG_NAME
     named = io.read_json(config).get("base_model_name_or_path") if config.exists() else None
+    if named and not Path(named).is_dir():
+        named = _trained_base(folder) or named
     if not named or not Path(named).is_dir():
         fix = "set BASE to the expanded checkpoint that was trained"
         raise ModelError(
             located("the base of this checkpoint is not a local folder", file=folder, found=named, fix=fix)
         )
     return named
+
+
+def _trained_base(result: Path) -> str | None:
+    """The base of the result of a training, which names no folders of its machine, from the job beside it."""
+    key = io.read_json(result / TRAIN_MANIFEST).get("fingerprint") if (result / TRAIN_MANIFEST).is_file() else None
+    jobs = sorted((result.resolve().parent / "checkpoints").glob(f"{key}-*/job.json")) if key else []
+    return io.read_json(jobs[0])["arguments"].get("model") if jobs else None
 
 
 def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: bool) -> None:
@@ -252,12 +262,12 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
         "coordexp": coordexp.__version__,
         "code": code_identity(__name__),
         "base": {
-            "path": str(base),
+            "path": portable_path(base),
             "config": io.sha256_file(base / "config.json"),
             "weights": content_identity(shard.path for shard in weights.shards.values()),
         },
         "trained": {
-            "path": str(checkpoint_dir),
+            "path": portable_path(checkpoint_dir),
             "kind": plan.kind,
             "weights": content_identity(file.path for file in plan.trained_files),
             "recipe": _recipe(checkpoint_dir),
@@ -300,7 +310,7 @@ def _link_base_files(base: Path, folder: Path) -> None:
 
 def _base_files(base: Path) -> Iterator[Path]:
     """The files of the base, other than weights, that are part of the merged checkpoint."""
-    excluded = {MANIFEST_NAME, checksums.FILE_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
+    excluded = {MANIFEST_NAME, SOURCE_FILE, checksums.FILE_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in excluded:
