@@ -62,7 +62,7 @@ def merge(
     base, out = check_checkpoint(base_dir), Path(out_dir)
     checkpoint_dir = check_checkpoint(resolve_checkpoint(trained, best=best))
     _check_output(base, checkpoint_dir, out, allow_overwrite)
-    base_sha256, _ = (checksums.verify_checksums(folder) for folder in (base, checkpoint_dir))
+    sha256 = {folder: checksums.verify_checksums(folder) for folder in (base, checkpoint_dir)}
     base_weights = shards.open_checkpoint(base)
     family, config = family_of(base), io.read_json(base / "config.json")
     _check_same_tokenizer(base, checkpoint_dir)
@@ -92,7 +92,7 @@ def merge(
         if settings is not None:
             io.write_json(folder / INFERENCE_SETTINGS, settings)
         io.write_json(folder / MANIFEST_NAME, manifest)
-        checksums.write_checksums(folder, _linked(plan, base_sha256) | written.sha256)
+        checksums.write_checksums(folder, _linked(plan, sha256) | written.sha256)
     return manifest
 
 
@@ -290,10 +290,11 @@ def _inference_settings(checkpoint_dir: Path) -> InferenceSettings | None:
     return recorded
 
 
-def _linked(plan: update.MergePlan, base_sha256: dict[str, str]) -> dict[str, str]:
-    """Known hashes of the weight files that are those of the base."""
+def _linked(plan: update.MergePlan, sha256: dict[Path, dict[str, str]]) -> dict[str, str]:
+    """Known hashes of the weight files that are those of one of the folders in `sha256`."""
     sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
-    return {name: base_sha256[name] for name, source in sources.items() if source is not None and name in base_sha256}
+    known = {name: sha256[s.parent].get(s.name) for name, s in sources.items() if s is not None and s.parent in sha256}
+    return {name: digest for name, digest in known.items() if digest is not None}
 
 
 def _announce(base: Path, plan: update.MergePlan, out: Path) -> None:

@@ -50,6 +50,16 @@ def test_published_folders_list_all_of_their_files(published):
         assert done.returncode == 0
 
 
+def test_linked_weights_of_a_full_training_have_their_own_hash(published, tmp_path):
+    trained = Path(shutil.copytree(published / "merged", tmp_path / "trained"))
+    for name in ("merge_manifest.json", "coord_tokens.json"):
+        (trained / name).unlink()
+    checksums.write_checksums(trained)
+    manifest = merge(published / "expanded", trained, tmp_path / "out")
+    assert manifest["trained"]["kind"] == "full" and "link" in manifest["shards"].values()
+    assert checksums.verify_checksums(tmp_path / "out")
+
+
 READERS = {
     "merge": lambda f: merge(f / "expanded", f / "adapter", f / "out"),
     "expand": lambda f: vocab.expand(f / "merged", f / "out"),
