@@ -118,4 +118,5 @@ def test_a_merged_folder_says_how_to_ask_it(finished, capsys):
     assert capsys.readouterr().out == printed.out
     assert main([*detect, "--max-blocks", "16"]) == 0
     assert "max_blocks 16 overrides 9" in capsys.readouterr().err
-    assert "overrides" not in finished.path(f"{RUN}/logs/predict.eval.1-of-1.log").read_text()
+    assert "predict: " in (log := finished.path(f"{RUN}/logs/predict.eval.1-of-1.log").read_text())
+    assert not re.search(r"predict: .* overrides", log)
