@@ -16,6 +16,7 @@ from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry import boxes, norm1000
 from coordexp.inference.draw import draw
 from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.families import family_of
 from coordexp.recipe import Custom
 from coordexp.records import Detection, Record, coord_bin, decode_record
@@ -34,6 +35,7 @@ def examine(
     boxes are drawn. With `epoch`, the record is augmented as in that epoch. DataError for an invalid record.
     """
     check_checkpoint(model_dir)
+    verify_checksums(model_dir)
     record = nth_record(file, index)
     in_tokens = msgspec.structs.replace(custom.coord_tokens, skip_bbox_norm=record.coord_space == "token")
     custom = msgspec.structs.replace(custom, coord_tokens=in_tokens)

@@ -23,6 +23,7 @@ from coordexp.ms_swift_arguments import check_arguments
 from coordexp.runtime.config_io import check_finite, choice, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
+from coordexp.runtime.secrets import refuse_secrets
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 LONG_SAMPLES = ("raise", "delete")  # values of template.truncation_strategy: an error, or skip the sample and count it
@@ -217,13 +218,14 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return True
         return epoch is not None and float(epoch).is_integer() if self.every == "epoch" else step % self.every == 0
 
-    def evaluations_since_best(self, history: list[dict[str, Any]], best_step: int) -> int:
-        """Number of evaluations in a trainer's log history after the one at `best_step`."""
-        return sum(f"eval_{self.metric}" in row and row["step"] > best_step for row in history)
+    def evaluations_since_improvement(self, history: list[dict[str, Any]]) -> int:
+        """Number of evaluations in a trainer's log history after the first one with the highest value."""
+        values = [row[key] for row in history if (key := f"eval_{self.metric}") in row]
+        return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def patience_exhausted(self, history: list[dict[str, Any]], best_step: int | None) -> bool:
-        """Whether training stops early, given a trainer's log history and its best step so far."""
-        return bool(self.patience and best_step and self.evaluations_since_best(history, best_step) >= self.patience)
+    def patience_exhausted(self, history: list[dict[str, Any]]) -> bool:
+        """Whether training stops early, given a trainer's log history."""
+        return bool(self.patience) and self.evaluations_since_improvement(history) >= self.patience
 
 
 class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -338,6 +340,7 @@ def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
             raise ConfigError(located(f"unknown section{nearest(key, known)}", file=file, field=key, expected=known))
         if not isinstance(section, Mapping | None):
             raise ConfigError(located("expected a map of arguments", file=file, field=key, found=section))
+    refuse_secrets(raw, file)
     sections = {name: dict(raw.get(name) or {}) for name in SWIFT_SECTIONS}
     _check_repeated(sections, file)
     check_arguments(sections, file)

@@ -65,12 +65,12 @@ def test_weights_are_those_of_a_run_without_evaluation(watched, shapes_data, tin
 
 def test_the_best_survives_is_linked_and_published(watched, tmp_path):
     manifest, checkpoints, rows = watched
-    best = max(rows, key=lambda step: (rows[step]["eval_AP"], -step))
+    best = max(rows, key=lambda step: (rows[step]["eval_AP"], step))
     assert manifest["step"] == best and manifest["checkpoint"] == f"checkpoint-{best}"
     assert manifest["best"] == {"metric": "AP", "value": rows[best]["eval_AP"], "last_step": 6}
     assert os.readlink(checkpoints / "best") == f"checkpoint-{best}"
     kept = {p.name for p in checkpoints.glob("checkpoint-*")}
-    assert kept == {f"checkpoint-{best}", "checkpoint-6"}  # save_total_limit is 2
+    assert kept >= {f"checkpoint-{best}", "checkpoint-6"} and len(kept) == 2  # save_total_limit is 2
     assert resolve_checkpoint(checkpoints, best=True).name == f"checkpoint-{best}"
     published, own = (
         folder / "adapter_model.safetensors" for folder in (checkpoints.parents[1] / "adapter", checkpoints / "best")
@@ -94,10 +94,10 @@ def test_a_killed_run_goes_on_with_the_best_so_far(watched, shapes_data, tiny_mo
 
 
 def test_patience_ends_the_training_and_processes_share_the_images(watched, shapes_data, tiny_model, tmp_path):
-    """An untrained model finds nothing at any step, so the first evaluation stays the best."""
+    """An untrained model finds nothing at any step, so patience runs out, and the last evaluation is the best."""
     stopping = recipe(shapes_data, **EVALUATION, patience=1)
     assert watched[2][2]["eval_AP"] == watched[2][4]["eval_AP"] == 0
     for _ in ("trained", "published anew"):
         manifest, _, rows = run(tmp_path, stopping, tiny_model, distributed=DistributedConfig(processes=2, threads=2))
         assert list(rows) == [2, 4]
-        assert manifest["step"] == 2 and manifest["best"]["last_step"] == 4
+        assert manifest["step"] == manifest["best"]["last_step"] == 4

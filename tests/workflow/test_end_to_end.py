@@ -107,6 +107,16 @@ def test_a_merged_folder_says_how_to_ask_it(finished, capsys):
     assert checkpoint_custom(finished.path(f"{RUN}/merged")).json_format == "compact"
     image = next(finished.path("resources/shapes/raw/images/val").iterdir())
     boxes = finished.path("boxes.png")
-    assert main(["detect", str(image), "--model", str(finished.path(f"{RUN}/merged")), "--out", str(boxes)]) == 0
-    assert json.loads(capsys.readouterr().out)["image"] == str(image)
+    detect = ["detect", str(image), "--model", str(finished.path(f"{RUN}/merged"))]
+    assert main([*detect, "--out", str(boxes)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["image"] == str(image)
     assert boxes.stat().st_size > 0
+    # The image budget is that of training, 9 tiles, without a flag; only another one is announced.
+    assert "detect:" not in printed.err
+    assert main([*detect, "--max-blocks", "9"]) == 0
+    assert capsys.readouterr().out == printed.out
+    assert main([*detect, "--max-blocks", "16"]) == 0
+    assert "max_blocks 16 overrides 9" in capsys.readouterr().err
+    assert "predict: " in (log := finished.path(f"{RUN}/logs/predict.eval.1-of-1.log").read_text())
+    assert not re.search(r"predict: .* overrides", log)

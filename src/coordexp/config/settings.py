@@ -25,6 +25,7 @@ from coordexp.recipe import Recipe, load_recipe
 from coordexp.runtime.config_io import checked, merge
 from coordexp.runtime.errors import ConfigError, CoordExpError, located
 from coordexp.runtime.plugins import load_plugins
+from coordexp.runtime.secrets import refuse_secrets
 
 DEFAULTS = Path("config/config.yaml")
 
@@ -43,6 +44,7 @@ class Settings:
     @classmethod
     def load(cls, config: Mapping[str, Any], root: Path) -> Settings:
         """Import the plug-ins, then check every section and run; ConfigError that lists every problem."""
+        refuse_secrets(config, "configuration")
         files = config.get("plugins") or []
         plugins = load_plugins(root / file for file in ([files] if isinstance(files, str) else files))
         check_names(config)

@@ -21,6 +21,7 @@ from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, category_prompts
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checksums import verify_checksums
 from coordexp.records import Detection, Metadata, Record
 from coordexp.runtime.errors import DataError, located
 
@@ -77,6 +78,7 @@ def detect(
     on stderr. DataError that names the image if one cannot be read.
     """
     check_checkpoint(model_dir)
+    verify_checksums(model_dir)
     recorded = settings_of(model_dir, "detect")
     options = _options(options, recorded, polygons=polygons)
     style = resolve("detect", "style", style, recorded.style, None)

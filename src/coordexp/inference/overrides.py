@@ -48,7 +48,7 @@ def announce_overrides(
     if recorded is None:
         return
     given = {"temperature": options.temperature, "geometry": options.geometry, "emit_norm": emit_norm}
-    if "poly" in options.geometry:
+    if "poly" in options.geometry and options.poly_max_points < (recorded.poly_max_points or 0):
         given["poly_max_points"] = options.poly_max_points
     pairs = [(name, value, getattr(recorded, name)) for name, value in given.items()]
     pairs += [

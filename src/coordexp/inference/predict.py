@@ -25,6 +25,7 @@ from coordexp.inference.prompts import Prompt, prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling import checkpoint_files
+from coordexp.modeling.checksums import verify_checksums
 from coordexp.records import Prediction, Record, read_records
 from coordexp.runtime.code_identity import code_identity, content_identity, file_identity
 from coordexp.runtime.errors import ConfigError, DataError, located
@@ -74,7 +75,7 @@ def predict(
     provenance = provenance_of_records(records_jsonl)
     announce_overrides(model_dir, options, style, emit_norm, provenance)
     identity = {
-        "model": content_identity(checkpoint_files.files(Path(model_dir))),
+        "model": verify_checksums(model_dir) or content_identity(checkpoint_files.files(Path(model_dir))),
         "records": file_identity(records_jsonl),
         "images": provenance,
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in WITHOUT_EFFECT},

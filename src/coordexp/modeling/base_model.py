@@ -12,6 +12,7 @@ from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import tiny
 from coordexp.modeling.checkpoint_files import PATTERNS, SOURCE_FILE
 from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DownloadError, SpaceError, located, nearest
@@ -58,6 +59,7 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
 
 def _link_checkpoint(folder: Path, out: Path, facts: dict) -> None:
     check_checkpoint(folder)
+    verify_checksums(folder)
     shards.open_checkpoint(folder)
     methods = set()
     with output_dir(out, "fetch") as scratch:

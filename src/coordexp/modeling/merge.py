@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import coordexp
+from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
+from coordexp.answers.inference_settings import InferenceSettings, read_inference_settings
 from coordexp.modeling import adapter as peft_adapter
+from coordexp.modeling import checksums, vocab
 from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
-from coordexp.modeling import vocab
 from coordexp.modeling.adapter_options import nested_modules
-from coordexp.modeling.checkpoint_files import weights_identity
+from coordexp.modeling.base_checks import embedding_tensors
+from coordexp.modeling.checkpoint_files import SOURCE_FILE, weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.code_identity import code_identity, content_identity
 from coordexp.runtime.errors import CoordExpError, ModelError, located
 from coordexp.runtime.estimates import announce_shards
+from coordexp.runtime.local_paths import portable_path
 from coordexp.runtime.output_guard import MARKER, output_dir, refuse_foreign_folder
 
 MANIFEST_NAME = "merge_manifest.json"
@@ -58,6 +62,7 @@ def merge(
     base, out = check_checkpoint(base_dir), Path(out_dir)
     checkpoint_dir = check_checkpoint(resolve_checkpoint(trained, best=best))
     _check_output(base, checkpoint_dir, out, allow_overwrite)
+    sha256 = {folder: checksums.verify_checksums(folder) for folder in (base, checkpoint_dir)}
     base_weights = shards.open_checkpoint(base)
     family, config = family_of(base), io.read_json(base / "config.json")
     _check_same_tokenizer(base, checkpoint_dir)
@@ -65,20 +70,29 @@ def merge(
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
         adapter = peft_adapter.read_adapter(checkpoint_dir)
         _check_not_nested(base_weights, adapter)
-        plan = update.plan_adapter(base_weights, adapter, family.embeddings(config))
+        embeddings = embedding_tensors(base_weights, family, config)
+        plan = update.plan_adapter(base_weights, adapter, embeddings)
     else:
-        plan = update.plan_full(base_weights, shards.open_checkpoint(checkpoint_dir), family.embeddings(config))
-    manifest = _manifest(base, base_weights, checkpoint_dir, plan)
+        trained_weights = shards.open_checkpoint(checkpoint_dir)
+        embeddings = embedding_tensors(trained_weights, family, config)
+        plan = update.plan_full(base_weights, trained_weights, family.embeddings(config))
+    untied = plan.untied or (family.is_tied(config) and not embeddings.tied)
+    settings = _inference_settings(checkpoint_dir)
+    manifest = _manifest(base, base_weights, checkpoint_dir, plan) | {"untied": untied}
     _check_not_merged(base, manifest)
     _check_ids(base, plan)
     _announce(base, plan, out)
     with output_dir(out, "merge") as folder:
         _link_base_files(base, folder)
-        manifest["shards"] = update.write(plan, folder)
-        if plan.untied:
+        written = update.write(plan, folder)
+        manifest["shards"] = written.methods
+        if untied:
             (folder / "config.json").unlink()
             io.write_json(folder / "config.json", family.untied(config))
+        if settings is not None:
+            io.write_json(folder / INFERENCE_SETTINGS, settings)
         io.write_json(folder / MANIFEST_NAME, manifest)
+        checksums.write_checksums(folder, _linked(plan, sha256) | written.sha256)
     return manifest
 
 
@@ -158,12 +172,21 @@ def _flag(env: Any, name: str) -> bool:
 def _named_base(folder: Path) -> str:
     config = folder / peft_adapter.CONFIG_NAME
     named = io.read_json(config).get("base_model_name_or_path") if config.exists() else None
+    if named and not Path(named).is_dir():
+        named = _trained_base(folder) or named
     if not named or not Path(named).is_dir():
         fix = "set BASE to the expanded checkpoint that was trained"
         raise ModelError(
             located("the base of this checkpoint is not a local folder", file=folder, found=named, fix=fix)
         )
     return named
+
+
+def _trained_base(result: Path) -> str | None:
+    """The base of the result of a training, which names no folders of its machine, from the job beside it."""
+    key = io.read_json(result / TRAIN_MANIFEST).get("fingerprint") if (result / TRAIN_MANIFEST).is_file() else None
+    jobs = sorted((result.resolve().parent / "checkpoints").glob(f"{key}-*/job.json")) if key else []
+    return io.read_json(jobs[0])["arguments"].get("model") if jobs else None
 
 
 def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: bool) -> None:
@@ -239,18 +262,17 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
         "coordexp": coordexp.__version__,
         "code": code_identity(__name__),
         "base": {
-            "path": str(base),
+            "path": portable_path(base),
             "config": io.sha256_file(base / "config.json"),
             "weights": content_identity(shard.path for shard in weights.shards.values()),
         },
         "trained": {
-            "path": str(checkpoint_dir),
+            "path": portable_path(checkpoint_dir),
             "kind": plan.kind,
             "weights": content_identity(file.path for file in plan.trained_files),
             "recipe": _recipe(checkpoint_dir),
         },
         "applied": plan.applied,
-        "untied": plan.untied,
     }
 
 
@@ -258,6 +280,21 @@ def _recipe(checkpoint_dir: Path) -> dict | None:
     """The recipe of the training, which determines the prompts of the merged model."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
     return io.read_json(manifest).get("recipe") if manifest.exists() else None
+
+
+def _inference_settings(checkpoint_dir: Path) -> InferenceSettings | None:
+    """What the training recorded, in its result or, for a `checkpoint-N`, in the folder of its checkpoints."""
+    recorded = read_inference_settings(checkpoint_dir)
+    if recorded is None and _step(checkpoint_dir) >= 0:
+        recorded = read_inference_settings(checkpoint_dir.resolve().parent)
+    return recorded
+
+
+def _linked(plan: update.MergePlan, sha256: dict[Path, dict[str, str]]) -> dict[str, str]:
+    """Known hashes of the weight files that are those of one of the folders in `sha256`."""
+    sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
+    known = {name: sha256[s.parent].get(s.name) for name, s in sources.items() if s is not None and s.parent in sha256}
+    return {name: digest for name, digest in known.items() if digest is not None}
 
 
 def _announce(base: Path, plan: update.MergePlan, out: Path) -> None:
@@ -274,7 +311,7 @@ def _link_base_files(base: Path, folder: Path) -> None:
 
 def _base_files(base: Path) -> Iterator[Path]:
     """The files of the base, other than weights, that are part of the merged checkpoint."""
-    excluded = {MANIFEST_NAME, MARKER, shards.INDEX_NAME}
+    excluded = {MANIFEST_NAME, SOURCE_FILE, checksums.FILE_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
     for file in sorted(base.iterdir()):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
         if file.is_file() and not weights and file.name not in excluded:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -135,27 +135,34 @@ def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, embeddings: E
     )
 
 
-def write(plan: MergePlan, folder: Path) -> dict[str, str]:
-    """Write every file of a plan to `folder`; returns `rewritten`, `link` or `copy` by file name."""
+class Written(NamedTuple):
+    """How each file was written (`rewritten`, `link` or `copy`), and the SHA-256 of those rewritten, by file name."""
+
+    methods: dict[str, str]
+    sha256: dict[str, str]
+
+
+def write(plan: MergePlan, folder: Path) -> Written:
+    """Write every file of a plan to `folder`."""
     with shards.workers() as pool, single_threaded_torch():
         return _write(plan, folder, pool)
 
 
-def _write(plan: MergePlan, folder: Path, pool: shards.Workers) -> dict[str, str]:
-    methods, weight_map, total = {}, {}, 0
+def _write(plan: MergePlan, folder: Path, pool: shards.Workers) -> Written:
+    methods, sha256, weight_map, total = {}, {}, {}, 0
     for file_name, updates in plan.files.items():
         source = unchanged_file(file_name, updates)
         if source is not None:
             methods[file_name] = shards.link_or_copy(source, folder / file_name)
         else:
             entries = [_entry(plan, update) for update in updates]
-            shards.write_file(folder / file_name, entries, plan.metadata[file_name], pool)
+            sha256[file_name] = shards.write_file(folder / file_name, entries, plan.metadata[file_name], pool)
             methods[file_name] = "rewritten"
         weight_map |= {update.name: file_name for update in updates}
         total += size(updates)
     if plan.index_metadata is not None:
         shards.write_index(folder, weight_map, total, plan.index_metadata)
-    return methods
+    return Written(methods, sha256)
 
 
 def unchanged_file(file_name: str, updates: list[TensorUpdate]) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -21,9 +22,15 @@ _kept = threading.local()
 
 
 class Output:
-    """A new file of `size` bytes; any thread may call `write`; `close` is called once, at the end."""
+    """A new file of `size` bytes; any thread may call `write`; `close` is called once, at the end.
 
-    def __init__(self, path: Path, size: int) -> None:
+    With `hashed`, the SHA-256 is computed while the file is written. Each byte must then be written exactly once, and a
+    thread waits in `write` until all earlier bytes have been written, so pieces must be begun in order.
+    """
+
+    def __init__(self, path: Path, size: int, *, hashed: bool = False) -> None:
+        self._digest = hashlib.sha256() if hashed else None
+        self._digested, self._aborted, self._turn = 0, False, threading.Condition()
         self._cached = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.ftruncate(self._cached, size)
         self._direct = _open_direct(path)
@@ -33,6 +40,31 @@ class Output:
     def write(self, position: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `position`; fastest from an `aligned_buffer` for this position."""
         view = memoryview(data).cast("B")
+        self._write(position, view)
+        if self._digest is not None and len(view):
+            self._update_digest(position, view)
+
+    def abort(self) -> None:
+        """Release threads that wait for a piece that will never be written."""
+        with self._turn:
+            self._aborted = True
+            self._turn.notify_all()
+
+    @property
+    def sha256(self) -> str | None:
+        """Hex SHA-256 of the bytes written so far, for a file that is hashed."""
+        return None if self._digest is None else self._digest.hexdigest()
+
+    def _update_digest(self, position: int, view: memoryview) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._aborted or self._digested == position)
+        if not self._aborted:
+            self._digest.update(view)  # without the lock: only the thread whose turn it is comes here
+            with self._turn:
+                self._digested += len(view)
+                self._turn.notify_all()
+
+    def _write(self, position: int, view: memoryview) -> None:
         head = -position % PAGE
         if self._direct is None or len(view) < head + PAGE or (_address(view) - position) % PAGE:
             self._write_cached(position, view)

@@ -195,8 +195,11 @@ def workers() -> Iterator[Workers]:
             future.result()
 
 
-def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Workers) -> None:
-    """Write a safetensors file with its pieces in parallel; only the pieces being written are in memory."""
+def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool: Workers) -> str:
+    """Write a safetensors file with its pieces in parallel; returns its SHA-256.
+
+    Only the pieces being written are in memory.
+    """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for entry in entries:
@@ -206,7 +209,7 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = len(text).to_bytes(8, "little") + text
-    out, position = Output(path, len(start) + offset), len(start)
+    out, position = Output(path, len(start) + offset, hashed=True), len(start)
     written = False
     try:
         out.write(0, start)
@@ -214,6 +217,7 @@ def write_file(path: Path, entries: list[Entry], metadata: dict[str, str], pool:
         written = True
     finally:
         pool.closing.append(pool.disk.submit(out.close, flush=written))  # while the next file is written
+    return out.sha256
 
 
 def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, pool: Executor) -> None:
@@ -222,7 +226,7 @@ def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, 
         for entry in entries:
             end = position + entry.nbytes
             for job in entry.jobs():
-                running.append(pool.submit(job.run, out, position))
+                running.append(pool.submit(_run, job, out, position))
                 position += job.nbytes
             if position != end:
                 found = entry.nbytes + position - end
@@ -230,10 +234,21 @@ def _write_pieces(path: Path, entries: list[Entry], out: Output, position: int, 
                 raise ModelError(located(problem, file=path, field=entry.name, expected=entry.nbytes, found=found))
         for future in running:
             future.result()
+    except BaseException:
+        out.abort()
+        raise
     finally:
         for future in running:
             future.cancel()
         wait(running)
+
+
+def _run(job: Job, out: Output, position: int) -> None:
+    try:
+        job.run(out, position)
+    except BaseException:
+        out.abort()
+        raise
 
 
 def copied(shard: ShardFile, spec: TensorSpec) -> Entry:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from coordexp.modeling import checksums
 from coordexp.modeling import embedding_init as rows
 from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.base_checks import Table, check_base, embedding_tables, embedding_tensors
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 COORD_FILE = "coord_tokens.json"
 
-_REWRITTEN = {"config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", COORD_FILE, MARKER}
+_OWN = {COORD_FILE, MARKER, checksums.FILE_NAME}  # files of every expanded checkpoint
+_REWRITTEN = {"config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", *_OWN}
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 _PROBE = 'Detect every object: {"objects": [{"desc": "Café 42", "bbox_2d": [<|coord_0|>, <|coord_999|>]}]}<|im_end|>\n'
 
@@ -120,12 +123,14 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
     if out.resolve() != base.resolve():
         refuse_foreign_folder(out, "expand")
     check_checkpoint(base)
+    sha256 = checksums.verify_checksums(base)
     checkpoint = shards.open_checkpoint(base)
+    check_base(checkpoint, family_of(base), io.read_json(base / "config.json"))
     tokenizer = io.read_json(_tokenizer_file(base))
     known = _next_id(tokenizer)
     present = {t["content"] for t in tokenizer["added_tokens"]} & {WILDCARD_TOKEN, *coord_tokens()}
     if len(present) == 1 + COORD_BINS:
-        return _link_expanded(base, out)
+        return _link_expanded(base, out, sha256)
     if present:
         fix = "start from the original checkpoint"
         raise ModelError(located(f"only {len(present)} coordinate tokens are present", file=base, fix=fix))
@@ -137,12 +142,13 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
         for file in _other_files(base):
             shards.link_or_copy(file, folder / file.name)
         _write_tokenizer_files(base, folder, tokenizer, known)
-        config = _resized(io.read_json(base / "config.json"), old_rows, new_rows)
-        io.write_json(folder / "config.json", config)
+        io.write_json(folder / "config.json", _config(checkpoint, old_rows, new_rows))
         with rows.single_threaded_torch(), shards.workers() as pool:
-            _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
+            written = _write_weights(checkpoint, folder, tables, new_rows, known, tokenizer, init, pool)
         facts = _facts(folder, new_rows, init) | _origin(base)
         io.write_json(folder / COORD_FILE, facts)
+        linked = {name: sha256[name] for name in checkpoint.shards.keys() & sha256.keys()}
+        checksums.write_checksums(folder, linked | written)
     return facts
 
 
@@ -153,6 +159,11 @@ def check(folder: str | Path) -> dict:
     is encoded as one id within an answer, and decoding restores the answer; ids and tokenizer are the recorded ones.
     """
     folder = check_checkpoint(folder)
+    checksums.verify_checksums(folder)
+    return _check(folder)
+
+
+def _check(folder: Path) -> dict:
     table_rows = next(iter(_tables(shards.open_checkpoint(folder)).values()))[1].shape[0]
     facts = _facts(folder, table_rows, None)
     if facts["end"] >= table_rows:
@@ -219,17 +230,18 @@ def _origin(base: Path) -> dict:
     return {"base": weights_identity(base), "code": code_identity(__name__)}
 
 
-def _link_expanded(base: Path, out: Path) -> dict:
-    facts = check(base) | _origin(base)
+def _link_expanded(base: Path, out: Path, sha256: dict[str, str]) -> dict:
+    facts = _check(base) | _origin(base)
     ids = f"{facts['start']}..{facts['end']}"
     print(f"expand: {base} already has the coordinate tokens ({ids})", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():
-        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name not in (COORD_FILE, MARKER)]
+        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name not in _OWN]
         announce_shards("expand", out, {}, files)
         with output_dir(out, "expand") as folder:
             for file in files:
                 shards.link_or_copy(file, folder / file.name)
             io.write_json(folder / COORD_FILE, facts)
+            checksums.write_checksums(folder, {file.name: sha256[file.name] for file in files if file.name in sha256})
     return facts
 
 
@@ -259,46 +271,49 @@ def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
         raise ModelError(located(f"{WILDCARD_TOKEN} is not encoded as one id", file=folder))
 
 
-def _tables(checkpoint: shards.Checkpoint) -> dict[str, tuple[shards.ShardFile, shards.TensorSpec]]:
-    """The embedding table and, where the checkpoint has one, the output layer's: {tensor name: (file, tensor)}."""
-    names = family_of(checkpoint.folder).embeddings(io.read_json(checkpoint.folder / "config.json"))
-    if checkpoint.find(names.embedding) is None:
-        problem = "the checkpoint has no embedding table"
-        raise ModelError(located(problem, file=checkpoint.folder, expected=names.embedding))
-    tables = {name: checkpoint.find(name) for name in (names.embedding, names.head)}
-    found = {name: source for name, source in tables.items() if source is not None}
-    if len({spec.shape[0] for _, spec in found.values()}) != 1:
-        raise ModelError(
-            located("the embedding table and the output layer have different numbers of rows", file=checkpoint.folder)
-        )
-    return found
+def _tables(checkpoint: shards.Checkpoint) -> dict[str, Table]:
+    config = io.read_json(checkpoint.folder / "config.json")
+    return embedding_tables(checkpoint, embedding_tensors(checkpoint, family_of(checkpoint.folder), config))
+
+
+def _config(checkpoint: shards.Checkpoint, old_rows: int, new_rows: int) -> dict:
+    """config.json with the new number of rows, and untied if the output layer differs from the embedding."""
+    config = io.read_json(checkpoint.folder / "config.json")
+    family = family_of(checkpoint.folder)
+    if family.is_tied(config) and not embedding_tensors(checkpoint, family, config).tied:
+        message = f"expand: {checkpoint.folder} has an output layer that differs from its embedding: not tied"
+        print(message, file=sys.stderr, flush=True)
+        config = family.untied(config)
+    return _resized(config, old_rows, new_rows)
 
 
 def _write_weights(
     checkpoint: shards.Checkpoint,
     folder: Path,
-    tables: dict[str, tuple[shards.ShardFile, shards.TensorSpec]],
+    tables: dict[str, Table],
     new_rows: int,
     known: int,
     tokenizer: dict,
     init: rows.Init,
     pool: shards.Workers,
-) -> None:
+) -> dict[str, str]:
+    """Write the weights; returns the SHA-256 of the files that were not linked, by name."""
     digits = [tokenizer["model"]["vocab"][str(d)] for d in range(10)]
-    weight_map, total = {}, 0
+    sha256, weight_map, total = {}, {}, 0
     for name, shard in checkpoint.shards.items():
         entries = [
             _grown(shard, spec, new_rows, known, digits, init) if spec.name in tables else shards.copied(shard, spec)
             for spec in shard.tensors.values()
         ]
         if tables.keys() & shard.tensors.keys():
-            shards.write_file(folder / name, entries, shard.metadata, pool)
+            sha256[name] = shards.write_file(folder / name, entries, shard.metadata, pool)
         else:
             shards.link_or_copy(shard.path, folder / name)
         weight_map |= dict.fromkeys(shard.tensors, name)
         total += sum(entry.nbytes for entry in entries)
     if checkpoint.sharded:
         shards.write_index(folder, weight_map, total, checkpoint.index_metadata or {})
+    return sha256
 
 
 def _grown(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +12,9 @@ from coordexp.evaluation.evaluate import EVALUATION_CODE
 from coordexp.evaluation.results import EvalResult
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import read_json, sha256_file
+from coordexp.runtime.software import revision, versions
 
 PREDICTION_CODE, REPORT_CODE = "coordexp.inference.predict", "coordexp.reporting.report"
-PACKAGES = (
-    "coordexp",
-    "torch",
-    "transformers",
-    "peft",
-    "ms-swift",
-    "hotcoco",
-    "numpy",
-    "scipy",
-    "safetensors",
-    "snakemake",
-)
 
 
 class StageCode(NamedTuple):
@@ -47,7 +33,7 @@ def provenance(train_manifest: str | Path, calibration: str | Path | None = None
         "training": read_json(train_manifest),
         "training_manifest_sha256": sha256_file(train_manifest),
         **fitted,
-        "versions of the report": {"python": platform.python_version(), **_versions()},
+        "versions of the report": versions(),
         "revision of the report": revision(Path(__file__).parent),
     }
 
@@ -92,28 +78,3 @@ def without_local_paths(value: Any) -> Any:
     if path.is_absolute():  # also with spaces
         return f".../{path.name}"
     return _LOCATION.sub(".../", value)
-
-
-def revision(folder: Path) -> dict[str, Any]:
-    """Git commit of the folder and the number of changed files; both None outside a repository."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "changed_files": None if changed is None else len(changed.splitlines())}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

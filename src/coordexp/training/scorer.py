@@ -24,4 +24,4 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, predictions: list[Any]) -> dict[str, float | None]:
-        """Values by the names of `custom.detection_eval.metric` (None: undefined), for the predictions of all images."""
+        """Values by the names of `custom.detection_eval.metric`, None if undefined, for all predictions."""

@@ -13,15 +13,18 @@ from typing import Any
 
 import msgspec
 
+from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
 from coordexp.modeling.adapter_options import check_modules_to_save
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checksums import verify_checksums, write_checksums
 from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import content_identity
 from coordexp.runtime.errors import ConfigError, ModelError, located
 from coordexp.runtime.io import read_json, write_json, write_jsonl
+from coordexp.runtime.local_paths import make_files_portable, portable_paths
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.runtime.notices import notice
 from coordexp.runtime.output_guard import is_output, output_dir, refuse_foreign_folder
@@ -36,6 +39,7 @@ from coordexp.training.identity import (
 )
 from coordexp.training.job import Job
 from coordexp.training.launch import DistributedConfig, launch
+from coordexp.training.recorded_settings import settings_of_training
 from coordexp.training.short_training import data_of, warnings
 from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
@@ -75,6 +79,7 @@ def train(
     """
     refuse_foreign_outputs(out_dir, log)
     check_checkpoint(model_dir)
+    verify_checksums(model_dir)
     if recipe.swift_arguments.get("modules_to_save"):
         check_modules_to_save(recipe.swift_arguments, open_checkpoint(model_dir).names(), "recipe")
     if recipe.custom.coord_tokens.enabled:
@@ -102,6 +107,7 @@ def train(
             notice(f"warning: {text}")
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
+    write_json(checkpoints / INFERENCE_SETTINGS, settings_of_training(recipe.custom))  # for merging a checkpoint-N
     if not _run(job_file, distributed, recipe.custom.detection_eval):
         return None
     facts = {"fingerprint": key, "code": recorded_code(checkpoints), "made_from": made_from}
@@ -142,7 +148,7 @@ def _finished(checkpoints: Path, detection: DetectionEval) -> bool:
     if not complete:
         return False
     state = read_json(complete[-1] / "trainer_state.json")
-    stopped = detection.every and detection.patience_exhausted(state["log_history"], state["best_global_step"])
+    stopped = detection.every and detection.patience_exhausted(state["log_history"])
     return bool(stopped) or state["global_step"] >= state["max_steps"]
 
 
@@ -175,12 +181,15 @@ def _publish(
         "step": step_of(chosen),
         "best": best if detection.every else None,
         "kind": "adapter" if (chosen / "adapter_config.json").exists() else "full",
-        "recipe": msgspec.to_builtins(recipe),
+        "recipe": portable_paths(msgspec.to_builtins(recipe)),
         "distributed": {"processes": distributed.processes, "nodes": distributed.nodes},
         "base": weights_identity(model_dir),
         "weights": content_identity(sorted(chosen.glob(WEIGHTS))),
     }
     with output_dir(out_dir, "train") as scratch:
         shutil.copytree(chosen, scratch, ignore=shutil.ignore_patterns(*NOT_PUBLISHED), dirs_exist_ok=True)
+        shutil.copy(checkpoints / INFERENCE_SETTINGS, scratch)
         write_json(scratch / MANIFEST, manifest)
+        make_files_portable(scratch, model_dir, model_dir.resolve())
+        write_checksums(scratch)
     return manifest

@@ -14,10 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from coordexp import cli
+from coordexp.answers.inference_settings import FILE_NAME, InferenceSettings, read_inference_settings
+from coordexp.modeling import checksums, vocab
 from coordexp.modeling import merge as merging
-from coordexp.modeling import vocab
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.runtime.errors import ModelError
+from coordexp.runtime.io import write_json
 from coordexp.runtime.output_guard import MARKER
 
 
@@ -160,7 +162,7 @@ def test_other_files_are_those_of_the_base_without_training_files(bases, tmp_pat
     names = {f.name for f in base.iterdir()} | {merging.MANIFEST_NAME}
     assert {f.name for f in (tmp_path / "merged").iterdir()} == names
     for file in base.iterdir():
-        if file.suffix != ".safetensors" and file.name != MARKER:
+        if file.suffix != ".safetensors" and file.name not in (MARKER, checksums.FILE_NAME):
             assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes()
     assert json.loads((tmp_path / "merged" / merging.MANIFEST_NAME).read_text()) == manifest
     assert manifest["applied"] == {"lora": 14, "dora": 0, "replaced": 0, "offset_tables": 1}
@@ -183,6 +185,20 @@ def test_full_parameter_checkpoint_is_completed_in_the_dtype_of_the_base(bases, 
     assert merged.dtype == getattr(torch, dtype)
     for name, parameter in merged.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).to(merged.dtype)), name
+
+
+def test_the_merged_checkpoint_carries_the_settings_of_its_training(bases, tmp_path):
+    base = bases(True, False, "float32")
+    settings = InferenceSettings(max_blocks=9, min_blocks=4, factor=32, resize="fill", temperature=1.5)
+    helpers.adapted(base).save_pretrained(tmp_path / "run" / "checkpoint-3")
+    write_json(tmp_path / "run" / FILE_NAME, settings)
+    merging.merge(base, tmp_path / "run", tmp_path / "of checkpoint")
+    shutil.copytree(tmp_path / "run" / "checkpoint-3", tmp_path / "adapter")
+    merging.merge(base, tmp_path / "adapter", tmp_path / "without")
+    write_json(tmp_path / "adapter" / FILE_NAME, settings)
+    merging.merge(base, tmp_path / "adapter", tmp_path / "of result")
+    found = {name: read_inference_settings(tmp_path / name) for name in ("of checkpoint", "of result", "without")}
+    assert found == {"of checkpoint": settings, "of result": settings, "without": None}
 
 
 def test_newest_and_best_checkpoint(bases, tmp_path):
@@ -297,7 +313,7 @@ def test_another_base_of_the_same_shapes_is_refused(bases, tmp_path):
     helpers.adapted(base).save_pretrained(tmp_path / "adapter")
     record = {"base": weights_identity(base), "recipe": {}}
     (tmp_path / "adapter" / merging.TRAIN_MANIFEST).write_text(json.dumps(record))
-    other = Path(shutil.copytree(base, tmp_path / "other"))
+    other = Path(shutil.copytree(base, tmp_path / "other", ignore=shutil.ignore_patterns(checksums.FILE_NAME)))
     merging.merge(other, tmp_path / "adapter", tmp_path / "out")
     shard = sorted(other.glob("model-*.safetensors"))[0]
     helpers.rewrite(other, shard.name, lambda tensors: next(iter(tensors.values())).add_(1))
@@ -328,7 +344,8 @@ def test_a_damaged_base_is_refused(bases, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in base.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
+        if file.name != checksums.FILE_NAME:
+            (broken / file.name).write_bytes(file.read_bytes())
     shard = sorted(broken.glob("model-*.safetensors"))[1]
     content = shard.read_bytes()
     shard.unlink()

@@ -44,7 +44,7 @@ def merged(base: shards.Checkpoint, trained: Adapter, folder: Path, *, tied: boo
     """The merged tensors as written by the plan."""
     plan = merge_plan.plan_adapter(base, trained, EmbeddingTensors(EMBED, HEAD, tied))
     folder.mkdir()
-    assert merge_plan.write(plan, folder) == {"model.safetensors": "rewritten"}
+    assert merge_plan.write(plan, folder).methods == {"model.safetensors": "rewritten"}
     written = load_file(folder / "model.safetensors")
     assert (HEAD in written) == (plan.untied or not tied)
     return written
@@ -134,7 +134,7 @@ def test_an_unchanged_file_is_linked(tmp_path, dtype):
     base = checkpoint(tmp_path / "base", dtype)
     plan = merge_plan.plan_adapter(base, adapter(tmp_path / "adapter", {}), EmbeddingTensors(EMBED, HEAD, True))
     (tmp_path / "out").mkdir()
-    assert merge_plan.write(plan, tmp_path / "out") == {"model.safetensors": "link"}
+    assert merge_plan.write(plan, tmp_path / "out").methods == {"model.safetensors": "link"}
 
 
 def test_tied_offsets_do_not_fit_a_base_with_an_output_layer(tmp_path):

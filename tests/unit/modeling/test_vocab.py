@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from coordexp import cli
-from coordexp.modeling import tiny, vocab
+from coordexp.modeling import checksums, tiny, vocab
 from coordexp.modeling.checkpoint_files import weights_identity
 from coordexp.records import WILDCARD_TOKEN, coord_tokens
 from coordexp.runtime.errors import CoordExpError, ModelError
@@ -138,7 +138,7 @@ def test_expanding_twice_changes_nothing(tmp_path, capsys):
     assert expected in capsys.readouterr().err
     assert second == first | {"already_expanded": True, "base": weights_identity(tmp_path / "one")}
     for file in (tmp_path / "one").iterdir():
-        if file.name != vocab.COORD_FILE:
+        if file.name not in (vocab.COORD_FILE, checksums.FILE_NAME):
             assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
     assert vocab.expand(tmp_path / "one", tmp_path / "one") == second
     assert first["already_expanded"] is False
@@ -185,6 +185,7 @@ def test_ids_must_be_complete_and_contiguous(tmp_path):
         vocab.coord_ids(tmp_path / "out")
     del tokens[-500:]
     path.write_text(json.dumps(content))
+    (tmp_path / "out" / checksums.FILE_NAME).unlink()
     with pytest.raises(ModelError, match="only 501 coordinate tokens are present"):
         vocab.expand(tmp_path / "out", tmp_path / "more")
 
@@ -289,7 +290,8 @@ def swallow(tokens: list[dict]) -> None:
     ],
 )
 def test_each_failed_check_gives_exit_code_1(sound, tmp_path, capsys, damage, message):
-    folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken"))
+    unchecked = shutil.ignore_patterns(checksums.FILE_NAME)
+    folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken", ignore=unchecked))
     (folder / vocab.COORD_FILE).unlink()
     content = json.loads((folder / "tokenizer.json").read_text())
     damage(content["added_tokens"])
@@ -301,7 +303,8 @@ def test_each_failed_check_gives_exit_code_1(sound, tmp_path, capsys, damage, me
 
 
 def test_tokens_in_the_tokenizer_only_fail_the_check(sound, tmp_path, capsys):
-    folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken"))
+    unchecked = shutil.ignore_patterns(checksums.FILE_NAME)
+    folder = Path(shutil.copytree(sound / "expanded", tmp_path / "broken", ignore=unchecked))
     for name in ("model.safetensors", "config.json"):
         shutil.copy(sound / "base" / name, folder / name)
     assert cli.main(["expand", str(folder)]) == 1

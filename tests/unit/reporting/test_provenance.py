@@ -8,9 +8,10 @@ from evaluation_cases import generated
 import coordexp
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
-from coordexp.reporting.provenance import provenance, revision, stage_codes
+from coordexp.reporting.provenance import provenance, stage_codes
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import sha256_file, write_json
+from coordexp.runtime.software import revision
 
 LOSS = "coordexp.losses.criterion"
 

@@ -126,3 +126,10 @@ def test_half_finished_trainings_outlast_comments_docstrings_and_infrastructure_
     infrastructure = edited(tmp_path, "runtime/tuning.py", lambda text: text.replace("8192", "4096"))
     assert comment == docstring == infrastructure == before
     assert edited(tmp_path, "losses/criterion.py", lambda text: text + "\nUNUSED = 1\n") != before
+
+
+def test_the_training_records_versions_and_commit_of_its_process(tmp_path):
+    record_code(tmp_path, NEW, MODULES)
+    made = recorded_code(tmp_path)
+    assert {"python", "torch", "transformers", "ms-swift"} <= made["software"].keys()
+    assert made["revision"].keys() == {"commit", "changed_files"}

@@ -148,6 +148,10 @@ class ModelFamily(ABC):
     def position_ids(self, positions: Tensor) -> Tensor:
         """The `position_ids` argument of the language model for text tokens at rope positions [B, L]."""
 
+    def tensor_shapes(self, config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+        """Name and shape of every tensor of a checkpoint with this config; None if the family does not know them."""
+        return None
+
     def tiny_tokenizer(self, options: TinyOptions) -> Tokenizer:
         """The compact tokenizer of the tiny model; ModelError for a family without a tiny model."""
         raise ModelError(f"{type(self).__name__} has no tiny model\n  -> choose another family for source: tiny")

@@ -68,6 +68,17 @@ class Qwen3VL(ModelFamily):
         """Interleaved M-RoPE, [3, B, L]: text has the same temporal, height and width position."""
         return positions.expand(3, -1, -1)
 
+    def tensor_shapes(self, config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+        """Those of transformers' own model; None for families that name or stack their tensors differently."""
+        if config.get("model_type") != "qwen3_vl":
+            return None
+        import torch
+        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config))
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
     def tiny_tokenizer(self, options: TinyOptions) -> Tokenizer:
         """A byte-level BPE of the Qwen class, trained on CoordExp's own text."""
         from coordexp.modeling import qwen_tokenizer

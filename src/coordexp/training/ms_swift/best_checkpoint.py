@@ -48,16 +48,19 @@ class BestCheckpointCallback(TrainerCallback):
         self.scorer = self.scorer_type(custom_section(), Path(self.trainer.model.model_info.model_dir))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate if due; save a new best checkpoint, and the last one when stopping early."""
+        """Evaluate if due; save a new best checkpoint, and the last one when stopping early.
+
+        Of equal checkpoints the last one is the best, as it has been trained longest.
+        """
         if not self.settings.is_due(state.global_step, state.epoch, state.max_steps):
             return
         control.should_save |= self.settings.every == "epoch"
         value = self._evaluate()
-        if state.best_metric is None or value > state.best_metric:
+        if state.best_metric is None or value >= state.best_metric:
             state.best_metric, state.best_global_step = value, state.global_step
             control.should_save = True
-        if self.settings.patience_exhausted(state.log_history, state.best_global_step):
-            count = self.settings.evaluations_since_best(state.log_history, state.best_global_step)
+        if self.settings.patience_exhausted(state.log_history):
+            count = self.settings.evaluations_since_improvement(state.log_history)
             metric = self.settings.metric
             logger.info(f"stopping early: no better {metric} than {state.best_metric:.4f} in {count} evaluations")
             control.should_save = control.should_training_stop = True

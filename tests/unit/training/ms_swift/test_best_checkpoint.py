@@ -32,15 +32,17 @@ def run_of(values, **settings):
     return state, saved, step
 
 
-def test_the_first_highest_value_is_best():
+def test_the_last_of_equal_values_is_best():
     state, saved, end = run_of([0.1, 0.3, 0.3, 0.2])
-    assert (state.best_global_step, state.best_metric, saved, end) == (20, 0.3, [10, 20], 40)
+    assert (state.best_global_step, state.best_metric, saved, end) == (30, 0.3, [10, 20, 30], 40)
+    state, saved, _ = run_of([0.0, 0.0, 0.0])  # the least trained checkpoint must not be the result
+    assert (state.best_global_step, saved) == (30, [10, 20, 30])
 
 
-def test_patience_counts_evaluations_since_the_best():
+def test_patience_counts_evaluations_without_improvement():
     state, saved, end = run_of([0.1, 0.0, 0.2, 0.2, 0.1, 0.9], patience=2)
-    assert (state.best_global_step, end) == (30, 50)
-    assert saved == [10, 30, 50]
+    assert (state.best_global_step, end) == (40, 50)
+    assert saved == [10, 30, 40, 50]
 
 
 def test_evaluation_restores_modes_and_random_numbers():

@@ -1,0 +1,48 @@
+"""Versions of the packages and the commit of the code of this process, for manifests."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "coordexp",
+    "torch",
+    "transformers",
+    "peft",
+    "ms-swift",
+    "hotcoco",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "snakemake",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def revision(folder: Path) -> dict[str, Any]:
+    """Git commit of the folder and the number of changed files; both None outside a repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"commit": commit, "changed_files": None if changed is None else len(changed.splitlines())}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

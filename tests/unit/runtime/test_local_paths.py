@@ -1,0 +1,28 @@
+"""Paths of this machine in files that may be published."""
+
+from coordexp.runtime.io import read_json, write_json
+from coordexp.runtime.local_paths import make_files_portable, portable_path, portable_paths
+
+
+def test_paths_in_the_working_directory_become_relative_and_others_lose_their_folders(tmp_path, monkeypatch):
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    (tmp_path / "home" / "alice").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert portable_path(tmp_path / "work" / "data") == portable_path("data") == "data"
+    assert portable_path(tmp_path / "home" / "alice") == ".../alice"
+    kept = {"prompt": "/detect every/object", "url": "https://a/b", "other": "/no/such/file", "number": 1}
+    value = {"files": [str(tmp_path / "work" / "data"), str(tmp_path / "home" / "alice")], **kept}
+    assert portable_paths(value) == {"files": ["data", ".../alice"], **kept}
+
+
+def test_files_of_a_folder_are_rewritten(tmp_path):
+    base = tmp_path / "home" / "alice" / "base"
+    base.mkdir(parents=True)
+    out = tmp_path / "out"
+    write_json(out / "adapter_config.json", {"base_model_name_or_path": str(base), "r": 4})
+    write_json(out / "tokenizer.json", {"model": {"merges": [str(base)]}})
+    (out / "README.md").write_text(f"base_model: {base}\n")
+    make_files_portable(out, base)
+    assert read_json(out / "adapter_config.json") == {"base_model_name_or_path": ".../base", "r": 4}
+    assert (out / "README.md").read_text() == "base_model: .../base\n"
+    assert read_json(out / "tokenizer.json") == {"model": {"merges": [str(base)]}}
