@@ -23,7 +23,7 @@ from typing import Literal
 import msgspec
 
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import enumerate_lines
+from coordexp.runtime.io import NOT_JSON, enumerate_lines
 
 COORD_BINS = 1000
 WILDCARD_TOKEN = "<|coord_*|>"
@@ -152,7 +152,7 @@ def decode_record(line: bytes, path: str | Path, number: int) -> Record:
     """Decode a line; DataError with file, line and field if it is not a record."""
     try:
         return _record_decoder.decode(line)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except NOT_JSON as error:
         fix = "see docs/record.md for the format of a record"
         raise DataError(located(f"not a record: {error}", file=path, line=number, fix=fix)) from error
 

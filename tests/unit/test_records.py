@@ -3,6 +3,7 @@
 import pytest
 from dataset_cases import make_record
 
+from coordexp.evaluation.detections import read_predictions
 from coordexp.records import COORD_BINS, coord_bin, coord_token, coord_tokens, read_records, record_problems
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_jsonl
@@ -42,3 +43,15 @@ def test_an_invalid_record_is_named_with_its_line(tmp_path):
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"b\.jsonl:1: not a record"):
         list(read_records(tmp_path / "b.jsonl", "pixel"))
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"images": ["\xff.jpg"]}', b'{"\xc3(": 1}', b"[" * 100_000], ids=["value", "key", "deep"]
+)
+@pytest.mark.parametrize(
+    "read", [lambda path: read_records(path, "pixel"), read_predictions], ids=["records", "predictions"]
+)
+def test_lines_that_are_not_utf8_or_too_deep_are_named(line, read, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: not a (record|prediction)"):
+        list(read(tmp_path / "a.jsonl"))

@@ -227,7 +227,7 @@ def _predictions(path: Path) -> Iterator[tuple[int, Prediction]]:
     for number, line in enumerate_lines(path):
         try:
             prediction = _decode_prediction(line)
-        except (msgspec.ValidationError, *NOT_JSON) as error:
+        except NOT_JSON as error:
             raise DataError(located(f"not a prediction: {error}", file=path, line=number)) from error
         bad = [d.norm for d in prediction.detections if len(d.norm) != 4 or any(v != v for v in d.norm)]
         if bad:

@@ -25,6 +25,7 @@ from coordexp.datasets.categories import DescStyle
 from coordexp.records import CoordSpace, Record, check_record, decode_record
 from coordexp.runtime.config_io import convert, read_extended
 from coordexp.runtime.errors import ConfigError, DataError, located
+from coordexp.runtime.io import NOT_JSON
 
 PATHS = ("jsonl", "categories")  # options of a source that name a file
 
@@ -209,7 +210,7 @@ def _line_offsets(path: str, expect: CoordSpace) -> np.ndarray:
 def _check_space(line: bytes, expect: CoordSpace, path: str, number: int) -> None:
     try:
         found = _decode_head(line).coord_space
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except NOT_JSON as error:
         raise DataError(located(f"not a record: {error}", file=path, line=number)) from error
     if found != expect:
         fix = f"use a file in {expect} space; units are never converted implicitly"

@@ -18,7 +18,7 @@ from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.label_mapping import Label, LabelMap
 from coordexp.records import RAW_SCORE, Detection, Prediction
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import enumerate_lines
+from coordexp.runtime.io import NOT_JSON, enumerate_lines
 
 TIE_RULE = (
     "detections are ordered by falling score, then image id, description, and x, y, w, h of the box; "
@@ -98,7 +98,7 @@ def read_predictions(path: str | Path) -> Iterator[tuple[str, Prediction]]:
     for number, line in enumerate_lines(path):
         try:
             yield f"{path}:{number}", _decoder.decode(line)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except NOT_JSON as error:
             fix = "expected the lines of predictions.jsonl; name another format with --format (docs/evaluation.md)"
             raise DataError(located(f"not a prediction: {error}", file=path, line=number, fix=fix)) from error
 

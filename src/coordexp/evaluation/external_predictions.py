@@ -31,7 +31,7 @@ from coordexp.evaluation.detections import CategoryDetection, read_predictions
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.records import Detection, Prediction
 from coordexp.runtime.errors import DataError, located, nearest
-from coordexp.runtime.io import enumerate_lines, read_json
+from coordexp.runtime.io import NOT_JSON, enumerate_lines, read_json
 
 COORDEXP = "coordexp"
 
@@ -164,7 +164,7 @@ def _answers(path: str | Path, ground_truth: GroundTruth, format: str) -> Iterat
     for number, line in enumerate_lines(path):
         try:
             row = _answer_decoder.decode(line)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except NOT_JSON as error:
             raise DataError(located(f"not an answer: {error}", file=path, line=number)) from error
         index = ground_truth.index_of.get(row.image_id)
         if index is None:

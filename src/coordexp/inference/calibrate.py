@@ -27,7 +27,7 @@ from coordexp.evaluation.reliability import correctness
 from coordexp.inference.options import CalibrationMethod
 from coordexp.records import RAW_SCORE, Detection, Metadata, Prediction, Record, read_records
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import enumerate_lines, read_json, sha256_file, write_json, write_jsonl
+from coordexp.runtime.io import NOT_JSON, enumerate_lines, read_json, sha256_file, write_json, write_jsonl
 
 FEATURES = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "log_spread")
 MIN_PER_CLASS = 5  # correct and wrong detections needed to fit
@@ -186,7 +186,7 @@ _decoder = msgspec.json.Decoder(_RecordMetadata)
 def _decode_metadata(line: bytes, path: str | Path, number: int) -> _RecordMetadata:
     try:
         return _decoder.decode(line)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except NOT_JSON as error:
         raise DataError(located(f"not a record: {error}", file=path, line=number)) from error
 
 
