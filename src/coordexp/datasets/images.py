@@ -51,15 +51,14 @@ def reuse_memory() -> None:
 def open_image(source: str | Path | IO[bytes], max_pixels: int | None = MAX_PIXELS) -> Iterator[Image.Image]:
     """The image in a file of one of FORMATS, not yet decoded; any problem with it in the block is an ImageError.
 
-    `source` is a path, or a binary file object, which stays open. No other function opens image files: Pillow would start programs for some formats, and decode images of any size.
+    `source` is a path, or a binary file object, which stays open. No other function opens image files: Pillow would
+    start programs for some formats, and decode images of any size.
     """
     Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit here
-    is_path = isinstance(source, str | Path)
-    name = str(source) if is_path else str(getattr(source, "name", "image data"))
+    name = source if isinstance(source, str | Path) else getattr(source, "name", "image data")
     try:
         # a handle, not a path: Pillow memory-maps some TIFFs opened by path, and swaps the sides of rotated ones
-        opened = Path(source).open("rb") if is_path else contextlib.nullcontext(source)
-        with opened as handle, Image.open(handle, formats=FORMATS) as image:
+        with _opened(source) as handle, Image.open(handle, formats=FORMATS) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 text = f"{name}: {image.width}x{image.height} pixels, more than the limit of {max_pixels:,}"
                 raise ImageError("too many pixels", f"{text} (data.max_pixels)")
@@ -70,6 +69,10 @@ def open_image(source: str | Path | IO[bytes], max_pixels: int | None = MAX_PIXE
         raise ImageError("unreadable image", f"{name}: {error}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also while another thread opens an image
+
+
+def _opened(source: str | Path | IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:
+    return Path(source).open("rb") if isinstance(source, str | Path) else contextlib.nullcontext(source)
 
 
 def find_image(name: str, image_dirs: Sequence[str], from_url: bool = False) -> tuple[int, str]:

@@ -79,7 +79,7 @@ class ShapesOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     box_noise: Annotated[
         float,
         msgspec.Meta(
-            ge=0, description="label noise: standard deviation of the error of each box side, as a fraction of the box"
+            ge=0, description="label noise: standard deviation of the shift of a side, as a fraction of width or height"
         ),
     ] = 0.0
     not_exhaustive: Annotated[
