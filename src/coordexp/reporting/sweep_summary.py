@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from coordexp.config.sweeps import Sweep, Trial, baseline, trainings, trials
+from coordexp.evaluation.results import load_eval
 from coordexp.records import Prediction
 from coordexp.reporting.figures import intervals
 from coordexp.reporting.report import check_evaluated, render
@@ -128,24 +129,22 @@ def measure(run: Path, trained: Path) -> dict[str, float | None]:
 
     AP and F1 come from the COCO block of eval.json, or from the LVIS block where COCO was not computed.
     """
-    result = read_json(run / "eval.json")
-    block = result["coco"] or result["lvis"]
+    result = load_eval(run / "eval.json")
+    block = result.coco or result.lvis
     if block is None:
         raise DataError(located("neither COCO nor LVIS AP was computed", file=run / "eval.json"))
     predictions_jsonl = run / "eval" / "predictions.jsonl"
-    check_evaluated(predictions_jsonl, result["inputs"]["predictions"]["sha256"])
+    check_evaluated(predictions_jsonl, result.inputs.predictions.sha256)
     predictions = [msgspec.convert(line, Prediction) for line in read_jsonl(predictions_jsonl)]
     objects = sum(len(prediction.detections) for prediction in predictions)
     steps = read_json(trained / "train/adapter/train_manifest.json")["step"]
     # `predict.drop_duplicates` counts the same detections under another name
     duplicates = sum(p.problems.get(key, 0) for p in predictions for key in ("duplicates", "duplicates_dropped"))
-    by_density = {
-        f"recall_{row['objects_per_image']}": row["recall_50"] for row in block["by_density"] if row["objects"]
-    }
+    by_density = {f"recall_{row.objects_per_image}": row.recall_50 for row in block.by_density if row.objects}
     return {
-        **block["metrics"],
-        "AP95": block["ap_by_iou"]["0.95"],
-        "F1_50": block["f1"]["all_predictions"]["micro"]["0.50"],
+        **block.metrics,
+        "AP95": block.ap_by_iou["0.95"],
+        "F1_50": block.f1.all_predictions.micro.iou_50,
         **by_density,
         "duplicates_per_image": duplicates / len(predictions),
         "tokens_per_object": sum(len(p.token_ids) for p in predictions) / max(objects, 1),

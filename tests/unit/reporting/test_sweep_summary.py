@@ -1,9 +1,16 @@
 """The summary of a sweep: means, spread, paired differences and the best variant, from the files of its trials."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 import msgspec
 import pytest
+from evaluation_cases import Case, annotation, categories, image
 
 from coordexp.config.sweeps import Sweep, Trial, trainings, trials
+from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.results import EvalResult, write
 from coordexp.records import Detection, Prediction
 from coordexp.reporting.sweep_summary import Spread, page, summarise, write_summary
 from coordexp.runtime.errors import ConfigError, DataError
@@ -17,15 +24,35 @@ SWEEP = {
 AP = {("ce", 1): 0.3, ("ce", 2): 0.5, ("soft", 1): 0.6, ("soft", 2): 0.6}
 
 
+@functools.cache
+def evaluated() -> EvalResult:
+    """The evaluation of one image with one object, which is detected."""
+    case = Case([image(1)], [annotation(1, 1, [100, 100, 100, 100])], categories(1))
+    case.detections = {1: [("thing0", [100, 100, 200, 200], 0.9)]}
+    with tempfile.TemporaryDirectory() as folder:
+        options = EvaluateOptions(bootstrap=0, protocols=("coco",))
+        return evaluate(*case.write(Path(folder)), options, dataset="crowds", split="val")
+
+
+def with_ap(ap: float, sha256: str) -> EvalResult:
+    """`evaluated` with this AP, F1 and recall, of predictions with this hash."""
+    replace, result = msgspec.structs.replace, evaluated()
+    block = result.coco
+    f1 = block.f1.all_predictions
+    block = replace(
+        block,
+        metrics={"AP": ap, "AP50": ap, "AP75": ap},
+        ap_by_iou={"0.95": ap / 2},
+        f1=replace(block.f1, all_predictions=replace(f1, micro=replace(f1.micro, iou_50=ap))),
+        by_density=[replace(row, recall_50=ap) for row in block.by_density if row.objects],
+    )
+    predictions = replace(result.inputs.predictions, sha256=sha256)
+    return replace(result, coco=block, inputs=replace(result.inputs, predictions=predictions))
+
+
 def write_trial(trial: Trial, sweep: Sweep, results) -> None:
     """The files of one finished trial; reading coordinates as `local` adds .01 to its AP."""
     run, ap = results / trial.run, AP[trial.axes["loss"], trial.seed] + 0.01 * (trial.axes["predict.decode"] == "local")
-    block = {
-        "metrics": {"AP": ap, "AP50": ap, "AP75": ap},
-        "ap_by_iou": {"0.95": ap / 2},
-        "f1": {"all_predictions": {"micro": {"0.50": ap}}},
-        "by_density": [{"objects_per_image": "1-2", "objects": 3, "recall_50": ap}],
-    }
     box = Detection(desc="red square", norm=[0.1, 0.1, 0.2, 0.2], score=0.5)
     prediction = Prediction(
         image_id=1, source_width=8, source_height=8, protocol="open", finish="stop", text="", detections=[box] * 2,
@@ -34,8 +61,7 @@ def write_trial(trial: Trial, sweep: Sweep, results) -> None:
     dropped = msgspec.structs.replace(prediction, problems={"duplicates_dropped": 1})
     predictions = run / "eval" / "predictions.jsonl"
     write_jsonl(predictions, [prediction, dropped])
-    inputs = {"predictions": {"sha256": sha256_file(predictions)}}
-    write_json(run / "eval.json", {"coco": block, "lvis": None, "inputs": inputs})
+    write(run / "eval.json", with_ap(ap, sha256_file(predictions)))
     trained = results / trainings(trials("losses", sweep))[trial.run].run
     write_json(trained / "train/adapter/train_manifest.json", {"step": 10})
     write_text(trained / "benchmarks/train.tsv", "s\tcpu_time\n9.0\t5.0\n")
@@ -81,6 +107,13 @@ def test_the_best_variant_has_the_highest_mean(summary):
 def test_an_unknown_metric_is_named(tmp_path):
     sweep = finished(tmp_path, metric="APP")
     with pytest.raises(ConfigError, match=r"sweeps\.losses\.metric: unknown metric 'APP', did you mean 'AP'"):
+        summarise("losses", sweep, tmp_path)
+
+
+def test_an_evaluation_of_another_version_is_refused(tmp_path):
+    sweep = finished(tmp_path)
+    write_json(tmp_path / "sweeps/losses/ce_argmax-seed1/eval.json", {"schema_version": 1, "coco": {}})
+    with pytest.raises(DataError, match=r"ce_argmax-seed1/eval\.json: schema_version: not an eval\.json"):
         summarise("losses", sweep, tmp_path)
 
 
