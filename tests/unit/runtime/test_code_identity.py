@@ -137,6 +137,12 @@ def test_evaluation_does_not_depend_on_training():
     assert not any(name.startswith(layers) for name in modules)
 
 
+def test_loss_curves_do_not_depend_on_evaluation():
+    modules = closure("workflow_scripts.curves", ROOTS)
+    assert "coordexp.reporting.curves" in modules
+    assert not any(name.startswith("coordexp.evaluation") for name in modules)
+
+
 def test_training_depends_on_the_loss_and_its_evaluation_on_decoder_and_metrics():
     plugins = (f"coordexp.training.ms_swift.{name}" for name in ("plugin", "eval_plugin"))
     training, evaluating = (closure(name, ROOTS) for name in plugins)
