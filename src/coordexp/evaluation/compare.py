@@ -12,15 +12,7 @@ import numpy as np
 from coordexp.evaluation import results
 from coordexp.evaluation.bootstrap import INTERVALS, interval, replicates, two_sided_p
 from coordexp.evaluation.breakdowns import none_if_nan
-from coordexp.evaluation.detections import Detections, collect_detections
-from coordexp.evaluation.evaluate import protocols_to_compute, restrict_to_predicted
-from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
-from coordexp.evaluation.f1 import f1_per_image
-from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth
-from coordexp.evaluation.label_mapping import LabelMap
-from coordexp.evaluation.options import EvaluateOptions, ProtocolName
-from coordexp.evaluation.protocol import ScoredProtocol
-from coordexp.evaluation.results import (
+from coordexp.evaluation.compare_results import (
     AnnotationsFile,
     CalibrationSummary,
     CategoryChange,
@@ -31,8 +23,16 @@ from coordexp.evaluation.results import (
     ProtocolComparison,
     RunDifference,
     ValueWithInterval,
-    load_eval,
 )
+from coordexp.evaluation.detections import Detections, collect_detections
+from coordexp.evaluation.evaluate import protocols_to_compute, restrict_to_predicted
+from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
+from coordexp.evaluation.f1 import f1_per_image
+from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth
+from coordexp.evaluation.label_mapping import LabelMap
+from coordexp.evaluation.options import EvaluateOptions, ProtocolName
+from coordexp.evaluation.protocol import ScoredProtocol
+from coordexp.evaluation.results import load_eval
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file
 

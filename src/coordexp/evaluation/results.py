@@ -1,6 +1,6 @@
-"""The types of eval.json and compare.json: every field with its meaning and unit.
+"""The types of eval.json: every field with its meaning and unit. Those of compare.json are in `compare_results`.
 
-Both files are written from these types and read back through them, and their JSON schemas are generated from them.
+Both files are written from their types and read back through them, and their JSON schemas are generated from them.
 AP, F1, precision, recall, scores and shares lie in [0, 1]. `null` means that the value is undefined, for example AP
 of a category without ground truth.
 """
@@ -18,7 +18,6 @@ from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
 
 EVAL_VERSION = 2
-COMPARE_VERSION = 2
 
 Count = Annotated[int, Meta(ge=0)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file, hexadecimal")]
@@ -357,107 +356,11 @@ class EvalResult(Result, kw_only=True):
         return {name: block for name in ("coco", "lvis") if (block := getattr(self, name)) is not None}
 
 
-# --- compare.json ---
-
-
-class ComparedRun(Result):
-    """One of the compared runs."""
-
-    name: str
-    path: Annotated[str, Meta(description="path of its predictions")]
-    format: Annotated[str, Meta(description="prediction format")]
-    sha256: Sha256
-
-
-class AnnotationsFile(Result):
-    """The annotations that all runs are scored against."""
-
-    path: str
-    sha256: Sha256
-
-
-class ValueWithInterval(Result):
-    """A metric and its confidence interval."""
-
-    value: float | None
-    interval: Interval
-
-
-class Difference(Result):
-    """A metric of the run minus that of the base, over the same resampled images."""
-
-    difference: float | None
-    interval: Interval
-    p: Annotated[float | None, Meta(description="two-sided bootstrap p-value of no difference")]
-
-
-class CategoryChange(Result):
-    """AP of a category under the base and under the run."""
-
-    id: int
-    name: str
-    base: float
-    run: float
-
-
-class ImageChanges(Result):
-    """Images by the change of their F1 at IoU 0.5."""
-
-    better: Count
-    worse: Count
-    equal: Count
-
-
-class RunDifference(Result):
-    """A run compared with the base."""
-
-    metrics: dict[str, Difference]
-    categories: Annotated[list[CategoryChange], Meta(description="largest changes of AP first")]
-    images: ImageChanges
-
-
-class CalibrationSummary(Result):
-    """Calibration of one run."""
-
-    ece: Annotated[float | None, Meta(description="expected calibration error")]
-    brier: Annotated[float | None, Meta(description="Brier score")]
-
-
-class ProtocolComparison(Result):
-    """All runs under one protocol."""
-
-    base: Annotated[str, Meta(description="run that the others are compared with")]
-    runs: Annotated[dict[str, dict[str, ValueWithInterval]], Meta(description="metrics by run")]
-    calibration: dict[str, CalibrationSummary]
-    differences: Annotated[dict[str, RunDifference], Meta(description="difference from the base by run")]
-
-
-class CompareResult(Result, kw_only=True):
-    """compare.json: two or more runs on the same images; differences are run minus base."""
-
-    schema_version: Literal[2] = COMPARE_VERSION
-    dataset: str
-    split: str
-    images: Annotated[Count, Meta(description="images scored, the same for every run")]
-    images_annotated: Annotated[Count, Meta(description="images in the annotation file")]
-    annotations: AnnotationsFile
-    runs: Annotated[list[ComparedRun], Meta(min_length=2)]
-    intervals: Annotated[str, Meta(description="how intervals were computed")]
-    not_computed: Annotated[dict[str, str], Meta(description="requested protocols that were skipped, and why")]
-    coco: ProtocolComparison | None
-    lvis: ProtocolComparison | None
-
-    @property
-    def protocols(self) -> dict[ProtocolName, ProtocolComparison]:
-        """Comparisons of the computed protocols, COCO first."""
-        return {name: block for name in ("coco", "lvis") if (block := getattr(self, name)) is not None}
-
-
 # --- reading and writing ---
 
 
 def schema(kind: type[msgspec.Struct] = EvalResult) -> dict[str, Any]:
-    """JSON schema (2020-12) of `EvalResult` or `CompareResult`."""
+    """JSON schema (2020-12) of a result type."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
 
 
@@ -466,22 +369,18 @@ def validated(result: T) -> T:
     return msgspec.convert(msgspec.to_builtins(result), type(result))
 
 
-def write(path: str | Path, result: EvalResult | CompareResult) -> None:
+def write(path: str | Path, result: Result) -> None:
     """Write eval.json or compare.json atomically."""
     write_json(path, result)
 
 
 def load_eval(path: str | Path) -> EvalResult:
     """Read eval.json; DataError if it is missing, of another version or invalid."""
-    return _load(path, EvalResult, "an eval.json", EVAL_VERSION, "evaluate again with this version of CoordExp")
+    return load(path, EvalResult, "an eval.json", EVAL_VERSION, "evaluate again with this version of CoordExp")
 
 
-def load_compare(path: str | Path) -> CompareResult:
-    """Read compare.json; DataError if it is missing, of another version or invalid."""
-    return _load(path, CompareResult, "a compare.json", COMPARE_VERSION, "compare again with this version of CoordExp")
-
-
-def _load(path: str | Path, kind: type[T], name: str, version: int, fix: str) -> T:
+def load(path: str | Path, kind: type[T], name: str, version: int, fix: str) -> T:
+    """Read a result of type `kind`; DataError with `name` and `fix` if it is not one of this version."""
     content = read_json(path)
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != version:

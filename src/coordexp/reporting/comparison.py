@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from coordexp.evaluation.compare_results import Difference, load_compare
 from coordexp.evaluation.options import PROTOCOL_TITLES
-from coordexp.evaluation.results import Difference, load_compare
 from coordexp.reporting import curves
 from coordexp.reporting.figures import intervals, lines
 from coordexp.reporting.report import number, render

@@ -11,9 +11,10 @@ import pytest
 from evaluation_cases import Case, generated
 
 from coordexp.evaluation.compare import Run, compare, compare_evaluated, run_from_eval
+from coordexp.evaluation.compare_results import CompareResult, Difference, ImageChanges, load_compare
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
-from coordexp.evaluation.results import CompareResult, Difference, ImageChanges, load_compare, schema
+from coordexp.evaluation.results import schema
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import sha256_file
 

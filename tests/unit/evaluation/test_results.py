@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from evaluation_cases import generated
 
+from coordexp.evaluation.compare_results import CompareResult, load_compare
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
-from coordexp.evaluation.results import CompareResult, EvalResult, load_compare, load_eval, schema, validated
+from coordexp.evaluation.results import EvalResult, load_eval, schema, validated
 from coordexp.runtime.errors import DataError
 
 

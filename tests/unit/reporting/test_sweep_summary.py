@@ -9,7 +9,8 @@ import pytest
 from evaluation_cases import Case, annotation, categories, image
 
 from coordexp.config.sweeps import Sweep, Trial, trainings, trials
-from coordexp.evaluation import EvaluateOptions, evaluate
+from coordexp.evaluation.evaluate import evaluate
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.evaluation.results import EvalResult, write
 from coordexp.records import Detection, Prediction
 from coordexp.reporting.sweep_summary import Spread, page, summarise, write_summary
