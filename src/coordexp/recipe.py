@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,65 +18,13 @@ from coordexp.datasets.samples import SampleOptions
 from coordexp.evaluation.metrics import VALUE_NAMES
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.losses.options import LossOptions
-from coordexp.modeling.adapter_options import TRAINED_INITIALISATIONS, TUNERS, check_modules_to_save
-from coordexp.ms_swift_arguments import check_arguments
+from coordexp.ms_swift_arguments import check_arguments, check_refusals
 from coordexp.runtime.config_io import check_finite, choice, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
 from coordexp.runtime.secrets import refuse_secrets
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
-LONG_SAMPLES = ("raise", "delete")  # values of template.truncation_strategy: an error, or skip the sample and count it
-
-
-class Refusal(NamedTuple):
-    """Why a recipe must not set an argument of ms-swift, and the values that are allowed nevertheless."""
-
-    reason: str
-    allowed: tuple[Any, ...]
-
-
-NOT_AT_INFERENCE = "inference would not use it: prompts come from custom.user_prompt and custom.category_prompt"
-NOT_MERGEABLE = "the adapter could not be merged"
-NOT_RESUMABLE = "an interrupted training could not resume exactly"
-# Arguments of ms-swift that would bypass our loss, samples or checkpoints, or that would have no effect.
-REFUSED_ARGUMENTS: dict[str, Refusal] = {
-    "use_liger_kernel": Refusal("its fused loss computes no logits, which every loss term needs", (None, False)),
-    "sequence_parallel_size": Refusal("it would split the tokens of a box over several processes", (None, 1)),
-    "enable_dft_loss": Refusal("it replaces the loss", (None, False)),
-    "enable_channel_loss": Refusal("it replaces the loss", (None, False)),
-    "label_smoothing_factor": Refusal(
-        "the loss does not read it; custom.loss.sigma smooths coordinate targets", (None, 0)
-    ),
-    "loss_scale": Refusal("the loss does not read it; use custom.loss.weights.text", (None, "default")),
-    "system": Refusal(NOT_AT_INFERENCE, (None, "")),
-    "use_chat_template": Refusal(NOT_AT_INFERENCE, (None, True)),
-    "response_prefix": Refusal(NOT_AT_INFERENCE, (None, "")),
-    "enable_thinking": Refusal(NOT_AT_INFERENCE, (None,)),
-    "add_non_thinking_prefix": Refusal(NOT_AT_INFERENCE, (None,)),
-    "agent_template": Refusal(NOT_AT_INFERENCE, (None,)),
-    "template_backend": Refusal(NOT_AT_INFERENCE, (None, "swift")),
-    "average_tokens_across_devices": Refusal("the loss is always normalised over all processes", (None, True)),
-    "router_aux_loss_coef": Refusal("the loss has no router term", (None, 0)),
-    "save_only_model": Refusal(NOT_RESUMABLE, (None, False)),
-    "ignore_data_skip": Refusal(NOT_RESUMABLE, (None, False)),
-    "resume_only_model": Refusal(NOT_RESUMABLE, (None, False)),
-    "tuner_type": Refusal("only LoRA, DoRA and full weights can be merged afterwards", TUNERS),
-    "init_weights": Refusal("the base would change with it, or ms-swift lacks it", TRAINED_INITIALISATIONS),
-    "tuner_backend": Refusal(NOT_MERGEABLE, (None, "peft")),
-    "use_swift_lora": Refusal(NOT_MERGEABLE, (None, False)),
-    "target_parameters": Refusal(NOT_MERGEABLE, (None, [])),
-    "adapters": Refusal("the adapter would not be merged into the base; merge it first", (None, [])),
-    "use_flash_ckpt": Refusal("a checkpoint must be complete when the save call returns", (None, False)),
-    "save_strategy": Refusal("a checkpoint must be saved: it is the result", (None, "steps", "epoch", "best")),
-    "load_best_model_at_end": Refusal("it has no effect; custom.detection_eval selects the checkpoint", (None, False)),
-    "split_dataset_ratio": Refusal("it has no effect; custom.val_jsonl is the validation data", (None, 0)),
-    "external_plugins": Refusal("use the workflow's `plugins`, or $COORDEXP_PLUGINS", (None, [])),
-    "columns": Refusal("it has no effect on records", (None, {}, "")),
-    "dataloader_multiprocessing_context": Refusal(
-        "loader workers that are not forked would stay in the first epoch", (None, "fork")
-    ),
-}
 
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -345,7 +293,7 @@ def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
     _check_repeated(sections, file)
     check_arguments(sections, file)
     check_finite(sections, file)
-    _check_arguments(sections, file)
+    check_refusals(sections, file)
     custom = convert(raw.get("custom") or {}, Custom, file, "custom")
     if custom.coord_offset.enabled and sections["training"].get("optimizer") != "multimodal_coord_offset":
         problem = "no optimizer group would contain the offsets"
@@ -373,30 +321,6 @@ def _check_repeated(sections: Mapping[str, Mapping[str, Any]], file: str | Path)
                 problem = f"already set in section `{section_of[key]}`"
                 raise ConfigError(located(problem, file=file, field=f"{section}.{key}"))
             section_of[key] = section
-
-
-def _check_arguments(sections: Mapping[str, Mapping[str, Any]], file: str | Path) -> None:
-    """ConfigError for arguments of ms-swift that would bypass our loss or truncate an answer."""
-    given = {key: (section, value) for section, values in sections.items() for key, value in values.items()}
-
-    def refuse(key: str, problem: str, fix: str) -> None:
-        section, value = given[key]
-        raise ConfigError(located(problem, file=file, field=f"{section}.{key}", found=value, fix=fix))
-
-    if given.get("truncation_strategy", ("", None))[1] not in (None, *LONG_SAMPLES):
-        refuse("truncation_strategy", "answers must not be truncated", f"choose one of {', '.join(LONG_SAMPLES)}")
-    flash = str(given.get("attn_impl", ("", None))[1]).startswith("flash")
-    for key in ("packing", "padding_free"):
-        if given.get(key, ("", False))[1] and not flash:
-            fix = "set model.attn_impl: flash_attention_2"
-            refuse(key, "only flash attention keeps packed samples separate", fix)
-    for key, (reason, allowed) in REFUSED_ARGUMENTS.items():
-        if key in given and given[key][1] not in allowed:
-            refuse(key, f"must not be set: {reason}", "remove it")
-    saved = given.get("modules_to_save", ("", None))[1]
-    if saved:
-        names = [f"{entry}.weight" for entry in ([saved] if isinstance(saved, str) else saved)]
-        check_modules_to_save({"modules_to_save": saved}, names, file)
 
 
 def _check_effects(custom: Custom, file: str | Path) -> None:
