@@ -32,7 +32,8 @@ def prepare_images_dir(folder: Path, split: dict[str, str], made_from: dict[str,
     provenance = split | made_from
     marker = folder / MARKER
     earlier = read_json(marker) if marker.exists() else None
-    if earlier is None and folder.exists() and any(folder.iterdir()):
+    # A killed process may have left the temporary file of the marker.
+    if earlier is None and folder.exists() and any(not _is_temporary_marker(file) for file in folder.iterdir()):
         fix = "give an empty folder, or one that an earlier conversion of this split wrote"
         raise DataError(located("directory is not empty and was not created by CoordExp", file=folder, fix=fix))
     if earlier is not None and {k: earlier.get(k) for k in split} != split:
@@ -41,9 +42,24 @@ def prepare_images_dir(folder: Path, split: dict[str, str], made_from: dict[str,
             located("the folder belongs to another split", file=folder, expected=split, found=earlier, fix=fix)
         )
     if earlier is not None and earlier != provenance:
-        shutil.rmtree(folder)
+        _clear(folder)
     write_json(marker, provenance)
     return folder
+
+
+def _is_temporary_marker(file: Path) -> bool:
+    return file.match(f".{MARKER}.*.part")
+
+
+def _clear(folder: Path) -> None:
+    """Delete everything but the marker, which identifies the folder if this process is killed."""
+    for file in folder.iterdir():
+        if file.name == MARKER:
+            continue
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import time
 import pytest
 from scene import CHANGES, RUN, Scene, contents
 
+from coordexp.runtime.io import sha256_file
+
 KILLS = int(os.environ.get("KILLS", "30"))
 SEED = int(os.environ.get("KILL_SEED", time.time_ns() % 1_000_000))
 # Without calibration: a model of four steps finds nothing to fit it on.
@@ -26,11 +28,18 @@ pytestmark = pytest.mark.soak
 def all_files(folder):
     files = contents(folder, NAMES)
     assert {*TARGETS, f"{RUN}/train/adapter/train_manifest.json"} <= files.keys()
-    return files
+    log, page = sha256_file(folder / RUN / "train/log.jsonl"), f"{RUN}/report.html"
+    assert log.encode() in files[page]
+    return {**files, page: files[page].replace(log.encode(), b"LOG")}  # the log has wall-clock times
 
 
 def differing(one, other):
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def start_over(folder):
+    for name in ("results", "resources", ".snakemake"):
+        shutil.rmtree(folder / name)
 
 
 def test_random_kills(tmp_path, repository, capsys):
@@ -38,14 +47,14 @@ def test_random_kills(tmp_path, repository, capsys):
         with capsys.disabled():
             print(text, flush=True)
 
-    whole = Scene(tmp_path / "whole", repository, CHANGED)
+    scene = Scene(tmp_path / "run", repository, CHANGED)  # the same folder, as manifests contain its path
     started = time.monotonic()
-    code, text = whole.run(*TARGETS)
+    code, text = scene.run(*TARGETS)
     assert code == 0, text
-    duration, expected = time.monotonic() - started, all_files(whole.folder)
+    duration, expected = time.monotonic() - started, all_files(scene.folder)
+    start_over(scene.folder)
     moments = random.Random(SEED)
     say(f"\nseed {SEED}: {KILLS} kills; the undisturbed run took {duration:.0f} s")
-    scene = Scene(tmp_path / "killed", repository, CHANGED)
     kills = finished = 0
     while kills < KILLS:
         process, delay = scene.start(*TARGETS), moments.uniform(0.5, duration / 3)
@@ -61,8 +70,7 @@ def test_random_kills(tmp_path, repository, capsys):
             continue
         finished += 1
         assert not differing(all_files(scene.folder), expected)
-        for name in ("results", "resources", ".snakemake"):
-            shutil.rmtree(scene.folder / name)
+        start_over(scene.folder)
     code, text = scene.run(*TARGETS)
     assert code == 0, text
     assert not differing(all_files(scene.folder), expected)
