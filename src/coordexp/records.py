@@ -54,6 +54,11 @@ def coord_tokens() -> list[str]:
     return [coord_token(k) for k in range(COORD_BINS)]
 
 
+def software_file(predictions: str | Path) -> Path:
+    """The file beside predictions that lists the software of the processes that made them."""
+    return Path(predictions).with_suffix(".software.json")
+
+
 class Object(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One instance: a description, and either a `bbox_2d` [x1, y1, x2, y2] or a flat `poly` [x, y, ...]."""
 

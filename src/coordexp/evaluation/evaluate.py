@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-import coordexp
 from coordexp.evaluation import results
 from coordexp.evaluation.detections import TIE_RULE, AnswerStats, Detections, collect_detections
 from coordexp.evaluation.error_types import DUPLICATE_IOU, duplicates
@@ -31,10 +30,11 @@ from coordexp.evaluation.results import (
     RenamedLabel,
     UnmappedLabel,
 )
-from coordexp.records import Prediction, read_records
+from coordexp.records import Prediction, read_records, software_file
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import sha256_file
+from coordexp.runtime.io import read_json, sha256_file
+from coordexp.runtime.software import describe
 
 __all__ = ["EvaluateOptions", "evaluate", "options_from", "protocols_to_compute", "restrict_to_predicted", "score"]
 
@@ -84,12 +84,11 @@ def evaluate(
             dataset=dataset,
             split=split,
             inputs=Inputs(
-                predictions=PredictionsFile(format=format, **_file_facts(predictions)),
+                predictions=PredictionsFile(format=format, made_by=_made_by(predictions), **_file_facts(predictions)),
                 annotations=InputFile(**_file_facts(annotations)),
             ),
             options=options,
-            software={"coordexp": coordexp.__version__, "hotcoco": version("hotcoco"), "numpy": np.__version__},
-            code=code_identity(EVALUATION_CODE),
+            **describe(code_identity(EVALUATION_CODE)),
             tie_rule=TIE_RULE,
             counts=scores.counts,
             mapping=scores.mapping,
@@ -239,6 +238,12 @@ def _mapping(detections: Detections, ground_truth: GroundTruth) -> LabelMappingR
             if label.category is None
         ],
     )
+
+
+def _made_by(predictions: str | Path) -> list[results.Software] | None:
+    """The software that made the predictions, if `predict` has written it beside them."""
+    file = software_file(predictions)
+    return msgspec.convert(read_json(file), list[results.Software]) if file.is_file() else None
 
 
 def _file_facts(path: str | Path) -> dict[str, str | int]:

@@ -43,10 +43,21 @@ class InputFile(Result):
     bytes: Annotated[Count, Meta(description="size of the file in bytes")]
 
 
+class Software(Result):
+    """The software of a process."""
+
+    software: Annotated[dict[str, str], Meta(description="package versions")]
+    revision: Annotated[dict[str, str | int | None], Meta(description="commit, and number of changed files")]
+    code: Annotated[str, Meta(description="identity of the code (`runtime.code_identity`)")]
+
+
 class PredictionsFile(InputFile):
     """The predictions that were scored."""
 
     format: Annotated[str, Meta(description="prediction format, `coordexp` for predictions.jsonl")]
+    made_by: Annotated[
+        list[Software] | None, Meta(description="software of the processes that predicted; null if it is unknown")
+    ] = None
 
 
 class Inputs(Result):
@@ -341,6 +352,7 @@ class EvalResult(Result, kw_only=True):
     inputs: Inputs
     options: EvaluateOptions
     software: Annotated[dict[str, str], Meta(description="package versions")]
+    revision: Annotated[dict[str, str | int | None], Meta(description="commit, and number of changed files")]
     code: Annotated[str, Meta(description="identity of the evaluation code (`runtime.code_identity`)")]
     tie_rule: Annotated[str, Meta(description="order of detections with equal scores")]
     counts: Counts

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from coordexp.inference import calibrate
-from coordexp.records import Prediction
+from coordexp.records import Prediction, software_file
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.io import enumerate_lines, write_jsonl
+from coordexp.runtime.io import enumerate_lines, read_json, write_json, write_jsonl
 
 _decoder = msgspec.json.Decoder(Prediction)
 
@@ -44,7 +44,15 @@ def gather(
     if calibration is not None:
         fitted = calibrate.load(calibration)
         ordered = (calibrate.calibrated(msgspec.json.decode(line, type=Prediction), fitted) for line in ordered)
-    return write_jsonl(out, ordered)
+    count = write_jsonl(out, ordered)
+    write_json(software_file(out), _software(shards))
+    return count
+
+
+def _software(shards: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The distinct descriptions of the software that made the shards; shards of unknown origin have none."""
+    found = [entry for shard in shards if software_file(shard).is_file() for entry in read_json(software_file(shard))]
+    return [entry for n, entry in enumerate(found) if entry not in found[:n]]
 
 
 def _check_count(lines: list[list[bytes]], shards: Sequence[str | Path], records: str | Path) -> None:

@@ -26,12 +26,13 @@ from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling import checkpoint_files
 from coordexp.modeling.checksums import verify_checksums
-from coordexp.records import Prediction, Record, read_records
+from coordexp.records import Prediction, Record, read_records, software_file
 from coordexp.runtime.code_identity import code_identity, content_identity, file_identity
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.runtime.estimates import announce
-from coordexp.runtime.io import write_jsonl
+from coordexp.runtime.io import write_json, write_jsonl
 from coordexp.runtime.progress import Progress
+from coordexp.runtime.software import describe
 
 WITHOUT_EFFECT = {"split", "batch_size", "shards"}  # options that may differ when a killed shard resumes
 
@@ -65,8 +66,9 @@ def predict(
     shard, shards: the shard consists of every `shards`-th record, starting from record `shard` (0-based);
         `gather.gather` merges shards.
 
-    `out` is written at the end. Until then, finished predictions are in a hidden file next to it, from which the same
-    call resumes. ConfigError, DataError or ModelError for inputs that cannot be used.
+    `out` is written at the end, with a file beside it that names the software (`records.software_file`). Until then,
+    finished predictions are in a hidden file next to it, from which the same call resumes. ConfigError, DataError or
+    ModelError for inputs that cannot be used.
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
@@ -101,6 +103,7 @@ def predict(
             tokens = sum(len(prediction.token_ids) for _, prediction in rows)
             progress.add(len(rows), objects=objects, tokens=tokens)
     write_jsonl(out, writer.ordered(len(records)))
+    write_json(software_file(out), [describe(identity["code"])])
     writer.remove()
     return progress.finish()
 

@@ -39,21 +39,21 @@ def provenance(train_manifest: str | Path, calibration: str | Path | None = None
 
 
 def stage_codes(training: Mapping[str, Any], result: EvalResult) -> list[StageCode]:
-    """The code that trained (from the training manifest), predicted, evaluated (from eval.json) and reported a run.
-
-    The workflow predicts again when the code of prediction changes, so its predictions are always by the current code.
-    """
+    """The code that trained (from the training manifest), predicted, evaluated (from eval.json) and reported a run."""
     trained_with = training.get("code")
     trained = StageCode("training", None, None, None)
     if trained_with:
         same = trained_with["code"] == code_identity(*trained_with["modules"])
         trained = StageCode("training", trained_with["coordexp"], trained_with["code"], same)
-    by_workflow = training.get("made_from") is not None
-    predicted = StageCode("prediction", coordexp.__version__, code_identity(PREDICTION_CODE), True)
+    current = code_identity(PREDICTION_CODE)
+    predicted = [
+        StageCode("prediction", made.software["coordexp"], made.code, made.code == current)
+        for made in result.inputs.predictions.made_by or ()
+    ]
     evaluated = result.code == code_identity(EVALUATION_CODE)
     return [
         trained,
-        *([predicted] if by_workflow else []),
+        *predicted,
         StageCode("evaluation", result.software["coordexp"], result.code, evaluated),
         StageCode("report", coordexp.__version__, code_identity(REPORT_CODE), True),
     ]

@@ -255,7 +255,13 @@ def _provenance(
         files["train log"] = sha256_file(train_log)
     shown = {
         **provenance,
-        "evaluation": {"options": result.options, "software": result.software, "tie_rule": result.tie_rule},
+        "prediction": result.inputs.predictions.made_by,
+        "evaluation": {
+            "options": result.options,
+            "software": result.software,
+            "revision": result.revision,
+            "tie_rule": result.tie_rule,
+        },
         "files (SHA-256)": files,
     }
     return without_local_paths(msgspec.to_builtins(shown))

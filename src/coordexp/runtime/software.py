@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import coordexp
+
 PACKAGES = (
-    "coordexp",
     "torch",
     "transformers",
     "peft",
@@ -24,7 +25,7 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "coordexp": coordexp.__version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -38,6 +39,11 @@ def revision(folder: Path) -> dict[str, Any]:
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {"commit": commit, "changed_files": None if changed is None else len(changed.splitlines())}
+
+
+def describe(code: str) -> dict[str, Any]:
+    """What this process is: package versions, commit, and the identity of the code that it runs."""
+    return {"software": versions(), "revision": revision(Path(__file__).parent), "code": code}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -6,9 +6,9 @@ import pytest
 from inference_helpers import read
 
 from coordexp.inference.gather import gather
-from coordexp.records import Prediction
+from coordexp.records import Prediction, software_file
 from coordexp.runtime.errors import DataError
-from coordexp.runtime.io import write_jsonl
+from coordexp.runtime.io import read_json, write_json, write_jsonl
 
 
 def shard(path, image_ids) -> None:
@@ -34,3 +34,12 @@ def test_an_incomplete_shard_is_named(records, tmp_path):
     with pytest.raises(DataError, match="number of predictions"):
         gather([tmp_path / "p.jsonl"], tmp_path / "all.jsonl", records=records)
     assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_the_software_of_all_shards_is_listed_once(tmp_path):
+    shards = [tmp_path / f"{n}.jsonl" for n in range(3)]
+    for shard, code in zip(shards, ("a", "b", "a"), strict=True):
+        shard.write_text("")
+        write_json(software_file(shard), [{"code": code}])
+    gather(shards, tmp_path / "all.jsonl")
+    assert read_json(software_file(tmp_path / "all.jsonl")) == [{"code": "a"}, {"code": "b"}]

@@ -15,7 +15,7 @@ from coordexp.inference.gather import gather
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 from coordexp.inference.resumable_writer import ResumableWriter
-from coordexp.records import Prediction
+from coordexp.records import Prediction, software_file
 from coordexp.runtime.errors import DataError
 
 STYLE = PromptStyle()
@@ -29,7 +29,7 @@ def complete(taught, records, tmp_path_factory):
     out = tmp_path_factory.mktemp("complete") / "predictions.jsonl"
     counts = predict(taught, records, out, OPTIONS, STYLE)
     assert counts["images"] == len(SIZES) and counts["objects"] > 0
-    assert [p.name for p in out.parent.iterdir()] == [out.name]
+    assert {p.name for p in out.parent.iterdir()} == {out.name, software_file(out).name}
     return read(out)
 
 

@@ -8,6 +8,7 @@ from evaluation_cases import generated
 import coordexp
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
+from coordexp.records import software_file
 from coordexp.reporting.provenance import provenance, stage_codes
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import sha256_file, write_json
@@ -42,10 +43,16 @@ def test_code_of_every_stage(result, manifest, expected):
     assert (report.stage, report.current) == ("report", True)
 
 
-def test_the_workflow_predicts_with_the_current_code(result):
-    stages = stage_codes({"made_from": "0" * 16}, result)
-    assert [stage.stage for stage in stages] == ["training", "prediction", "evaluation", "report"]
-    assert stages[1].identity == code_identity("coordexp.inference.predict")
+def test_predictions_are_by_the_processes_that_made_them(tmp_path):
+    predictions, annotations = generated(0, lvis=False, images=3).write(tmp_path)
+    current = {"software": {"coordexp": "0.0.8"}, "revision": {"commit": "a" * 40, "changed_files": 0}}
+    made_by = [current | {"code": "0" * 16}, current | {"code": code_identity("coordexp.inference.predict")}]
+    write_json(software_file(predictions), made_by)
+    result = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val")
+    stages = stage_codes({}, result)
+    assert [stage.stage for stage in stages] == ["training", "prediction", "prediction", "evaluation", "report"]
+    assert [(stage.version, stage.current) for stage in stages[1:3]] == [("0.0.8", False), ("0.0.8", True)]
+    assert result.software["numpy"] and result.revision.keys() == {"commit", "changed_files"}
 
 
 def test_manifest_and_calibration_are_included(tmp_path):
