@@ -75,6 +75,33 @@ def test_an_image_listed_under_two_ids_is_refused_or_counted(tmp_path, case, cap
     assert "image listed twice (1 images)" in capfd.readouterr().err
 
 
+LONG_NAMES = {
+    "250 characters": f"{'x' * 246}.png",
+    "255 characters": f"{'x' * 251}.png",
+    "246 bytes of 82 characters": f"{chr(0x5199) * 82}.png",
+    "other scripts": f"bild{chr(0xE4)} {chr(0x5199)}{chr(0x1F431)}.png",
+    "decomposed letters": f"bilda{chr(0x308)}.png",
+    "quotes and line ends": "a'b\"c\n\td.png",
+}
+
+
+@pytest.mark.parametrize("case", LONG_NAMES)
+def test_images_of_unusual_names_are_converted(tmp_path, case):
+    images = [image_entry(1, file_name=LONG_NAMES[case])]
+    stats = convert_to(write_dataset(tmp_path, images, [annotation_entry(1, 1, BOX)]), tmp_path / "out")
+    [record] = pixel_records(tmp_path / "out")
+    assert stats["images"]["written"] == 1
+    assert (tmp_path / "out" / record.images[0]).is_file()
+    assert record.metadata.file_name == LONG_NAMES[case]
+
+
+def test_a_name_longer_than_the_file_system_allows_is_a_missing_image(tmp_path):
+    long = image_entry(2, file_name=None, coco_url=f"http://images.org/{'x' * 300}.jpg")
+    manifest = write_dataset(tmp_path, [image_entry(1), long], [])
+    with pytest.raises(DataError, match=r"image 2.*missing image"):
+        convert_to(manifest, tmp_path / "out")
+
+
 def test_images_of_one_name_in_two_folders_are_two_images(tmp_path):
     images = [image_entry(1, file_name="a/1.jpg"), image_entry(2, file_name="b/1.jpg")]
     for folder in "ab":
