@@ -29,7 +29,7 @@ middle of its transfers.
 documented commands ([running.md](running.md#recovery)) then succeeded, and that the final files were identical
 as well (byte for byte; JSON without timestamps). The number is the lost work: CPU seconds beyond those of the
 uninterrupted job, including Python startup and imports. For HTTP it also gives the bytes that were downloaded
-twice. `-` means that the rule reads no file; empty cells were not measured.
+twice. `-` means that the rule has no input file; empty cells were not measured.
 
 """
 TAIL = """
@@ -39,9 +39,9 @@ TAIL = """
 * **Disk full**: the log and the terminal say so, partial files are removed, and finished files are kept.
 * **Truncated input**: the message names the file. Files under `results/` can be deleted; the same command
   creates them again.
-* **HTTP**: the server stops 2.5 MB into each of two 4.0 MB archives. For truncated input, the error names an
-  archive that is truncated on the server; once it is deleted and the server has the complete file, the download
-  resumes after broken connections.
+* **HTTP**: each fault happens after the server has sent 2.5 MB of each of two 4.0 MB archives. For truncated input, an
+  archive is truncated on the server, and the error names the downloaded file. Once that file is deleted and the server
+  has the complete archive, the same command succeeds and resumes after two dropped connections.
 * **Second Snakemake**: it exits immediately with `LockException`, and the first one continues.
 * **Random kills**: `make soak` also kills the whole workflow, with all its processes, 30 times at random moments
   and starts it again, and compares the results with those of an uninterrupted run. It prints the seed.

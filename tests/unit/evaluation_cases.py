@@ -82,6 +82,25 @@ def categories(count: int) -> list[dict]:
     ]
 
 
+def three_images() -> Case:
+    """Small and medium objects in image 1, a large one in image 2, none in image 3; three known detections.
+
+    The small object is detected exactly and the large one with IoU 0.82; the medium one (thing1) is missed, and
+    image 3 has a false positive of thing1, which LVIS verifies as absent there.
+    """
+    absent = {1: [], 2: [], 3: [3]}
+    images = [image(i) | {"neg_category_ids": absent[i], "not_exhaustive_category_ids": []} for i in absent]
+    small, medium, large = [100, 100, 20, 20], [300, 100, 50, 50], [100, 100, 100, 100]
+    annotations = [annotation(1, 1, small), annotation(2, 1, medium, 3), annotation(3, 2, large)]
+    case = Case(images, annotations, categories(3))
+    case.detections = {
+        1: [("thing0", [100, 100, 120, 120], 0.9)],
+        2: [("thing0", [100, 100, 200, 182], 0.8)],
+        3: [("thing1", [10, 10, 60, 60], 0.7)],
+    }
+    return case
+
+
 def generated(seed: int, *, images: int = 30, kinds: int = 6, lvis: bool, crowds: float = 0.0, noise: int = 6) -> Case:
     """Random objects, detections near them and elsewhere, many equal scores, images without objects."""
     rng = np.random.default_rng(seed)

@@ -103,8 +103,8 @@ class ConversionJob(msgspec.Struct):
     """What a worker process needs to convert a chunk.
 
     image_prefix: path of `images_dir` relative to the JSONL file, with a final slash. image_dirs: the source folders;
-    folder_names: their names below `images_dir`. index and descriptions (by category id) are set once the annotation
-    file has been read.
+    folder_names: their names below `images_dir`. index, descriptions (by category id) and same_file (see
+    `repeated_files`) are set once the annotation file has been read.
     """
 
     source: Source
@@ -118,6 +118,7 @@ class ConversionJob(msgspec.Struct):
     chunks: Path
     index: AnnotationIndex | None = None
     descriptions: dict[int, str] | None = None
+    same_file: dict[int | str, int | str] = {}
 
 
 def chunk_count(index: AnnotationIndex) -> int:
@@ -154,6 +155,8 @@ def locate_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tupl
     """(size of the written image in pixels, index of its source folder, path in it); ImageError if it has none."""
     if isinstance(image, InvalidElement):
         raise ImageError("invalid image entry", image.problem)
+    if image.id in job.same_file:
+        raise ImageError("image listed twice", f"image {job.same_file[image.id]!r} has the same file")
     options = job.options
     limits = {"factor": options.factor, "max_blocks": job.max_blocks, "min_blocks": options.min_blocks}
     try:

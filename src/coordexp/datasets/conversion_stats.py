@@ -107,6 +107,7 @@ def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[s
             "written": objects["written"],
             "clipped": objects["clipped"],
             "dropped": _with_prefix(counts, "objects dropped:"),
+            **({"under_one_pixel": objects["under one pixel"]} if objects["under one pixel"] else {}),
         },
         "blocks": {
             "mean": sum(k * n for k, n in blocks.items()) / total if total else 0.0,
@@ -145,6 +146,9 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
     if objects["clipped"] > objects["written"] / 2:
         text = f"warning: {name}: {objects['clipped']:,} of {objects['written']:,} boxes reach outside their image"
         yield f"{text} and were clipped: are they corners x1, y1, x2, y2 instead of x, y, width, height?"
+    if small := objects.get("under_one_pixel"):
+        text = f"warning: {name}: {small:,} of {objects['written']:,} boxes are less than a pixel wide and high"
+        yield f"{text}: are their widths and heights fractions of the image?"
     replaced = statistics.get("polygons", {}).get("replaced_by_box", {})
     for reason in ("contradicts the box", "invalid segmentation"):
         if replaced.get(reason):

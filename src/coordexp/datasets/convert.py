@@ -39,10 +39,10 @@ from coordexp.datasets.conversion_stats import (
     summary,
     unusable_elements,
 )
-from coordexp.datasets.entry_checks import bad_entries
+from coordexp.datasets.entry_checks import bad_entries, repeated_files
 from coordexp.datasets.image_provenance import prepare_images_dir, read_provenance
 from coordexp.datasets.source import Source, load_source
-from coordexp.geometry.boxes import xywh_to_xyxy
+from coordexp.geometry.boxes import looks_normalised, xywh_to_xyxy
 from coordexp.runtime import tuning
 from coordexp.runtime.code_identity import code_identity, identity_of
 from coordexp.runtime.errors import DataError, located
@@ -130,6 +130,7 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> Conversi
     """Complete the job, check it and announce it; returns the counts of the elements that belong to no image."""
     job.index = index
     _check_pixels(index)
+    job.same_file = repeated_files(job)
     table = load_categories(job.annotations, job.options.on_bad, index.categories)
     job.descriptions = descriptions(table, job.options.desc)
     unusable, totals = unusable_elements(index), ConversionCounts()
@@ -144,10 +145,11 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> Conversi
 def _check_pixels(index: AnnotationIndex) -> None:
     """DataError if all boxes are within 0..1: then they are fractions of the image, not pixels."""
     boxes = index.annotations.boxes
-    corners = xywh_to_xyxy(boxes)[(boxes[:, 2:] > 0).all(axis=1)]
-    if len(corners) and (corners >= 0).all() and (corners <= 1).all() and (corners % 1).any():
+    boxes = boxes[(boxes[:, 2:] > 0).all(axis=1)]
+    corners = xywh_to_xyxy(boxes)
+    if len(boxes) and (corners >= 0).all() and (corners <= 1).all() and looks_normalised(boxes).any():
         fix = "multiply them by the width and height of their image: COCO boxes are x, y, width, height in pixels"
-        problem = f"all {len(corners):,} boxes are within 0..1: they are normalised, not in pixels"
+        problem = f"all {len(boxes):,} boxes are within 0..1: they are normalised, not in pixels"
         raise DataError(located(problem, file=index.path, field="annotations.bbox", fix=fix))
 
 

@@ -21,6 +21,7 @@ from coordexp.datasets.folder_listing import FolderListing
 from coordexp.datasets.formats import FORMATS, Proposal, known_splits, open_format
 from coordexp.datasets.images import ImageError, find_image, open_image
 from coordexp.datasets.source import load_source
+from coordexp.geometry.boxes import looks_normalised
 from coordexp.runtime.errors import ConfigError, CoordExpError, DataError, located, nearest
 
 FEW_BOXES = 10
@@ -62,7 +63,7 @@ class SplitFacts(msgspec.Struct):
     skipped: list[str] = []
     outside: int = 0
     without_area: int = 0
-    normalised: bool = False
+    normalised: int = 0
     problem: str | None = None
 
 
@@ -129,7 +130,7 @@ def _measure_boxes(facts: SplitFacts, index: AnnotationIndex, images: list[Image
     facts.sizes, facts.boxes_of = sizes, np.diff(index.annotations.offsets)
     facts.without_area = int((boxes[:, 2:] <= 0).any(axis=1).sum())
     facts.outside = int(((low < -1) | (high > limits + 1)).any(axis=1).sum())
-    facts.normalised = bool(len(boxes) and (low >= 0).all() and (high <= 1).all() and (boxes % 1).any())
+    facts.normalised = int(looks_normalised(boxes).sum())
     extent = np.clip(np.minimum(high, limits) - np.maximum(low, 0), 0, None)
     facts.box_sizes = np.sqrt(extent.prod(axis=1))
     facts.fractions = facts.box_sizes / np.maximum(np.sqrt(limits.prod(axis=1)), 1)
@@ -164,7 +165,7 @@ def suspicious(splits: list[SplitFacts]) -> list[str]:
     for facts in splits:
         unreadable = [file.name for file in facts.files if file.size is None]
         for count, text in (
-            (len(facts.box_sizes) * facts.normalised, "boxes, all of them within 0..1: normalised, not in pixels?"),
+            (facts.normalised, f"of {len(facts.box_sizes):,} boxes are within 0..1: normalised, not in pixels?"),
             (facts.outside, "boxes reach outside their image"),
             (facts.without_area, "boxes have no area"),
             (len(facts.missing), f"images are missing, {_first(facts.missing)}"),

@@ -14,7 +14,7 @@ import shapely
 from coordexp.datasets.annotation_index import AnnotationColumns, ImageEntry, read_segmentations
 from coordexp.datasets.ordering import random_order, reading_order
 from coordexp.geometry import polygons
-from coordexp.geometry.boxes import area, iou, xywh_to_xyxy
+from coordexp.geometry.boxes import area, iou, looks_normalised, xywh_to_xyxy
 from coordexp.geometry.norm1000 import LAST_BIN, decode
 from coordexp.records import Object
 
@@ -85,6 +85,7 @@ def build_objects(
     raw, size = xywh_to_xyxy(annotations.boxes), np.tile(source, 2)
     boxes = np.clip(raw, 0, size)
     counts["clipped"] = int((boxes != raw).any(axis=1).sum())
+    counts["under one pixel"] = int((annotations.boxes[:, 2:] < 1).all(axis=1).sum())
     norm = boxes / size
     objects = _box_objects(annotations, norm, to_pixels(norm, target, options.round_geometry), descriptions)
     if options.geometry == "poly":
@@ -127,6 +128,7 @@ def select_annotations(
         (~finite, "non-finite box", bad),
         (empty, "empty box", skipped),
         (outside, "box outside the image", bad),
+        (looks_normalised(annotations.boxes), "box within 0..1, not in pixels", bad),
     ):
         for i in np.flatnonzero(mask & remaining).tolist():
             image = images[image_index[i]]

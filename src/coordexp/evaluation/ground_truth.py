@@ -19,6 +19,7 @@ from coordexp.datasets.annotation_index import AnnotationEntry, ImageEntry, Inva
 from coordexp.datasets.categories import Category
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import OnBad
+from coordexp.geometry.boxes import looks_normalised
 from coordexp.records import Record
 from coordexp.runtime.errors import DataError, located
 
@@ -152,8 +153,8 @@ def load_ground_truth(path: str | Path, on_bad: OnBad = "error") -> GroundTruth:
 
     Invalid, as in the conversion: duplicate image, category or annotation ids, annotations of unknown images or
     categories, non-finite boxes or areas, images without a size, categories without a name. With `on_bad="skip"` these
-    are left out and counted, and so are boxes outside their image. Boxes of negative size and unknown categories in
-    federated lists are always left out and counted.
+    are left out and counted, and so are boxes outside their image or within 0..1. Boxes of negative size and unknown
+    categories in federated lists are always left out and counted.
     """
     path, invalid = Path(path), _InvalidEntries(Path(path), on_bad)
     non_finite = check_annotation_file(path)
@@ -334,6 +335,8 @@ def _usable(
         invalid.counts["empty box"] += 1
     elif invalid.skip and not (x < images[index].width and y < images[index].height and x + w > 0 and y + h > 0):
         invalid.counts["outside the image"] += 1
+    elif invalid.skip and max(x + w, y + h) <= 1 and looks_normalised(np.array(row.bbox))[0]:
+        invalid.counts["within 0..1, not in pixels"] += 1
     else:
         return True
     return False

@@ -17,6 +17,14 @@ def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
+def looks_normalised(boxes: np.ndarray) -> np.ndarray:
+    """Whether each COCO box [x, y, w, h] lies within 0..1 and has a fraction: in pixels it is implausible; bool [N]."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    corners = xywh_to_xyxy(boxes)
+    within = (corners >= 0).all(axis=1) & (corners <= 1).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    return within & (corners % 1 != 0).any(axis=1)
+
+
 def clip(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
     """Boxes clipped to the image [0, width] x [0, height]."""
     return np.clip(boxes, 0, [width, height, width, height])

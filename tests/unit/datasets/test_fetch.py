@@ -12,7 +12,8 @@ from dataset_cases import answer, zipped
 from download_cases import QUICK, jpeg, lvis, paths_of, run, serving_lvis
 
 from coordexp.datasets.download import provide
-from coordexp.runtime.errors import DownloadError
+from coordexp.datasets.fetch import DownloadEntry, download_of, fetch_files
+from coordexp.runtime.errors import ConfigError, DownloadError
 from coordexp.runtime.io import sha256_file
 
 
@@ -82,6 +83,7 @@ def test_interrupted_unpacking_is_completed(server, tmp_path, monkeypatch):
 KILLED = """
 import os, pathlib, signal
 from coordexp.datasets.download import provide
+from coordexp.datasets.fetch import DownloadEntry, download_of, fetch_files
 
 usual = pathlib.Path.{method}
 
@@ -196,37 +198,31 @@ def test_files_of_a_split_are_fetched_at_the_same_time(server, tmp_path):
     assert len(server.requests) == 3
 
 
-def plain(server, **facts) -> dict:
-    """A dataset whose annotations are a plain file on the web, and whose images the user has."""
-    annotations, image_dirs = {"train": "plain.json"}, {"train": ["images"]}
-    downloads = {"plain.json": {"url": f"{server.url}/plain.json", **facts}}
-    return {"format": "coco", "annotations": annotations, "image_dirs": image_dirs, "downloads": downloads}
-
-
-def provide_plain(server, folder, **facts):
-    (folder / "images").mkdir(exist_ok=True)
-    return provide("own", plain(server, **facts), "train", folder, folder / "train.source.json", policy=QUICK)
+def fetch_plain(server, folder, query="", **facts):
+    """Fetch a plain file."""
+    entries = {"plain.json": DownloadEntry(f"{server.url}/plain.json{query}", **facts)}
+    fetch_files("own", entries, ["plain.json"], ["plain.json"], folder, QUICK)
 
 
 @pytest.mark.parametrize("facts", [{"sha256": "0" * 64}, {"size": 7}], ids=["sha256", "size"])
 def test_facts_given_after_a_download_are_checked(server, tmp_path, facts):
-    provide_plain(server, tmp_path)
+    fetch_plain(server, tmp_path)
     with pytest.raises(DownloadError, match="not the expected file"):
-        provide_plain(server, tmp_path, **facts)
+        fetch_plain(server, tmp_path, **facts)
 
 
 def test_right_facts_given_after_a_download_are_accepted(server, tmp_path):
-    provide_plain(server, tmp_path)
+    fetch_plain(server, tmp_path)
     path = tmp_path / "plain.json"
-    provide_plain(server, tmp_path, sha256=sha256_file(path).upper(), size=path.stat().st_size)
+    fetch_plain(server, tmp_path, sha256=sha256_file(path).upper(), size=path.stat().st_size)
 
 
 def test_a_file_that_was_changed_beside_its_lock_is_refused(server, tmp_path):
-    provide_plain(server, tmp_path)
+    fetch_plain(server, tmp_path)
     path = tmp_path / "plain.json"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(DownloadError, match=r"plain.json.*not the expected file"):
-        provide_plain(server, tmp_path)
+        fetch_plain(server, tmp_path)
 
 
 def test_a_member_of_an_archive_that_was_changed_is_refused(server, tmp_path):
@@ -240,16 +236,41 @@ def test_a_member_of_an_archive_that_was_changed_is_refused(server, tmp_path):
 def test_a_finished_but_wrong_download_is_repeated(server, tmp_path):
     (tmp_path / ".plain.json.fetched").write_bytes(b"{}")
     right = hashlib.sha256(server.content["/plain.json"]).hexdigest()
-    provide_plain(server, tmp_path, sha256=right)
+    fetch_plain(server, tmp_path, sha256=right)
     assert sha256_file(tmp_path / "plain.json") == right
 
 
 def test_no_file_of_a_download_holds_a_secret_of_its_url(server, tmp_path):
     server.content["/plain.json?token=secret"] = server.content["/plain.json"]
-    (tmp_path / "images").mkdir()
-    entry = plain(server)
-    entry["downloads"]["plain.json"]["url"] += "?token=secret"
-    provide("own", entry, "train", tmp_path, tmp_path / "train.source.json", policy=QUICK)
+    fetch_plain(server, tmp_path, "?token=secret")
     assert (tmp_path / "downloads.lock.json").exists()
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"secret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [("a/b/1.jpg", "a/b"), ("a/c.jpg", "a"), ("a/b", "a/b"), ("ab/1.jpg", "."), ("x.json", "x.json")],
+)
+def test_the_innermost_download_provides_a_path(path, key):
+    assert download_of(path, dict.fromkeys(["a", "a/b", ".", "x.json"])) == key
+
+
+def test_a_path_without_download_is_an_error_unless_it_exists(tmp_path):
+    assert download_of("b.json", {"a": None}) is None
+    with pytest.raises(ConfigError, match=r"datasets.own.downloads: no download provides this path; found 'b.json'"):
+        fetch_files("own", {}, ["b.json"], ["b.json"], tmp_path, QUICK)
+    (tmp_path / "b.json").touch()
+    fetch_files("own", {}, ["b.json"], ["b.json"], tmp_path, QUICK)
+
+
+def test_every_failed_download_is_named(server, tmp_path):
+    entries = {name: DownloadEntry(f"{server.url}/{name}") for name in ("one.json", "two.json")}
+    with pytest.raises(DownloadError, match=r"(?s)one\.json.*two\.json.*without a network: put the data at"):
+        fetch_files("own", entries, list(entries), list(entries), tmp_path, QUICK)
+
+
+def test_a_file_that_exists_is_not_downloaded_again(server, tmp_path):
+    fetch_plain(server, tmp_path)
+    fetch_plain(server, tmp_path)
+    assert paths_of(server).count("/plain.json") == 1

@@ -49,7 +49,11 @@ def test_every_image_box_and_category_is_counted(entry):
         (lambda c: c["categories"].append({"id": 9, "name": "dog"}), "train: 1 categories have no boxes, dog"),
         (
             lambda c: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in c["annotations"]],
-            "train: 12 boxes, all of them within 0..1: normalised, not in pixels?",
+            "train: 12 of 12 boxes are within 0..1: normalised, not in pixels?",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[0.1, 0.2, 0.3, 0.4]),
+            "train: 1 of 12 boxes are within 0..1: normalised, not in pixels?",
         ),
         (lambda c: c.pop("images"), "train: cannot be read: "),
     ],

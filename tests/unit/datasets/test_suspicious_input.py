@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from dataset_cases import annotation_entry, convert_to, draw_image, image_entry, pixel_records, write_dataset
+from dataset_cases import annotation_entry, balanced, convert_to, draw_image, image_entry, pixel_records, write_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from coordexp.evaluation.ground_truth import load_ground_truth
 from coordexp.geometry import polygons
 from coordexp.runtime.errors import DataError
 
@@ -22,6 +23,91 @@ def test_normalised_boxes_are_refused(tmp_path):
     for on_bad in ("error", "skip"):
         with pytest.raises(DataError, match=r"all 3 boxes are within 0..1: they are normalised"):
             convert_to(manifest, tmp_path / "out", on_bad=on_bad)
+
+
+OTHER_UNITS = {
+    "normalised boxes among boxes in pixels": [0.1, 0.2, 0.3, 0.25],
+    "a normalised box of the whole width": [0, 0.2, 1, 0.25],
+}
+
+
+@pytest.mark.parametrize("case", OTHER_UNITS)
+def test_a_partly_normalised_file_is_refused_or_its_boxes_are_counted(tmp_path, case, capfd):
+    boxes = [annotation_entry(1, 1, BOX), annotation_entry(2, 1, OTHER_UNITS[case]), annotation_entry(3, 1, BOX)]
+    manifest = write_dataset(tmp_path, [image_entry(1)], boxes)
+    with pytest.raises(DataError, match=r"annotation 2.*box within 0..1, not in pixels"):
+        convert_to(manifest, tmp_path / "out")
+    stats = convert_to(manifest, tmp_path / "out", on_bad="skip")
+    assert stats["objects"]["dropped"] == {"box within 0..1, not in pixels": 1}
+    assert balanced(stats)
+    assert "1 of 3 objects dropped: box within 0..1, not in pixels (1 objects)" in capfd.readouterr().err
+    scored = load_ground_truth(tmp_path / "annotations.json", "skip")
+    assert scored.annotation_id.tolist() == [1, 3]
+
+
+def test_corners_in_pixels_with_normalised_sizes_are_reported(tmp_path, capfd):
+    boxes = [annotation_entry(1, 1, BOX), annotation_entry(2, 1, [40, 30, 0.4, 0.5])]
+    stats = convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
+    assert stats["objects"]["under_one_pixel"] == 1
+    assert "1 of 2 boxes are less than a pixel wide and high" in capfd.readouterr().err
+
+
+SAME_FILE = {
+    "same boxes": ({"file_name": "0001.jpg"}, BOX),
+    "other boxes": ({"file_name": "0001.jpg"}, [5, 5, 20, 20]),
+    "no boxes": ({"file_name": "0001.jpg"}, None),
+    "another path": ({"file_name": "./0001.jpg"}, BOX),
+    "by its URL": ({"file_name": None, "coco_url": "http://images.org/images/0001.jpg"}, BOX),
+}
+
+
+@pytest.mark.parametrize("case", SAME_FILE)
+def test_an_image_listed_under_two_ids_is_refused_or_counted(tmp_path, case, capfd):
+    name, box = SAME_FILE[case]
+    boxes = [annotation_entry(1, 1, BOX)] + ([annotation_entry(2, 2, box)] if box else [])
+    manifest = write_dataset(tmp_path, [image_entry(1), image_entry(2, **name)], boxes)
+    with pytest.raises(DataError, match=r"image 2.*image listed twice: image 1 has the same file"):
+        convert_to(manifest, tmp_path / "out")
+    stats = convert_to(manifest, tmp_path / "out", on_bad="skip")
+    assert stats["images"]["dropped"] == {"image listed twice": 1}
+    assert balanced(stats)
+    assert [record.metadata.image_id for record in pixel_records(tmp_path / "out")] == [1]
+    assert "image listed twice (1 images)" in capfd.readouterr().err
+
+
+LONG_NAMES = {
+    "250 characters": f"{'x' * 246}.png",
+    "255 characters": f"{'x' * 251}.png",
+    "246 bytes of 82 characters": f"{chr(0x5199) * 82}.png",
+    "other scripts": f"bild{chr(0xE4)} {chr(0x5199)}{chr(0x1F431)}.png",
+    "decomposed letters": f"bilda{chr(0x308)}.png",
+    "quotes and line ends": "a'b\"c\n\td.png",
+}
+
+
+@pytest.mark.parametrize("case", LONG_NAMES)
+def test_images_of_unusual_names_are_converted(tmp_path, case):
+    images = [image_entry(1, file_name=LONG_NAMES[case])]
+    stats = convert_to(write_dataset(tmp_path, images, [annotation_entry(1, 1, BOX)]), tmp_path / "out")
+    [record] = pixel_records(tmp_path / "out")
+    assert stats["images"]["written"] == 1
+    assert (tmp_path / "out" / record.images[0]).is_file()
+    assert record.metadata.file_name == LONG_NAMES[case]
+
+
+def test_a_name_longer_than_the_file_system_allows_is_a_missing_image(tmp_path):
+    long = image_entry(2, file_name=None, coco_url=f"http://images.org/{'x' * 300}.jpg")
+    manifest = write_dataset(tmp_path, [image_entry(1), long], [])
+    with pytest.raises(DataError, match=r"image 2.*missing image"):
+        convert_to(manifest, tmp_path / "out")
+
+
+def test_images_of_one_name_in_two_folders_are_two_images(tmp_path):
+    images = [image_entry(1, file_name="a/1.jpg"), image_entry(2, file_name="b/1.jpg")]
+    for folder in "ab":
+        (tmp_path / "images" / folder).mkdir(parents=True)
+    stats = convert_to(write_dataset(tmp_path, images, []), tmp_path / "out")
+    assert stats["images"]["written"] == 2
 
 
 def test_corners_in_the_place_of_sizes_are_reported(tmp_path, capfd):

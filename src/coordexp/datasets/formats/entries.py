@@ -294,8 +294,13 @@ class EntryWriter(contextlib.AbstractContextManager):
             image.lost.add(category_id)
             raise
         if unit.exact and unit.width > 1:
+            within = all(0 <= v <= 1 for v in box)  # type: ignore[attr-defined]
             self._unit_boxes += 1
-            self._tiny_boxes += all(0 <= v <= 1 for v in box)  # type: ignore[attr-defined]
+            self._tiny_boxes += within
+            if within and any(v % 1 for v in box):  # type: ignore[attr-defined]
+                image.lost.add(category_id)
+                expected = f"values in 0..{unit.width:g}"
+                raise BadItem("box within 0..1", f"{field}: expected {expected}, found {shown(box)}: fractions?")
         image.boxes.append((category_id, found))
 
     def write(self, image: Image, **facts: Any) -> None:

@@ -82,6 +82,7 @@ def test_answers_of_several_turns_are_joined(read):
 
 BAD = {
     "another unit": (entry(cat(0, 0, 1280, 5)), "annotation", "box outside its unit", r"answer\[0\]\.bbox_2d"),
+    "fractions": (entry(cat(0.1, 0.2, 0.3, 0.4)), "annotation", "box within 0..1", r"answer\[0\]\.bbox_2d"),
     "an answer without boxes": (entry("A cat."), "image", "no boxes", "A cat"),
     "no answer": ({"image": "a.jpg", "conversations": []}, "image", "no boxes", ""),
     "a broken answer": (entry('[{"bbox_2d": [1, 2, 3'), "image", "answer is not JSON", "bbox_2d"),
