@@ -35,14 +35,13 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     distributed = DistributedConfig.from_resources(args.gpus, args.nodes, args.config["processes"], args.threads)
     if distributed.nodes == 1:
         take_gpus(distributed.gpus)
-    categories = args.log.parent / "categories.json"
-    own = args.config["recipe"]["custom"]["categories"]
-    table = path(own) if own else write_category_table(args.source, categories, args.config["desc"])
-    paths = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": table}
-    paths = {name: str(path.resolve()) for name, path in paths.items()}
-    if mixture := args.config["recipe"]["custom"]["fusion_config"]:
-        paths["fusion_config"] = str(ROOT / mixture)
+    custom = args.config["recipe"]["custom"]
+    generated = args.log.parent / "categories.json"
+    table = custom["categories"] or write_category_table(args.source, generated, args.config["desc"])
+    files = {"train_jsonl": args.train, "val_jsonl": args.val, "categories": path(table)}
+    paths = {name: str(file.resolve()) for name, file in files.items()}
+    if custom["fusion_config"]:
+        paths["fusion_config"] = str(ROOT / custom["fusion_config"])
     recipe = parse_recipe(merge(args.config["recipe"], {"custom": paths}), "recipe")
-    strict = args.rerun_on_code_change
-    options = {"rerun_on_code_change": strict, "made_from": args.made_from}
+    options = {"rerun_on_code_change": args.rerun_on_code_change, "made_from": args.made_from}
     train(recipe, args.base.parent, args.trained.parent, args.log, distributed, **options)

@@ -124,7 +124,7 @@ def test_rule_has_every_directive(rule):
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_rule_runs_the_script_of_the_same_name(rule):
     script = REPOSITORY / "workflow_scripts" / f"{rule}.py"
-    assert len(script.read_text().splitlines()) <= 45
+    assert len(script.read_text().splitlines()) <= 48
     assert f"python -m workflow_scripts.{rule} " in directive(rule, "shell")
     assert "{log:q} 2>&1" in directive(rule, "shell"), "its messages would not be in the log"
 

@@ -158,7 +158,7 @@ def test_every_user_of_the_machine_may_hold_the_locks(start, machine):
 
 
 FILES = {
-    "train": ("--base", "--train", "--val", "--source", "--log", "--trained"),
+    "train": ("--base", "--train", "--val", "--source", "--log", "--messages", "--trained"),
     "predict": ("--records", "--source", "--model", "--predictions"),
 }
 

@@ -86,7 +86,7 @@ def test_the_batch_size_of_the_larger_recipes_is_as_documented():
         ({"training": {"learning_rat": 1}}, "learning_rat: ms-swift has no such .*mean 'learning_rate'"),
         (
             {"training": {"learning_rate": "fast"}},
-            "learning_rate: wrong type for this ms-swift argument: Expected `float",
+            "learning_rate: expected `float",
         ),
         (
             {"training": {"eval_strategy": False}},
