@@ -61,13 +61,13 @@ Nothing reruns for comments, docstrings, error and progress texts, formatting, t
 cores, backup files of editors, or for results that were copied into a fresh clone together with `.snakemake/`
 ([running.md](running.md)).
 
-The table names the first stages that rerun, and then those that follow by their files:
+The table lists the first stages that rerun and the stages downstream of them:
 
 """
 
 FILES = """## Your own files
 
-Files are compared by content: `touch` reruns nothing, and a file that `mv` or `cp -p` put there counts as any other.
+Files are compared by content: `touch` reruns nothing, and a file put there by `mv` or `cp -p` counts as any other.
 
 | folder | files that count | reruns first | and then |
 |---|---|---|---|
@@ -77,21 +77,22 @@ COUNTED = {
     "models.{model}.path": "`*.json`, `*.jinja`, `*.txt`; of the weights size, header and 64 samples per file",
 }
 UNCOUNTED = """
-Annotations are read completely when something has touched them since their manifest was written (1.6 s per GB), small
-files of a base at every start. A missing folder reruns nothing. Other images under the same names, of which there may
-be millions, go unnoticed, and so do weights that differ between the samples alone: reading 9 GB takes 14 s at every
-start. Give such a dataset another name; such a base too, and delete `results/{run}/train/checkpoints`.
+Annotations are read completely if they were modified or touched since their manifest was written (1.6 s per GB); the
+small files of a base are read at every start. A missing folder reruns nothing. Replaced images with unchanged names go
+unnoticed because there may be millions, and so do weights that differ only outside the samples, because reading 9 GB
+would take 14 s at every start. Give such a dataset or base a new name; for a base, also delete
+`results/{run}/train/checkpoints`.
 
 """
 
 MODULES = """## Modules of the library and scripts of the rules
 
-By the imports in their sources; a test compares them with the modules that the processes of the rules import. A rule's
-own script reruns the rule. Templates and tables in a package count as its code. A finished training is kept when its
-code changes, unless `train.rerun_on_code_change` is true: see the column "training".
+Determined from the imports in their sources; a test compares them with the modules that the processes of the rules
+import. A rule's own script reruns the rule. Templates and tables in a package count as its code. A finished training
+run is kept when its code changes, unless `train.rerun_on_code_change` is true (see the column "training").
 """
 TAIL = """
-A changed shell command reruns its rule. `envs/*.yaml` count where `--sdm conda` is on.
+A changed shell command reruns its rule. `envs/*.yaml` count only with `--sdm conda`.
 """
 
 
@@ -364,7 +365,7 @@ def page() -> str:
         listed = ", ".join(f"`{name}`" for name in names)
         where = f"`{package}`: " if package else ""
         lines.append(
-            f"| {where}{listed} | {_and_then(jobs, rule_names)} | {'with the strict key' if is_trained else ''} |"
+            f"| {where}{listed} | {_and_then(jobs, rule_names)} | {'if `rerun_on_code_change`' if is_trained else ''} |"
         )
     return HEAD + "\n".join(lines) + "\n" + TAIL
 

@@ -1,4 +1,4 @@
-"""Shows one record as the model is trained on it: prompt, answer, tokens, and the boxes decoded from the tokens."""
+"""Show one record as the model sees it in training: prompt, answer, tokens, and the boxes decoded from the tokens."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.3
     max_blocks: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Meta(description="most tiles of an augmented image; null: as many as the image has"),
+        Meta(description="maximum number of tiles of an augmented image; null: as many as the original has"),
     ] = None
 
     def __post_init__(self) -> None:
@@ -110,23 +110,23 @@ class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     noise: Annotated[
         Fraction,
-        Meta(description="fraction of the objects whose coordinates are read with noise; their targets stay exact"),
+        Meta(description="fraction of the objects whose input coordinates are perturbed; their targets stay exact"),
     ] = 0.0
     noise_scale: Annotated[
         float, Meta(gt=0, description="standard deviation of the noise, as a fraction of the object's width or height")
     ] = 0.15
     wildcard: Annotated[
-        Fraction, Meta(description="fraction of the objects whose coordinates are read as `<|coord_*|>`")
+        Fraction, Meta(description="fraction of the objects whose input coordinates are replaced by `<|coord_*|>`")
     ] = 0.0
     continued: Annotated[
         Fraction,
-        Meta(description="fraction of the samples that begin with a disturbed prefix, which is read but not taught"),
+        Meta(description="fraction of the samples that begin with a perturbed prefix, which is not part of the loss"),
     ] = 0.0
     dropped: Annotated[
-        Fraction, Meta(description="fraction of the objects missing in such a prefix, and taught after it")
+        Fraction, Meta(description="fraction of the objects missing from such a prefix; they follow it as targets")
     ] = 0.3
     swapped: Annotated[
-        Fraction, Meta(description="fraction of the objects exchanged with the next one in such a prefix")
+        Fraction, Meta(description="fraction of the objects swapped with the next one in such a prefix")
     ] = 0.1
     repeated: Annotated[
         Fraction, Meta(description="fraction of the objects followed by a near copy in such a prefix")
@@ -208,7 +208,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coord_offset: Annotated[CoordOffset, Meta(description="trainable offsets of the coordinate tokens")] = CoordOffset()
     loss: Annotated[LossOptions, Meta(description="the training loss")] = msgspec.field(default_factory=LossOptions)
     augmentation: Annotated[Augmentation, Meta(description="augmentation of training images")] = Augmentation()
-    prefix: Annotated[PrefixOptions, Meta(description="disturbed prefixes of the answers in training")] = (
+    prefix: Annotated[PrefixOptions, Meta(description="perturbed prefixes of the answers in training")] = (
         PrefixOptions()
     )
     detection_eval: Annotated[DetectionEval, Meta(description="evaluation of detection during training")] = (

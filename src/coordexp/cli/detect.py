@@ -24,11 +24,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="merged checkpoint")
     parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
     parser.add_argument(
-        "--max-blocks", type=int, metavar="N", help="most tiles per image (default: as in the training of the model)"
+        "--max-blocks", type=int, metavar="N", help="maximum number of tiles per image (default: as in training)"
     )
     parser.add_argument("--polygons", action="store_true", help="allow polygons in answers (data.geometry: poly)")
     parser.add_argument(
-        "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to output probabilities"
+        "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to output calibrated scores"
     )
     parser.add_argument("--out", type=Path, metavar="IMAGE", help="draw the detections of a single image to this file")
     parser.set_defaults(run=run)

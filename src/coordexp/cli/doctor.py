@@ -1,4 +1,4 @@
-"""Command `doctor`: show one record as the model is trained on it."""
+"""Command `doctor`: show one record as the model sees it in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "doctor",
-        "Show one record as the model is trained on it.",
+        "Show one record as the model sees it in training.",
         "coordexp doctor results/shapes_9/data/train.coord.jsonl --index 3 --model results/models/tiny-coordexp",
     )
     parser.add_argument("file", type=Path, metavar="JSONL", help="records in pixel or token space")

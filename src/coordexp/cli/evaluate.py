@@ -20,7 +20,9 @@ def add(commands: Commands) -> None:
         "coordexp evaluate --gt instances_val2017.json --pred predictions.jsonl --out eval.json",
     )
     parser.add_argument("--gt", type=Path, required=True, metavar="JSON", help="annotations in COCO or LVIS format")
-    parser.add_argument("--pred", type=Path, required=True, metavar="FILE", help="predictions, in a format of --format")
+    parser.add_argument(
+        "--pred", type=Path, required=True, metavar="FILE", help="predictions, in one of the formats of --format"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the results")
     parser.add_argument(
         "--format",

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from coordexp.modeling import vocab
 
     if args.out and args.out.exists():
-        raise ConfigError(f"{args.out}: output folder exists\n  -> choose another --out")
+        raise ConfigError(f"{args.out}: output folder already exists\n  -> choose another --out")
     try:
         facts = vocab.expand(args.base, args.out, args.init) if args.out else vocab.check(args.base)
     except CoordExpError as error:

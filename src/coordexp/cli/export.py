@@ -24,14 +24,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--to", choices=EXPORT_FORMATS, required=True, help="format to write")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the result")
     parser.add_argument("--records", type=Path, metavar="JSONL", help="records that the predictions were made from")
-    parser.add_argument("--min-score", type=float, default=0.0, help="leave out predictions with a lower score")
+    parser.add_argument("--min-score", type=float, default=0.0, help="omit predictions with a lower score")
     parser.add_argument(
         "--images",
         type=Path,
         action="append",
         default=[],
         metavar="FOLDER",
-        help="folder of the source images, which are then linked to FOLDER/images of the result; may be repeated",
+        help="folder of source images to link into images/ of the result; may be repeated",
     )
     parser.set_defaults(run=run)
 

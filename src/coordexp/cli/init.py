@@ -23,21 +23,25 @@ def add(commands: Commands) -> None:
         commands,
         "init",
         "Propose a configuration for a folder of images and annotations.\n\nPrints the format, the splits, counts by "
-        "category, box sizes and suspicious facts, and writes a\nfile for `snakemake --configfile` with the dataset, a "
-        "budget (max_blocks), a recipe and the runs.",
+        "category, box sizes and anything suspicious, and writes a\nfile for `snakemake --configfile` with the "
+        "dataset, a budget (max_blocks), a recipe and the runs.",
         "coordexp init /data/parts --dry-run",
         "coordexp init /data/parts --name parts --out parts.yaml",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the dataset; it is only read")
-    parser.add_argument("--name", help="name of the dataset (default: that of the folder)")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the dataset; it is not modified")
+    parser.add_argument("--name", help="name of the dataset (default: the folder name)")
     parser.add_argument("--out", type=Path, metavar="YAML", help="file to write; must not exist (default: NAME.yaml)")
-    parser.add_argument("--format", metavar="FORMAT", help="format, if the folder can be read in several")
-    parser.add_argument("--choice", type=int, metavar="N", help="number of the choice, if the folder is ambiguous")
+    parser.add_argument("--format", metavar="FORMAT", help="format, if several formats can read the folder")
     parser.add_argument(
-        "--model", default="Qwen3-VL-4B-Instruct", help="base in `models` (default: Qwen3-VL-4B-Instruct; tiny: a CPU)"
+        "--choice", type=int, metavar="N", help="number of the interpretation to use, if there are several"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads that read images"
+        "--model",
+        default="Qwen3-VL-4B-Instruct",
+        help="base from `models` (default: Qwen3-VL-4B-Instruct; use tiny on a CPU)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads for reading images"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the configuration instead of writing it")
     parser.set_defaults(run=run)
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(located("invalid name", field="--name", expected="letters, digits, _ and -", found=name))
     out = args.out or Path(f"{name}.yaml")
     if out.exists() and not args.dry_run:
-        raise ConfigError(located("the file exists", file=out, fix="choose another --out, or delete it"))
+        raise ConfigError(located("the file already exists", file=out, fix="choose another --out, or delete it"))
     choice = _chosen(choices(args.folder, args.format), args)
     entry = {"format": choice.format, "root": str(args.folder.resolve()), **choice.proposal.options}
     print(f"{args.folder}: {choice.format} ({choice.proposal.evidence})\n")
@@ -97,7 +101,7 @@ def _chosen(found: list[Choice], args: argparse.Namespace) -> Choice:
         )
     if not found:
         names = [args.format] if args.format else FORMATS.names()
-        fix = "give the folder that holds both annotations and images, or write the dataset's entry (docs/data.md)"
+        fix = "pass the folder that holds both annotations and images, or write the dataset's entry (docs/data.md)"
         raise ConfigError(located("no annotations that a format recognises", file=args.folder, expected=names, fix=fix))
     if len(found) > 1:
         fix = f"choose one:\n{listed}"

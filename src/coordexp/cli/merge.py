@@ -14,11 +14,13 @@ def add(commands: Commands) -> None:
         commands,
         "merge",
         "Merge LoRA, DoRA and coordinate offsets into a plain checkpoint.\n\nThe environment sets ADAPTERS (the result "
-        "of a training, or a folder or glob of checkpoints) and\nOUTPUT_DIR, and optionally BASE, BEST=1, "
+        "of training, or a folder or glob of checkpoints) and\nOUTPUT_DIR, and optionally BASE, BEST=1, "
         "ALLOW_OVERWRITE=1 and GPU_DEVICES.",
         "ADAPTERS=out/adapter OUTPUT_DIR=out/merged ALLOW_OVERWRITE=1 coordexp merge",
     )
-    parser.add_argument("--best", action="store_true", help="merge the best checkpoint, not the newest (as BEST=1)")
+    parser.add_argument(
+        "--best", action="store_true", help="merge the best checkpoint, not the newest (same as BEST=1)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="merged checkpoint whose codec and notation of coordinates are used",
+        help="merged checkpoint whose codec and coordinate format are used",
     )
     add_field(parser, Custom, "emit_norm", default=None)
     parser.set_defaults(run=run)

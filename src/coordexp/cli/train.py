@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="result of the training; its parent folder also gets checkpoints/ and log.jsonl",
+        help="result of training; checkpoints/ and log.jsonl are written next to it",
     )
     for name in DATA_OPTIONS:
         add_field(parser, Custom, name, type=Path, metavar="FILE")
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
         "--processes", type=int, default=processes, metavar="N", help="processes per machine ($NPROC_PER_NODE, or 1)"
     )
     parser.add_argument(
-        "--nodes", type=int, default=nodes, metavar="N", help="machines ($NNODES, or 1); the same value on each of them"
+        "--nodes", type=int, default=nodes, metavar="N", help="machines ($NNODES, or 1); the same on every machine"
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads per process (default: 1)")
     parser.set_defaults(run=run)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     values = config_io.merge(base, config_io.read_extended(args.config))
     recipe = parse_recipe(config_io.merge(values, {"custom": files}), args.config)
     if not (recipe.custom.train_jsonl or recipe.custom.fusion_config):
-        fix = "give --train-jsonl or --fusion-config, or set custom.train_jsonl in the recipe"
+        fix = "pass --train-jsonl or --fusion-config, or set custom.train_jsonl in the recipe"
         raise ConfigError(f"no data to train on\n  -> {fix}")
     distributed = DistributedConfig(args.processes, args.nodes, args.threads * args.processes)
     rank = os.environ.get("NODE_RANK", "0")  # the machines of one run share the folder

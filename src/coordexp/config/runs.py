@@ -306,13 +306,13 @@ class Runs:
         given = [key for key in (*PARENTS, *IDENTITY) if entry.get(key)]
         if given:
             problem = f"has no effect: {name} is the name of a dataset, or of a dataset and a budget"
-            fix = f"give the run a name that is neither a dataset's nor {SHAPE}"
+            fix = f"choose a name for the run that is neither a dataset's nor {SHAPE}"
             raise ConfigError(located(problem, field=f"{field}.{given[0]}", fix=fix))
 
     def _check_name(self, name: str, entry: Mapping[str, Any], field: str) -> None:
         if not re.fullmatch(NAME, name):
             expected = "letters, digits, _ and -"
-            raise ConfigError(located("invalid name of a run", field=field, expected=expected, found=name))
+            raise ConfigError(located("invalid run name", field=field, expected=expected, found=name))
         if name in RESERVED:
             raise ConfigError(located("a reserved folder has this name", field=field, fix="choose another name"))
         if not any(entry.get(key) for key in PARENTS):

@@ -49,7 +49,7 @@ class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
         Meta(description="NUM_WORKERS: processes of the conversion; null: 16, or `--cores` if fewer"),
     ] = None
     tiny: Annotated[int, Meta(ge=1, description="TINY: images in the tiny split")] = 256
-    roles: Annotated[Roles, Meta(description="splits of the dataset by their purpose, for other names")] = Roles()
+    roles: Annotated[Roles, Meta(description="splits of the dataset by purpose, if they have other names")] = Roles()
 
 
 class DataSection(DataOptions, frozen=True, forbid_unknown_fields=True):
@@ -107,14 +107,14 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     processes: Annotated[int, Meta(ge=1, description="training processes (GPUs) per machine; 1 on a CPU")] = 1
     nodes: Annotated[
-        int, Meta(ge=1, description="machines; more than one in a SLURM job or started by hand (docs/cluster.md)")
+        int, Meta(ge=1, description="machines; several need a SLURM job or a manual start (docs/cluster.md)")
     ] = 1
     threads: Annotated[int, Meta(ge=1, description="CPU threads of the rules train and predict")] = 8
     rerun_on_code_change: Annotated[
         bool,
         Meta(
-            description="train again when code that the training depends on has changed; by default a finished "
-            "training is kept, and the plan and the report say which code made it"
+            description="retrain when code that training depends on has changed; by default a finished training "
+            "run is kept, and the plan and the report state which version of the code produced it"
         ),
     ] = False
 
@@ -132,7 +132,7 @@ class PredictSection(PredictOptions, frozen=True, forbid_unknown_fields=True):
     ] = None
     poly_max_points: Annotated[
         declared(PredictOptions, "poly_max_points") | None,
-        Meta(description="most points of a predicted polygon; null: data.poly_max_points"),
+        Meta(description="maximum number of points of a predicted polygon; null: data.poly_max_points"),
     ] = None
 
 
@@ -148,7 +148,7 @@ class EvaluateSection(EvaluateOptions, frozen=True, forbid_unknown_fields=True):
 class ReportOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the report."""
 
-    gallery: Annotated[int, Meta(ge=0, description="images shown")] = 24
+    gallery: Annotated[int, Meta(ge=0, description="number of images shown")] = 24
 
 
 class InlineRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -220,7 +220,7 @@ class WorkflowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs: Annotated[dict[str, RunEntry], Meta(description="settings of runs, by dataset or run name")] = {}
     train: Annotated[TrainOptions, Meta(description="resources of training")] = TrainOptions()
     predict: Annotated[PredictSection, Meta(description="prediction")] = PredictSection()
-    calibrate: Annotated[CalibrateOptions, Meta(description="scores as probabilities")] = CalibrateOptions()
+    calibrate: Annotated[CalibrateOptions, Meta(description="calibration of scores")] = CalibrateOptions()
     evaluate: Annotated[EvaluateSection, Meta(description="evaluation")] = EvaluateSection()
     report: Annotated[ReportOptions, Meta(description="the report")] = ReportOptions()
     sweeps: Annotated[dict[str, Sweep], Meta(description="sweeps over runs, by name")] = {}

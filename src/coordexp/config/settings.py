@@ -112,7 +112,7 @@ class Settings:
         codec = self.recipe(settings.records).custom.emit_norm
         if custom.coord_tokens.skip_bbox_norm and custom.emit_norm != codec:
             fix = "set custom.coord_tokens.skip_bbox_norm: false, to quantise in training instead"
-            problem = f"the tokens of {settings.records} were made with another codec"
+            problem = f"the tokens of {settings.records} were quantised with a different codec"
             field = f"runs.{run}.recipe.custom.emit_norm"
             raise ConfigError(located(problem, field=field, expected=codec, found=custom.emit_norm, fix=fix))
         rest = split == "train" and settings.calibrate.images

@@ -27,7 +27,7 @@ Axis = dict[str, dict[str, Any]] | list[Any]
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of the `sweeps` section."""
 
-    run: Annotated[str, msgspec.Meta(description="the run that is varied")]
+    run: Annotated[str, msgspec.Meta(description="the run to vary")]
     axes: Annotated[
         dict[str, Axis],
         msgspec.Meta(
@@ -44,7 +44,7 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = False
     exclude: Annotated[
         tuple[dict[str, Any], ...],
-        msgspec.Meta(description="combinations that are left out, by the axis values that they have in common"),
+        msgspec.Meta(description="combinations to leave out, by the axis values that they share"),
     ] = ()
     baseline: Annotated[
         dict[str, Any],
@@ -100,7 +100,7 @@ def trials(name: str, sweep: Sweep) -> list[Trial]:
             overrides = merge(overrides, inline_recipe(changes))
         found += [Trial(name, chosen, seed, overrides) for seed in sweep.seeds]
     if not found:
-        raise ConfigError(located("no combination is left", field=field, fix="remove entries of `exclude`"))
+        raise ConfigError(located("every combination is excluded", field=field, fix="remove entries of `exclude`"))
     return found
 
 
@@ -153,9 +153,9 @@ def _values(field: str, axis: str, values: Axis) -> dict[str, dict[str, Any]]:
     for value, changes in pairs:
         if not re.fullmatch(r"[A-Za-z0-9.=-]+", value):
             fix = "use letters, digits, `.`, `=` and `-`: the name is part of a folder's name"
-            raise ConfigError(located("unusable name of a value", field=f"{field}.axes.{axis}", found=value, fix=fix))
+            raise ConfigError(located("invalid value name", field=f"{field}.axes.{axis}", found=value, fix=fix))
         if value in named:
-            fix = "give them names: {name: overrides}"
+            fix = "name them: {name: overrides}"
             raise ConfigError(
                 located("two values have the same name", field=f"{field}.axes.{axis}", found=value, fix=fix)
             )

@@ -104,7 +104,7 @@ def mapped_json(path: str | Path) -> Iterator[memoryview]:
     path = Path(path)
     if not path.is_file():
         problem = "expected a file, found a folder" if path.is_dir() else "file not found"
-        raise DataError(located(problem, file=path, fix="give the path of a COCO or LVIS annotation file"))
+        raise DataError(located(problem, file=path, fix="pass the path of a COCO or LVIS annotation file"))
     if not path.stat().st_size:
         raise DataError(located("the file is empty", file=path, fix="restore the file, or download it again"))
     try:

@@ -153,7 +153,7 @@ def build_index(path: str | Path, mapper: Mapper = map) -> AnnotationIndex:
     elements = find_elements(path, ("images", "annotations", "categories", "skipped"), mapper)
     for name in ("images", "annotations"):
         if name not in elements:
-            fix = "give the path of a COCO or LVIS annotation file"
+            fix = "pass the path of a COCO or LVIS annotation file"
             raise DataError(located("the list is missing", file=path, field=name, fix=fix))
     if len(non_finite):
         elements = _expose(path, elements, non_finite)

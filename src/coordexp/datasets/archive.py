@@ -63,7 +63,7 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     windows = "\\" in member.filename or ":" in "".join(path.parts[:1])
     problem = None
     if member.flag_bits & 1:
-        fix = "unpack it by hand with its password, and set `root` of the dataset to the folder"
+        fix = "unpack it manually with its password, and set `root` of the dataset to the folder"
         raise DownloadError(located("the archive is encrypted", file=archive, found=member.filename, fix=fix))
     if not path.parts or any(len(part.encode()) > NAME_BYTES for part in path.parts):
         problem = "an empty name, or one of more than 255 bytes"

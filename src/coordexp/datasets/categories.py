@@ -42,7 +42,7 @@ def load_categories(
     if spans is None:
         spans = element_spans(annotation_path, ("categories",)).get("categories", ())
     if not len(spans):
-        fix = "give the path of a COCO or LVIS annotation file"
+        fix = "pass the path of a COCO or LVIS annotation file"
         raise DataError(located("the list is missing or empty", file=annotation_path, field="categories", fix=fix))
     fd = os.open(annotation_path, os.O_RDONLY)
     try:

@@ -60,17 +60,17 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resize: Annotated[
         ResizeRule, _option("fill: enlarge images up to the budget of max_blocks tiles; shrink: Qwen's own rule")
     ] = "fill"
-    jpeg_quality: Annotated[int, _option("JPEG quality of images that have to be encoded again", ge=1, le=100)] = 95
+    jpeg_quality: Annotated[int, _option("JPEG quality of re-encoded images", ge=1, le=100)] = 95
     exif: Annotated[
         Exif,
         _option(
-            "pixels that the boxes of an image with an EXIF orientation refer to: apply: the upright ones; ignore: the "
-            "stored ones; auto: those of the annotated size, or the upright ones if both have it"
+            "whether boxes refer to the upright or the stored pixels of an image with an EXIF orientation: apply: "
+            "upright; ignore: stored; auto: whichever has the annotated size, upright if both do"
         ),
     ] = "auto"
-    max_pixels: Annotated[int, _option("images with more pixels are bad: decoding takes 5 bytes per pixel", ge=1)] = (
-        MAX_PIXELS
-    )
+    max_pixels: Annotated[
+        int, _option("images with more pixels are invalid: decoding takes 5 bytes per pixel", ge=1)
+    ] = MAX_PIXELS
     geometry: Annotated[Literal["bbox", "poly"], _option("geometry of the records' objects")] = "bbox"
     round_geometry: Annotated[
         bool, _option("round coordinates to integers; `norm` always holds the unrounded geometry")
@@ -85,7 +85,9 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_empty: Annotated[bool, _option("keep training images without objects (other splits always keep theirs)")] = (
         True
     )
-    on_bad: Annotated[OnBad, _option("a bad image or annotation: an error, or skipped, counted and listed")] = "error"
+    on_bad: Annotated[OnBad, _option("an invalid image or annotation: `error`, or `skip` (counted and listed)")] = (
+        "error"
+    )
     seed: Annotated[int, _option("seed of the tiny split, the calibration split and random ordering")] = 17
     num_workers: Annotated[int, _option("processes; the result does not depend on it", ge=1)] = 1
 

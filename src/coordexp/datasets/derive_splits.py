@@ -89,7 +89,7 @@ def _group_of(image: ImageFacts, options: DerivedSplit, where: Mapping[str, Any]
     """The group of an image as text; one of its own if the pattern does not match its name."""
     if options.group_key is not None:
         if options.group_key not in image.entry:
-            fix = "give the key of the images' entries that names their group, or use `group` (a pattern of names)"
+            fix = "name a key that every image entry has, or use `group` (a pattern of file names)"
             problem = f"image {image.id} lacks the key {options.group_key!r}"
             raise DataError(located(problem, **where, found=sorted(image.entry), fix=fix))
         return f"group {image.entry[options.group_key]}"

@@ -176,7 +176,9 @@ def _check_files_exist(dataset_format: DatasetFormat, files: SplitFiles, folder:
     if missing:
         field = f"datasets.{dataset_format.dataset}.{'root' if _root(dataset_format) else 'downloads'}"
         fix = f"add the missing files, or correct the paths under datasets.{dataset_format.dataset}"
-        raise DataError(located("the folder lacks files", file=folder, field=field, expected=missing, fix=fix))
+        raise DataError(
+            located("files of the dataset are missing", file=folder, field=field, expected=missing, fix=fix)
+        )
 
 
 def _with_relative_paths(source: Source, base: Path, root: Path | None) -> Source:

@@ -85,7 +85,7 @@ class Export:
         for number, prediction in _predictions(self.path):
             facts = known.get(prediction.image_id)
             if facts is None:
-                fix = "give the records that the predictions were made from"
+                fix = "pass the records that the predictions were made from"
                 where = {"file": self.path, "line": number, "field": "image_id", "found": prediction.image_id}
                 raise DataError(located(f"no record of the image in {self.records}", **where, fix=fix))
             yield self._image(facts, prediction.detections, f"{self.path}:{number}")
@@ -126,7 +126,7 @@ def open_export(path: str | Path, records: str | Path | None = None, min_score: 
     path, records = Path(path), Path(records) if records is not None else None
     if _is_predictions(path) != (records is not None):
         problem = "the file holds records" if records else "predictions do not name their images"
-        fix = "leave --records out" if records else "add --records with the records that they were made from"
+        fix = "omit --records" if records else "add --records with the records that they were made from"
         raise DataError(located(problem, file=path, fix=fix))
     ids: dict[str, int] = {}
     for number, record in _records(records or path):
@@ -167,7 +167,7 @@ def export(
         raise DataError(located("unknown format", expected=list(WRITERS), found=target))
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(located("the folder exists and is not empty", file=out, fix="give a new folder"))
+        raise DataError(located("the folder exists and is not empty", file=out, fix="choose a new folder"))
     content = open_export(path, records, min_score)
     with atomic_dir(out) as folder:
         WRITERS[target](content, _with_files(content, folder, image_dirs), folder)
@@ -180,7 +180,7 @@ def _with_files(content: Export, folder: Path, image_dirs: Sequence[str | Path])
         if image_dirs:
             source = next((file for d in image_dirs if (file := Path(d) / image.file_name).is_file()), None)
             if source is None:
-                fix = "give every folder that holds images of the dataset"
+                fix = "pass every image folder of the dataset with --images"
                 folders = [str(path) for path in image_dirs]
                 raise DataError(located("image not found", file=image.file_name, expected=folders, fix=fix))
             _link(source.resolve(), folder / "images" / image.file_name)

@@ -156,7 +156,7 @@ def _one_file_each(images: Images, folder: Path, file_of: Callable[[str], str]) 
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists():
             fix = "rename one of them, or export to coco"
-            problem = f"two images have the same name but for their suffix, and would share {file.name}"
+            problem = f"two images have the same name except for the suffix and would share {file.name}"
             raise DataError(located(problem, file=image.file_name, fix=fix))
         yield image, file
 

@@ -31,7 +31,7 @@ class FolderListing:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise ConfigError(located("not a folder", file=self.root, fix="give the folder that holds the dataset"))
+            raise ConfigError(located("not a folder", file=self.root, fix="pass the folder of the dataset"))
         self.files: list[str] = sorted(self._walk(""))
 
     def _walk(self, below: str) -> Iterable[str]:

@@ -40,7 +40,9 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ge=0, le=1, description="fraction of samples whose prompt names categories; the others ask for every object"
         ),
     ] = 0.0
-    negatives: Annotated[int, msgspec.Meta(ge=0, description="most absent categories that such a prompt names")] = 5
+    negatives: Annotated[
+        int, msgspec.Meta(ge=0, description="maximum number of absent categories in such a prompt")
+    ] = 5
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 
 

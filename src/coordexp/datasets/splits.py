@@ -54,7 +54,7 @@ def calibration_split(
     if not 1 <= count < len(ranks):
         facts = {"expected": f"1 to {len(ranks) - 1}", "found": count}
         fix = "set calibrate.images to fewer images than the training split has"
-        problem = "cannot take this many images out of training"
+        problem = "too many images are reserved for calibration"
         raise ConfigError(located(problem, file=records, field="calibrate.images", fix=fix, **facts))
     selected = {n for _, n in heapq.nlargest(count, ranks)}
     remaining = set(range(len(ranks))) - selected

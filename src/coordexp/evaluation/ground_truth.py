@@ -290,7 +290,7 @@ def _unique(rows: list[Any], name: str, reason: str, invalid: _InvalidEntries) -
     kept = []
     for row in rows:
         if key(row.id) in seen:
-            fix = "give every entry a unique id; duplicate ids would silently give wrong scores"
+            fix = "make every id unique; duplicate ids would silently give wrong scores"
             invalid.add(reason, f"{name}: id {row.id!r} occurs more than once", fix=fix)
         else:
             seen.add(key(row.id))

@@ -85,7 +85,7 @@ def detect(
     emit_norm = resolve("detect", "emit_norm", emit_norm, recorded.emit_norm, None)
     fitted = calibrate.load(calibration) if calibration else None
     if not images:
-        raise DataError("detect: no image given\n  -> name at least one image file")
+        raise DataError("detect: no image given\n  -> pass at least one image file")
     paths = [Path(image) for image in images]
     sizes = [_upright_size(path) for path in paths]
     budget = {
@@ -143,4 +143,4 @@ def _on_grid(path: Path, size: tuple[int, int], rule: ResizeRule, budget: dict[s
 
 
 def _unreadable(path: Path, error: ImageError) -> DataError:
-    return DataError(located(f"cannot read the image: {error}", file=path, fix="give an image file that opens"))
+    return DataError(located(f"cannot read the image: {error}", file=path, fix="pass a readable image file"))

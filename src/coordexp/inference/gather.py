@@ -34,7 +34,7 @@ def gather(
     for number, shard in enumerate(lines):
         expected = len(lines[0]) - (0 if number == 0 else int(len(shard) < len(lines[0])))
         if len(shard) != expected or (number and len(shard) > len(lines[number - 1])):
-            fix = "give every shard once, in shard order"
+            fix = "pass every shard once, in order"
             problem = "the number of predictions does not fit that of the other shards"
             raise DataError(located(problem, file=shards[number], expected=expected, found=len(shard), fix=fix))
     if records is not None:

@@ -118,7 +118,7 @@ def _match_to_records(path: str | Path, image_ids: Sequence[str]) -> list[Respon
     if len(responses) != len(image_ids):
         fix = "request every record once"
         found = len(responses)
-        raise DataError(located("number of responses", file=path, expected=len(image_ids), found=found, fix=fix))
+        raise DataError(located("wrong number of responses", file=path, expected=len(image_ids), found=found, fix=fix))
     if all(response.image_id is None for response in responses):
         return responses
     by_id = {response.image_id: response for response in responses}

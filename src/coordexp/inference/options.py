@@ -42,13 +42,13 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     max_new_tokens: Annotated[
         int, Meta(ge=1, description="longest answer in tokens, including tokens that the grammar forces")
     ] = 4096
-    shards: Annotated[int, Meta(ge=1, description="jobs that the images are split over")] = 1
+    shards: Annotated[int, Meta(ge=1, description="number of jobs that the images are divided among")] = 1
     chunk: Annotated[int, Meta(ge=1, description="categories per prompt, for `protocol: all_categories`")] = 80
     restrict_labels: Annotated[
-        bool, Meta(description="allow no description but the category names of the prompt, or of the dataset")
+        bool, Meta(description="allow only category names of the prompt, or else of the dataset, as descriptions")
     ] = False
     geometry: Annotated[Kinds, Meta(description="kinds of geometry that an answer may contain")] = ("bbox_2d",)
-    poly_max_points: Annotated[int, Meta(ge=3, description="most points of a predicted polygon")] = 20
+    poly_max_points: Annotated[int, Meta(ge=3, description="maximum number of points of a predicted polygon")] = 20
     max_desc_tokens: Annotated[int, Meta(ge=1, description="a longer description is closed")] = 48
     max_desc_loops: Annotated[
         int,
@@ -60,13 +60,15 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     max_repeats: Annotated[int, Meta(ge=2, description="the answer is closed after this many copies of an object")] = 4
     repeat_iou: Annotated[
         float,
-        Meta(gt=0, le=1, description="IoU from which boxes with the same description are copies; 1: the same bins"),
+        Meta(gt=0, le=1, description="minimum IoU of copies, boxes with the same description; 1: the same bins"),
     ] = 0.8
     drop_duplicates: Annotated[
         bool,
-        Meta(description="drop a detection with the description of a better-scored one and IoU >= `duplicate_iou`"),
+        Meta(
+            description="drop detections that duplicate a higher-scoring one: same description, IoU >= `duplicate_iou`"
+        ),
     ] = False
-    duplicate_iou: Annotated[float, Meta(gt=0, le=1, description="IoU from which two boxes are duplicates")] = 0.9
+    duplicate_iou: Annotated[float, Meta(gt=0, le=1, description="minimum IoU of duplicates")] = 0.9
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,8 +78,8 @@ class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="images of the training split that are held back to fit the calibration; a new value "
-            "trains again",
+            description="images of the training split that are reserved to fit the calibration; changing the "
+            "number retrains the model",
         ),
     ] = 0
     method: Annotated[

@@ -64,7 +64,7 @@ class Predictor:
 
         check_checkpoint(folder)
         if not (Path(folder) / "config.json").is_file():
-            fix = "give a merged Hugging Face checkpoint folder (rule merge)"
+            fix = "use a merged Hugging Face checkpoint folder (rule merge)"
             raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         avoid_planned_attention()

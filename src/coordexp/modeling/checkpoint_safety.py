@@ -18,7 +18,7 @@ def check_checkpoint(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        fix = "give the folder of a checkpoint on this machine; names of repositories are never looked up"
+        fix = "pass the folder of a local checkpoint; repository names are never looked up"
         raise ModelError(located("no such checkpoint folder", file=folder, fix=fix))
     for file in sorted(folder.rglob("*.json")):
         if file.is_file() and _has_auto_map(file):

@@ -54,7 +54,7 @@ def verify_checksums(folder: str | Path) -> dict[str, str]:
         raise ModelError(located(problem, file=folder / unknown[0], fix="remove the file"))
     for name, found in sha256_of([folder / name for name in listed], folder).items():
         if found != listed[name]:
-            problem = "the file is damaged, or was changed after it had been published"
+            problem = "the file is damaged or has changed since it was published"
             fix = f"{_REMAKE}; if you changed it on purpose, delete its line in {FILE_NAME}"
             expected = listed[name]
             raise ModelError(

@@ -174,7 +174,7 @@ def _refuse_adapted_embeddings(model: nn.Module) -> None:
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             name = next(name for name, found in model.named_modules() if found is module)
             fix = f"remove {name} from target_modules and modules_to_save, or disable coord_offset"
-            problem = "coordinate offsets and training of the full table exclude each other"
+            problem = "coordinate offsets and training of the full table are mutually exclusive"
             raise ModelError(located(problem, field=name, fix=fix))
 
 

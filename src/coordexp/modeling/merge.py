@@ -111,7 +111,7 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
         if _complete(c)
     ]
     if not candidates:
-        fix = "give a folder with adapter_config.json or model weights, or one that contains such checkpoint-N folders"
+        fix = "set ADAPTERS to a folder with adapter_config.json or model weights, or one of such checkpoint-N folders"
         raise ModelError(located("no checkpoint to merge", file=" ".join(patterns), fix=fix))
     newest = max(candidates, key=lambda c: (_step(c), c.stat().st_mtime))
     if not best:
@@ -175,7 +175,7 @@ def _named_base(folder: Path) -> str:
     if named and not Path(named).is_dir():
         named = _trained_base(folder) or named
     if not named or not Path(named).is_dir():
-        fix = "set BASE to the expanded checkpoint that was trained"
+        fix = "set BASE to the expanded checkpoint that training used"
         raise ModelError(
             located("the base of this checkpoint is not a local folder", file=folder, found=named, fix=fix)
         )
@@ -196,7 +196,7 @@ def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: 
         )
     if out.exists() and not allow_overwrite:
         fix = "choose another OUTPUT_DIR or set ALLOW_OVERWRITE=1"
-        raise OutputExistsError(located("output folder exists", file=out, fix=fix))
+        raise OutputExistsError(located("output folder already exists", file=out, fix=fix))
     refuse_foreign_folder(out, "merge")
 
 
@@ -216,14 +216,16 @@ def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
     found = weights_identity(base) if expected else None
     if found != expected:
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-        fix = "merge into the expanded checkpoint that was trained"
-        raise ModelError(located("this base was not the one that was trained", file=base, found=different, fix=fix))
+        fix = "merge into the expanded checkpoint that training used"
+        raise ModelError(located("this is not the base that training used", file=base, found=different, fix=fix))
 
 
 def _check_not_nested(base: shards.Checkpoint, adapter: peft_adapter.Adapter) -> None:
     found = nested_modules(adapter.settings.modules_to_save or (), base.names())
     if found:
-        problem = f"{found[1]} was trained apart from {found[0]}, which contains it; PEFT saved only one of the copies"
+        problem = (
+            f"{found[1]} was trained separately from {found[0]}, which contains it; PEFT saved only one of the copies"
+        )
         raise ModelError(located(problem, file=adapter.folder / peft_adapter.CONFIG_NAME, field="modules_to_save"))
 
 
@@ -240,7 +242,7 @@ def _check_ids(base: Path, plan: update.MergePlan) -> None:
                 file=base,
                 expected=(ids.start, ids.end),
                 found=found,
-                fix="merge into the base that was trained",
+                fix="merge into the base that training used",
             )
         )
 
@@ -252,7 +254,7 @@ def _check_not_merged(base: Path, manifest: dict) -> None:
     before = io.read_json(earlier)
     history = [before["trained"]["weights"], *before.get("merged_before", [])]
     if manifest["trained"]["weights"] in history:
-        fix = "merge into the checkpoint that was trained, not into a merged one"
+        fix = "merge into the checkpoint that training used, not into a merged one"
         raise ModelError(located("this adapter has already been merged into the base", file=base, fix=fix))
     manifest["merged_before"] = history
 

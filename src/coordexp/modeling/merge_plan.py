@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BLOCK_ITEMS = 1 << 21  # elements per block of rows: 8 MB in float32; the rounding of a matrix product depends on it
 
-_TRAINED_BASE = "merge into the checkpoint that was trained"
+_TRAINED_BASE = "merge into the checkpoint that training used"
 
 
 class TensorUpdate(msgspec.Struct, frozen=True):
@@ -113,8 +113,8 @@ def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, embeddings: E
     different = sorted((expected.keys() ^ found.keys()) - optional)
     different += sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape)
     if different:
-        problem = f"{len(different)} tensors differ from the base in name or shape, the first is {different[0]}"
-        raise ModelError(located(problem, file=trained.folder, fix="merge with the base that was trained"))
+        problem = f"{len(different)} tensors differ from the base in name or shape; the first is {different[0]}"
+        raise ModelError(located(problem, file=trained.folder, fix="merge with the base that training used"))
     files = {
         name: [
             TensorUpdate(spec.name, (shard, spec), expected[spec.name].dtype if spec.name in expected else spec.dtype)

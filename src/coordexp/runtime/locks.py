@@ -60,7 +60,7 @@ def _locked(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).split(b"\n")[0].decode(errors="replace").strip("\0")
-            print(f"{path}: process {holder} is working on this; waiting for it to end", file=sys.stderr, flush=True)
+            print(f"{path}: process {holder} is working on this; waiting for it to finish", file=sys.stderr, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks: continue unlocked
             print(f"{path}: no lock ({error.strerror})", file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ def warnings(recipe: Recipe, data: TrainingData, world_size: int = 1) -> list[st
         text = f"training has only {steps:,.0f} optimizer steps of {per_step:,} images ({data.images:,} images)"
         found.append(f"{text}\n  -> raise training.num_train_epochs, or extend config/train/sft_small_data.yaml")
     if recipe.custom.coord_tokens.enabled and occurrences < FEW_OCCURRENCES:
-        text = f"a coordinate token occurs {occurrences:,.0f} times in the whole training, on average"
+        text = f"each coordinate token occurs {occurrences:,.0f} times on average over the whole training"
         fix = "train more epochs, start from a base that has learned coordinate tokens (models: source: run)"
         found.append(f"{text}\n  -> {fix}, or use text integers (custom.coord_tokens.enabled: false)")
     return found

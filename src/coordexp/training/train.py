@@ -120,7 +120,7 @@ def refuse_foreign_outputs(out_dir: Path, log: Path) -> None:
     known = is_output(out_dir, "train") or any((log.parent / "checkpoints").glob("*/job.json"))
     if log.exists() and not known:
         fix = "choose an output in another folder, or move the file away"
-        raise ConfigError(located("the file for the log exists and was not written by a training", file=log, fix=fix))
+        raise ConfigError(located("the log file already exists and was not written by training", file=log, fix=fix))
 
 
 def _run(job_file: Path, distributed: DistributedConfig, detection: DetectionEval) -> bool:

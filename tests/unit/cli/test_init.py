@@ -49,7 +49,7 @@ def test_a_file_is_never_overwritten(folder, capsys):
     Path("my_parts.yaml").write_text("mine")
     assert main(["init", str(folder)]) == 2
     assert Path("my_parts.yaml").read_text() == "mine"
-    assert "the file exists" in capsys.readouterr().err
+    assert "the file already exists" in capsys.readouterr().err
 
 
 def test_an_ambiguous_folder_is_listed_and_nothing_is_guessed(folder, capsys):

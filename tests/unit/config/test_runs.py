@@ -194,8 +194,8 @@ def test_trials_with_other_data_options_share_records_over_seeds():
 @pytest.mark.parametrize(
     ("name", "entry", "message"),
     [
-        ("a+b", {"extends": "lvis_768"}, "runs.a.b: invalid name of a run; expected 'letters"),
-        ("a/b", {"extends": "lvis_768"}, "runs.a/b: invalid name of a run"),
+        ("a+b", {"extends": "lvis_768"}, "runs.a.b: invalid run name; expected 'letters"),
+        ("a/b", {"extends": "lvis_768"}, "runs.a/b: invalid run name"),
         ("compare", {"extends": "lvis_768"}, "runs.compare: a reserved folder has this name"),
         ("sweeps", {"extends": "lvis_768"}, "runs.sweeps: a reserved folder has this name"),
         ("lvis", {"records_from": "coco_768"}, "runs.lvis.records_from: has no effect: lvis is the name of a dataset"),

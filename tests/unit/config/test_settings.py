@@ -100,7 +100,7 @@ def test_training_depends_on_the_category_tables_of_a_mixture(monkeypatch, tmp_p
 
 def test_tokens_of_another_codec_are_not_trained_on():
     legacy = {"custom": {"emit_norm": "norm1000_legacy"}}
-    with pytest.raises(ConfigError, match="the tokens of lvis_768 were made with another codec"):
+    with pytest.raises(ConfigError, match="the tokens of lvis_768 were quantised with a different codec"):
         load(lambda c: c["runs"]["lora"].update(recipe=legacy)).trained_on("lora", "train")
     both = with_runs(
         lvis={**CONFIG["runs"]["lvis"], "recipe": {"extends": "config/train/sft_coord_offset.yaml", **legacy}},

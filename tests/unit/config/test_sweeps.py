@@ -79,11 +79,11 @@ def test_a_recipe_path_can_be_merged_with_overrides():
     ("changes", "message"),
     [
         ({"axes": {"objective": {}}}, "sweeps.a.axes.objective: the axis has no values"),
-        ({"axes": {"x": {"a/b": {}}}}, "unusable name of a value"),
+        ({"axes": {"x": {"a/b": {}}}}, "invalid value name"),
         ({"axes": {"data.seed": [1, 1.0]}}, "two values have the same name"),
         ({"exclude": [{"objectiv": "text"}]}, "unknown axis 'objectiv', did you mean 'objective'"),
         ({"baseline": {"objective": "token"}}, "unknown value 'token', did you mean 'tokens'"),
-        ({"exclude": [{"objective": ["text", "tokens"]}]}, "no combination is left"),
+        ({"exclude": [{"objective": ["text", "tokens"]}]}, "every combination is excluded"),
         ({"exclude": [{"objective": "text"}], "baseline": {"objective": "text"}}, "no trial has these values"),
     ],
 )

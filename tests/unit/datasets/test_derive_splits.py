@@ -105,7 +105,7 @@ def test_a_split_needs_two_groups(dataset, tmp_path):
         ({"test": {}}, "derived_splits.test: the dataset has this split already"),
         ({"val": {"source": "trian"}}, "derived_splits.val.source: no such split"),
         ({"val": {"fraction": 0.6}, "dev": {"fraction": 0.5}}, "nothing would remain of the split 'train'"),
-        ({"val": {"group": "a", "group_key": "b"}}, "exclude each other"),
+        ({"val": {"group": "a", "group_key": "b"}}, "mutually exclusive"),
         ({"val": {"group": "abc"}}, "expected one group in parentheses"),
         ({"val": {"group": "("}}, "not a regular expression"),
         ({"val": {"fraction": 0}}, "fraction: expected"),

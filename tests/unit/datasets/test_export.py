@@ -156,7 +156,7 @@ def test_two_images_never_share_a_file_of_labels(data):
     path = data / "out" / "train.jsonl"
     path.write_text(path.read_text().replace('"file_name":"c.png"', '"file_name":"a.png"'))
     for target in ("yolo", "voc"):
-        with pytest.raises(DataError, match=r"a\.png: two images have the same name but for their suffix"):
+        with pytest.raises(DataError, match=r"a\.png: two images have the same name except for the suffix"):
             export(path, target, data / "back")
         assert not (data / "back").exists()
 
@@ -212,7 +212,7 @@ def test_bad_predictions_are_errors(old, data, predictions):
 def test_predictions_need_records_and_records_do_not(data, predictions):
     with pytest.raises(DataError, match="add --records"):
         export(predictions, "coco", data / "back")
-    with pytest.raises(DataError, match="leave --records out"):
+    with pytest.raises(DataError, match="omit --records"):
         export(data / "out" / "train.jsonl", "coco", data / "back", records=data / "out" / "train.jsonl")
 
 

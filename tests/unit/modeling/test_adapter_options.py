@@ -139,5 +139,5 @@ def test_nested_saved_modules_are_refused_before_training_and_by_the_merge(tmp_p
     adapter = helpers.adapted(base, offset=False, target_modules=r".*k_proj", modules_to_save=nested)
     adapter.save_pretrained(tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["modules_to_save"] == nested
-    with pytest.raises(ModelError, match=r"linear_fc2 was trained apart from model\.visual.merger"):
+    with pytest.raises(ModelError, match=r"linear_fc2 was trained separately from model\.visual.merger"):
         merge.merge(base, tmp_path / "adapter", tmp_path / "merged")

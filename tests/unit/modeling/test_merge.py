@@ -317,7 +317,7 @@ def test_another_base_of_the_same_shapes_is_refused(bases, tmp_path):
     merging.merge(other, tmp_path / "adapter", tmp_path / "out")
     shard = sorted(other.glob("model-*.safetensors"))[0]
     helpers.rewrite(other, shard.name, lambda tensors: next(iter(tensors.values())).add_(1))
-    with pytest.raises(ModelError, match=rf"this base was not the one that was trained; found \['{shard.name}'\]"):
+    with pytest.raises(ModelError, match=rf"this is not the base that training used; found \['{shard.name}'\]"):
         merging.merge(other, tmp_path / "adapter", tmp_path / "out", allow_overwrite=True)
 
 

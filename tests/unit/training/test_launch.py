@@ -171,7 +171,7 @@ def test_a_run_waits_until_the_processes_of_a_killed_one_have_ended(shapes_data,
         time.sleep(0.05)
     first.kill()
     printed = output_of(start(tmp_path, config, shapes_data, tiny_model, "--processes", "2"))
-    assert f"process {first.pid} on" in printed and "waiting for it to end" in printed
+    assert f"process {first.pid} on" in printed and "waiting for it to finish" in printed
     assert "full of step 8" in printed and "Train:" not in printed  # the orphan had finished it
     first.communicate()
 

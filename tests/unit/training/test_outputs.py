@@ -22,7 +22,7 @@ def test_a_log_of_others_is_refused_and_one_of_a_training_is_not(tmp_path):
     log = tmp_path / "log.jsonl"
     refuse_foreign_outputs(tmp_path / "adapter", log)
     log.write_text("mine")
-    with pytest.raises(ConfigError, match="was not written by a training"):
+    with pytest.raises(ConfigError, match="was not written by training"):
         refuse_foreign_outputs(tmp_path / "adapter", log)
     job = tmp_path / "checkpoints" / "key" / "job.json"
     job.parent.mkdir(parents=True)

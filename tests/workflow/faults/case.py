@@ -57,7 +57,7 @@ class Case:
         assert code == 0, text
         again = self.start()
         logs = self.scene.folder / "results"
-        waiting = "is working on this; waiting for it to end"
+        waiting = "is working on this; waiting for it to finish"
         self.scene.wait_for(lambda: any(waiting in log.read_text() for log in logs.rglob("*.log")), again)
         release()
         assert again.wait(900) == 0, self.scene.log.read_text()

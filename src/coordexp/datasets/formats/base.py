@@ -54,30 +54,30 @@ class DerivedSplit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     source: Annotated[
         str,
-        msgspec.Meta(description="split of the dataset that the images are taken out of; it keeps the others"),
+        msgspec.Meta(description="split that the images are taken from; it keeps the rest"),
     ] = "train"
     fraction: Annotated[
-        float, msgspec.Meta(gt=0, lt=1, description="fraction of the images of the split `source` that are taken out")
+        float, msgspec.Meta(gt=0, lt=1, description="fraction of the images of `source` that are taken")
     ] = 0.1
     seed: Annotated[int, msgspec.Meta(description="seed of the selection")] = 17
     group: Annotated[
         str | None,
         msgspec.Meta(
-            description="images of one group stay together: a regular expression with one group, searched in the name "
-            "of the image file, `^(scene\\d+)_` for example; an image that it does not match is a group of its own"
+            description="keeps images of one group together: a regular expression with one capture group, searched for "
+            "in the file name, for example `^(scene\\d+)_`; an image without a match is a group of its own"
         ),
     ] = None
     group_key: Annotated[
         str | None,
         msgspec.Meta(
-            description="images of one group stay together: a key of the entries of `images` in the annotation file, "
-            "`video_id` for example"
+            description="keeps images of one group together: a key of the entries of `images` in the annotation file, "
+            "for example `video_id`"
         ),
     ] = None
 
     def __post_init__(self) -> None:
         if self.group is not None and self.group_key is not None:
-            raise ValueError("group and group_key exclude each other")
+            raise ValueError("group and group_key are mutually exclusive")
         if self.group is not None:
             try:
                 groups = re.compile(self.group).groups
@@ -92,7 +92,7 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     root: Annotated[
         str | None,
-        msgspec.Meta(description="folder that holds the dataset; nothing is downloaded. null: download the files"),
+        msgspec.Meta(description="folder of an existing copy of the dataset; null: download the files"),
     ] = None
     downloads: Annotated[
         dict[str, DownloadEntry] | None,
@@ -100,7 +100,7 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = None
     derived_splits: Annotated[
         dict[str, DerivedSplit],
-        msgspec.Meta(description="splits that the dataset lacks, by name, and the split that each is taken out of"),
+        msgspec.Meta(description="splits that the dataset does not have, by name, each taken from another split"),
     ] = {}
 
 
@@ -110,8 +110,8 @@ class ConvertedOptions(FolderOptions, frozen=True, kw_only=True, forbid_unknown_
     on_bad: Annotated[
         OnBad,
         msgspec.Meta(
-            description="an image, box or line of the dataset's files that cannot be used: an error, or skipped, "
-            "counted and listed in the statistics of the conversion"
+            description="an unusable image, box or line in the dataset's files: `error`, or `skip` (left out, counted "
+            "and listed in the conversion statistics)"
         ),
     ] = "error"
 

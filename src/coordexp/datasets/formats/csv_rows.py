@@ -34,7 +34,7 @@ _TRUTH = {"": False, "0": False, "-1": False, "1": True, "false": False, "true":
 class CsvColumns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Names of the columns."""
 
-    image: Annotated[str, msgspec.Meta(description="path of the image below one of `image_dirs`")] = "image"
+    image: Annotated[str, msgspec.Meta(description="path of the image, relative to one of `image_dirs`")] = "image"
     category: Annotated[str, msgspec.Meta(description="name of the category, or its code")] = "category"
     box: Annotated[tuple[str, str, str, str], msgspec.Meta(description="the four numbers, in the order of `box`")]
     crowd: Annotated[
@@ -53,20 +53,22 @@ class CsvOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
     ]
     units: Annotated[
         Units,
-        msgspec.Meta(description="pixel: edges, counted from 0; normalised: fractions of the image's sides"),
+        msgspec.Meta(description="pixel: edges in pixels, starting at 0; normalised: fractions of the image's sides"),
     ]
     categories: Annotated[
-        tuple[str, ...] | None, msgspec.Meta(description="category names, in the order of their ids, from 1")
+        tuple[str, ...] | None, msgspec.Meta(description="category names, in the order of their ids, starting at 1")
     ] = None
     class_descriptions: Annotated[
         str | None,
-        msgspec.Meta(description="instead of `categories`: headerless CSV file with code and name of each category"),
+        msgspec.Meta(
+            description="instead of `categories`: headerless CSV file with the code and name of each category"
+        ),
     ] = None
-    delimiter: Annotated[str, msgspec.Meta(description="separates the columns", min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, msgspec.Meta(description="column separator", min_length=1, max_length=1)] = ","
     header: Annotated[
-        tuple[str, ...] | None, msgspec.Meta(description="names of the columns, if the files have no line with them")
+        tuple[str, ...] | None, msgspec.Meta(description="column names, if the files have no header line")
     ] = None
-    image_suffix: Annotated[str, msgspec.Meta(description="added to the names of images: `.jpg`")] = ""
+    image_suffix: Annotated[str, msgspec.Meta(description="suffix to append to image names, for example `.jpg`")] = ""
 
     def __post_init__(self) -> None:
         if (self.categories is None) == (self.class_descriptions is None):

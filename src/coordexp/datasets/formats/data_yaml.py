@@ -152,7 +152,7 @@ def _base(fields: _Fields) -> str:
         pass
     if Path(text) != folder.resolve():
         used = f"the splits are read relative to {folder}"
-        notice(f"{fields.path}: `path` ({text!r}) is no folder below that of the file: {used}")
+        notice(f"{fields.path}: `path` ({text!r}) is not a folder below that of the file: {used}")
     return "."
 
 
@@ -178,7 +178,7 @@ def _source(fields: _Fields, split: str, base: str, node: yaml.Node) -> str:
     try:
         name = base if text in (".", "./") else os.path.normpath(f"{base}/{relative_name(text)}")
     except BadItem as error:
-        fix = f"give a path relative to {folder}; the images must be below it"
+        fix = f"use a path relative to {folder}; the images must be below it"
         raise fields.error(f"{error.reason}: {error.detail}", node, split, fix=fix) from error
     if not os.path.isdir(folder / name) and not (name.lower().endswith(".txt") and os.path.isfile(folder / name)):
         expected = "a folder of images, or a .txt list of them"

@@ -40,15 +40,15 @@ class EntryOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_f
     categories: Annotated[
         tuple[str, ...] | None,
         msgspec.Meta(
-            description="category names, in the order of their ids; other names are bad annotations. null: the names "
-            "in the files, with ids that are computed from the names and so are the same in every split"
+            description="category names, in the order of their ids; other names are invalid. null: the names in the "
+            "files, with ids computed from the names, so that they are the same in every split"
         ),
     ] = None
     repeated_images: Annotated[
         Literal["error", "merge"],
         msgspec.Meta(
-            description="several entries for one image: bad entries, or one image with the boxes of all of them, "
-            "equal ones once"
+            description="several entries for one image: `error`: invalid entries; `merge`: one image with the boxes of "
+            "all entries, without duplicates"
         ),
     ] = "error"
 
@@ -209,7 +209,7 @@ class EntryWriter(contextlib.AbstractContextManager):
         if not self._entries:
             raise DataError(located("the file has no entries", file=self.file, fix="check the path and the split"))
         if self._unit_boxes and self._tiny_boxes == self._unit_boxes:
-            fix = "declare the unit in which the boxes are written"
+            fix = "declare the unit of the boxes"
             problem = f"all {self._unit_boxes:,} boxes are within 0..1 of the declared unit: they are fractions"
             raise DataError(located(problem, file=self.file, fix=fix))
         if self._on_bad == "skip" and not self._ids:
@@ -253,7 +253,7 @@ class EntryWriter(contextlib.AbstractContextManager):
         folder, inner = self._find(name, field)
         key = blake2b(f"{folder}/{inner}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
         if key in self._ids and not self._merge:
-            problem = f"{field}: {shown(name)} has an earlier entry; `repeated_images: merge` joins them"
+            problem = f"{field}: {shown(name)} already has an entry; `repeated_images: merge` combines them"
             raise BadItem("several entries for one image", problem)
         if width is None or height is None:
             try:

@@ -29,11 +29,9 @@ class HfOptions(ObjectsOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
     folders: Annotated[
         PerSplit[str],
-        msgspec.Meta(description="folder of each split; of a saved DatasetDict, its subfolders, such as `validation`"),
+        msgspec.Meta(description="folder of each split; for a saved DatasetDict, its subfolders, such as `validation`"),
     ]
-    category_key: Annotated[str, msgspec.Meta(description="key of the categories in the column of objects")] = (
-        "category"
-    )
+    category_key: Annotated[str, msgspec.Meta(description="key of the categories in the objects column")] = "category"
     image_column: Annotated[str, msgspec.Meta(description="column of the images")] = "image"
     objects_column: Annotated[str, msgspec.Meta(description="column of the objects")] = "objects"
 
@@ -134,7 +132,7 @@ def _library(dataset: str) -> ModuleType:
     except ImportError as error:
         fix = "pip install datasets"
         raise ConfigError(
-            located("the format hf needs the library datasets", field=f"datasets.{dataset}", fix=fix)
+            located("the format hf requires the `datasets` library", field=f"datasets.{dataset}", fix=fix)
         ) from error
 
 
@@ -154,7 +152,7 @@ def _check_folder(path: Path) -> None:
         if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
             expected = "the name of a file in this folder"
             facts = {"field": "_data_files", "expected": expected, "found": shown(name)}
-            raise DataError(located("missing or foreign file", file=path / "state.json", **facts))
+            raise DataError(located("missing file, or file outside the folder", file=path / "state.json", **facts))
 
 
 def _write_image(value: Any, folder: Path, number: int, field: str) -> str:

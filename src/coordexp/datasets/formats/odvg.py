@@ -110,7 +110,7 @@ class OdvgFormat(DatasetFormat[OdvgOptions]):
             return declared_categories(self.options.categories)
         if self.options.categories is not None:
             field = f"datasets.{self.dataset}"
-            raise ConfigError(located("`label_map` and `categories` exclude each other", field=field))
+            raise ConfigError(located("`label_map` and `categories` are mutually exclusive", field=field))
         return Categories(read_label_map(folder / self.options.label_map))
 
     def _line(self, writer: EntryWriter, number: int, line: _Line) -> None:
@@ -158,16 +158,18 @@ def read_label_map(path: Path) -> dict[int, str]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(located(f"not a label map: {error}", file=path, fix=fix)) from error
     if not isinstance(content, list) or not content or not all(isinstance(pair, tuple) for pair in content):
-        raise DataError(located("expected an object of labels and names", file=path, found=shown(content), fix=fix))
+        raise DataError(
+            located("expected an object that maps labels to names", file=path, found=shown(content), fix=fix)
+        )
     labels: dict[int, str] = {}
     for key, name in content:
         if not (key.isascii() and key.isdigit() and len(key) < 16):
-            raise DataError(located("expected a number as label", file=path, field=shown(key), fix=fix))
+            raise DataError(located("expected a numeric label", file=path, field=shown(key), fix=fix))
         if not isinstance(name, str) or not name.strip() or "<|" in name:
             raise DataError(located("expected a category name", file=path, field=key, found=shown(name), fix=fix))
         if name in labels.values() or int(key) in labels:
             problem = "two labels have the same name" if name in labels.values() else "the label is repeated"
-            raise DataError(located(problem, file=path, field=key, found=name, fix="give every label one name"))
+            raise DataError(located(problem, file=path, field=key, found=name, fix="give each label a unique name"))
         labels[int(key)] = name
     return labels
 

@@ -44,18 +44,18 @@ class VocOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
         PerSplit[str],
         msgspec.Meta(
             description="list of the images of each split, by name without suffix (`ImageSets/Main/train.txt`), or the "
-            "folder that holds its annotation files"
+            "folder of its annotation files"
         ),
     ]
     categories: Annotated[
-        tuple[str, ...], msgspec.Meta(description="category names, in the order of their ids, which begin with 1")
+        tuple[str, ...], msgspec.Meta(description="category names, in the order of their ids, starting at 1")
     ]
     one_based: Annotated[
         bool,
         msgspec.Meta(
-            description="true: coordinates are pixel indices that begin with 1, and xmax and ymax are the last pixels "
-            "of the object, as in PASCAL VOC itself; false: coordinates of the box's edges, which begin with 0, as "
-            "most annotation tools write them"
+            description="true: coordinates are pixel indices starting at 1, and xmax and ymax are the last pixels of "
+            "the object, as in PASCAL VOC itself; false: coordinates of the box's edges, starting at 0, as most "
+            "annotation tools write them"
         ),
     ]
     annotations: Annotated[str, msgspec.Meta(description="folder of the XML files of listed images")] = "Annotations"

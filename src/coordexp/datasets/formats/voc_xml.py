@@ -89,7 +89,7 @@ class _Reader:
 
     def refuse(self, *_: object) -> NoReturn:
         detail = "document types and entities can read other files and fill the memory; remove <!DOCTYPE ...>"
-        raise BadItem("XML with a document type", detail, self.parser.CurrentLineNumber)
+        raise BadItem("XML with a document type declaration", detail, self.parser.CurrentLineNumber)
 
 
 def read_voc_file(path: Path) -> VocFile:

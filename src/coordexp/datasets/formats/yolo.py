@@ -43,7 +43,9 @@ class YoloOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fi
     """Options of a dataset in YOLO format; paths are relative to its folder."""
 
     data: Annotated[str, msgspec.Meta(description="YAML file with the classes and the splits")] = "data.yaml"
-    splits: Annotated[PerSplit[str], msgspec.Meta(description="key of each split in the YAML file: `val: valid`")]
+    splits: Annotated[
+        PerSplit[str], msgspec.Meta(description="key of each split in the YAML file, for example `val: valid`")
+    ]
 
 
 @FORMATS.register("yolo")
@@ -141,7 +143,7 @@ class _Conversion:
             if name in self.names:
                 raise BadItem("image listed twice", name)
             if owner != name and path.exists():
-                raise BadItem("label file of two images", f"{label} belongs to {owner} and {name}")
+                raise BadItem("label file shared by two images", f"{label} belongs to {owner} and {name}")
             image = self.folder.find(name)
         except BadItem as error:
             self.writer.skip_item("image", file if line else self.root / name, error, line)
@@ -210,7 +212,7 @@ class _Conversion:
 def _class_index(text: str, count: int) -> int:
     [value] = finite_numbers([text])
     if not value.is_integer():
-        raise BadItem("class index is no integer", f"found {text!r}")
+        raise BadItem("class index is not an integer", f"found {text!r}")
     if not 0 <= value < count:
         raise BadItem("unknown class index", f"expected 0 to {count - 1}, found {text}")
     return int(value)

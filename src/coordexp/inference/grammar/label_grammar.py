@@ -20,7 +20,7 @@ class LabelGrammar(Grammar):
 
     def __init__(self, vocabulary: Vocabulary, automaton: Automaton, labels: Sequence[str]):
         if not labels or not all(label.strip() for label in labels):
-            raise DataError("labels: expected at least one and none of them blank\n  -> give the categories to detect")
+            raise DataError("labels: expected at least one and none of them blank\n  -> pass the categories to detect")
         self.vocabulary, self.automaton = vocabulary, automaton
         self.spellings = [json.dumps(label, ensure_ascii=False)[1:-1] for label in dict.fromkeys(labels)]
         self.start = automaton.start

@@ -53,4 +53,4 @@ def test_names_are_text_as_written(tmp_path):
 def test_an_unusable_path_is_told(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     read_data_yaml(write(tmp_path / "data.yaml", "path: ../datasets\ntrain: images\nnames: [a]\n"), "train")
-    assert "`path` ('../datasets') is no folder below" in capsys.readouterr().err
+    assert "`path` ('../datasets') is not a folder below" in capsys.readouterr().err

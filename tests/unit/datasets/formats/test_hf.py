@@ -102,7 +102,7 @@ def test_files_outside_the_folder_are_not_read(tmp_path):
     save(tmp_path, [(draw_image(16, 12), ([], []))])
     state = tmp_path / "set" / "train" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "_data_files": [{"filename": "../../other.arrow"}]}))
-    with pytest.raises(DataError, match=r"state\.json: _data_files: missing or foreign file"):
+    with pytest.raises(DataError, match=r"state\.json: _data_files: missing file, or file outside the folder"):
         provided(tmp_path, ENTRY)
 
 

@@ -137,7 +137,7 @@ BAD_LABELS = {
     '["cat"]': "expected an object",
     "{}": "expected an object",
     '{"0": ': "not a label map",
-    '{"a": "cat"}': "expected a number as label",
+    '{"a": "cat"}': "expected a numeric label",
     '{"0": ""}': "expected a category name",
     '{"0": 1}': "expected a category name",
     '{"0": "cat", "1": "cat"}': "two labels have the same name",
@@ -158,7 +158,7 @@ def test_names_that_collide_are_bad(read):
 
 
 def test_a_label_map_excludes_declared_categories(read):
-    with pytest.raises(ConfigError, match="exclude each other"):
+    with pytest.raises(ConfigError, match="mutually exclusive"):
         read(detection(CAT), categories=["cat"])
 
 

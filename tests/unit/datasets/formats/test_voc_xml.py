@@ -15,9 +15,13 @@ EXTERNAL = '<!DOCTYPE a [\n<!ENTITY x SYSTEM "file:///etc/passwd">]>\n<annotatio
 @pytest.mark.parametrize(
     ("text", "reason", "line"),
     [
-        (LAUGHS, "XML with a document type", 2),
-        (EXTERNAL, "XML with a document type", 1),
-        ('<!DOCTYPE annotation SYSTEM "http://example.com/voc.dtd">\n<annotation/>', "XML with a document type", 1),
+        (LAUGHS, "XML with a document type declaration", 2),
+        (EXTERNAL, "XML with a document type declaration", 1),
+        (
+            '<!DOCTYPE annotation SYSTEM "http://example.com/voc.dtd">\n<annotation/>',
+            "XML with a document type declaration",
+            1,
+        ),
         ("<annotation>\n<filename>a&x;</filename></annotation>", "not XML", 2),
         ("<annotation>\n<object>\n</annotation>", "not XML", 3),
         ("<svg>\n</svg>", "not a VOC annotation", 1),

@@ -77,7 +77,7 @@ def test_the_last_folder_called_images_becomes_labels():
     [
         ("2 .5 .5 .1 .1", "unknown class index"),
         ("-1 .5 .5 .1 .1", "unknown class index"),
-        ("0.5 .5 .5 .1 .1", "class index is no integer"),
+        ("0.5 .5 .5 .1 .1", "class index is not an integer"),
         ("cat .5 .5 .1 .1", "not a number"),
         ("0 nan .5 .1 .1", "non-finite number"),
         ("0 .5 .5 inf .1", "non-finite number"),
@@ -113,7 +113,7 @@ def broken_folder(root):
     write(root / "images/train/a.png", (root / "images/train/empty.png").read_bytes())
     write(root / "images/train/damaged.jpg", b"no image")
     return entry, [
-        ("image", "label file of two images", "images/train/a.png", None),
+        ("image", "label file shared by two images", "images/train/a.png", None),
         ("image", "unreadable image", "images/train/damaged.jpg", None),
         ("annotation", "not UTF-8", "labels/train/empty.txt", 2),
         ("image", "missing image", "labels/train/lost.txt", None),
@@ -126,7 +126,7 @@ def test_every_bad_file_is_an_error_or_counted(tmp_path):
     root = tmp_path / "own"
     entry, expected = broken_folder(root)
     assert skipped(provided(entry, root, "skip"), root) == expected
-    with pytest.raises(DataError, match=r"6 problems[\s\S]*label file of two images[\s\S]*lost\.txt"):
+    with pytest.raises(DataError, match=r"6 problems[\s\S]*label file shared by two images[\s\S]*lost\.txt"):
         provided(entry, root)
 
 
