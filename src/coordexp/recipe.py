@@ -254,6 +254,18 @@ class Recipe(msgspec.Struct, frozen=True):
         return {key: value for section in SWIFT_SECTIONS for key, value in getattr(self, section).items()}
 
 
+class _RecordedRecipe(msgspec.Struct, frozen=True):
+    custom: dict[str, Any]
+
+
+class _Trained(msgspec.Struct, frozen=True):
+    recipe: _RecordedRecipe | None = None
+
+
+class _MergeManifest(msgspec.Struct, frozen=True):
+    trained: _Trained
+
+
 def load_recipe(
     source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
@@ -276,8 +288,13 @@ def load_recipe(
 def checkpoint_custom(model_dir: str | Path) -> Custom:
     """The `custom` section that a merged checkpoint was trained with; the defaults if it does not record one."""
     manifest = Path(model_dir) / "merge_manifest.json"
-    recipe = read_json(manifest)["trained"].get("recipe") if manifest.is_file() else None
-    return convert(recipe["custom"], Custom, manifest, "trained.recipe.custom") if recipe else Custom()
+    if not manifest.is_file():
+        return Custom()
+    try:
+        recorded = msgspec.convert(read_json(manifest), _MergeManifest).trained.recipe
+    except msgspec.ValidationError as error:
+        raise ConfigError(located(f"malformed manifest: {error}", file=manifest, fix="merge again")) from error
+    return convert(recorded.custom, Custom, manifest, "trained.recipe.custom") if recorded else Custom()
 
 
 def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
