@@ -254,18 +254,6 @@ class Recipe(msgspec.Struct, frozen=True):
         return {key: value for section in SWIFT_SECTIONS for key, value in getattr(self, section).items()}
 
 
-class _RecordedRecipe(msgspec.Struct, frozen=True):
-    custom: dict[str, Any]
-
-
-class _Trained(msgspec.Struct, frozen=True):
-    recipe: _RecordedRecipe | None = None
-
-
-class _MergeManifest(msgspec.Struct, frozen=True):
-    trained: _Trained
-
-
 def load_recipe(
     source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
@@ -291,10 +279,12 @@ def checkpoint_custom(model_dir: str | Path) -> Custom:
     if not manifest.is_file():
         return Custom()
     try:
-        recorded = msgspec.convert(read_json(manifest), _MergeManifest).trained.recipe
+        trained = msgspec.convert(read_json(manifest), dict[str, Any]).get("trained")
+        recipe = msgspec.convert(trained, dict[str, Any]).get("recipe")
+        recorded = msgspec.convert(recipe, dict[str, dict[str, Any]] | None)
     except msgspec.ValidationError as error:
         raise ConfigError(located(f"malformed manifest: {error}", file=manifest, fix="merge again")) from error
-    return convert(recorded.custom, Custom, manifest, "trained.recipe.custom") if recorded else Custom()
+    return convert(recorded.get("custom", {}), Custom, manifest, "trained.recipe.custom") if recorded else Custom()
 
 
 def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
