@@ -64,6 +64,15 @@ class ImageProcessor(msgspec.Struct):
     do_convert_rgb: bool | UnsetType = UNSET
 
 
+class TokenizerConfig(msgspec.Struct):
+    """The parts of tokenizer_config.json that its class uses without a check."""
+
+    model_max_length: float | UnsetType | None = UNSET
+    padding_side: str | UnsetType | None = UNSET
+    truncation_side: str | UnsetType | None = UNSET
+    added_tokens_decoder: dict[str, dict] | UnsetType = UNSET
+
+
 class AddedToken(msgspec.Struct):
     """An added token of tokenizer.json."""
 
@@ -99,11 +108,12 @@ def read_object(path: str | Path) -> dict[str, Any]:
 def check_config(path: Path) -> None:
     """ModelError unless config.json has the types that its readers expect and sizes that a model may have.
 
-    The same for the preprocessor_config.json beside it, if there is one.
+    The same for the configurations of the tokenizer and of the image processor beside it, if there are any.
     """
-    images = path.with_name("preprocessor_config.json")
-    if images.is_file():
-        _convert(read_object(images), ImageProcessor, images)
+    for name, kind in (("preprocessor_config.json", ImageProcessor), ("tokenizer_config.json", TokenizerConfig)):
+        other = path.with_name(name)
+        if other.is_file():
+            _convert(read_object(other), kind, other)
     content = read_object(path)
     _convert(content, ModelConfig, path)
     for field, value in _leaves(content):

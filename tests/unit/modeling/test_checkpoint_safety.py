@@ -142,6 +142,24 @@ def test_a_malformed_configuration_is_an_error_with_file_and_field(tmp_path, con
     assert str(tmp_path / "config.json") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", {"model_max_length": {"a": 1}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": []}),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}),
+        ("preprocessor_config.json", {"image_std": [0.5, 0.0, 0.5]}),
+        ("preprocessor_config.json", {"patch_size": "16"}),
+    ],
+    ids=str,
+)
+def test_a_malformed_configuration_of_a_processor_is_an_error(tmp_path, name, content):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"{name}: malformed"):
+        check_checkpoint(tmp_path)
+
+
 def test_an_error_of_a_library_becomes_one_line_and_lack_of_memory_stays(tmp_path):
     with pytest.raises(ModelError, match=r"cannot load it: KeyError: 'x'"), library_errors("load it", tmp_path):
         raise KeyError("x")
