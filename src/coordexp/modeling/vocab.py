@@ -83,17 +83,8 @@ def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds
     for field in ("start", "end", "wildcard"):
         if getattr(ids, field) != expected.get(field):
             fix = "train, merge and predict must use the checkpoint that expand_vocab wrote"
-            found = getattr(ids, field)
-            raise ModelError(
-                located(
-                    "coordinate ids differ",
-                    file=folder,
-                    field=field,
-                    expected=expected.get(field),
-                    found=found,
-                    fix=fix,
-                )
-            )
+            facts = {"field": field, "expected": expected.get(field), "found": getattr(ids, field), "fix": fix}
+            raise ModelError(located("coordinate ids differ", file=folder, **facts))
     found = tokenizer_sha256(folder)
     want = expected.get("tokenizer_sha256")
     if found != want:

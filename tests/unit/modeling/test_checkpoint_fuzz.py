@@ -169,6 +169,7 @@ def run(inputs: Path, out: Path, count: int, seed: int) -> tuple[collections.Cou
         rng = random.Random(f"{seed}/{case}")
         kind = rng.choice(["base", "expanded", "expanded", "adapter", "merged", "merged"])
         folder = copy_of(inputs / kind, out / "copy")
+        (folder / "SHA256SUMS").unlink(missing_ok=True)  # which would reveal the damage before anything reads it
         names = sorted(f.name for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
         file = folder / rng.choice(names)
         how = damage(file, rng)
