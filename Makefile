@@ -46,6 +46,7 @@ soak: install  ## inject every fault into every rule, kill the workflow at rando
 	python docs/make_faults.py
 	pytest tests/unit/evaluation/test_answer_items.py -m soak
 	pytest tests/unit/datasets/formats -m soak
+	pytest tests/unit/modeling/test_checkpoint_fuzz.py -m soak
 
 install: $(READY)
 	@test "$$(cat $(VENV)/.checkout 2>/dev/null)" = "$(CURDIR)" || { \

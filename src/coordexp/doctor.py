@@ -15,7 +15,7 @@ from PIL import Image
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry import boxes, norm1000
 from coordexp.inference.draw import draw
-from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.families import family_of
 from coordexp.recipe import Custom
@@ -97,8 +97,9 @@ def _encode(
     template.register()
     model_loader.register()
     names = family_of(model_dir).swift
-    processor = get_processor(str(model_dir), model_type=names.our_model_type)
-    encoder = get_template(processor, template_type=names.our_template, truncation_strategy="raise")
+    with library_errors("load the processor", model_dir):
+        processor = get_processor(str(model_dir), model_type=names.our_model_type)
+        encoder = get_template(processor, template_type=names.our_template, truncation_strategy="raise")
     encoder.set_mode("train")
     sample, image = Sample(record, file, f"{file}:{record.metadata.image_id}", {}, None), None
     if epoch is not None:

@@ -276,8 +276,15 @@ def load_recipe(
 def checkpoint_custom(model_dir: str | Path) -> Custom:
     """The `custom` section that a merged checkpoint was trained with; the defaults if it does not record one."""
     manifest = Path(model_dir) / "merge_manifest.json"
-    recipe = read_json(manifest)["trained"].get("recipe") if manifest.is_file() else None
-    return convert(recipe["custom"], Custom, manifest, "trained.recipe.custom") if recipe else Custom()
+    if not manifest.is_file():
+        return Custom()
+    try:
+        trained = msgspec.convert(read_json(manifest), dict[str, Any]).get("trained")
+        recipe = msgspec.convert(trained, dict[str, Any]).get("recipe")
+        recorded = msgspec.convert(recipe, dict[str, dict[str, Any]] | None)
+    except msgspec.ValidationError as error:
+        raise ConfigError(located(f"malformed manifest: {error}", file=manifest, fix="merge again")) from error
+    return convert(recorded.get("custom", {}), Custom, manifest, "trained.recipe.custom") if recorded else Custom()
 
 
 def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:

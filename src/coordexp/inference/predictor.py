@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from coordexp.answers.render import PromptStyle, hf_chat
+from coordexp.answers.render import PromptStyle, user_text
 from coordexp.inference.attention import avoid_planned_attention
 from coordexp.inference.decoder import ConstrainedDecoder
 from coordexp.inference.encoding import Inputs, encoded_ahead, left_padded
@@ -19,8 +19,10 @@ from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Prompt
-from coordexp.modeling.checkpoint_safety import check_checkpoint
-from coordexp.modeling.families import family_named
+from coordexp.modeling.chat_template import prompt_frame
+from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
+from coordexp.modeling.families import family_named, family_of
+from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, ModelError, located
@@ -68,18 +70,25 @@ class Predictor:
             raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         avoid_planned_attention()
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype="auto", attn_implementation="sdpa", trust_remote_code=False
-        )
+        family_of(folder)
         ids = verified_ids(folder) if style.coordinates == "token" else None
+        open_checkpoint(folder)
+        local = {"trust_remote_code": False, "local_files_only": True}
+        with library_errors("load the checkpoint", folder):
+            processor = AutoProcessor.from_pretrained(folder, **local)
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype="auto", attn_implementation="sdpa", output_loading_info=True, **local
+            )
+        missing = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+        if missing:  # which transformers would fill with random values
+            facts = {"found": missing[:5], "fix": "fetch or merge the checkpoint again"}
+            raise ModelError(located(f"{len(missing)} tensors are missing or have another shape", file=folder, **facts))
         return cls(model.to(device).eval(), processor, ids, options, style)
 
     def prompt_text(self, categories: Sequence[str] | None = None) -> str:
         """The chat prompt with one image placeholder, up to where the answer starts."""
-        return self.processor.apply_chat_template(
-            hf_chat(self.style, categories), add_generation_prompt=True, tokenize=False
-        )
+        before, after = prompt_frame(self.processor)
+        return before + user_text(self.style, categories) + after
 
     def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Model inputs of a left-padded batch on the model's device.

@@ -10,8 +10,8 @@ import msgspec
 
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.adapter_options import LoraSettings, OffsetSettings, lora_settings
+from coordexp.modeling.checkpoint_config import read_object
 from coordexp.records import COORD_BINS
-from coordexp.runtime import io
 from coordexp.runtime.errors import ModelError, located
 
 CONFIG_NAME = "adapter_config.json"
@@ -63,7 +63,7 @@ class Adapter(msgspec.Struct, frozen=True):
 def read_adapter(folder: str | Path) -> Adapter:
     """Read an adapter folder; ModelError for options or tensor names that cannot be merged exactly."""
     folder = Path(folder)
-    settings = lora_settings(io.read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
+    settings = lora_settings(read_object(folder / CONFIG_NAME), folder / CONFIG_NAME)
     file = shards.read_header(folder / WEIGHTS_NAME)
     lora_parts: dict[str, dict[str, shards.TensorSpec]] = {}
     replaced: dict[str, shards.TensorSpec] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from coordexp.modeling import safetensors_io as shards
+from coordexp.modeling.checkpoint_safety import library_errors
 from coordexp.modeling.families import EmbeddingTensors, ModelFamily
 from coordexp.runtime.errors import ModelError, located
 
@@ -75,7 +76,8 @@ def _check_not_quantised(checkpoint: shards.Checkpoint, config: dict[str, Any]) 
 
 def _check_names(checkpoint: shards.Checkpoint, family: ModelFamily, config: dict[str, Any]) -> None:
     """ModelError unless the tensors are those of the model that config.json describes, if the family knows them."""
-    expected = family.tensor_shapes(config)
+    with library_errors("build the model of this configuration", checkpoint.folder / "config.json"):
+        expected = family.tensor_shapes(config)
     if expected is None:
         return
     specs = {spec.name: spec for shard in checkpoint.shards.values() for spec in shard.tensors.values()}

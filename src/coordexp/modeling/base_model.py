@@ -28,11 +28,11 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
     """Write the checkpoint folder `out_dir` for the entry `models.{name}` of the configuration.
 
     The sources `hf` and `modelscope` need `repo` and a pinned `revision` and download into the cache of the hub, where
-    interrupted downloads resume; `path` names a folder. The checkpoint's files (safetensors, json, jinja, txt) are
-    hard-linked from there, or copied where links are impossible. `tiny` builds a tiny model with `seed`; the other keys
-    are its options. Returns the content of `model_source.json`. ConfigError for an invalid entry, DownloadError if the
-    hub cannot be reached, SpaceError if the disk of its cache is full, ModelError for damaged weights or an unknown
-    model family.
+    interrupted downloads resume; `path` names a folder. Weights (safetensors) are hard-linked from there, or copied
+    where links are impossible; the checkpoint's other files (json, jinja, txt) are copied. `tiny` builds a tiny model
+    with `seed`; the other keys are its options. Returns the content of `model_source.json`. ConfigError for an invalid
+    entry, DownloadError if the hub cannot be reached, SpaceError if the disk of its cache is full, ModelError for
+    damaged weights or an unknown model family.
     """
     out, entry = Path(out_dir), dict(model)
     source = entry.pop("source", None)
@@ -58,13 +58,17 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
 
 
 def _link_checkpoint(folder: Path, out: Path, facts: dict) -> None:
-    check_checkpoint(folder)
+    from_hub = facts["source"] != "path"  # other files in the cache of a hub are not used
+    check_checkpoint(folder, only=contents.files(folder) if from_hub else None)
     verify_checksums(folder)
     shards.open_checkpoint(folder)
     methods = set()
     with output_dir(out, "fetch") as scratch:
-        for file in contents.files(folder):
-            methods.add(shards.link_or_copy(file, scratch / file.name))
+        own = contents.own_files(folder, "fetch")
+        for file in sorted(set(contents.files(folder)) & set(own)):
+            method = shards.link_or_copy(file, scratch / file.name)
+            if file.suffix == ".safetensors":
+                methods.add(method)
         for needed in ("config.json", "tokenizer.json"):
             if not (scratch / needed).exists():
                 raise ConfigError(located("incomplete checkpoint", file=folder, expected=needed, found="no such file"))

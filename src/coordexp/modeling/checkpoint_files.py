@@ -1,20 +1,41 @@
-"""The files that make up a checkpoint, and their content identity."""
+"""The files that make up a checkpoint, copying them, and their content identity."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.runtime.code_identity import content_identity
+from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.io import read_json
 
 SOURCE_FILE = "model_source.json"
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+_READ = (".safetensors", ".json", ".jinja")  # files of these types are never left out of a copy
 
 
 def files(folder: Path) -> list[Path]:
     """The checkpoint's files in `folder`: weights, configuration, tokenizer and templates."""
-    return sorted(file for pattern in PATTERNS for file in folder.glob(pattern) if file.name != SOURCE_FILE)
+    own, outside = _regular_files(folder)
+    found = [*own, *(file for file in outside if file.suffix in _READ)]
+    return sorted(file for file in found if file.name != SOURCE_FILE and any(map(file.match, PATTERNS)))
+
+
+def own_files(folder: Path, stage: str | None = None) -> list[Path]:
+    """The regular files in `folder`, which may be copied to another checkpoint.
+
+    A symbolic link that leads out of the folder is never followed: ModelError for weights, JSON files and templates,
+    and others are skipped, which is reported on stderr as `stage`. The links in the cache of a hub are its files.
+    """
+    own, outside = _regular_files(folder)
+    for file in outside:
+        if file.suffix in _READ:
+            fix = "copy or hard-link the file into the folder, or give the folder that contains it"
+            raise ModelError(located("a symbolic link that leads out of the checkpoint", file=file, fix=fix))
+        if stage:
+            print(f"{stage}: skipped {file}: a symbolic link that leads out of the checkpoint", file=sys.stderr)
+    return own
 
 
 def weights_identity(folder: str | Path) -> dict[str, str]:
@@ -31,3 +52,18 @@ def recorded_identity(fetched: Path) -> dict[str, str] | None:
     """`checkpoint_identity` in the manifest of the folder `fetched`; None without one, DataError for a damaged one."""
     manifest = fetched / SOURCE_FILE
     return read_json(manifest).get("contents") if manifest.exists() else None
+
+
+def _regular_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The regular files in a folder, and those that are symbolic links to somewhere else."""
+    own, outside = [], []
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            (own if not file.is_symlink() or _belongs(file, folder) else outside).append(file)
+    return own, outside
+
+
+def _belongs(link: Path, folder: Path) -> bool:
+    target = link.resolve()
+    in_hub_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return in_hub_cache or target.is_relative_to(folder.resolve())

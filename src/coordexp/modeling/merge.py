@@ -23,7 +23,8 @@ from coordexp.modeling import merge_plan as update
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.adapter_options import nested_modules
 from coordexp.modeling.base_checks import embedding_tensors
-from coordexp.modeling.checkpoint_files import SOURCE_FILE, weights_identity
+from coordexp.modeling.checkpoint_config import read_object
+from coordexp.modeling.checkpoint_files import SOURCE_FILE, own_files, weights_identity
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.families import family_of
 from coordexp.runtime import io
@@ -60,11 +61,11 @@ def merge(
     together.
     """
     base, out = check_checkpoint(base_dir), Path(out_dir)
-    checkpoint_dir = check_checkpoint(resolve_checkpoint(trained, best=best))
+    checkpoint_dir = check_checkpoint(resolve_checkpoint(trained, best=best), trained=True)
     _check_output(base, checkpoint_dir, out, allow_overwrite)
     sha256 = {folder: checksums.verify_checksums(folder) for folder in (base, checkpoint_dir)}
     base_weights = shards.open_checkpoint(base)
-    family, config = family_of(base), io.read_json(base / "config.json")
+    family, config = family_of(base), read_object(base / "config.json")
     _check_same_tokenizer(base, checkpoint_dir)
     _check_trained_base(base, checkpoint_dir)
     if (checkpoint_dir / peft_adapter.CONFIG_NAME).exists():
@@ -83,7 +84,7 @@ def merge(
     _check_ids(base, plan)
     _announce(base, plan, out)
     with output_dir(out, "merge") as folder:
-        _link_base_files(base, folder)
+        _copy_base_files(base, folder)
         written = update.write(plan, folder)
         manifest["shards"] = written.methods
         if untied:
@@ -117,7 +118,7 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
     if not best:
         return newest
     state = newest / TRAINER_STATE
-    named = io.read_json(state).get("best_model_checkpoint") if state.exists() else None
+    named = read_object(state).get("best_model_checkpoint") if state.exists() else None
     chosen = [c for c in candidates if named and c.name == Path(named).name]
     if not chosen:
         fix = "train with custom.detection_eval, or with evaluation and metric_for_best_model; or merge the newest"
@@ -171,7 +172,7 @@ def _flag(env: Any, name: str) -> bool:
 
 def _named_base(folder: Path) -> str:
     config = folder / peft_adapter.CONFIG_NAME
-    named = io.read_json(config).get("base_model_name_or_path") if config.exists() else None
+    named = read_object(config).get("base_model_name_or_path") if config.exists() else None
     if named and not Path(named).is_dir():
         named = _trained_base(folder) or named
     if not named or not Path(named).is_dir():
@@ -203,7 +204,7 @@ def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: 
 def _check_same_tokenizer(base: Path, checkpoint_dir: Path) -> None:
     if not (base / vocab.COORD_FILE).exists():
         return
-    expected = io.read_json(base / vocab.COORD_FILE)
+    expected = read_object(base / vocab.COORD_FILE)
     for folder in (base, checkpoint_dir):
         if (folder / "tokenizer.json").exists():
             vocab.check_tokenizer(folder, expected)
@@ -212,8 +213,10 @@ def _check_same_tokenizer(base: Path, checkpoint_dir: Path) -> None:
 def _check_trained_base(base: Path, checkpoint_dir: Path) -> None:
     """ModelError unless the base has the weights that training recorded; equal shapes do not imply equal weights."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
-    expected = io.read_json(manifest).get("base") if manifest.exists() else None
+    expected = read_object(manifest).get("base") if manifest.exists() else None
     found = weights_identity(base) if expected else None
+    if expected is not None and not isinstance(expected, dict):
+        raise ModelError(located("expected an object", file=manifest, field="base", found=expected))
     if found != expected:
         different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         fix = "merge into the expanded checkpoint that training used"
@@ -251,8 +254,11 @@ def _check_not_merged(base: Path, manifest: dict) -> None:
     earlier = base / MANIFEST_NAME
     if not earlier.exists():
         return
-    before = io.read_json(earlier)
-    history = [before["trained"]["weights"], *before.get("merged_before", [])]
+    before = read_object(earlier)
+    trained, older = before.get("trained"), before.get("merged_before") or []
+    if not isinstance(trained, dict) or not isinstance(older, list):
+        raise ModelError(located("malformed manifest", file=earlier, fix="merge the checkpoint again"))
+    history = [trained.get("weights"), *older]
     if manifest["trained"]["weights"] in history:
         fix = "merge into the checkpoint that training used, not into a merged one"
         raise ModelError(located("this adapter has already been merged into the base", file=base, fix=fix))
@@ -281,7 +287,7 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
 def _recipe(checkpoint_dir: Path) -> dict | None:
     """The recipe of the training, which determines the prompts of the merged model."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
-    return io.read_json(manifest).get("recipe") if manifest.exists() else None
+    return read_object(manifest).get("recipe") if manifest.exists() else None
 
 
 def _inference_settings(checkpoint_dir: Path) -> InferenceSettings | None:
@@ -303,18 +309,19 @@ def _announce(base: Path, plan: update.MergePlan, out: Path) -> None:
     sources = {name: update.unchanged_file(name, changes) for name, changes in plan.files.items()}
     written = {name: update.size(plan.files[name]) for name, source in sources.items() if source is None}
     linked = [source for source in sources.values() if source is not None]
-    announce_shards("merge", out, written, [*linked, *_base_files(base)])
+    copied = sum(file.stat().st_size for file in _base_files(base))
+    announce_shards("merge", out, written, linked, copied)
 
 
-def _link_base_files(base: Path, folder: Path) -> None:
-    for file in _base_files(base):
+def _copy_base_files(base: Path, folder: Path) -> None:
+    for file in _base_files(base, report=True):
         shards.link_or_copy(file, folder / file.name)
 
 
-def _base_files(base: Path) -> Iterator[Path]:
+def _base_files(base: Path, *, report: bool = False) -> Iterator[Path]:
     """The files of the base, other than weights, that are part of the merged checkpoint."""
     excluded = {MANIFEST_NAME, SOURCE_FILE, checksums.FILE_NAME, INFERENCE_SETTINGS, MARKER, shards.INDEX_NAME}
-    for file in sorted(base.iterdir()):
+    for file in own_files(base, "merge" if report else None):
         weights = file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
-        if file.is_file() and not weights and file.name not in excluded:
+        if not weights and file.name not in excluded:
             yield file

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from coordexp.modeling.parallel_writer import Output, aligned_buffer
 from coordexp.runtime import tuning
@@ -23,8 +26,17 @@ ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
+_SHARD_NAME = re.compile(r"[^/\\\x00]{1,240}\.safetensors")
 _MAX_HEADER = 100 << 20
 _REFETCH = "the file is damaged or incomplete: fetch or create it again"
+
+
+class _HeaderEntry(msgspec.Struct, frozen=True):
+    """A tensor in the header of a file; offsets are relative to the end of the header."""
+
+    dtype: str
+    shape: tuple[Annotated[int, Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -76,23 +88,30 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 def read_header(path: str | Path) -> ShardFile:
-    """Read the header of a safetensors file; ModelError if the file is damaged or truncated."""
+    """Read the header of a safetensors file; ModelError if the file is damaged, malformed or truncated."""
     path = Path(path)
-    try:
-        with path.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise ModelError(located("not a safetensors file", file=path, found=f"{size} bytes", fix=_REFETCH))
-            header = json.loads(handle.read(length))
-    except FileNotFoundError as error:
-        raise ModelError(located("weight file is missing", file=path, fix="fetch the checkpoint again")) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(located("damaged safetensors header", file=path, fix=_REFETCH)) from error
+    if not path.exists():
+        raise ModelError(located("weight file is missing", file=path, fix="fetch the checkpoint again"))
+    if not path.is_file():
+        raise ModelError(located("not a regular file", file=path, fix=_REFETCH))
+    with path.open("rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise ModelError(located("not a safetensors file", file=path, found=f"{size} bytes", fix=_REFETCH))
+        header = _object(handle.read(length), "damaged safetensors header", path)
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelError(located("damaged safetensors header", file=path, field="__metadata__", fix=_REFETCH))
     specs = [_spec(path, name, entry, 8 + length) for name, entry in header.items()]
     specs.sort(key=lambda spec: (spec.begin, spec.end))
-    end = max((spec.end for spec in specs), default=8 + length)
+    end = 8 + length
+    for spec in specs:
+        if spec.begin != end:
+            problem = "the data of a tensor overlaps that of another one, or leaves a gap"
+            facts = {"expected": end - 8 - length, "found": spec.begin - 8 - length}
+            raise ModelError(located(problem, file=path, field=spec.name, **facts, fix=_REFETCH))
+        end = spec.end
     if end != size:
         raise ModelError(
             located("file is truncated or has extra bytes", file=path, expected=end, found=size, fix=_REFETCH)
@@ -109,19 +128,58 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             fix = f"expected {SINGLE_NAME} or {INDEX_NAME}; only safetensors checkpoints are supported"
             raise ModelError(located("no weights in the folder", file=folder, fix=fix))
         return Checkpoint(folder=folder, shards={SINGLE_NAME: read_header(single)}, index_metadata=None)
-    try:
-        content = json.loads(index.read_text("utf-8"))
-        weight_map = content["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ModelError(located("damaged index of shards", file=index, fix=_REFETCH)) from error
-    outside = [name for name in weight_map.values() if Path(name).name != name]
-    if outside:
-        raise ModelError(located("a shard must be in the folder of the checkpoint", file=index, found=outside[0]))
+    if single.exists():
+        problem, fix = f"the folder has {SINGLE_NAME} as well as an index of shards", "remove one of the two"
+        raise ModelError(located(problem, file=index, fix=fix))
+    weight_map, metadata = _read_index(index)
     shards = {name: read_header(folder / name) for name in dict.fromkeys(weight_map.values())}
     for tensor, name in weight_map.items():
         if tensor not in shards[name].tensors:
             raise ModelError(located(f"{name} does not contain a tensor listed in the index", file=index, field=tensor))
-    return Checkpoint(folder=folder, shards=shards, index_metadata=content.get("metadata") or {})
+    seen: set[str] = set()
+    for tensor in (tensor for shard in shards.values() for tensor in shard.tensors):
+        if tensor in seen:
+            raise ModelError(located("two shards contain the same tensor", file=index, field=tensor, fix=_REFETCH))
+        seen.add(tensor)
+    return Checkpoint(folder=folder, shards=shards, index_metadata=metadata)
+
+
+def _read_index(index: Path) -> tuple[dict[str, str], dict]:
+    if not index.is_file() or index.stat().st_size > _MAX_HEADER:
+        raise ModelError(located("damaged index of shards", file=index, fix=_REFETCH))
+    content = _object(index.read_bytes(), "damaged index of shards", index)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
+        raise ModelError(located("damaged index of shards", file=index, field="weight_map", fix=_REFETCH))
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+            problem, expected = "a shard must be in the folder of the checkpoint", "a name with .safetensors"
+            raise ModelError(located(problem, file=index, field=tensor, expected=expected, found=name))
+    return weight_map, metadata
+
+
+def _object(text: bytes, problem: str, path: Path) -> dict:
+    """The JSON object in `text`; ModelError with `problem` for other content, repeated keys or invalid Unicode."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        if len(found := dict(pairs)) != len(pairs):
+            repeated = collections.Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"repeated key {repeated[0][0]!r}")
+        for text in (*found, *(value for value in found.values() if isinstance(value, str))):
+            text.encode("utf-8")  # ValueError for half of a surrogate pair
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {type(content).__name__}")
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelError(located(f"{problem}: {reason}", file=path, fix=_REFETCH)) from error
+    return content
 
 
 def read_bytes(shard: ShardFile, spec: TensorSpec, begin: int = 0, end: int | None = None) -> bytearray:
@@ -270,14 +328,17 @@ def _copy_range(shard: ShardFile, spec: TensorSpec, begin: int, end: int, out: O
 
 
 def link_or_copy(source: Path, target: Path) -> str:
-    """Create `target` as a hard link to `source`, or as a copy if that is impossible; returns `link` or `copy`."""
+    """Create `target` as a hard link to the weights `source`, or as a copy; returns `link` or `copy`.
+
+    Other files, which people edit, are always copied, and weights where links are impossible.
+    """
     real = source.resolve(strict=True)
-    try:
-        os.link(real, target)
-        return "link"
-    except OSError:
-        shutil.copyfile(real, target)
-        return "copy"
+    if source.suffix == ".safetensors":
+        with contextlib.suppress(OSError):
+            os.link(real, target)
+            return "link"
+    shutil.copyfile(real, target)
+    return "copy"
 
 
 def write_index(folder: Path, weight_map: dict[str, str], total_size: int, metadata: dict) -> None:
@@ -286,13 +347,18 @@ def write_index(folder: Path, weight_map: dict[str, str], total_size: int, metad
     (folder / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def _spec(path: Path, name: str, entry: dict, data_start: int) -> TensorSpec:
+def _spec(path: Path, name: str, entry: object, data_start: int) -> TensorSpec:
     try:
-        dtype, shape = entry["dtype"], tuple(int(side) for side in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-        valid = dtype in ITEM_BYTES and 0 <= begin <= end and end - begin == nbytes(dtype, shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(located("damaged safetensors header", file=path, field=name, fix=_REFETCH)) from error
-    if not valid:
+        tensor = msgspec.convert(entry, _HeaderEntry)
+    except msgspec.ValidationError as error:
+        raise ModelError(
+            located(f"damaged safetensors header: {error}", file=path, field=name, fix=_REFETCH)
+        ) from error
+    begin, end = tensor.data_offsets
+    if tensor.dtype not in ITEM_BYTES:
+        raise ModelError(
+            located("unsupported dtype", file=path, field=name, expected=sorted(ITEM_BYTES), found=tensor.dtype)
+        )
+    if begin > end or end - begin != nbytes(tensor.dtype, tensor.shape):
         raise ModelError(located("invalid tensor entry", file=path, field=name, found=entry, fix=_REFETCH))
-    return TensorSpec(name=name, dtype=dtype, shape=shape, begin=data_start + begin, end=data_start + end)
+    return TensorSpec(name, tensor.dtype, tensor.shape, begin=data_start + begin, end=data_start + end)

@@ -14,8 +14,9 @@ from coordexp.modeling import checksums
 from coordexp.modeling import embedding_init as rows
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.base_checks import Table, check_base, embedding_tables, embedding_tensors
-from coordexp.modeling.checkpoint_files import weights_identity
-from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checkpoint_config import read_object, read_tokenizer
+from coordexp.modeling.checkpoint_files import own_files, weights_identity
+from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
 from coordexp.modeling.families import family_of
 from coordexp.modeling.parallel_writer import Output
 from coordexp.records import COORD_BINS, WILDCARD_TOKEN, coord_token, coord_tokens
@@ -54,7 +55,7 @@ def coord_ids(tokenizer_or_dir: Any) -> CoordIds:
     Accepts a folder with `tokenizer.json`, a `tokenizers.Tokenizer`, a Hugging Face tokenizer, or a processor.
     """
     if isinstance(tokenizer_or_dir, str | Path):
-        vocab, where = _entries(io.read_json(_tokenizer_file(tokenizer_or_dir))), tokenizer_or_dir
+        vocab, where = _entries(read_tokenizer(_tokenizer_file(tokenizer_or_dir))), tokenizer_or_dir
     else:
         tokenizer = getattr(tokenizer_or_dir, "tokenizer", tokenizer_or_dir)
         vocab, where = tokenizer.get_vocab(), type(tokenizer).__name__
@@ -66,10 +67,8 @@ def tokenizer_sha256(folder: str | Path) -> str:
 
     It does not change when the tokenizer is saved again with other white space or by another library version.
     """
-    from tokenizers import Tokenizer
-
     path = _tokenizer_file(folder)
-    return _sha256(io.read_json(path), Tokenizer.from_file(str(path)))
+    return _sha256(read_tokenizer(path), _tokenizer(path))
 
 
 def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds:
@@ -79,21 +78,17 @@ def check_tokenizer(folder: str | Path, expected: dict | str | Path) -> CoordIds
     """
     if not isinstance(expected, dict):
         path = Path(expected)
-        expected = io.read_json(path / COORD_FILE if path.is_dir() else path)
+        expected = read_object(path / COORD_FILE if path.is_dir() else path)
     ids = coord_ids(folder)
     for field in ("start", "end", "wildcard"):
-        if getattr(ids, field) != expected[field]:
+        if getattr(ids, field) != expected.get(field):
             fix = "train, merge and predict must use the checkpoint that expand_vocab wrote"
-            found = getattr(ids, field)
-            raise ModelError(
-                located(
-                    "coordinate ids differ", file=folder, field=field, expected=expected[field], found=found, fix=fix
-                )
-            )
+            facts = {"field": field, "expected": expected.get(field), "found": getattr(ids, field), "fix": fix}
+            raise ModelError(located("coordinate ids differ", file=folder, **facts))
     found = tokenizer_sha256(folder)
-    if found != expected["tokenizer_sha256"]:
+    want = expected.get("tokenizer_sha256")
+    if found != want:
         fix = "train, merge and predict must use the tokenizer of the checkpoint that expand_vocab wrote"
-        want = expected["tokenizer_sha256"]
         raise ModelError(
             located("the tokenizer differs", file=folder, field="sha256", expected=want, found=found, fix=fix)
         )
@@ -110,10 +105,10 @@ def verified_ids(folder: str | Path) -> CoordIds:
 def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric") -> dict:
     """Write `base_dir` with the 1,001 coordinate tokens added to `out_dir`; returns the content of coord_tokens.json.
 
-    Only the shards with the embedding table (and an untied output layer) are rewritten, in blocks; other files are
-    hard-linked, or copied where links are impossible. Dtypes, tying and the division into shards stay the same. A
-    checkpoint that already has the tokens is linked unchanged, with `already_expanded: true`. ModelError for an
-    unsuitable checkpoint.
+    Only the shards with the embedding table (and an untied output layer) are rewritten, in blocks; other shards are
+    hard-linked, or copied where links are impossible, and other files are copied. Dtypes, tying and the division into
+    shards stay the same. A checkpoint that already has the tokens is passed through unchanged, with
+    `already_expanded: true`. ModelError for an unsuitable checkpoint.
     """
     base, out = Path(base_dir), Path(out_dir)
     if init not in get_args(rows.Init):
@@ -125,8 +120,8 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
     check_checkpoint(base)
     sha256 = checksums.verify_checksums(base)
     checkpoint = shards.open_checkpoint(base)
-    check_base(checkpoint, family_of(base), io.read_json(base / "config.json"))
-    tokenizer = io.read_json(_tokenizer_file(base))
+    check_base(checkpoint, family_of(base), read_object(base / "config.json"))
+    tokenizer = read_tokenizer(_tokenizer_file(base))
     known = _next_id(tokenizer)
     present = {t["content"] for t in tokenizer["added_tokens"]} & {WILDCARD_TOKEN, *coord_tokens()}
     if len(present) == 1 + COORD_BINS:
@@ -139,7 +134,7 @@ def expand(base_dir: str | Path, out_dir: str | Path, init: rows.Init = "numeric
     new_rows = max(old_rows, known + 1 + COORD_BINS)
     _announce(base, out, checkpoint, tables, new_rows)
     with output_dir(out, "expand") as folder:
-        for file in _other_files(base):
+        for file in _other_files(base, report=True):
             shards.link_or_copy(file, folder / file.name)
         _write_tokenizer_files(base, folder, tokenizer, known)
         io.write_json(folder / "config.json", _config(checkpoint, old_rows, new_rows))
@@ -170,11 +165,11 @@ def _check(folder: Path) -> dict:
         fix = "only the tokenizer has the tokens: expand the original checkpoint"
         problem = "coordinate ids are outside the embedding table"
         raise ModelError(located(problem, file=folder, expected=f"< {table_rows}", found=facts["end"], fix=fix))
-    _resized(io.read_json(folder / "config.json"), table_rows, table_rows)
+    _resized(read_object(folder / "config.json"), table_rows, table_rows)
     recorded = folder / COORD_FILE
     if recorded.exists():
         check_tokenizer(folder, recorded)
-        facts["init"] = io.read_json(recorded).get("init")
+        facts["init"] = read_object(recorded).get("init")
     return facts
 
 
@@ -207,10 +202,8 @@ def _sha256(content: dict, tokenizer: Tokenizer) -> str:
 
 
 def _facts(folder: Path, table_rows: int, init: str | None) -> dict:
-    from tokenizers import Tokenizer
-
-    content = io.read_json(folder / "tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    content = read_tokenizer(_tokenizer_file(folder))
+    tokenizer = _tokenizer(folder / "tokenizer.json")
     ids = _contiguous(_entries(content), folder)
     _check_encoding(tokenizer, folder, ids)
     return {
@@ -235,8 +228,10 @@ def _link_expanded(base: Path, out: Path, sha256: dict[str, str]) -> dict:
     ids = f"{facts['start']}..{facts['end']}"
     print(f"expand: {base} already has the coordinate tokens ({ids})", file=sys.stderr, flush=True)
     if out.resolve() != base.resolve():
-        files = [file for file in sorted(base.iterdir()) if file.is_file() and file.name not in _OWN]
-        announce_shards("expand", out, {}, files)
+        files = [file for file in own_files(base, "expand") if file.name not in _OWN]
+        weights = [file for file in files if file.suffix == ".safetensors"]
+        copied = sum(file.stat().st_size for file in files if file not in weights)
+        announce_shards("expand", out, {}, weights, copied)
         with output_dir(out, "expand") as folder:
             for file in files:
                 shards.link_or_copy(file, folder / file.name)
@@ -246,7 +241,7 @@ def _link_expanded(base: Path, out: Path, sha256: dict[str, str]) -> dict:
 
 
 def _announce(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict, new_rows: int) -> None:
-    written, linked = {}, list(_other_files(base))
+    written, linked = {}, []
     for name, shard in checkpoint.shards.items():
         specs = [spec for spec in shard.tensors.values() if spec.name in tables]
         if specs:
@@ -254,7 +249,8 @@ def _announce(base: Path, out: Path, checkpoint: shards.Checkpoint, tables: dict
             written[name] = shard.path.stat().st_size + growth
         else:
             linked.append(shard.path)
-    others = sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
+    others = sum(file.stat().st_size for file in _other_files(base))
+    others += sum((base / name).stat().st_size for name in _REWRITTEN if (base / name).exists())
     announce_shards("expand", out, written, linked, others)
 
 
@@ -272,13 +268,13 @@ def _check_encoding(tokenizer: Tokenizer, folder: Path, ids: CoordIds) -> None:
 
 
 def _tables(checkpoint: shards.Checkpoint) -> dict[str, Table]:
-    config = io.read_json(checkpoint.folder / "config.json")
+    config = read_object(checkpoint.folder / "config.json")
     return embedding_tables(checkpoint, embedding_tensors(checkpoint, family_of(checkpoint.folder), config))
 
 
 def _config(checkpoint: shards.Checkpoint, old_rows: int, new_rows: int) -> dict:
     """config.json with the new number of rows, and untied if the output layer differs from the embedding."""
-    config = io.read_json(checkpoint.folder / "config.json")
+    config = read_object(checkpoint.folder / "config.json")
     family = family_of(checkpoint.folder)
     if family.is_tied(config) and not embedding_tensors(checkpoint, family, config).tied:
         message = f"expand: {checkpoint.folder} has an output layer that differs from its embedding: not tied"
@@ -357,20 +353,20 @@ def _write_tokenizer_files(base: Path, folder: Path, tokenizer: dict, first: int
     io.write_text(folder / "tokenizer.json", text.decode())
     settings = base / "tokenizer_config.json"
     if settings.exists():
-        content = io.read_json(settings)
+        content = read_object(settings)
         if "added_tokens_decoder" in content:
             new = {str(first + i): {"content": name, **flags} for i, name in enumerate(names)}
             content["added_tokens_decoder"] |= new
         io.write_json(folder / settings.name, content)
     added = base / "added_tokens.json"
     if added.exists():
-        io.write_json(folder / added.name, io.read_json(added) | {name: first + i for i, name in enumerate(names)})
+        io.write_json(folder / added.name, read_object(added) | {name: first + i for i, name in enumerate(names)})
 
 
-def _other_files(base: Path) -> Iterator[Path]:
-    for file in sorted(base.iterdir()):
+def _other_files(base: Path, *, report: bool = False) -> Iterator[Path]:
+    for file in own_files(base, "expand" if report else None):
         skip = file.name in _REWRITTEN or file.suffix in _WEIGHT_SUFFIXES or file.name == shards.INDEX_NAME
-        if file.is_file() and not skip:
+        if not skip:
             yield file
 
 
@@ -381,6 +377,13 @@ def _tokenizer_file(folder: str | Path) -> Path:
             located("file not found", file=path, fix="a checkpoint needs its fast tokenizer's tokenizer.json")
         )
     return path
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    with library_errors("load the tokenizer", path):
+        return Tokenizer.from_file(str(path))
 
 
 def _next_id(tokenizer: dict) -> int:

@@ -48,7 +48,7 @@ class DetectionScorer(Scorer):
         federated = any(record.metadata.neg_category_ids for record in self.records)
         categories = categories_of(self.records, custom.categories)
         self.ground_truth = ground_truth_from_records(self.records, categories, federated=federated, path=path)
-        self.processor = AutoProcessor.from_pretrained(model_dir, trust_remote_code=False)
+        self.processor = AutoProcessor.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
         self.ids = verified_ids(model_dir) if custom.coord_tokens.enabled else None
         self.options = PredictOptions(
             batch_size=settings.batch_size,

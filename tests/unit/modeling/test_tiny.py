@@ -142,7 +142,11 @@ def test_fetch_tiny_and_path(folder, tmp_path):
     names = {f.name for f in (tmp_path / "own").iterdir()}
     assert names == {f.name for f in folder.iterdir()} - {"notes.md"} | {fetch.SOURCE_FILE, MARKER}
     assert facts["files"] == "linked"
-    assert (tmp_path / "own/config.json").stat().st_ino == (folder / "config.json").stat().st_ino
+    weights, config = (
+        [(parent / name).stat().st_ino for parent in (tmp_path / "own", folder)]
+        for name in ("model.safetensors", "config.json")
+    )
+    assert weights[0] == weights[1] and config[0] != config[1]  # a file that people edit is a copy
     assert json.loads((tmp_path / "own" / fetch.SOURCE_FILE).read_text())["path"] == str(folder)
     helpers.load(tmp_path / "own")
 

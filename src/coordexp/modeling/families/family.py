@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from coordexp.runtime import io
+from coordexp.modeling.checkpoint_config import read_object
 from coordexp.runtime.errors import ModelError, located, nearest
 from coordexp.runtime.registry import Registry
 
@@ -173,7 +173,7 @@ def family_named(model_type: str | None, file: str | Path | None = None) -> Mode
 
     `file` is named in the error.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         problem = f"unknown model family{nearest(str(model_type), FAMILIES.names())}"
         fix = "use a checkpoint of a known family, or register yours in a plug-in (docs/models.md)"
         expected = FAMILIES.names()
@@ -186,4 +186,4 @@ def family_of(folder: str | Path) -> ModelFamily:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ModelError(located("not a checkpoint folder", file=folder, expected="config.json"))
-    return family_named(io.read_json(path).get("model_type"), path)
+    return family_named(read_object(path).get("model_type"), path)
