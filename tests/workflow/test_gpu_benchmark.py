@@ -17,7 +17,8 @@ def test_every_step_runs_on_a_cpu(steps, tmp_path):
     folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     only = ["--only", *steps] if steps else []
     command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--minutes", "15", *folders, *only]
-    subprocess.run(command, cwd=REPOSITORY, check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")})
+    roots = os.pathsep.join(map(str, (REPOSITORY / "src", REPOSITORY)))
+    subprocess.run(command, cwd=REPOSITORY, check=True, env=os.environ | {"PYTHONPATH": roots})
     rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
     assert not any("failed" in row or "skipped" in row for row in rows)
     decoded = next(row for row in rows if row["step"] == "decode")

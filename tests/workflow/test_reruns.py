@@ -157,7 +157,7 @@ def test_real_dry_runs_agree_with_the_plans(finished, changes, key):
     "module",
     [
         *("geometry.boxes", "reporting.report", "inference.decoder", "losses.terms", "evaluation.average_precision"),
-        *("cli", "inference.import_responses", "runtime.io"),
+        *("cli.detect", "inference.import_responses", "runtime.io"),
     ],
 )
 def test_an_edited_module_reruns_its_users_in_a_real_dry_run(clone, base, module):

@@ -171,7 +171,7 @@ def test_input_cut_off(web, case, cell):
     finally:
         web.server.content[path] = ARCHIVES[path]
     broken = next((case.scene.folder / "resources/web/raw/.downloads").glob("*-first.zip"))
-    assert code != 0 and "error: " in text and broken.name in text.rsplit("error: ", 1)[1], text
+    assert code != 0 and "WorkflowFailed:" in text and broken.name in text.rsplit("WorkflowFailed:", 1)[1], text
     assert not (case.scene.folder / OUTPUTS[0]).exists()
     broken.unlink()  # the documented way
     web.server.requests.clear()

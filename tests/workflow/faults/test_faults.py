@@ -135,7 +135,7 @@ def test_input_cut_off(rule, case, cell):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         code, text = one.run()
         assert code != 0, f"{name} was taken for whole"
-        assert "error: " in text and path.name in text.split("error: ", 1)[1], text
+        assert "WorkflowFailed:" in text and path.name in text.split("WorkflowFailed:", 1)[1], text
         assert not any((one.scene.folder / output).exists() for output in one.outputs)
         if rule in REMADE:
             path.unlink()  # the documented way
