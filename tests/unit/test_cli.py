@@ -149,3 +149,33 @@ def test_options_of_a_struct_have_its_description_and_choices(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--on-bad error|skip invalid annotations: `error` stops" in text
     assert "qwen2.5-vl" in text
+
+
+def test_an_output_never_replaces_an_input(tmp_path, capsys):
+    predictions, annotations = generated(0, lvis=False, images=2).write(tmp_path)
+    for out in (predictions, annotations):
+        before = out.read_bytes()
+        assert main(["evaluate", "--gt", str(annotations), "--pred", str(predictions), "--out", str(out)]) == 2
+        assert "would replace an input" in capsys.readouterr().err and out.read_bytes() == before
+    (tmp_path / "photo.png").write_bytes(b"an image")
+    photo = str(tmp_path / "photo.png")
+    assert main(["detect", photo, "--model", str(tmp_path), "--out", photo]) == 2
+    assert "would replace an input" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_a_file_is_an_error_without_a_traceback(tmp_path, capsys):
+    folder = tmp_path / "x.json"
+    folder.mkdir()
+    for command in (
+        ["parse", str(folder), "--records", str(folder), "--out", str(tmp_path / "p.jsonl")],
+        ["compare", str(folder), str(folder), "--out", str(tmp_path / "c.json")],
+        ["train", "--config", str(folder), "--model", str(tmp_path), "--out", str(tmp_path / "o" / "adapter")],
+    ):
+        assert main(command) == 2
+        assert "x.json" in capsys.readouterr().err
+
+
+def test_the_suffix_of_a_drawn_image_is_checked_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", "photo.png", "--model", str(tmp_path), "--out", "boxes.xyz"])
+    assert stop.value.code == 2 and "expected a name that ends in .png" in capsys.readouterr().err

@@ -41,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     except CoordExpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder in place of a file, a missing folder, no permission, a full disk
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _load(files: list[Path]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Commands = Any  # what `ArgumentParser.add_subparsers` returns; argparse does not export its type
 
 
@@ -36,3 +38,11 @@ def add_field(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], nam
     else:
         settings |= {"type": kind, "default": field.default}
     parser.add_argument(f"--{name.replace('_', '-')}", **settings | given)
+
+
+def image_file(text: str) -> Path:
+    """The path of an image to write, for `type=`; its suffix decides the format."""
+    path = Path(text)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {', '.join(IMAGE_SUFFIXES)}")
+    return path

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.arguments import Commands, subparser
+from coordexp.runtime.output_guard import refuse_input
 
 
 def add(commands: Commands) -> None:
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.evaluation.compare import compare_evaluated
     from coordexp.reporting.comparison import write_comparison
 
+    refuse_input(args.out, *args.runs)
     compare_evaluated(args.runs, out=args.out)
     write_comparison(args.out.with_suffix(".html"), compare_json=args.out)
     print(f"wrote {args.out} and {args.out.with_suffix('.html')}")

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from coordexp.cli.arguments import Commands, subparser
+from coordexp.cli.arguments import Commands, image_file, subparser
 from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.output_guard import refuse_input
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +31,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to output calibrated scores"
     )
-    parser.add_argument("--out", type=Path, metavar="IMAGE", help="draw the detections of a single image to this file")
+    parser.add_argument(
+        "--out", type=image_file, metavar="IMAGE", help="draw the detections of a single image to this file"
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out and len(args.images) > 1:
         fix = "run the command once per image"
         raise ConfigError(f"--out needs a single image, found {len(args.images)}\n  -> {fix}")
+    refuse_input(args.out, *args.images, args.calibration)
     categories = None if args.categories is None else _category_names(args.categories)
     options = {"max_blocks": args.max_blocks, "calibration": args.calibration, "polygons": args.polygons}
     for result in detection.detect(args.model, args.images, categories, **options):

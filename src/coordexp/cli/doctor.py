@@ -6,7 +6,8 @@ import argparse
 import itertools
 from pathlib import Path
 
-from coordexp.cli.arguments import Commands, subparser
+from coordexp.cli.arguments import Commands, image_file, subparser
+from coordexp.runtime.output_guard import refuse_input
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +22,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--index", type=int, default=0, metavar="N", help="index of the record, from 0 (default: 0)")
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="expanded base checkpoint")
     parser.add_argument("--config", type=Path, metavar="YAML", help="recipe that sets the prompt and answer style")
-    parser.add_argument("--out", type=Path, metavar="IMAGE", help="draw the boxes decoded from the tokens to this file")
+    parser.add_argument(
+        "--out", type=image_file, metavar="IMAGE", help="draw the boxes decoded from the tokens to this file"
+    )
     parser.add_argument("--epoch", type=int, metavar="N", help="apply the recipe's augmentation of this epoch")
     parser.set_defaults(run=run)
 
@@ -31,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.doctor import examine
     from coordexp.recipe import Custom, load_recipe
 
+    refuse_input(args.out, args.file, args.config)
     custom = load_recipe(args.config).custom if args.config else Custom()
     report = examine(args.file, args.index, args.model, custom, args.out, args.epoch)
     print(f"prompt:\n{report['prompt']}\n\nanswer:\n{report['answer']}\n\ntokens (* supervised):")

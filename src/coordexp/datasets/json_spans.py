@@ -46,7 +46,7 @@ def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) 
     """The objects in each top-level array of `names`; arrays that the file lacks are left out.
 
     With the `map` of a process pool as `mapper`, a large file is scanned in parallel. DataError if the file is not one
-    JSON object or is truncated.
+    JSON object, is truncated, or has one of the keys twice.
     """
     with Path(path).open("rb") as handle:
         head = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -63,6 +63,9 @@ def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) 
         elements = {}
         for low, high in zip(opens.tolist(), closes.tolist(), strict=True):
             name = _key_before(handle, low)
+            if name in names and name in elements:
+                fix = "merge the two lists, or remove one of them"
+                raise DataError(located("the key occurs twice", file=path, field=name, fix=fix))
             if name in names:
                 a, b = np.searchsorted(starts, [low, high])
                 i, j = np.searchsorted(bulk_opens, [low, high])

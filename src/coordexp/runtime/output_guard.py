@@ -1,4 +1,4 @@
-"""Output folders: only a folder that the same stage of CoordExp wrote is ever replaced."""
+"""Outputs: only a folder that the same stage of CoordExp wrote is ever replaced, and never an input."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ def refuse_foreign_folder(path: str | Path, stage: str) -> None:
     if path.exists() and any(path.iterdir()) and not is_output(path, stage):
         problem = f"the output folder is not empty and was not written by `{stage}` of CoordExp"
         raise ConfigError(located(problem, file=path, fix=f"{fix}, or move this one away"))
+
+
+def refuse_input(out: str | Path | None, *inputs: str | Path | None) -> None:
+    """ConfigError if the output file of a command is also one of its inputs."""
+    if out is None:
+        return
+    for file in inputs:
+        if file is not None and Path(file).exists() and Path(out).exists() and Path(out).samefile(file):
+            raise ConfigError(located("the output would replace an input", file=out, fix="choose another --out"))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import json
 import pytest
 from dataset_cases import convert_to, pixel_records, write_dataset
 
+from coordexp.datasets.json_spans import element_spans
 from coordexp.evaluation.ground_truth import load_ground_truth
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import read_json, sha256_file, write_json
@@ -103,3 +104,10 @@ def damaged(folder, edit):
     manifest = folder / "train.source.json"
     write_json(manifest, read_json(manifest) | {"annotations_sha256": sha256_file(path)})
     return path
+
+
+def test_a_list_that_occurs_twice_is_refused(tmp_path):
+    file = tmp_path / "twice.json"
+    file.write_text('{"images": [{"id": 1}], "annotations": [], "categories": [], "annotations": [{"id": 1}]}')
+    with pytest.raises(DataError, match="annotations: the key occurs twice"):
+        element_spans(file, ("images", "annotations"))
