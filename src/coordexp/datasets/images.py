@@ -142,8 +142,8 @@ def prepare_image(
     """Write `source` to `target` as an upright RGB image of `size` (width, height) in pixels.
 
     `annotated` is the size that the boxes refer to. A JPEG or PNG that needs no change is linked (copied across file
-    systems); any other image is resampled once and encoded once. A target that exists and is not older than its source
-    is complete, and kept. `exif`: whether boxes refer to the upright or to the stored pixels; `auto` decides by the
+    systems); any other image is resampled once and encoded once. A target with the modification time of its source was
+    made from it, and is kept. `exif`: whether boxes refer to the upright or to the stored pixels; `auto` decides by the
     annotated size, and for upright where both fit. Returns `linked`, `encoded` or `kept`. ImageError for an image that
     cannot be read without warnings, has more than `max_pixels`, or whose size differs from the annotated one.
     """
@@ -155,7 +155,7 @@ def prepare_image(
     if write is None:
         _link(source, target)
         return "linked"
-    _write(target, write)
+    _write(target, write, source.stat().st_mtime_ns)
     return "encoded"
 
 
@@ -192,7 +192,7 @@ def _is_up_to_date(target: Path, source: Path) -> bool:
         made = target.stat()
     except FileNotFoundError:
         return False
-    return made.st_size > 0 and made.st_mtime_ns >= source.stat().st_mtime_ns
+    return made.st_size > 0 and made.st_mtime_ns == source.stat().st_mtime_ns
 
 
 def _orientation(image: Image.Image, annotated: tuple[int, int], exif: Exif = "auto") -> int:
@@ -327,14 +327,18 @@ def _save(pixels: Image.Image, handle: IO[bytes], suffix: str, quality: int) -> 
         pixels.save(handle, "JPEG", quality=quality, subsampling=subsampling(quality))
 
 
-def _write(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write to a temporary file and rename it, without fsync: a lost image is simply converted again."""
+def _write(target: Path, write: Callable[[IO[bytes]], object], modified: int) -> None:
+    """Write to a temporary file and rename it, without fsync: a lost image is simply converted again.
+
+    modified: modification time of the source in nanoseconds, which becomes that of the target.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     fd, scratch = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(fd, "wb") as handle:
             write(handle)
         Path(scratch).chmod(0o644)
+        os.utime(scratch, ns=(modified, modified))
         Path(scratch).replace(target)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)

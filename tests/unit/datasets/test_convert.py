@@ -75,11 +75,14 @@ def test_the_norm_does_not_depend_on_rounding_or_budget(tmp_path):
 
 
 def test_tiny_boxes_keep_a_pixel_and_stay_inside(tmp_path):
-    boxes = [annotation_entry(1, 1, [159.9, 119.9, 0.1, 0.1]), annotation_entry(2, 1, [0, 0, 0.01, 0.01])]
+    boxes = [annotation_entry(1, 1, [159.9, 119.9, 0.1, 0.1]), annotation_entry(2, 1, [0, 60, 0.01, 0.01])]
     convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
     (record,) = pixel_records(tmp_path / "out")
     width, height = record.width, record.height
-    assert [o.bbox_2d for o in record.objects] == [[0, 0, 1, 1], [width - 1, height - 1, width, height]]
+    assert [o.bbox_2d for o in record.objects] == [
+        [0, height // 2, 1, height // 2 + 1],
+        [width - 1, height - 1, width, height],
+    ]
 
 
 def test_boxes_are_clipped_and_counted(tmp_path):

@@ -240,14 +240,15 @@ def test_a_file_that_is_not_an_image_is_refused(tmp_path, data):
         prepare_image(tmp_path / "a.jpg", tmp_path / "out.jpg", SIZE, SIZE, 95)
 
 
-def test_an_empty_or_older_target_is_made_again(tmp_path):
+@pytest.mark.parametrize("change", [10**9, -(10**12)], ids=["newer", "older"])
+def test_an_empty_target_or_one_of_another_source_is_made_again(tmp_path, change):
     source = save(tmp_path / "a.jpg", draw_image(*SIZE))
     target = tmp_path / "out.jpg"
     target.touch()
     assert prepare_image(source, target, SIZE, (96, 64), 95) == "encoded"
     assert prepare_image(source, target, SIZE, (96, 64), 95) == "kept"
-    later = target.stat().st_mtime_ns + 10**9
-    os.utime(source, ns=(later, later))
+    modified = source.stat().st_mtime_ns + change
+    os.utime(source, ns=(modified, modified))
     assert prepare_image(source, target, SIZE, (96, 64), 95) == "encoded"
 
 
