@@ -29,7 +29,7 @@ REASONS = {
 
 Item = tuple[Any, Any, Any]  # label, box, score
 _TAGGED = re.compile(r"<ref>((?:(?!<ref>|<box>).)*?)</ref>\s*<box>\s*(\[(?:(?!<ref>|<box>).)*?\])\s*</box>", re.DOTALL)
-_THINK_END = "</think>"
+_THINK, _THINK_END = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 
 
 class _RepeatedKey(dict):
@@ -37,12 +37,12 @@ class _RepeatedKey(dict):
 
 
 def answer_part(text: str) -> tuple[str, str]:
-    """Reasoning and answer: the text before the last `</think>`, or after a `<think>` without end, and the rest."""
-    reasoning, end, answer = text.rpartition(_THINK_END)
-    if end:
-        return reasoning, answer
-    answer, start, reasoning = text.partition("<think>")
-    return (reasoning, answer) if start else ("", text)
+    """Reasoning and answer: the text before the last `</think>` or `</thinking>`, or after one that does not end."""
+    ends = list(_THINK_END.finditer(text))
+    if ends:
+        return text[: ends[-1].start()], text[ends[-1].end() :]
+    start = _THINK.search(text)
+    return (text[start.end() :], text[: start.start()]) if start else ("", text)
 
 
 def json_items(text: str, keys: tuple[str, ...], problems: Counter[str]) -> Iterator[Item]:

@@ -55,9 +55,7 @@ class PredictionsFile(InputFile):
     """The predictions that were scored."""
 
     format: Annotated[str, Meta(description="prediction format, `coordexp` for predictions.jsonl")]
-    made_by: Annotated[
-        list[Software] | None, Meta(description="software of the processes that predicted; null if it is unknown")
-    ] = None
+    made_by: Annotated[list[Software] | None, Meta(description="software that predicted; null: unknown")] = None
 
 
 class Inputs(Result):

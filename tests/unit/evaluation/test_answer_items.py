@@ -73,3 +73,10 @@ def test_every_object_of_a_mutated_answer_is_read_or_counted():
 @pytest.mark.soak
 def test_every_object_of_100_000_mutated_answers_is_read_or_counted():
     check_answers(100_000, seed=1)
+
+
+@pytest.mark.parametrize("tag", ["think", "thinking"])
+def test_reasoning_in_either_tag_is_not_part_of_the_answer(tag):
+    assert answer_part(f"<{tag}>a{{}}</{tag}>b") == (f"<{tag}>a{{}}", "b")
+    assert answer_part(f"b<{tag}>a") == ("a", "b")
+    assert answer_part("a answer") == ("", "a answer")
