@@ -17,7 +17,7 @@ from coordexp.evaluation.options import EvaluateOptions, ProtocolName
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
 
-EVAL_VERSION = 2
+EVAL_VERSION = 3
 
 Count = Annotated[int, Meta(ge=0)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file, hexadecimal")]
@@ -30,9 +30,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all result types: immutable, without unknown fields."""
-
-
-# --- eval.json: inputs and counts ---
 
 
 class InputFile(Result):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from answer_fuzz import check_answers
 
+from coordexp.evaluation.answer_items import answer_part
 from coordexp.evaluation.external_predictions import parse_answer
 
 SIZE = (640, 480)
