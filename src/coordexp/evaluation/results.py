@@ -341,7 +341,7 @@ class Examples(Result):
 class EvalResult(Result, kw_only=True):
     """eval.json: scores of one run on one split."""
 
-    schema_version: Literal[2] = EVAL_VERSION
+    schema_version: Literal[3] = EVAL_VERSION
     dataset: str
     split: str
     inputs: Inputs
