@@ -61,7 +61,7 @@ def test_every_split_is_converted_and_test_is_evaluated(workflow):
     answer(workflow.folder, records[2], f"{TEST}/eval/shards/1-of-1.jsonl", 1)
     answer(workflow.folder, records[1], f"{RUN}/eval/shards/1-of-1.jsonl", 2)
     done = workflow.run("--allowed-rules", *AFTER_PREDICT, "--", f"{TEST}/eval.json", f"{RUN}/eval.json")
-    assert "warning: own_9: a coordinate token occurs" in done.stderr
+    assert "warning: own_9: each coordinate token occurs" in done.stderr
     numbers, of_val = (read_json(workflow.path(f"{run}/eval.json")) for run in (TEST, RUN))
     assert (numbers["dataset"], numbers["split"], numbers["counts"]["images"]) == ("own", "test-dev", 6)
     assert of_val["split"] == "dev"
