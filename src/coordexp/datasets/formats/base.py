@@ -36,6 +36,7 @@ from coordexp.runtime.registry import Registry
 
 T = TypeVar("T")
 PerSplit = Annotated[dict[str, T], msgspec.Meta(extra={"per_split": True})]  # an option with one value per split
+ImageDirs = Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
 
 
 class SplitFiles(NamedTuple):
@@ -187,6 +188,14 @@ class DatasetFormat(ABC, Generic[Options]):
             image_dirs=[str(folder.resolve()) for folder in image_dirs],
             annotations_sha256=sha256_file(annotations),
         )
+
+
+class AnnotationFileFormat(DatasetFormat[Options]):
+    """A format with the options `annotations` and `image_dirs`: per split, an annotation file and folders of images."""
+
+    def files(self, split: str) -> SplitFiles:
+        """The annotation file and the folders of images of `split`."""
+        return SplitFiles((self.options.annotations[split],), tuple(self.options.image_dirs[split]))
 
 
 FORMATS: Registry[type[DatasetFormat]] = Registry("dataset format")

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, FolderOptions, PerSplit, Proposal, SplitFiles
+from coordexp.datasets.formats.base import FORMATS, AnnotationFileFormat, FolderOptions, ImageDirs, PerSplit, Proposal
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import DataError
@@ -20,7 +20,7 @@ class CocoOptions(FolderOptions, frozen=True, kw_only=True, forbid_unknown_field
     """Options of a dataset in COCO or LVIS format; paths are relative to its folder."""
 
     annotations: Annotated[PerSplit[str], msgspec.Meta(description="annotation file of each split")]
-    image_dirs: Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
+    image_dirs: ImageDirs
 
 
 class _AnnotationFile(NamedTuple):
@@ -72,7 +72,7 @@ def _proposal(listing: FolderListing, files: dict[str, _AnnotationFile]) -> Prop
 
 
 @FORMATS.register("coco")
-class CocoFormat(DatasetFormat[CocoOptions]):
+class CocoFormat(AnnotationFileFormat[CocoOptions]):
     """COCO JSON with exhaustive annotations. Nothing is copied: the Source names the user's own file."""
 
     Options = CocoOptions
@@ -83,10 +83,6 @@ class CocoFormat(DatasetFormat[CocoOptions]):
         found = {path: file for path in listing.with_suffix(".json") if (file := _annotation_file(listing, path))}
         kinds = group_by_split(path for path, file in found.items() if file.federated == cls.federated)
         return [_proposal(listing, {split: found[path] for split, path in kind.items()}) for kind in kinds]
-
-    def files(self, split: str) -> SplitFiles:
-        """The annotation file and the folders of images of `split`."""
-        return SplitFiles((self.options.annotations[split],), tuple(self.options.image_dirs[split]))
 
     def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
         """The Source that names the user's own file."""

@@ -10,7 +10,15 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
-from coordexp.datasets.formats.base import FORMATS, ConvertedOptions, DatasetFormat, PerSplit, Proposal, SplitFiles
+from coordexp.datasets.formats.base import (
+    FORMATS,
+    ConvertedOptions,
+    DatasetFormat,
+    ImageDirs,
+    PerSplit,
+    Proposal,
+    SplitFiles,
+)
 from coordexp.datasets.formats.reading import (
     BadItem,
     BoxKind,
@@ -46,7 +54,7 @@ class CsvOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
     """Options of a dataset of CSV files; paths are relative to its folder."""
 
     boxes: Annotated[PerSplit[str], msgspec.Meta(description="CSV file of each split")]
-    image_dirs: Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
+    image_dirs: ImageDirs
     columns: Annotated[CsvColumns, msgspec.Meta(description="names of the columns")]
     box: Annotated[
         BoxKind, msgspec.Meta(description="meaning of the box columns: corners; corner and size; centre and size")

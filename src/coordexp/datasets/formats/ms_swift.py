@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
+from coordexp.datasets.formats.base import FORMATS, AnnotationFileFormat, ImageDirs, PerSplit, Proposal
 from coordexp.datasets.formats.entries import (
     EntryOptions,
     EntryWriter,
@@ -37,7 +37,7 @@ class MsSwiftOptions(EntryOptions, frozen=True, kw_only=True, forbid_unknown_fie
     """Options of a dataset in ms-swift's grounding format; paths are relative to its folder."""
 
     annotations: Annotated[PerSplit[str], msgspec.Meta(description="JSONL file of each split")]
-    image_dirs: Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
+    image_dirs: ImageDirs
 
 
 class _Objects(msgspec.Struct):
@@ -58,7 +58,7 @@ class _Line(msgspec.Struct):
 
 
 @FORMATS.register("ms_swift")
-class MsSwiftFormat(DatasetFormat[MsSwiftOptions]):
+class MsSwiftFormat(AnnotationFileFormat[MsSwiftOptions]):
     """Boxes are x1, y1, x2, y2 in pixels (`bbox_type: real`, ms-swift's default) or fractions (`norm1`)."""
 
     Options = MsSwiftOptions
@@ -81,10 +81,6 @@ class MsSwiftFormat(DatasetFormat[MsSwiftOptions]):
             )
             for files in group_by_split(found)
         ]
-
-    def files(self, split: str) -> SplitFiles:
-        """The JSONL file and the folders of images of `split`."""
-        return SplitFiles((self.options.annotations[split],), tuple(self.options.image_dirs[split]))
 
     def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
         """The annotation file of all lines; a line with several images has an entry for each."""

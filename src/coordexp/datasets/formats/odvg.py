@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
+from coordexp.datasets.formats.base import FORMATS, AnnotationFileFormat, ImageDirs, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
     BOM,
     Categories,
@@ -30,7 +30,7 @@ class OdvgOptions(EntryOptions, frozen=True, kw_only=True, forbid_unknown_fields
     """Options of a dataset in ODVG format; paths are relative to its folder."""
 
     annotations: Annotated[PerSplit[str], msgspec.Meta(description="JSONL file of each split")]
-    image_dirs: Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
+    image_dirs: ImageDirs
     label_map: Annotated[
         str | None, msgspec.Meta(description="JSON file {label: category name}; the labels become category ids")
     ] = None
@@ -65,7 +65,7 @@ class _Region(msgspec.Struct):
 
 
 @FORMATS.register("odvg")
-class OdvgFormat(DatasetFormat[OdvgOptions]):
+class OdvgFormat(AnnotationFileFormat[OdvgOptions]):
     """Boxes are x1, y1, x2, y2 in pixels. A phrase of a grounding line is a category; a region has several boxes."""
 
     Options = OdvgOptions
@@ -92,8 +92,8 @@ class OdvgFormat(DatasetFormat[OdvgOptions]):
 
     def files(self, split: str) -> SplitFiles:
         """The JSONL file, the label map, and the folders of images of `split`."""
-        label_map = (self.options.label_map,) if self.options.label_map else ()
-        return SplitFiles((self.options.annotations[split], *label_map), tuple(self.options.image_dirs[split]))
+        own, label_map = super().files(split), self.options.label_map
+        return own._replace(annotations=(*own.annotations, label_map)) if label_map else own
 
     def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
         """The annotation file of all lines."""

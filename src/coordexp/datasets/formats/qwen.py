@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
+from coordexp.datasets.formats.base import FORMATS, AnnotationFileFormat, ImageDirs, PerSplit, Proposal
 from coordexp.datasets.formats.entries import (
     EntryOptions,
     EntryWriter,
@@ -39,7 +39,7 @@ class QwenOptions(EntryOptions, frozen=True, kw_only=True, forbid_unknown_fields
     annotations: Annotated[
         PerSplit[str], msgspec.Meta(description="file of each split: a JSON list (.json) or JSON lines (.jsonl)")
     ]
-    image_dirs: Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of images of each split")]
+    image_dirs: ImageDirs
     box_unit: Annotated[
         Literal["norm1000", "pixels", "resized_pixels"],
         msgspec.Meta(
@@ -66,7 +66,7 @@ class _Entry(msgspec.Struct):
 
 
 @FORMATS.register("qwen")
-class QwenFormat(DatasetFormat[QwenOptions]):
+class QwenFormat(AnnotationFileFormat[QwenOptions]):
     """Boxes are x1, y1, x2, y2 in the declared unit."""
 
     Options = QwenOptions
@@ -86,10 +86,6 @@ class QwenFormat(DatasetFormat[QwenOptions]):
                 options = {"annotations": files, "image_dirs": folders, "box_unit": unit}
                 proposals.append(Proposal(options=options, evidence=f"{', '.join(files.values())}; box_unit: {unit}"))
         return proposals
-
-    def files(self, split: str) -> SplitFiles:
-        """The file of conversations and the folders of images of `split`."""
-        return SplitFiles((self.options.annotations[split],), tuple(self.options.image_dirs[split]))
 
     def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
         """The annotation file of all conversations."""
