@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -80,7 +81,7 @@ class FolderListing:
     def first_json(self, path: str, size: int = 1 << 20) -> Any:
         """The first line of a JSONL file as a value; None if it is not JSON, or longer than `size` bytes."""
         try:
-            return msgspec.json.decode(self.head(path, size).removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0])
+            return msgspec.json.decode(self.head(path, size).removeprefix(BOM_UTF8).split(b"\n", 1)[0])
         except msgspec.MsgspecError:
             return None
 

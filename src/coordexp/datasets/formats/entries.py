@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -28,7 +29,6 @@ BoxForm = Literal["xyxy", "xywh"]
 BoxUnit = Literal["pixels", "fractions", "norm1000"]
 LIMIT = 1e9  # larger coordinates are not plausible in any unit
 TOLERANCE = 1e-3  # by which rounded coordinates may exceed the image, as a fraction of its sides
-BOM = b"\xef\xbb\xbf"
 NO_VALUE = object()
 _SHOWN = 120  # characters of a value in a message
 T = TypeVar("T")
@@ -222,7 +222,7 @@ class EntryWriter(contextlib.AbstractContextManager):
     def json_lines(self) -> Iterator[tuple[int, Any]]:
         """(line number, value) of each JSON line; a byte-order mark and blank lines are skipped, bad lines reported."""
         with open_text(self.file) as lines:
-            texts = ((n, line.removeprefix(BOM) if n == 1 else line) for n, line in enumerate(lines, start=1))
+            texts = ((n, line.removeprefix(BOM_UTF8) if n == 1 else line) for n, line in enumerate(lines, start=1))
             yield from self.parsed((n, text) for n, text in texts if text.strip())
 
     def parsed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -12,7 +13,6 @@ import msgspec
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
 from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
-    BOM,
     BoxForm,
     BoxUnit,
     EntryOptions,
@@ -165,7 +165,7 @@ def _csv_entry(header: list[str], row: list[str]) -> dict[str, Any]:
 def _text_lines(handle: IO[bytes], file: Path) -> Iterator[str]:
     for number, line in enumerate(handle, start=1):
         try:
-            yield (line.removeprefix(BOM) if number == 1 else line).decode()
+            yield (line.removeprefix(BOM_UTF8) if number == 1 else line).decode()
         except UnicodeDecodeError as error:
             problem = f"not UTF-8: byte {error.start} of the line"
             raise DataError(located(problem, file=file, line=number, fix="save the file as UTF-8")) from error

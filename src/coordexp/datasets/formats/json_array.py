@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordexp.datasets.formats.entries import BOM, open_text
+from coordexp.datasets.formats.entries import open_text
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
@@ -72,7 +73,7 @@ class _Scanner:
             raise DataError(located(problem, file=self.path, line=self.line, fix="write the file again"))
 
     def _open(self) -> None:
-        text = self.rest.removeprefix(BOM).lstrip(_SPACE)
+        text = self.rest.removeprefix(BOM_UTF8).lstrip(_SPACE)
         if not text.startswith(b"["):
             fix = "write one JSON list, or give JSON lines the suffix .jsonl"
             found = text[:20].decode("latin1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,6 @@ import msgspec
 from coordexp.datasets.folder_listing import FolderListing, group_by_split
 from coordexp.datasets.formats.base import FORMATS, AnnotationFileFormat, ImageDirs, PerSplit, Proposal, SplitFiles
 from coordexp.datasets.formats.entries import (
-    BOM,
     Categories,
     EntryOptions,
     EntryWriter,
@@ -154,7 +154,7 @@ def read_label_map(path: Path) -> dict[int, str]:
     """{label: name} of a label map; DataError with the entry that is wrong."""
     fix = 'write it as {"0": "first category", "1": "second category"}'
     try:
-        content = json.loads(path.read_bytes().removeprefix(BOM).decode(), object_pairs_hook=list)
+        content = json.loads(path.read_bytes().removeprefix(BOM_UTF8).decode(), object_pairs_hook=list)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(located(f"not a label map: {error}", file=path, fix=fix)) from error
     if not isinstance(content, list) or not content or not all(isinstance(pair, tuple) for pair in content):

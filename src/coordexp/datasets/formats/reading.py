@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,6 @@ BoxKind = Literal["xyxy", "xywh", "cxcywh"]
 Units = Literal["pixel", "normalised"]
 TOLERANCE = 0.01  # normalised coordinates may exceed 0..1 by this much, because of rounding; boxes are clipped later
 MAX_SIDE = 1_000_000  # pixels
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FIX_ENCODING = "convert the file to UTF-8, for example: iconv -f latin1 -t utf-8 OLD > NEW"
 
 
@@ -51,7 +51,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as handle:
             for number, raw in enumerate(handle, 1):
                 if number == 1:
-                    raw = raw.removeprefix(_BYTE_ORDER_MARK)  # noqa: PLW2901
+                    raw = raw.removeprefix(BOM_UTF8)  # noqa: PLW2901
                 try:
                     text = raw.decode("utf-8")
                 except UnicodeDecodeError as error:
