@@ -6,7 +6,6 @@ such as those of a model hub, are not checked.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,6 @@ from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.output_guard import MARKER
 
 FILE_NAME = "SHA256SUMS"
-CHUNK_BYTES = 8 << 20
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\n]+)")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -83,17 +81,8 @@ def sha256_of(files: Iterable[Path], folder: Path) -> dict[str, str]:
     """SHA-256 of files by their names within `folder`; largest first, in as many threads as there are cores."""
     largest_first = sorted(files, key=lambda file: -file.stat().st_size)
     with ThreadPoolExecutor(max(1, min(len(os.sched_getaffinity(0)), 8))) as threads:
-        found = dict(zip(largest_first, threads.map(_sha256, largest_first), strict=True))
+        found = dict(zip(largest_first, threads.map(io.sha256_file, largest_first), strict=True))
     return {file.relative_to(folder).as_posix(): digest for file, digest in found.items()}
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, file.stat().st_size))))
-    with file.open("rb", buffering=0) as handle:
-        while count := handle.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def _names(folder: Path) -> set[str]:

@@ -21,7 +21,7 @@ from coordexp.modeling.vocab import COORD_FILE
 from coordexp.recipe import Recipe
 from coordexp.runtime.code_identity import code_identity, file_identity, identity_of, non_defaults
 from coordexp.runtime.io import read_json, write_json
-from coordexp.runtime.software import revision, versions
+from coordexp.runtime.software import describe
 from coordexp.training import swift_arguments
 from coordexp.training.ms_swift import eval_worker, worker
 
@@ -112,8 +112,7 @@ def record_code(checkpoints: Path, code: str, modules: Iterable[str]) -> None:
 
     The code that started the training is kept if a user has renamed the folder.
     """
-    made = {"coordexp": __version__, "code": code, "modules": list(modules)}
-    made |= {"software": versions(), "revision": revision(Path(__file__).parent)}
+    made = {"coordexp": __version__, "modules": list(modules), **describe(code)}
     earlier = read_json(checkpoints / CODE_FILE) if _has_code(checkpoints) else None
     if earlier is None or earlier["code"] != code:
         before = {} if earlier is None else {"started_by": earlier.get("started_by", earlier)}
