@@ -93,8 +93,7 @@ class CoordTemplate:
 
     def _disturb(self, input_ids: list[int], read: list[Sequence[int | None]]) -> None:
         """Replace the coordinate tokens of the answer, which are the only ones in `input_ids`, by those in `read`."""
-        slots = [n for n, token in enumerate(input_ids) if self.coord_start <= token < self.coord_start + COORD_BINS]
-        for n, bin in zip(slots, itertools.chain(*read), strict=True):
+        for n, bin in zip(self._coordinates(input_ids), itertools.chain(*read), strict=True):
             input_ids[n] = self.wildcard if bin is None else self.coord_start + bin
 
     @property
@@ -122,10 +121,13 @@ class CoordTemplate:
         encoded[TARGETS] = self._targets(encoded["labels"], sample)
         return encoded
 
+    def _coordinates(self, tokens: list[int]) -> list[int]:
+        """Positions of the coordinate tokens."""
+        return [n for n, token in enumerate(tokens) if self.coord_start <= token < self.coord_start + COORD_BINS]
+
     def _unsupervise(self, labels: list[int], slots: int) -> None:
         """Ignore the answer up to its coordinate slot number `slots`, counted from 1."""
-        positions = [n for n, label in enumerate(labels) if self.coord_start <= label < self.coord_start + COORD_BINS]
-        end = positions[slots - 1] + 1
+        end = self._coordinates(labels)[slots - 1] + 1
         labels[:end] = [IGNORE] * end
 
     def _targets(self, labels: list[int], sample: Sample) -> AnswerTargets:
