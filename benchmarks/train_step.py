@@ -25,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import unstarted_trainer
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/train_step.json"
 WEIGHTS = {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "coord_mass": 2, "l1": 1, "giou": 1, "ciou": 1}
@@ -83,8 +85,6 @@ def write_records(path: Path, objects: int, images: int) -> None:
 def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: dict | None, **training):
     """An ms-swift trainer that has not started; `loss` None: ms-swift's cross-entropy."""
     from coordexp.recipe import load_recipe
-    from coordexp.training.ms_swift import custom_section as settings
-    from coordexp.training.swift_arguments import swift_arguments
 
     overrides = {
         "template": {"max_length": 32768},
@@ -92,63 +92,22 @@ def build_trainer(folder: Path, vocabulary: str, jsonl: Path, batch: int, loss: 
         "custom": {"train_jsonl": str(jsonl), "loss": loss or {}},
     }
     recipe = load_recipe(ROOT / "config/train/full_tiny.yaml", overrides)
-    import msgspec
-
-    os.environ[settings.VARIABLE] = json.dumps(msgspec.to_builtins(recipe.custom))
-    os.environ["IMAGE_MIN_TOKEN_NUM"] = "1"
-    settings.custom_section.cache_clear()
     out = Path(tempfile.mkdtemp(dir=folder))
-    arguments = swift_arguments(recipe, folder / vocabulary / "model", out, out)
-    if loss is None:
-        del arguments["loss_type"]
-
-    from swift.arguments import SftArguments
-    from swift.pipelines import SwiftSft
-    from swift.trainers import Seq2SeqTrainer, TrainerFactory
-
-    class Unstarted(SwiftSft):
-        def train(self, trainer):
-            return trainer
-
-    from coordexp.training.ms_swift import dataset, plugin
-
-    plugin.register()
-    dataset.samples.cache_clear()
-    pipeline = Unstarted(SftArguments(**arguments))
-    if loss is None:
-        TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{Seq2SeqTrainer.__module__}.Seq2SeqTrainer"
-    built = pipeline.run()
-    built.create_optimizer_and_scheduler(1000)
-    built.model.train()
-    return built
+    return unstarted_trainer.build_trainer(recipe, folder / vocabulary / "model", out, plain=loss is None)
 
 
 def step(trainer, batch: dict) -> float:
     """Run one optimizer step as the trainer's loop does; returns seconds."""
-    import torch
-
     began = time.perf_counter()
-    samples, count = trainer.get_batch_samples(iter([dict(batch)]), 1, trainer.args.device)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.training_step(trainer.model, samples[0], count)
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
-    trainer.optimizer.step()
-    trainer.model.zero_grad()
+    unstarted_trainer.step(trainer, batch)
     return time.perf_counter() - began
-
-
-def batches_of(trainer, count: int = 4) -> list[dict]:
-    rows = trainer.args.per_device_train_batch_size
-    samples = [trainer.train_dataset[i % len(trainer.train_dataset)] for i in range(rows * count)]
-    collated = [trainer.data_collator([dict(s) for s in samples[i * rows : (i + 1) * rows]]) for i in range(count)]
-    return collated
 
 
 def time_case(folder: Path, name: str) -> dict:
     vocabulary, objects, batch, steps, variants = CASES[name]
     jsonl = folder / f"{name}.jsonl"
     trainers = {variant: build_trainer(folder, vocabulary, jsonl, batch, VARIANTS[variant]) for variant in variants}
-    inputs = {variant: batches_of(trainer) for variant, trainer in trainers.items()}
+    inputs = {variant: unstarted_trainer.batches_of(trainer) for variant, trainer in trainers.items()}
     for variant, trainer in trainers.items():
         for batch_inputs in inputs[variant][:2]:
             step(trainer, batch_inputs)
@@ -187,7 +146,7 @@ def memory_of(folder: Path, name: str, variant: str) -> dict:
     """Resident memory of one variant in MB: peak during a step, and before it; runs in a separate process."""
     vocabulary, _, batch, _, _ = CASES[name]
     trainer = build_trainer(folder, vocabulary, folder / f"{name}.jsonl", batch, VARIANTS[variant])
-    inputs = batches_of(trainer, 1)[0]
+    inputs = unstarted_trainer.batches_of(trainer, 1)[0]
     step(trainer, inputs)
     step(trainer, inputs)
     resting = _status("VmRSS")

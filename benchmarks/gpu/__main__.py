@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.gpu import decoding, training, workspace
 from benchmarks.gpu.rows import Run, write_row
+from coordexp.training.launch import ACCELERATOR_VARIABLES
 
 # name, function, most seconds on a GPU
 STEPS = [
@@ -94,8 +95,7 @@ def _start(run: Run, name: str, bound: float, end: float) -> bool:
 
 
 def _variables() -> dict[str, str]:
-    given = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
-    return os.environ | given | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    return os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **ACCELERATOR_VARIABLES}
 
 
 def _one(run: Run, name: str) -> int:

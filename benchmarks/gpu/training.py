@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.rows import Run, peak_gb, reset_peak, seconds_of, write_row
+from benchmarks.unstarted_trainer import batches_of, build_trainer, step
 
 RECIPE = Path(__file__).parents[2] / "config/train/sft_coord_offset.yaml"
 LORA = {"use_dora": False, "lora_dropout": 0.0, "freeze_vit": True}
@@ -32,11 +31,11 @@ def measure(run: Run, variant: str) -> None:
     ours, tuner, batch = VARIANTS[variant]
     began = time.time()
     trainer = _trainer(run, ours, tuner, batch)
-    batches = _batches(trainer, batch)
+    batches = batches_of(trainer)
     ready = time.time() - began
     reset_peak(run.device)
-    times = [seconds_of(lambda n=n: _step(trainer, batches[n % len(batches)]), run.device) for n in range(WARM_UP)]
-    timed = [seconds_of(lambda n=n: _step(trainer, batches[n % len(batches)]), run.device) for n in range(TIMED)]
+    times = [seconds_of(lambda n=n: step(trainer, batches[n % len(batches)]), run.device) for n in range(WARM_UP)]
+    timed = [seconds_of(lambda n=n: step(trainer, batches[n % len(batches)]), run.device) for n in range(TIMED)]
     median = statistics.median(timed)
     write_row(
         run,
@@ -50,17 +49,12 @@ def measure(run: Run, variant: str) -> None:
         peak_gb=peak_gb(run.device),
     )
     if run.device == "cuda":
-        _profile(run, variant, lambda: _step(trainer, batches[0]))
+        _profile(run, variant, lambda: step(trainer, batches[0]))
 
 
 def _trainer(run: Run, ours: bool, tuner: dict[str, Any], batch: int) -> Any:
     """An ms-swift trainer that has not started."""
-    import msgspec
-
     from coordexp.recipe import load_recipe
-    from coordexp.training.ms_swift import custom_section, plugin
-    from coordexp.training.ms_swift.arguments import checked
-    from coordexp.training.swift_arguments import swift_arguments
 
     training = {"max_steps": 100, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
     optimizer = "multimodal_coord_offset" if ours else "multimodal"
@@ -74,47 +68,13 @@ def _trainer(run: Run, ours: bool, tuner: dict[str, Any], batch: int) -> Any:
             "detection_eval": {"every": 0},
         },
     }
-    recipe = load_recipe(RECIPE, overrides)
-    os.environ[custom_section.VARIABLE] = json.dumps(msgspec.to_builtins(recipe.custom))
-    os.environ["IMAGE_MIN_TOKEN_NUM"] = "1"
-    arguments = swift_arguments(recipe, run.model, run.work / "checkpoints", run.work / "tensorboard")
-    if not ours:
-        del arguments["loss_type"]
-    plugin.register()
-    from swift.arguments import SftArguments
-    from swift.pipelines import SwiftSft
-    from swift.trainers import Seq2SeqTrainer, TrainerFactory
-
-    class Unstarted(SwiftSft):
-        def train(self, trainer):
-            return trainer
-
-    pipeline = Unstarted(SftArguments(use_cpu=run.toy, **checked(arguments)))
-    if not ours:
-        TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{Seq2SeqTrainer.__module__}.Seq2SeqTrainer"
-    trainer = pipeline.run()
-    trainer.create_optimizer_and_scheduler(100)
-    trainer.model.to(trainer.args.device).train()
+    trainer = build_trainer(
+        load_recipe(RECIPE, overrides), run.model, run.work / "checkpoints", plain=not ours, use_cpu=run.toy
+    )
+    trainer.model.to(trainer.args.device)
     trainer._prepare_gradient_checkpointing(trainer.template.get_base_model(trainer.model))
     trainer.template.register_post_encode_hook([trainer.model])
     return trainer
-
-
-def _batches(trainer: Any, size: int, count: int = 4) -> list[dict]:
-    samples = [trainer.train_dataset[n % len(trainer.train_dataset)] for n in range(size * count)]
-    return [trainer.data_collator([dict(s) for s in samples[n * size : (n + 1) * size]]) for n in range(count)]
-
-
-def _step(trainer: Any, batch: dict) -> None:
-    """One optimizer step, as in the loop of the trainer."""
-    import torch
-
-    samples, count = trainer.get_batch_samples(iter([dict(batch)]), 1, trainer.args.device)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.training_step(trainer.model, samples[0], count)
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-    trainer.optimizer.step()
-    trainer.model.zero_grad()
 
 
 def _profile(run: Run, variant: str, call: Any) -> None:
