@@ -106,7 +106,7 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model reads of earlier objects in place of the exact ones; drawn anew in every epoch; off by default."""
+    """What the model reads of earlier objects instead of the exact ones, redrawn in every epoch; off by default."""
 
     noise: Annotated[
         Fraction,

@@ -59,7 +59,7 @@ def decoding_attention(language_model: nn.Module) -> Iterator[None]:
 
 
 def avoid_planned_attention() -> None:
-    """Switch off cuDNN's attention, which plans anew for every new shape: a decoding step has one at nearly each pass.
+    """Switch off cuDNN's attention, which builds a plan for every new shape: nearly every decoding step has one.
 
     PyTorch 2.11 and later prefer it on Hopper GPUs.
     """

@@ -24,7 +24,7 @@ from coordexp.training.supervise import supervise
 
 SHUTDOWN_SECONDS = 600  # enough for a step and its checkpoint after SIGTERM; torchrun's default is 30 s
 ACCELERATOR_VARIABLES = {  # defaults of the environment, on a GPU
-    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN's attention plans anew for every length of a batch
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN's attention builds a plan for every batch length
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # lengths vary: without it, memory fragments
 }
 LIBRARY = str(Path(__file__).resolve().parents[2])

@@ -29,8 +29,8 @@ def save(root, rows, kind=None):
 
 
 def test_images_are_written_once_and_numbers_have_the_names_of_the_dataset(tmp_path):
-    picture, other = draw_image(160, 120), draw_image(64, 48, 1).convert("RGBA")
-    save(tmp_path, [(picture, ([[10, 20, 20, 30]], [1])), (other, ([], []))])
+    photo, other = draw_image(160, 120), draw_image(64, 48, 1).convert("RGBA")
+    save(tmp_path, [(photo, ([[10, 20, 20, 30]], [1])), (other, ([], []))])
     content = provided(tmp_path, ENTRY)
     assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert boxes(content) == {"000000001.png": [("dog", (10, 20, 20, 30))], "000000002.png": []}
@@ -69,8 +69,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_an_error_with_its_row_or_a_counted_skip(case, tmp_path):
     (image, objects), kind, reason = BAD[case]
-    picture = draw_image(160, 120)
-    save(tmp_path, [(picture, ([[1, 2, 3, 4]], [0])), (image or picture, objects)])
+    photo = draw_image(160, 120)
+    save(tmp_path, [(photo, ([[1, 2, 3, 4]], [0])), (image or photo, objects)])
     with pytest.raises(DataError, match=rf"set/train:2: {reason}"):
         provided(tmp_path, ENTRY)
     content = provided(tmp_path, {**ENTRY, "on_bad": "skip"})
