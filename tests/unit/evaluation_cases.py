@@ -44,19 +44,31 @@ class Case:
         size = {"source_width": w, "source_height": h}
         return {"image_id": image["id"], **size, "protocol": "open", "finish": "stop", "text": "", "detections": found}
 
+    def sort_detections(self) -> None:
+        """Put the detections of each image in the order of the tie rule."""
+        for found in self.detections.values():
+            found.sort(key=lambda row: _tie_rule((row[0], _xywh(row[1]), row[2])))
+
     def coco_results(self) -> list[dict]:
         """The detections with a known category as COCO results, in the order of the tie rule."""
         ids = {c["name"]: c["id"] for c in self.categories}
         rows = []
         for image in sorted(self.images, key=lambda i: i["id"]):
-            boxes = [
-                (d, [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)], s)
-                for d, (x1, y1, x2, y2), s in self.detections.get(image["id"], [])
-            ]
-            for desc, box, score in sorted(boxes, key=lambda row: (-row[2], row[0], row[1])):
+            boxes = [(desc, _xywh(box), score) for desc, box, score in self.detections.get(image["id"], [])]
+            for desc, box, score in sorted(boxes, key=_tie_rule):
                 if desc in ids:
                     rows.append({"image_id": image["id"], "category_id": ids[desc], "bbox": box, "score": score})
         return rows
+
+
+def _xywh(box: list[float]) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)]
+
+
+def _tie_rule(row: tuple[str, list[float], float]) -> tuple:
+    desc, box, score = row
+    return -score, desc, box
 
 
 def load(case: Case, folder: Path) -> tuple[GroundTruth, Detections]:

@@ -9,7 +9,7 @@ from coordexp.evaluation.average_precision import RankedMatches, mean_ap
 from coordexp.evaluation.coco_lvis_ap import APScores
 from coordexp.evaluation.greedy_matching import Matches
 from coordexp.evaluation.ground_truth import GroundTruth
-from coordexp.evaluation.results import CategoryRow, DensityRow, FrequencyRow, SizeRow
+from coordexp.evaluation.result_types import CategoryRow, DensityRow, FrequencyRow, SizeRow
 
 # square pixels of the annotation; the limits of COCOeval
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}

@@ -17,7 +17,7 @@ from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.large_groups import federated_category, large_categories
-from coordexp.evaluation.results import PrecisionCurves
+from coordexp.evaluation.result_types import PrecisionCurves
 
 IoUType = Literal["bbox", "segm"]
 FIXED_AP_PER_CATEGORY = 10_000

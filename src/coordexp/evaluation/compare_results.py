@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from coordexp.evaluation.options import ProtocolName
-from coordexp.evaluation.results import Count, Interval, Result, Sha256, load
+from coordexp.evaluation.result_types import Count, Interval, Result, Sha256
+from coordexp.evaluation.results import load
 
 COMPARE_VERSION = 2
 

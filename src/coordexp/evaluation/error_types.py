@@ -10,7 +10,7 @@ from coordexp.evaluation.box_pairs import box_iou, near_pairs
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import Matches
 from coordexp.evaluation.ground_truth import GroundTruth
-from coordexp.evaluation.results import ErrorType
+from coordexp.evaluation.result_types import ErrorType
 
 DUPLICATE_IOU = 0.9
 BACKGROUND_IOU = 0.1

@@ -18,6 +18,7 @@ from coordexp.evaluation.label_mapping import MAPPED, LabelMap
 from coordexp.evaluation.options import EvaluateOptions, ProtocolName, options_from
 from coordexp.evaluation.protocol import ScoredProtocol
 from coordexp.evaluation.protocol_result import examples, protocol_result
+from coordexp.evaluation.result_types import ProtocolResult
 from coordexp.evaluation.results import (
     Counts,
     EvalResult,
@@ -26,7 +27,6 @@ from coordexp.evaluation.results import (
     Inputs,
     LabelMappingResult,
     PredictionsFile,
-    ProtocolResult,
     RenamedLabel,
     UnmappedLabel,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordexp.evaluation.greedy_matching import Matches
-from coordexp.evaluation.results import AtIoU, F1Summary
+from coordexp.evaluation.result_types import AtIoU, F1Summary
 
 ALL_PREDICTIONS = (
     "all detections count, unmapped descriptions are false positives if the annotations are exhaustive; "

@@ -13,7 +13,7 @@ from coordexp.evaluation.greedy_matching import Matches, match, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.options import ProtocolName
 from coordexp.evaluation.reliability import calibration, correctness
-from coordexp.evaluation.results import CalibrationResult
+from coordexp.evaluation.result_types import CalibrationResult
 
 
 class ScoredProtocol:

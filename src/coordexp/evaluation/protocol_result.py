@@ -12,11 +12,9 @@ from coordexp.evaluation.error_types import ERROR_TYPES, false_positives
 from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS
 from coordexp.evaluation.metrics import compute_metrics
 from coordexp.evaluation.protocol import ScoredProtocol
-from coordexp.evaluation.results import (
+from coordexp.evaluation.published_f1 import published_f1
+from coordexp.evaluation.result_types import (
     ConfidenceIntervals,
-    ExampleError,
-    ExampleImage,
-    Examples,
     F1Variants,
     FixedAP,
     MaskAP,
@@ -24,6 +22,7 @@ from coordexp.evaluation.results import (
     ProtocolCounts,
     ProtocolResult,
 )
+from coordexp.evaluation.results import ExampleError, ExampleImage, Examples
 
 DESCRIPTIONS = {
     "coco": "COCOeval: exhaustive annotations, at most {max_dets} detections per image and category",
@@ -44,7 +43,9 @@ def protocol_result(protocol: ScoredProtocol, *, bootstrap: int, seed: int) -> P
         metric_descriptions=descriptions,
         intervals=_intervals(protocol, bootstrap, seed),
         f1=F1Variants(
-            all_predictions=f1.summary(protocol.all_predictions), prompted_only=f1.summary(protocol.prompted_only)
+            all_predictions=f1.summary(protocol.all_predictions),
+            prompted_only=f1.summary(protocol.prompted_only),
+            published=published_f1(ground_truth, protocol.detections, federated=lvis),
         ),
         calibration=protocol.calibration(),
         ap_by_iou={f"{iou:.2f}": none_if_nan(mean_ap(by_iou[:, t : t + 1])) for t, iou in enumerate(IOU_THRESHOLDS)},

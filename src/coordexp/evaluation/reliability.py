@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from coordexp.evaluation.greedy_matching import Matches
-from coordexp.evaluation.results import CalibrationResult, ReliabilityBin
+from coordexp.evaluation.result_types import CalibrationResult, ReliabilityBin
 
 BINS = 10
 

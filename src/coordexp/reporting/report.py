@@ -13,15 +13,8 @@ import msgspec
 from markupsafe import Markup
 
 from coordexp.evaluation.options import PROTOCOL_TITLES
-from coordexp.evaluation.results import (
-    CategoryRow,
-    DensityRow,
-    EvalResult,
-    FrequencyRow,
-    ProtocolResult,
-    SizeRow,
-    load_eval,
-)
+from coordexp.evaluation.result_types import CategoryRow, DensityRow, FrequencyRow, ProtocolResult, SizeRow
+from coordexp.evaluation.results import EvalResult, load_eval
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.figures import Series, bars, lines
 from coordexp.reporting.provenance import stage_codes, without_local_paths

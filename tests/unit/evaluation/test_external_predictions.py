@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -156,9 +157,11 @@ def test_deep_nesting_is_handled():
 
 def test_coco_results_score_like_predictions(tmp_path):
     case = generated(0, lvis=True)
+    case.sort_detections()
     predictions, annotations = case.write(tmp_path)
     results = tmp_path / "results.json"
-    results.write_text(json.dumps(case.coco_results()[::-1]))
+    by_image = itertools.groupby(case.coco_results(), key=lambda row: row["image_id"])
+    results.write_text(json.dumps([row for _, rows in reversed([(k, list(v)) for k, v in by_image]) for row in rows]))
     options = EvaluateOptions(bootstrap=5)
     own = evaluate(predictions, annotations, options, dataset="generated", split="val")
     other = evaluate(results, annotations, options, dataset="generated", split="val", format="coco")
@@ -171,6 +174,7 @@ def test_coco_results_of_some_images_with_and_without_subset(tmp_path):
     case = generated(0, lvis=True)
     named = sorted(image_id for image_id, found in case.detections.items() if found)[:10]
     case.detections = {image_id: case.detections[image_id] for image_id in named}
+    case.sort_detections()
     _, annotations = case.write(tmp_path)
     results = tmp_path / "results.json"
     results.write_text(json.dumps(case.coco_results()))
