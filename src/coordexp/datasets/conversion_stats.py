@@ -123,11 +123,13 @@ def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[s
 
 
 def check_not_emptied(statistics: dict[str, Any], annotation_file: Path) -> None:
-    """DataError if every object was dropped, and not only crowds."""
+    """DataError if every object was dropped."""
     objects = statistics["objects"]
-    if objects["listed"] and not objects["written"] and set(objects["dropped"]) - {"crowd"}:
-        fix = "correct the problems counted under `dropped`"
-        problem = "no object could be used"
+    if objects["listed"] and not objects["written"]:
+        problem, fix = "no object could be used", "correct the problems counted under `dropped`"
+        if set(objects["dropped"]) == {"crowd"}:
+            problem = f"all {objects['listed']:,} objects are crowds, which are left out"
+            fix = "set data.crowd: keep, or correct `iscrowd`"
         raise DataError(located(problem, file=annotation_file, found=objects["dropped"], fix=fix))
 
 

@@ -1,4 +1,4 @@
-"""Warnings about recipes that are too short for their data: too few steps, or coordinate tokens that hardly occur."""
+"""Refuses training data without objects, and warns of recipes that are too short for their data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 
+from coordexp.datasets.mixture import load_mixture
 from coordexp.recipe import Recipe
 from coordexp.records import COORD_BINS
+from coordexp.runtime.errors import DataError, located
 
 FEW_STEPS = 300
 FEW_OCCURRENCES = 100  # of a coordinate token; the demo's tokens occur about 180 times each
@@ -49,6 +51,22 @@ def warnings(recipe: Recipe, data: TrainingData, world_size: int = 1) -> list[st
         fix = "train more epochs, start from a base that has learned coordinate tokens (models: source: run)"
         found.append(f"{text}\n  -> {fix}, or use text integers (custom.coord_tokens.enabled: false)")
     return found
+
+
+def training_data(recipe: Recipe) -> TrainingData:
+    """Counts of the file of records, or of all files of the mixture, that the recipe trains on.
+
+    DataError if none of their records has an object: the model would only learn empty answers.
+    """
+    mixture = recipe.custom.fusion_config
+    files = [s.jsonl for s in load_mixture(mixture).sources.values()] if mixture else [recipe.custom.train_jsonl]
+    counts = [data_of(file) for file in files if file]
+    data = TrainingData(sum(c.images for c in counts), sum(c.coordinates for c in counts))
+    if counts and not data.coordinates:
+        fix = "check the statistics of the conversion, and the split that is used for training (data.roles.train)"
+        found = f"{data.images:,} images without objects"
+        raise DataError(located("no object to train on", file=mixture or files[0], found=found, fix=fix))
+    return data
 
 
 def data_of(records_jsonl: str | Path) -> TrainingData:

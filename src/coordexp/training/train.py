@@ -40,7 +40,7 @@ from coordexp.training.identity import (
 from coordexp.training.job import Job
 from coordexp.training.launch import DistributedConfig, launch
 from coordexp.training.recorded_settings import settings_of_training
-from coordexp.training.short_training import data_of, warnings
+from coordexp.training.short_training import training_data, warnings
 from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
 MANIFEST = "train_manifest.json"
@@ -102,8 +102,9 @@ def train(
         custom=msgspec.to_builtins(recipe.custom),
         checkpoints=str(checkpoints),
     )
-    if recipe.custom.train_jsonl and not recipe.custom.fusion_config and os.environ.get("NODE_RANK", "0") == "0":
-        for text in warnings(recipe, data_of(recipe.custom.train_jsonl), distributed.world_size):
+    if os.environ.get("NODE_RANK", "0") == "0":
+        data = training_data(recipe)
+        for text in [] if recipe.custom.fusion_config else warnings(recipe, data, distributed.world_size):
             notice(f"warning: {text}")
     job_file = checkpoints / "job.json"
     write_json(job_file, job)

@@ -43,13 +43,19 @@ def test_boxes_that_are_mostly_clipped_are_a_warning():
     assert any("x1, y1, x2, y2 instead of x, y, width, height" in text for text in notices(stats))
 
 
-def test_a_split_without_any_object_left_is_an_error_unless_all_are_crowds(tmp_path):
-    stats = statistics(invalid=2)
-    stats["objects"]["written"] = 0
-    with pytest.raises(DataError, match="no object could be used"):
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        ({"invalid": 2}, "no object could be used"),
+        ({"crowd": 1, "invalid": 1}, "no object could be used"),
+        ({"crowd": 2}, "all 2 objects are crowds.*\n.*data.crowd: keep"),
+    ],
+)
+def test_a_split_without_any_object_left_is_an_error(tmp_path, dropped, message):
+    stats = statistics(**dropped)
+    stats["objects"] |= {"written": 0, "listed": 2}
+    with pytest.raises(DataError, match="(?s)" + message):
         check_not_emptied(stats, tmp_path / "a.json")
-    stats["objects"]["dropped"] = {"crowd": 3}
-    check_not_emptied(stats, tmp_path / "a.json")
 
 
 def test_an_error_names_the_ids_of_one_problem_and_lists_several():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from coordexp.recipe import load_recipe
-from coordexp.training.short_training import TrainingData, data_of, warnings
+from coordexp.runtime.errors import DataError
+from coordexp.training.short_training import TrainingData, data_of, training_data, warnings
 
 RECIPES = Path(__file__).parents[3] / "config/train"
 BCCD = TrainingData(205, 4 * 2_700)
@@ -54,3 +55,17 @@ def test_records_are_counted_whatever_their_geometry(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
     assert data_of(path) == TrainingData(2, 10)
+
+
+@pytest.mark.parametrize("kind", ["file", "empty file", "mixture"])
+def test_training_data_without_any_object_is_refused(tmp_path, kind):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"objects": []}\n' * (kind != "empty file"))
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(json.dumps({"sources": {"a": {"jsonl": "train.jsonl"}, "b": {"jsonl": "train.jsonl"}}}))
+    custom = {"fusion_config": str(mixture)} if kind == "mixture" else {"train_jsonl": str(path)}
+    recipe = load_recipe(RECIPES / "full_tiny.yaml", {"custom": custom})
+    with pytest.raises(DataError, match=r"(?s)no object to train on.*data.roles.train"):
+        training_data(recipe)
+    path.write_text('{"objects": [{"bbox_2d": [1, 2, 3, 4]}]}\n')
+    assert training_data(recipe).coordinates == (8 if kind == "mixture" else 4)
