@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,31 +28,94 @@ def box_iou(detection: np.ndarray, ground_truth: np.ndarray, crowd: np.ndarray) 
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def near_pairs(
+class _Candidates(NamedTuple):
+    """Rows `low[i]` to `high[i]` of `order` are the other boxes that box `i` may overlap."""
+
+    order: np.ndarray  # int64, sorts the other boxes by code and left edge
+    low: np.ndarray
+    high: np.ndarray
+
+
+def near_overlaps(
     box: np.ndarray,
     code: np.ndarray,
     other_box: np.ndarray,
     other_code: np.ndarray,
     least: float,
     crowd: np.ndarray | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index pairs (i, j) of boxes of equal code, among them every pair with IoU >= `least` or the same box.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Index pairs (i, j) of boxes of equal code, and their IoU: every pair with IoU >= `least` or the same box.
 
-    All pairs of one `i` are in one block, and blocks are in the order of `i`. Boxes are x, y, w, h. `crowd` (bool, one
-    per other box) marks those whose IoU is the intersection over the area of box `i`.
+    All pairs of one `i` are in one block, and the rows `i` of a code are in ascending order. Boxes are x, y, w, h.
+    `crowd` (bool, one per other box) marks those whose IoU is the intersection over the area of box `i`. In groups
+    where boxes overlap most others, a block holds a single `i`, as this needs an eighth of the time.
     """
+    crowd = np.zeros(len(other_box), dtype=bool) if crowd is None else crowd
+    candidates = _candidates(box, code, other_box, other_code, least, crowd)
+    dense = _in_dense_group(code, candidates.high - candidates.low)
+    for i, j in near_pairs(np.flatnonzero(~dense), candidates):
+        overlap = box_iou(box[i], other_box[j], crowd[j])
+        near = (overlap >= least) | (box[i] == other_box[j]).all(axis=1)
+        yield i[near], j[near], overlap[near]
+    columns = _columns(other_box[candidates.order], crowd[candidates.order])
+    for i in np.flatnonzero(dense).tolist():
+        low, high = int(candidates.low[i]), int(candidates.high[i])
+        overlap, same = _iou_with_all(box[i], columns[:, low:high])
+        near = np.flatnonzero((overlap >= least) | same)
+        yield np.full(len(near), i), candidates.order[low:high][near], overlap[near]
+
+
+def near_pairs(rows: np.ndarray, candidates: _Candidates) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Index pairs (i, j) of `rows` and their candidates, in blocks, in the order of `rows`."""
+    low, high = candidates.low[rows], candidates.high[rows]
+    for start, stop in _blocks(high - low):
+        i, at = _ranges(low[start:stop], high[start:stop])
+        yield rows[i + start], candidates.order[at]
+
+
+def _columns(box: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """What `_iou_with_all` needs of boxes [P, 4], contiguous: x1, y1, x2, y2, width, height, area, crowd; [8, P]."""
+    low, size = box[:, :2], box[:, 2:]
+    return np.ascontiguousarray(np.column_stack([low, low + size, size, size[:, 0] * size[:, 1], crowd]).T)
+
+
+def _iou_with_all(box: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`box_iou` of one box [4] with `others` (see `_columns`), to the last bit, and which are the same box."""
+    x, y, width, height = box.tolist()
+    x1, y1, x2, y2, other_width, other_height, other_area, crowd = others
+    intersection = np.maximum(np.minimum(x2, x + width) - np.maximum(x1, x), 0)
+    intersection *= np.maximum(np.minimum(y2, y + height) - np.maximum(y1, y), 0)
+    union = other_area + width * height
+    union -= intersection
+    if crowd.any():
+        union = np.where(crowd, width * height, union)
+    if union.min(initial=1) > 0:
+        overlap = intersection / union
+    else:
+        overlap = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return overlap, (x1 == x) & (y1 == y) & (other_width == width) & (other_height == height)
+
+
+def _candidates(
+    box: np.ndarray, code: np.ndarray, other_box: np.ndarray, other_code: np.ndarray, least: float, crowd: np.ndarray
+) -> _Candidates:
     order = np.lexsort((other_box[:, 0], other_code))
     sorted_code, sorted_x = other_code[order], other_box[order, 0]
     x, width = box[:, 0], np.maximum(box[:, 2], 0)
     slack = SLACK * (1 + np.abs(x) + width)
     first = x - width * (1 - least) / least - slack
-    if crowd is not None and crowd.any():
+    if crowd.any():
         first = np.where(np.isin(code, other_code[crowd]), -np.inf, first)
     low = _count_before(sorted_code, sorted_x, code, first, inclusive=False)
     high = _count_before(sorted_code, sorted_x, code, x + width * (1 - least) + slack, inclusive=True)
-    for start, stop in _blocks(high - low):
-        i, at = _ranges(low[start:stop], high[start:stop])
-        yield i + start, order[at]
+    return _Candidates(order, low, np.maximum(low, high))
+
+
+def _in_dense_group(code: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whether the boxes of the same code have more than `DENSE_PAIRS` candidates on average, bool [N]."""
+    _, group = np.unique(code, return_inverse=True)
+    pairs, rows = np.bincount(group, sizes), np.bincount(group)
+    return (pairs > tuning.DENSE_PAIRS * rows)[group]
 
 
 def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

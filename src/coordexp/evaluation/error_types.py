@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 
-from coordexp.evaluation.box_pairs import box_iou, near_pairs
+from coordexp.evaluation.box_pairs import near_overlaps
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import Matches
 from coordexp.evaluation.ground_truth import GroundTruth
@@ -25,11 +25,8 @@ def duplicates(detections: Detections) -> np.ndarray:
     order = np.argsort(code, kind="stable")  # keeps the score order within a group
     code, box = code[order], detections.box[order]
     duplicate = np.zeros(len(code), dtype=bool)
-    for later, other in near_pairs(box, code, box, code, DUPLICATE_IOU):
-        i, j = later[other < later], other[other < later]
-        same = (box[i] == box[j]).all(axis=1)
-        overlap = box_iou(box[i], box[j], np.zeros(len(i), dtype=bool))
-        duplicate[i[same | (overlap >= DUPLICATE_IOU)]] = True
+    for later, other, _ in near_overlaps(box, code, box, code, DUPLICATE_IOU):
+        duplicate[later[other < later]] = True
     out = np.zeros(len(code), dtype=bool)
     out[order] = duplicate
     return out
@@ -48,10 +45,9 @@ def false_positives(
     wrong = matches.row[~(matches.matched[:, threshold] | matches.ignored[:, threshold])]
     same, other = np.zeros(len(wrong)), np.zeros(len(wrong))
     boxes, images = detections.box[wrong], detections.image[wrong]
-    for i, j in near_pairs(boxes, images, ground_truth.box, ground_truth.image, BACKGROUND_IOU, ground_truth.crowd):
-        rows = wrong[i]
-        overlap = box_iou(detections.box[rows], ground_truth.box[j], ground_truth.crowd[j])
-        same_category = detections.category[rows] == ground_truth.category[j]
+    pairs = near_overlaps(boxes, images, ground_truth.box, ground_truth.image, BACKGROUND_IOU, ground_truth.crowd)
+    for i, j, overlap in pairs:
+        same_category = detections.category[wrong[i]] == ground_truth.category[j]
         np.maximum.at(same, i[same_category], overlap[same_category])
         np.maximum.at(other, i[~same_category], overlap[~same_category])
     error = np.select([same >= minimum, same >= BACKGROUND_IOU, other >= minimum], [0, 1, 2], default=3)

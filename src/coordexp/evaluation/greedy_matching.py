@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coordexp.evaluation.box_pairs import box_iou, near_pairs
+from coordexp.evaluation.box_pairs import near_overlaps
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.ground_truth import GroundTruth
 
@@ -132,14 +132,19 @@ def greedy(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Object matched by each detection, int64 [D, T] or -1, and whether each object is matched, bool [M, T]."""
     taken = np.full((len(code), len(thresholds)), -1, dtype=np.int64)
-    object_matched = np.zeros((len(targets.code), len(thresholds)), dtype=bool)
+    object_matched = np.zeros((len(thresholds), len(targets.code)), dtype=bool)
     limits = np.minimum(thresholds, 1 - 1e-10)
     least = limits.min()
     by_rank = np.argsort(rank, kind="stable")
     box, code, rank = box[by_rank], code[by_rank], rank[by_rank]
-    for i, j in near_pairs(box, code, targets.box, targets.code, least, targets.crowd):
-        overlap = box_iou(box[i], targets.box[j], targets.crowd[j])
+    for i, j, overlap in near_overlaps(box, code, targets.box, targets.code, least, targets.crowd):
         near = np.flatnonzero(overlap >= least)
+        if len(near) and i[0] == i[-1]:
+            chosen = _choose(j[near], overlap[near], object_matched, targets, limits)
+            taken[by_rank[i[0]]] = chosen
+            at = np.flatnonzero(chosen >= 0)
+            object_matched[at, chosen[at]] = True
+            continue
         # sorted so that the last available pair of a detection is its match
         order = near[np.lexsort((j[near], overlap[near], ~targets.last[j[near]], i[near]))]
         det, obj, iou = i[order], j[order], overlap[order]
@@ -147,14 +152,33 @@ def greedy(
         bounds = np.append(np.flatnonzero(np.diff(rank[det], prepend=-1)), len(det))
         for start, stop in itertools.pairwise(bounds):
             part = slice(start, stop)
-            available = (iou[part, None] >= limits) & (~object_matched[obj[part]] | targets.crowd[obj[part]][:, None])
+            free = ~object_matched[:, obj[part]].T | targets.crowd[obj[part]][:, None]
+            available = (iou[part, None] >= limits) & free
             first = np.flatnonzero(np.diff(det[part], prepend=-1))
             choice = np.maximum.reduceat(np.where(available, pair[part], -1), first, axis=0)
             who, at = np.nonzero(choice >= 0)
             chosen = obj[choice[who, at]]
             taken[by_rank[det[part][first][who]], at] = chosen
-            object_matched[chosen, at] = True
-    return taken, object_matched
+            object_matched[at, chosen] = True
+    return taken, object_matched.T
+
+
+def _choose(
+    objects: np.ndarray, overlap: np.ndarray, object_matched: np.ndarray, targets: Targets, limits: np.ndarray
+) -> np.ndarray:
+    """The match of one detection at each threshold, int64 [T] or -1, of all `objects` that it overlaps."""
+    chosen = np.full(len(limits), -1, dtype=np.int64)
+    last, crowd, best = targets.last[objects], targets.crowd[objects], overlap.max()
+    groups = (~last, last) if last.any() else (np.ones(len(objects), dtype=bool),)
+    for group in groups:
+        score = np.where(group, overlap, -1.0)
+        for t in np.flatnonzero((chosen < 0) & (limits <= best)):
+            taken = object_matched[t][objects] & ~crowd
+            available = np.where(taken, -1.0, score)
+            greatest = available.max()
+            if greatest >= limits[t]:
+                chosen[t] = objects[available == greatest].max()
+    return chosen
 
 
 def rank_in_group(group: np.ndarray) -> np.ndarray:

@@ -27,3 +27,4 @@ ENCODING_THREADS = 8  # prepare images while a GPU decodes; on a CPU they would 
 
 # evaluation
 PAIRS_PER_BLOCK = 250_000  # pairs of boxes compared at once
+DENSE_PAIRS = 512  # in groups with more pairs per box, boxes are compared one by one with all others

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation_cases import Case, annotation, categories, generated, image, load
 
-from coordexp.evaluation import greedy_matching
+from coordexp.evaluation import box_pairs, greedy_matching
 from coordexp.evaluation.box_pairs import box_iou
 from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, match
 from coordexp.runtime import tuning
@@ -35,7 +35,9 @@ def slow_matching(ground_truth, found, threshold: float) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_matching_equals_the_slow_version(tmp_path, seed):
+@pytest.mark.parametrize("dense_pairs", [0, 10**6])
+def test_matching_equals_the_slow_version(tmp_path, monkeypatch, seed, dense_pairs):
+    monkeypatch.setattr(tuning, "DENSE_PAIRS", dense_pairs)
     ground_truth, found = load(generated(seed, lvis=False, crowds=0.2, kinds=2, noise=10), tmp_path)
     matches = match(ground_truth, found, federated=False)
     for t in (0, 5, 9):
@@ -63,9 +65,9 @@ def test_pairs_are_formed_in_blocks_of_bounded_size(tmp_path, monkeypatch):
     ground_truth, detections = load(generated(3, lvis=False, kinds=1, noise=40), tmp_path)
     expected = greedy_matching.match(ground_truth, detections, federated=False)
     sizes = []
-    iou = greedy_matching.box_iou
+    iou = box_pairs.box_iou
     monkeypatch.setattr(tuning, "PAIRS_PER_BLOCK", 20)
-    monkeypatch.setattr(greedy_matching, "box_iou", lambda *boxes: sizes.append(len(boxes[0])) or iou(*boxes))
+    monkeypatch.setattr(box_pairs, "box_iou", lambda *boxes: sizes.append(len(boxes[0])) or iou(*boxes))
     found = greedy_matching.match(ground_truth, detections, federated=False)
     assert len(sizes) > 5 and max(sizes) < 60
     assert (found.object_index == expected.object_index).all()
