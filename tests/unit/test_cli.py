@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import subprocess
 import sys
 
 import pytest
 from evaluation_cases import generated
 
+from coordexp import __version__
 from coordexp.cli import main
 from coordexp.modeling.families import FAMILIES
 from coordexp.runtime.io import read_json
@@ -179,3 +181,75 @@ def test_the_suffix_of_a_drawn_image_is_checked_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["detect", "photo.png", "--model", str(tmp_path), "--out", "boxes.xyz"])
     assert stop.value.code == 2 and "expected a name that ends in .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (["evalute"], "did you mean 'evaluate'?"),
+        (["detect", "a.png", "--modle", "merged"], "--modle, did you mean '--model'?"),
+        (["summary", "run", "--verbos"], "unrecognized arguments: --verbos"),
+        (["export", "a.jsonl", "--to", "yolov", "--out", "o"], "did you mean 'yolo'?"),
+    ],
+)
+def test_a_mistyped_word_is_an_error_with_a_suggestion(words, suggestion, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and suggestion in capsys.readouterr().err
+
+
+def test_version_and_exit_codes_are_printed(capsys):
+    for option, text in (("--version", f"coordexp {__version__}"), ("--help", "130  interrupted")):
+        with pytest.raises(SystemExit) as stop:
+            main([option])
+        assert stop.value.code == 0 and text in capsys.readouterr().out
+
+
+def test_an_interrupted_command_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coordexp.datasets.validate.validate", interrupted)
+    assert main(["validate", "a.jsonl"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_closed_pipe_ends_a_command_quietly(shapes_data):
+    command = [sys.executable, "-m", "coordexp.cli", "validate", str(shapes_data / "train.jsonl")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_options_of_merge_take_precedence_over_the_environment(tmp_path, monkeypatch):
+    seen = {}
+
+    def merged(adapters, out, base, **options):
+        seen.update(adapters=adapters, out=out, base=base, **options)
+        return 0
+
+    monkeypatch.setattr("coordexp.modeling.merge.merge_and_report", merged)
+    for name, value in {"ADAPTERS": "a b", "OUTPUT_DIR": "env", "BASE": "base", "ALLOW_OVERWRITE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["merge"]) == 0
+    expected = {"adapters": ["a", "b"], "out": "env", "base": "base", "allow_overwrite": True, "best": False}
+    assert seen == expected
+    assert main(["merge", "my run/adapter", "--out", "given", "--model", "other", "--best"]) == 0
+    assert seen == {
+        "adapters": ["my run/adapter"],
+        "out": "given",
+        "base": "other",
+        "allow_overwrite": True,
+        "best": True,
+    }
+
+
+def test_train_passes_the_address_of_the_first_machine_on(tmp_path, monkeypatch, capsys):
+    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "unset")  # so that it is restored
+    (tmp_path / "own.yaml").write_text("{}")
+    words = ["train", "--config", str(tmp_path / "own.yaml"), "--model", "m", "--out", str(tmp_path / "o" / "adapter")]
+    assert main([*words, "--nodes", "2", "--node-rank", "1", "--master-addr", "h", "--master-port", "29500"]) == 2
+    assert "no data to train on" in capsys.readouterr().err
+    assert [os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")] == ["1", "h", "29500"]

@@ -10,15 +10,25 @@ import os
 import sys
 from pathlib import Path
 
+from coordexp import __version__
 from coordexp.cli import compare, detect, doctor, evaluate, expand, export, init, merge, parse, summary, train, validate
+from coordexp.cli.parser import Parser
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.plugins import VARIABLE, load_plugins
 
 COMMANDS = (init, expand, train, merge, doctor, validate, evaluate, compare, detect, export, parse, summary)
+EXIT_CODES = """\
+exit codes:
+  0    success
+  1    `validate`, `expand` or `merge` ran, and found what it checks unsuitable
+  2    wrong usage, or an input, an output or a model that cannot be used; the message says why
+  130  interrupted (Ctrl-C)
+  141  the reader of the output, for example `head`, has finished
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand and return its exit code; a CoordExpError is printed and gives exit code 2."""
+    """Run one subcommand and return its exit code (EXIT_CODES); a CoordExpError is printed."""
     plugins = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     plugins.add_argument(
         "--plugin",
@@ -32,12 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["PYTHONSAFEPATH"] = "1"  # processes that a command starts import nothing from the working directory
     try:
         _load(given.plugin)
-        parser = argparse.ArgumentParser(prog="coordexp", description="CoordExp without Snakemake.", parents=[plugins])
-        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-        for command in COMMANDS:
-            command.add(commands)
-        args = parser.parse_args(rest)
-        return args.run(args) or 0
+        args = build_parser(plugins).parse_args(rest)
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, for example `head`, has finished
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
+        return 141
     except CoordExpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,6 +60,22 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def build_parser(*parents: argparse.ArgumentParser) -> Parser:
+    """The parser of the command line with all commands."""
+    parser = Parser(
+        prog="coordexp",
+        description="CoordExp without Snakemake. `coordexp COMMAND --help` describes a command.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )
+    parser.add_argument("--version", action="version", version=f"coordexp {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
 
 
 def _load(files: list[Path]) -> None:

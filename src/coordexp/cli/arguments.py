@@ -40,6 +40,18 @@ def add_field(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], nam
     parser.add_argument(f"--{name.replace('_', '-')}", **settings | given)
 
 
+def add_score_threshold(parser: argparse.ArgumentParser) -> None:
+    """Add `--score-threshold`, the same in every command."""
+    parser.add_argument(
+        "--score-threshold",
+        "--min-score",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="omit predictions with a lower score (default: 0)",
+    )
+
+
 def image_file(text: str) -> Path:
     """The path of an image to write, for `type=`; its suffix decides the format."""
     path = Path(text)

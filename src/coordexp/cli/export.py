@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coordexp.cli.arguments import Commands, subparser
+from coordexp.cli.arguments import Commands, add_score_threshold, subparser
 
 
 def add(commands: Commands) -> None:
@@ -18,13 +18,13 @@ def add(commands: Commands) -> None:
         "Write records or predictions in the format of another tool, for example to pre-label images.",
         "coordexp export results/lvis_768/data/val.jsonl --to coco --out exported",
         "coordexp export results/lvis_768/eval/predictions.jsonl --records results/lvis_768/data/val.jsonl \\\n"
-        "    --to label_studio --min-score 0.3 --out exported",
+        "    --to label_studio --score-threshold 0.3 --out exported",
     )
     parser.add_argument("file", type=Path, metavar="JSONL", help="records or predictions")
     parser.add_argument("--to", choices=EXPORT_FORMATS, required=True, help="format to write")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the result")
     parser.add_argument("--records", type=Path, metavar="JSONL", help="records that the predictions were made from")
-    parser.add_argument("--min-score", type=float, default=0.0, help="omit predictions with a lower score")
+    add_score_threshold(parser)
     parser.add_argument(
         "--images",
         type=Path,
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """Export, and print the counts."""
     from coordexp.datasets.export import export
 
-    options = {"records": args.records, "min_score": args.min_score, "image_dirs": args.images}
+    options = {"records": args.records, "min_score": args.score_threshold, "image_dirs": args.images}
     counts = export(args.file, args.to, args.out, **options)
     for name, count in counts.items():
         print(f"{name}: {count:,}" if name in ("images", "boxes") else f"left out: {count:,} {name}")

@@ -10,6 +10,11 @@ from coordexp.cli.arguments import Commands, add_field, subparser
 from coordexp.runtime.errors import ConfigError
 
 DATA_OPTIONS = ("train_jsonl", "val_jsonl", "fusion_config", "categories")  # fields of recipe.Custom
+RENDEZVOUS = (  # variables of torchrun, by which machines that are started by hand find each other
+    ("NODE_RANK", int, "number of this machine, from 0"),
+    ("MASTER_ADDR", str, "address of the machine with number 0"),
+    ("MASTER_PORT", int, "port on that machine"),
+)
 
 
 def add(commands: Commands) -> None:
@@ -20,12 +25,14 @@ def add(commands: Commands) -> None:
         commands,
         "train",
         "Fine-tune a base that has coordinate tokens with a recipe.",
-        "coordexp train --config mine.yaml --base_config config/train/sft_coord_offset.yaml"
+        "coordexp train --config mine.yaml --base-config config/train/sft_coord_offset.yaml"
         " --model models/qwen-coordexp --train-jsonl data/train.coord.jsonl --val-jsonl data/val.coord.jsonl"
         " --out out/adapter",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="recipe, which may use `extends`")
-    parser.add_argument("--base_config", type=Path, metavar="YAML", help="recipe whose values --config overrides")
+    parser.add_argument(
+        "--base-config", "--base_config", type=Path, metavar="YAML", help="recipe whose values --config overrides"
+    )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="expanded base checkpoint")
     parser.add_argument(
         "--out",
@@ -43,6 +50,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--nodes", type=int, default=nodes, metavar="N", help="machines ($NNODES, or 1); the same on every machine"
     )
+    for name, kind, meaning in RENDEZVOUS:
+        option = f"--{name.lower().replace('_', '-')}"
+        parser.add_argument(option, type=kind, metavar="N" if kind is int else "HOST", help=f"{meaning} (${name})")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads per process (default: 1)")
     parser.set_defaults(run=run)
 
@@ -55,6 +65,9 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.training import train as training
     from coordexp.training.launch import DistributedConfig
 
+    for name, *_ in RENDEZVOUS:
+        if (value := getattr(args, name.lower())) is not None:
+            os.environ[name] = str(value)
     training.refuse_foreign_outputs(args.out, args.out.parent / "log.jsonl")
     base = config_io.read_extended(args.base_config) if args.base_config else {}
     files = {name: str(getattr(args, name).resolve()) for name in DATA_OPTIONS if getattr(args, name)}

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 import coordexp
 from coordexp.answers.inference_settings import FILE_NAME as INFERENCE_SETTINGS
@@ -112,7 +111,7 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
         if _complete(c)
     ]
     if not candidates:
-        fix = "set ADAPTERS to a folder with adapter_config.json or model weights, or one of such checkpoint-N folders"
+        fix = "pass a folder with adapter_config.json or model weights, or one of such checkpoint-N folders"
         raise ModelError(located("no checkpoint to merge", file=" ".join(patterns), fix=fix))
     newest = max(candidates, key=lambda c: (_step(c), c.stat().st_mtime))
     if not best:
@@ -137,14 +136,20 @@ def merge_from_env(environ: dict[str, str] | None = None) -> int:
     """
     env = os.environ if environ is None else environ
     adapters, out = env.get("ADAPTERS", "").split(), env.get("OUTPUT_DIR")
+    options = {"allow_overwrite": flag(env, "ALLOW_OVERWRITE"), "best": flag(env, "BEST")}
+    return merge_and_report(adapters, out, env.get("BASE"), **options)
+
+
+def merge_and_report(
+    adapters: Sequence[str], out: str | None, base: str | None, *, allow_overwrite: bool, best: bool
+) -> int:
+    """Merge as a command does: print the result or the error, and return the exit code of `merge_from_env`."""
     if not adapters or not out:
-        print("set ADAPTERS (folder or glob of checkpoints) and OUTPUT_DIR", file=sys.stderr)
+        print("set ADAPTERS (folder or glob of checkpoints) and OUTPUT_DIR, or pass ADAPTER and --out", file=sys.stderr)
         return 2
-    best = _flag(env, "BEST")
     try:
         chosen = resolve_checkpoint(*adapters, best=best)
-        base = env.get("BASE") or _named_base(chosen)
-        manifest = merge(base, chosen, out, allow_overwrite=_flag(env, "ALLOW_OVERWRITE"))
+        manifest = merge(base or _named_base(chosen), chosen, out, allow_overwrite=allow_overwrite)
     except OutputExistsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -166,7 +171,8 @@ def _step(folder: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _flag(env: Any, name: str) -> bool:
+def flag(env: Mapping[str, str], name: str) -> bool:
+    """Whether an environment variable is switched on: 1, true, yes or on."""
     return env.get(name, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
@@ -176,7 +182,7 @@ def _named_base(folder: Path) -> str:
     if named and not Path(named).is_dir():
         named = _trained_base(folder) or named
     if not named or not Path(named).is_dir():
-        fix = "set BASE to the expanded checkpoint that training used"
+        fix = "pass the expanded checkpoint that training used as --model (BASE)"
         raise ModelError(
             located("the base of this checkpoint is not a local folder", file=folder, found=named, fix=fix)
         )
@@ -196,7 +202,7 @@ def _check_output(base: Path, checkpoint_dir: Path, out: Path, allow_overwrite: 
             located("the output folder is also an input of the merge", file=out, fix="choose another folder")
         )
     if out.exists() and not allow_overwrite:
-        fix = "choose another OUTPUT_DIR or set ALLOW_OVERWRITE=1"
+        fix = "choose another output folder, or pass --overwrite (ALLOW_OVERWRITE=1)"
         raise OutputExistsError(located("output folder already exists", file=out, fix=fix))
     refuse_foreign_folder(out, "merge")
 
