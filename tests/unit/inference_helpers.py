@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from coordexp.answers.render import PromptStyle, hf_chat, render_answer
 from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.generation_state import GenerationState, TokenChoice
+from coordexp.inference.grammar.automaton import BOX_ROLES
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor
 from coordexp.modeling import tiny, vocab
@@ -125,3 +126,37 @@ def run_with(answer: GenerationState, tokens: list[int], first_coord: int) -> No
                 TokenChoice(token, -0.5, DecodedCoordinate(k, k, 1.0, -0.5, 0.9) if node.kind == "slot" else None)
             )
         answer.advance(choices)
+
+
+def slow_answer(predictor: Predictor, image: Image.Image, limit: int) -> tuple[list[int], list[float]]:
+    """One token at a time without a cache, with the rules of the grammar written out again."""
+    inputs = predictor.encode([image], [predictor.prompt_text()])
+    grammar, ids = predictor.grammar(), predictor.ids
+    index, tokens, logprobs, box = grammar.start, [], [], []
+    while grammar.node(index).kind != "end" and len(tokens) < limit:
+        node = grammar.node(index)
+        generated = torch.tensor([tokens], dtype=torch.long)
+        full = dict(inputs)
+        full["input_ids"] = torch.cat([inputs["input_ids"], generated], 1)
+        full["attention_mask"] = torch.ones_like(full["input_ids"])
+        full["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(generated)], 1)
+        with torch.inference_mode():
+            logits = predictor.model(**full, use_cache=False).logits[0, -1].float()
+        allowed = torch.zeros(len(logits), dtype=torch.bool)
+        if node.kind == "slot":
+            corner = BOX_ROLES.index(node.role) if node.role in BOX_ROLES else 0
+            low = box[corner - 2] + 1 if corner >= 2 else 0
+            high = 998 if node.role in ("x1", "y1") else 999
+            allowed[ids.start + low : ids.start + high + 1] = True
+        elif node.kind == "choice":
+            allowed[list(node.follow)] = True
+        else:
+            allowed[: len(node.allowed)] = torch.from_numpy(node.allowed)
+        scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        token = int(scores.argmax())
+        if node.kind == "slot":
+            box = [*box, token - ids.start] if corner else [token - ids.start]
+        tokens.append(token)
+        logprobs.append(float(scores[token]))
+        index = node.after(token)
+    return tokens, logprobs

@@ -105,7 +105,8 @@ class ConstrainedDecoder:
         mask = inputs["attention_mask"]
         lengths = mask.sum(-1)
         positions = self.family.first_positions(self.model, mask)
-        return RowCache(prefilled, mask.shape[1] - lengths), positions, outputs.last_hidden_state[:, -1:]
+        cache = RowCache(prefilled, mask.shape[1] - lengths, self.family.recurrent_states(prefilled))
+        return cache, positions, outputs.last_hidden_state[:, -1:]
 
     def _step(self, cache: RowCache, positions: torch.Tensor, states: list[GenerationState]) -> None:
         """Feed the pending tokens of every row in one pass, verify the drafts, and choose the next tokens."""
@@ -116,17 +117,18 @@ class ConstrainedDecoder:
         offsets = torch.arange(width, device=self.device)
         rope_positions = (positions + cache.lengths)[:, None] + offsets
         language_model = self.family.language_model(self.model)
-        with decoding_attention(language_model):
+        step = self.family.decoding_step(self.model, cache.states, mask)
+        with decoding_attention(language_model), step as attention_mask:
             hidden = language_model(
                 inputs_embeds=self.model.get_input_embeddings()(tokens),
                 position_ids=self.family.position_ids(rope_positions),
-                attention_mask=mask,
+                attention_mask=attention_mask,
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
         self.forward_passes += 1
         accepted = self._advance(hidden, states)
-        cache.lengths += torch.tensor(accepted, device=self.device)
+        cache.accept(torch.tensor(accepted, device=self.device))
 
     def _advance(self, hidden: torch.Tensor, states: list[GenerationState]) -> list[int]:
         """Advance every state by the model's output `hidden` [B, width, H]; returns accepted tokens per row."""

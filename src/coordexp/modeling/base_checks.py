@@ -8,6 +8,7 @@ from typing import Any
 
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.checkpoint_safety import library_errors
+from coordexp.modeling.experts import in_memory
 from coordexp.modeling.families import EmbeddingTensors, ModelFamily
 from coordexp.runtime.errors import ModelError, located
 
@@ -80,7 +81,9 @@ def _check_names(checkpoint: shards.Checkpoint, family: ModelFamily, config: dic
         expected = family.tensor_shapes(config)
     if expected is None:
         return
-    specs = {spec.name: spec for shard in checkpoint.shards.values() for spec in shard.tensors.values()}
+    specs = {spec.name: spec.shape for shard in checkpoint.shards.values() for spec in shard.tensors.values()}
+    specs = {name: shape for name, shape in specs.items() if not name.startswith(family.unused_tensors)}
+    specs = in_memory(specs, expected, family.experts)
     optional = {family.embeddings(config).head} if family.is_tied(config) else set()
     for problem, names in (
         ("tensors that config.json requires are missing", expected.keys() - specs.keys() - optional),
@@ -92,8 +95,8 @@ def _check_names(checkpoint: shards.Checkpoint, family: ModelFamily, config: dic
             raise ModelError(located(message, file=checkpoint.folder, fix=_COMPLETE))
     tables = {family.embeddings(config).embedding, family.embeddings(config).head}  # whose rows are checked later
     for name in sorted(specs.keys() & expected.keys() - tables, key=_natural):
-        if specs[name].shape != expected[name]:
-            facts = {"expected": list(expected[name]), "found": list(specs[name].shape), "fix": _COMPLETE}
+        if specs[name] != expected[name]:
+            facts = {"expected": list(expected[name]), "found": list(specs[name]), "fix": _COMPLETE}
             problem = "shape differs from the model that config.json describes"
             raise ModelError(located(problem, file=checkpoint.folder, field=name, **facts))
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from inference_helpers import ORDERS, SIZES, images, open_predictor
-from PIL import Image
+from inference_helpers import ORDERS, SIZES, images, open_predictor, slow_answer
 
 from coordexp.answers.parse import parse_answer
 from coordexp.inference.generation_state import GenerationLimits, GenerationState
-from coordexp.inference.grammar.automaton import BOX_ROLES
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, Node
-from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt
 from coordexp.inference.scores import detections_of
 from coordexp.runtime.errors import ModelError
@@ -54,40 +50,6 @@ def test_without_a_grammar_tokens_equal_those_of_generate(predictor):
     for answer, row in zip(answers, expected.tolist(), strict=True):
         assert answer.tokens == row[: len(answer.tokens)]
         assert len(answer.tokens) == new or answer.tokens[-1] in ends
-
-
-def slow_answer(predictor: Predictor, image: Image.Image, limit: int) -> tuple[list[int], list[float]]:
-    """One token at a time without a cache, with the rules of the grammar written out again."""
-    inputs = predictor.encode([image], [predictor.prompt_text()])
-    grammar, ids = predictor.grammar(), predictor.ids
-    index, tokens, logprobs, box = grammar.start, [], [], []
-    while grammar.node(index).kind != "end" and len(tokens) < limit:
-        node = grammar.node(index)
-        generated = torch.tensor([tokens], dtype=torch.long)
-        full = dict(inputs)
-        full["input_ids"] = torch.cat([inputs["input_ids"], generated], 1)
-        full["attention_mask"] = torch.ones_like(full["input_ids"])
-        full["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(generated)], 1)
-        with torch.inference_mode():
-            logits = predictor.model(**full, use_cache=False).logits[0, -1].float()
-        allowed = torch.zeros(len(logits), dtype=torch.bool)
-        if node.kind == "slot":
-            corner = BOX_ROLES.index(node.role) if node.role in BOX_ROLES else 0
-            low = box[corner - 2] + 1 if corner >= 2 else 0
-            high = 998 if node.role in ("x1", "y1") else 999
-            allowed[ids.start + low : ids.start + high + 1] = True
-        elif node.kind == "choice":
-            allowed[list(node.follow)] = True
-        else:
-            allowed[: len(node.allowed)] = torch.from_numpy(node.allowed)
-        scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-        token = int(scores.argmax())
-        if node.kind == "slot":
-            box = [*box, token - ids.start] if corner else [token - ids.start]
-        tokens.append(token)
-        logprobs.append(float(scores[token]))
-        index = node.after(token)
-    return tokens, logprobs
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -54,7 +54,7 @@ def step(cache: RowCache, naive: NaiveRows, accepted: list[int], seed: int) -> N
                 assert torch.equal(stored_values[row][:, visible].transpose(0, 1), -expected)
     for row, count in enumerate(accepted):
         naive.append(row, keys[row, :count])
-    cache.lengths += torch.tensor(accepted)
+    cache.accept(torch.tensor(accepted))
 
 
 def test_rows_grow_at_their_own_pace_and_rejected_tokens_are_overwritten():
@@ -111,7 +111,7 @@ def test_hidden_states_equal_those_of_a_dynamic_cache(predictor):
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            cache.lengths += torch.tensor(accepted)
+            cache.accept(torch.tensor(accepted))
             return hidden
 
         first = feed(torch.cat([tokens[:, :2], wrong], 1), [1, 2, 2])

@@ -7,8 +7,10 @@ of your own (`coordexp.runtime.plugins`).
 from coordexp.modeling.families.family import (
     FAMILIES,
     EmbeddingTensors,
+    ExpertNames,
     ModelFamily,
     ModuleNames,
+    RecurrentState,
     SpecialTokens,
     SwiftNames,
     TinyOptions,
@@ -22,15 +24,18 @@ __all__ = [
     "DEFAULT_FAMILY",
     "FAMILIES",
     "EmbeddingTensors",
+    "ExpertNames",
     "ModelFamily",
     "ModuleNames",
+    "RecurrentState",
     "SpecialTokens",
     "SwiftNames",
     "TinyOptions",
     "family_named",
     "family_of",
+    "qwen3_5",
     "qwen3_vl",
 ]
 
 # Registers the families; last, so that their modules can import the names above from this package, like a plug-in.
-from coordexp.modeling.families import qwen3_vl  # noqa: E402
+from coordexp.modeling.families import qwen3_5, qwen3_vl  # noqa: E402

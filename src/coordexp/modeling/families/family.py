@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -51,6 +53,18 @@ class EmbeddingTensors(msgspec.Struct, frozen=True):
     tied: bool
 
 
+class ExpertNames(msgspec.Struct, frozen=True):
+    """Names of the experts of a mixture-of-experts model, which are one tensor [experts, out, in] per weight.
+
+    `module` is their module within a decoder layer; `stacked` maps each tensor in memory to the projections whose rows
+    it contains. A checkpoint may instead store the two last dimensions swapped, or one tensor per expert and
+    projection: `{module}.{expert}.{projection}.weight`.
+    """
+
+    module: str
+    stacked: dict[str, tuple[str, ...]]
+
+
 class SwiftNames(msgspec.Struct, frozen=True):
     """Names of the family in ms-swift.
 
@@ -94,6 +108,12 @@ class TinyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: Annotated[
         int, Meta(ge=1, description="side of the learned grid of vision positions, interpolated to the image")
     ] = 16
+    experts: Annotated[int, Meta(ge=1, description="experts per layer; mixture-of-experts families only")] = 4
+    active_experts: Annotated[int, Meta(ge=1, description="experts that process a token; as above")] = 2
+    expert_mlp: Annotated[int, Meta(ge=1, description="inner width of an expert; as above")] = 128
+    attention_interval: Annotated[
+        int, Meta(ge=1, description="one layer in so many has full attention; families with linear attention only")
+    ] = 2
     tie: Annotated[bool, Meta(description="tie the input and output embeddings")] = True
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Meta(description="dtype of the weights")] = "float32"
     vocab_size: Annotated[
@@ -103,6 +123,19 @@ class TinyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_length: Annotated[int, Meta(ge=1, description="longest sequence, in tokens")] = 32768
     init_std: Annotated[float, Meta(gt=0, description="`initializer_range` of the model's configuration")] = 0.02
     embed_std: Annotated[float, Meta(gt=0, description="standard deviation of the embedding rows")] = 0.1
+
+
+class RecurrentState(Protocol):
+    """State of a layer with linear attention after the accepted tokens, per row of the batch."""
+
+    def accept(self, accepted: Tensor) -> None:
+        """Advance over the first `accepted` [B] tokens of the last step."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the rows with these indices, in this order."""
+
+    def join(self, other: Any) -> None:
+        """Append the rows of `other`."""
 
 
 class ModelFamily(ABC):
@@ -116,6 +149,8 @@ class ModelFamily(ABC):
     modules: ClassVar[ModuleNames]
     swift: ClassVar[SwiftNames]
     forward_state: ClassVar[tuple[str, ...]] = ()  # attributes of modules that a forward pass leaves behind
+    experts: ClassVar[ExpertNames | None] = None  # of a mixture of experts
+    unused_tensors: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that transformers does not load
 
     def embeddings(self, config: dict[str, Any]) -> EmbeddingTensors:
         """Names of the embedding tensors of a checkpoint, and whether they are one table."""
@@ -147,6 +182,18 @@ class ModelFamily(ABC):
     @abstractmethod
     def position_ids(self, positions: Tensor) -> Tensor:
         """The `position_ids` argument of the language model for text tokens at rope positions [B, L]."""
+
+    def recurrent_states(self, prefilled: Any) -> dict[int, RecurrentState]:
+        """The state of each layer with linear attention, by index, from the `transformers.Cache` of the prompts."""
+        return {}
+
+    @contextmanager
+    def decoding_step(self, model: Any, states: dict[int, RecurrentState], mask: Tensor) -> Iterator[Any]:
+        """Prepare the layers for one decoding step; yields the `attention_mask` argument of the language model.
+
+        states: those of `recurrent_states`, which advance by `accept` after the step. mask: bool [B, 1, W, columns].
+        """
+        yield mask
 
     def tensor_shapes(self, config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
         """Name and shape of every tensor of a checkpoint with this config; None if the family does not know them."""
