@@ -40,7 +40,9 @@ class CoordTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = True
     skip_bbox_norm: Annotated[
         bool,
-        Meta(description="the JSONL is already in token space (`.coord.jsonl`); false: it is in pixels, quantise it"),
+        Meta(
+            description="the JSONL is already in token space (`.coord.jsonl`); false: it is in pixels and is quantised"
+        ),
     ] = True
 
 
@@ -65,9 +67,9 @@ class CoordOffset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_lr: Annotated[float, Meta(ge=0, description="learning rate of the offsets on the output layer")] = 4.0e-4
     weight_decay: Annotated[float, Meta(ge=0, description="weight decay of both tables of offsets")] = 0.0
     dtype: Annotated[str, Meta(description="dtype of both tables; `auto` is float32")] = "auto"
-    tie_head: Annotated[bool, Meta(description="one table serves both sides if the base model ties its embeddings")] = (
-        True
-    )
+    tie_head: Annotated[
+        bool, Meta(description="share one table between input and output if the base model ties its embeddings")
+    ] = True
 
 
 class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +155,7 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0
     images: Annotated[int, Meta(ge=1, description="number of images evaluated")] = 64
-    metric: choice(VALUE_NAMES, "metric of eval.json to maximise; it is the metric of the best checkpoint") = "AP"
+    metric: choice(VALUE_NAMES, "metric of eval.json by which the best checkpoint is selected; higher is better") = "AP"
     patience: Annotated[
         int, Meta(ge=0, description="stop after this many evaluations without improvement; 0: never")
     ] = 0
@@ -190,7 +192,9 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     categories: Annotated[
         str | None,
-        Meta(description="category table (JSON) for prompts, used by sources of the mixture that name none"),
+        Meta(
+            description="category table (JSON) for prompts, used by sources of the mixture that have none of their own"
+        ),
     ] = None
     object_ordering: declared(SampleOptions, "object_ordering") = SampleOptions().object_ordering
     orders_per_sample: declared(SampleOptions, "orders_per_sample") = SampleOptions().orders_per_sample
@@ -198,7 +202,10 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     negatives: declared(SampleOptions, "negatives") = SampleOptions().negatives
     sample_seed: declared(SampleOptions, "seed") = SampleOptions().seed
     emit_norm: Annotated[
-        EmitNorm, Meta(description="codec from coordinates to bins; `norm1000_legacy` for checkpoints trained with it")
+        EmitNorm,
+        Meta(
+            description="codec that converts coordinates to bins; `norm1000_legacy` is for checkpoints trained with it"
+        ),
     ] = "norm1000"
     user_prompt: declared(PromptStyle, "user_prompt") = PromptStyle().user_prompt
     category_prompt: declared(PromptStyle, "category_prompt") = PromptStyle().category_prompt

@@ -22,7 +22,7 @@ from coordexp.recipe import Custom
 from coordexp.runtime.config_io import choice, declared, variants
 
 SPLIT = r"(?!calibration(?![A-Za-z0-9_-]))[A-Za-z0-9][A-Za-z0-9_-]*(?<!_tiny)(?<!_rest)"  # name of a split in a path
-Split = Annotated[str, Meta(pattern=f"^{SPLIT}$")]
+Split = Annotated[str, Meta(pattern=f"^{SPLIT}$", title="split name")]
 
 
 class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,7 +30,7 @@ class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     train: Annotated[Split, Meta(description="split that is trained on")] = "train"
     val: Annotated[Split, Meta(description="split that the checkpoint is selected on")] = "val"
-    test: Annotated[Split, Meta(description="split for the final result; used for nothing else")] = "test"
+    test: Annotated[Split, Meta(description="split for the final results; used for nothing else")] = "test"
 
     def split(self, name: str) -> str:
         """The split that a role, a name of a split, or one of these with `_tiny` means."""
@@ -128,7 +128,7 @@ class PredictSection(PredictOptions, frozen=True, forbid_unknown_fields=True):
     ] = None
     geometry: Annotated[
         declared(PredictOptions, "geometry") | None,
-        Meta(description="kinds of geometry that an answer may contain; null: those of the records (data.geometry)"),
+        Meta(description="geometry types that an answer may contain; null: those of the records (data.geometry)"),
     ] = None
     poly_max_points: Annotated[
         declared(PredictOptions, "poly_max_points") | None,
@@ -187,7 +187,7 @@ class RunEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str | None, Meta(description="name in `models`")] = None
     recipe: Annotated[
         str | InlineRecipe | None,
-        Meta(description="recipe file, relative to the repository, or sections of a recipe that override another"),
+        Meta(description="recipe file, relative to the repository, or an inline recipe"),
     ] = None
     data: Annotated[DataOptions | None, Meta(description="overrides of `data`")] = None
     vocab: Annotated[VocabOptions | None, Meta(description="overrides of `vocab`")] = None
@@ -211,12 +211,12 @@ class WorkflowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration of the workflow: config/config.yaml and the user's overrides."""
 
     plugins: Annotated[
-        tuple[str, ...], Meta(description="Python files that register further implementations (docs/architecture.md)")
+        tuple[str, ...], Meta(description="plug-ins: Python files that register extensions (docs/architecture.md)")
     ] = ()
     datasets: Annotated[dict[str, Dataset], Meta(description="datasets by name")] = {}
     data: Annotated[DataSection, Meta(description="conversion of datasets to records")] = DataSection()
     models: Annotated[dict[str, Model], Meta(description="base checkpoints by name")] = {}
-    vocab: Annotated[VocabOptions, Meta(description="coordinate tokens of the base")] = VocabOptions()
+    vocab: Annotated[VocabOptions, Meta(description="coordinate tokens of the base model")] = VocabOptions()
     runs: Annotated[dict[str, RunEntry], Meta(description="settings of runs, by dataset or run name")] = {}
     train: Annotated[TrainOptions, Meta(description="resources of training")] = TrainOptions()
     predict: Annotated[PredictSection, Meta(description="prediction")] = PredictSection()

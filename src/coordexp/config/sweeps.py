@@ -31,8 +31,9 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: Annotated[
         dict[str, Axis],
         msgspec.Meta(
+            title="map of axis to values",
             description="what is varied: an axis is a map of named overrides of the run, or, under the dotted path of "
-            "a key (`predict.decode`, `recipe.training.learning_rate`), a list of its values; every combination is run"
+            "a key (`predict.decode`, `recipe.training.learning_rate`), a list of its values; every combination is run",
         ),
     ]
     seeds: Annotated[

@@ -64,8 +64,8 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exif: Annotated[
         Exif,
         _option(
-            "whether boxes refer to the upright or the stored pixels of an image with an EXIF orientation: apply: "
-            "upright; ignore: stored; auto: whichever has the annotated size, upright if both do"
+            "pixels that the boxes of an image with an EXIF orientation refer to: `apply`: upright image; `ignore`: "
+            "stored pixels; `auto`: whichever has the annotated size, the upright image if both do"
         ),
     ] = "auto"
     max_pixels: Annotated[

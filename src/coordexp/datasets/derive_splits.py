@@ -43,7 +43,7 @@ _decode_maps = msgspec.json.Decoder(list[dict[str, Any]]).decode
 def derive_split(dataset_format: DatasetFormat, split: str, source: Source, raw_dir: Path) -> Source:
     """The source of `split`, from the `source` of the split of the user's files that its images come from.
 
-    If splits are taken out of that one, its annotation file is copied to `raw_dir` with the images of `split`, their
+    If splits are drawn from that one, its annotation file is copied to `raw_dir` with the images of `split`, their
     annotations, and all categories. Entries that belong to no image, which the conversion counts, stay in the original
     split.
     """

@@ -25,12 +25,14 @@ LOCK_FILE = "downloads.lock.json"
 class DownloadEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a file or folder of a dataset comes from."""
 
-    url: Annotated[str, msgspec.Meta(description="URL of the file, or of a zip archive that holds it")]
+    url: Annotated[str, msgspec.Meta(description="URL of the file, or of a zip archive that contains it")]
     size: Annotated[int | None, msgspec.Meta(description="size in bytes of the file behind the URL, if known")] = None
     sha256: Annotated[str | None, msgspec.Meta(description="SHA-256 (hex) of the file behind the URL, if known")] = None
     archive_folder: Annotated[
         str,
-        msgspec.Meta(description="folder of the zip archive that stands for the folder of this file or folder"),
+        msgspec.Meta(
+            description="folder in the zip archive that corresponds to the parent folder of the path (`.`: the root)"
+        ),
     ] = ""
 
 

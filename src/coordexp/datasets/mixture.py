@@ -53,7 +53,7 @@ class MixtureSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str | None,
         msgspec.Meta(
             description="table of this source's categories, relative to the mixture file: a manifest that rule "
-            "download wrote, or a file of `samples.write_category_table`. null: the run's own table"
+            "download wrote, or a file written by `samples.write_category_table`. null: the run's own table"
         ),
     ] = None
     desc: Annotated[DescStyle, msgspec.Meta(description="form of the category names if `categories` is a manifest")] = (

@@ -31,13 +31,15 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         msgspec.Meta(
             ge=1,
-            description="orders of an image per epoch (with `random`): a Monte Carlo average over permutations",
+            description="number of orders in which each image is shown per epoch, with `object_ordering: random`",
         ),
     ] = 1
     category_ratio: Annotated[
         float,
         msgspec.Meta(
-            ge=0, le=1, description="fraction of samples whose prompt names categories; the others ask for every object"
+            ge=0,
+            le=1,
+            description="fraction of samples whose prompt names categories; the other prompts ask for every object",
         ),
     ] = 0.0
     negatives: Annotated[

@@ -25,8 +25,9 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         str,
         Meta(
             pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
-            description="split that the workflow predicts and reports on: `val`, `test` or `train` (the splits with "
-            "these roles, `data.roles`), another split, or its tiny part (`val_tiny`); not read by the library",
+            title="role or split name",
+            description="split that the workflow predicts and reports on: a role (`train`, `val` or `test`, see "
+            "`data.roles`) or the name of a split, optionally with the suffix `_tiny`; only the workflow uses it",
         ),
     ] = "val"
     protocol: Annotated[
@@ -45,22 +46,28 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     shards: Annotated[int, Meta(ge=1, description="number of jobs that the images are divided among")] = 1
     chunk: Annotated[int, Meta(ge=1, description="categories per prompt, for `protocol: all_categories`")] = 80
     restrict_labels: Annotated[
-        bool, Meta(description="allow only category names of the prompt, or else of the dataset, as descriptions")
+        bool,
+        Meta(description="allow only category names as descriptions: those in the prompt, or all if it names none"),
     ] = False
-    geometry: Annotated[Kinds, Meta(description="kinds of geometry that an answer may contain")] = ("bbox_2d",)
+    geometry: Annotated[Kinds, Meta(description="geometry types that an answer may contain")] = ("bbox_2d",)
     poly_max_points: Annotated[int, Meta(ge=3, description="maximum number of points of a predicted polygon")] = 20
-    max_desc_tokens: Annotated[int, Meta(ge=1, description="a longer description is closed")] = 48
+    max_desc_tokens: Annotated[int, Meta(ge=1, description="a description is closed after this many tokens")] = 48
     max_desc_loops: Annotated[
         int,
         Meta(
             ge=2,
-            description="a description is closed when up to 4 tokens with a letter occur this many times in a row",
+            description="a description is closed when a sequence of 1 to 4 tokens that contains a letter is repeated "
+            "this many times in a row",
         ),
     ] = 4
-    max_repeats: Annotated[int, Meta(ge=2, description="the answer is closed after this many copies of an object")] = 4
+    max_repeats: Annotated[int, Meta(ge=2, description="an answer is closed after this many copies of an object")] = 4
     repeat_iou: Annotated[
         float,
-        Meta(gt=0, le=1, description="minimum IoU of copies, boxes with the same description; 1: the same bins"),
+        Meta(
+            gt=0,
+            le=1,
+            description="minimum IoU at which boxes with the same description count as copies; 1: identical bins",
+        ),
     ] = 0.8
     drop_duplicates: Annotated[
         bool,
@@ -68,7 +75,9 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
             description="drop detections that duplicate a higher-scoring one: same description, IoU >= `duplicate_iou`"
         ),
     ] = False
-    duplicate_iou: Annotated[float, Meta(gt=0, le=1, description="minimum IoU of duplicates")] = 0.9
+    duplicate_iou: Annotated[
+        float, Meta(gt=0, le=1, description="minimum IoU at which boxes with the same description count as duplicates")
+    ] = 0.9
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -47,5 +47,5 @@ def test_types_bounds_and_choices_are_those_of_the_structs():
         ("a.share", "number, >= 0, <= 1", "`null`", "a share"),
         ("a.weights", "map of loss term to number", "`{}`", ""),
         ("a.term", "`giou`", '`"giou"`', "a term"),
-        ("a.pair", "list of 2 integer", "`[1, 2]`", "two"),
+        ("a.pair", "list of 2 integers", "`[1, 2]`", "two"),
     ]

@@ -51,21 +51,21 @@ class SplitFiles(NamedTuple):
 
 
 class DerivedSplit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A split that is taken out of another one at random, by image or by group of images."""
+    """A split that is drawn from another one at random, by image or by group of images."""
 
     source: Annotated[
         str,
-        msgspec.Meta(description="split that the images are taken from; it keeps the rest"),
+        msgspec.Meta(description="split that the images are drawn from; it keeps the others"),
     ] = "train"
     fraction: Annotated[
-        float, msgspec.Meta(gt=0, lt=1, description="fraction of the images of `source` that are taken")
+        float, msgspec.Meta(gt=0, lt=1, description="fraction of the images of `source` that are drawn")
     ] = 0.1
     seed: Annotated[int, msgspec.Meta(description="seed of the selection")] = 17
     group: Annotated[
         str | None,
         msgspec.Meta(
             description="keeps images of one group together: a regular expression with one capture group, searched for "
-            "in the file name, for example `^(scene\\d+)_`; an image without a match is a group of its own"
+            "in the file name, for example `^(scene\\d+)_`; an image without a match forms its own group"
         ),
     ] = None
     group_key: Annotated[
@@ -97,11 +97,11 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = None
     downloads: Annotated[
         dict[str, DownloadEntry] | None,
-        msgspec.Meta(description="where each file or folder of the dataset comes from, by its path in the dataset"),
+        msgspec.Meta(description="download source of each file or folder, by its path in the dataset"),
     ] = None
     derived_splits: Annotated[
         dict[str, DerivedSplit],
-        msgspec.Meta(description="splits that the dataset does not have, by name, each taken from another split"),
+        msgspec.Meta(description="splits that the dataset lacks, by name, each drawn from another split"),
     ] = {}
 
 
@@ -111,8 +111,8 @@ class ConvertedOptions(FolderOptions, frozen=True, kw_only=True, forbid_unknown_
     on_bad: Annotated[
         OnBad,
         msgspec.Meta(
-            description="an unusable image, box or line in the dataset's files: `error`, or `skip` (left out, counted "
-            "and listed in the conversion statistics)"
+            description="an invalid image, box or line in the dataset's own files: `error`, or `skip` (left out, "
+            "counted and listed in the conversion statistics)"
         ),
     ] = "error"
 
@@ -219,12 +219,12 @@ def open_format(dataset: str, entry: Mapping[str, Any]) -> DatasetFormat:
 
 
 def derived_splits(dataset_format: DatasetFormat) -> Mapping[str, DerivedSplit]:
-    """The splits that are taken out of others, by name; none for a generated dataset."""
+    """The splits that are drawn from others, by name; none for a generated dataset."""
     return getattr(dataset_format.options, "derived_splits", {})
 
 
 def original_split(dataset_format: DatasetFormat, split: str) -> str:
-    """The split of the user's files that the images of `split` come from: itself, unless it is taken out of another."""
+    """The split of the user's files that the images of `split` come from: itself, unless it is drawn from another."""
     derived = derived_splits(dataset_format).get(split)
     return derived.source if derived else split
 
@@ -236,7 +236,7 @@ def known_splits(dataset_format: DatasetFormat) -> list[str]:
 
 
 def check_split(dataset_format: DatasetFormat, split: str) -> None:
-    """ConfigError if a per-split option of the dataset has no value for `split`, or for what it is taken out of."""
+    """ConfigError if a per-split option of the dataset has no value for `split`, or for its source."""
     original = original_split(dataset_format, split)
     for name in per_split_options(dataset_format.Options):
         values = getattr(dataset_format.options, name)
@@ -251,7 +251,7 @@ def check_split(dataset_format: DatasetFormat, split: str) -> None:
 
 
 def _check_derived_splits(dataset_format: DatasetFormat) -> None:
-    """ConfigError for a derived split that the dataset has, or that is taken out of a split that it lacks."""
+    """ConfigError for a derived split that the dataset already has, or whose source it lacks."""
     derived = derived_splits(dataset_format)
     field = f"datasets.{dataset_format.dataset}.derived_splits"
     for name in per_split_options(dataset_format.Options):

@@ -44,7 +44,9 @@ class CsvColumns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     image: Annotated[str, msgspec.Meta(description="path of the image, relative to one of `image_dirs`")] = "image"
     category: Annotated[str, msgspec.Meta(description="name of the category, or its code")] = "category"
-    box: Annotated[tuple[str, str, str, str], msgspec.Meta(description="the four numbers, in the order of `box`")]
+    box: Annotated[
+        tuple[str, str, str, str], msgspec.Meta(description="the four numbers of a box, in the order given by `box`")
+    ]
     crowd: Annotated[
         str | None, msgspec.Meta(description="1 for a box around a group of objects (iscrowd), 0 for other boxes")
     ] = None
@@ -57,7 +59,8 @@ class CsvOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
     image_dirs: ImageDirs
     columns: Annotated[CsvColumns, msgspec.Meta(description="names of the columns")]
     box: Annotated[
-        BoxKind, msgspec.Meta(description="meaning of the box columns: corners; corner and size; centre and size")
+        BoxKind,
+        msgspec.Meta(description="meaning of the box columns: two corners; top-left corner and size; centre and size"),
     ]
     units: Annotated[
         Units,
@@ -74,7 +77,7 @@ class CsvOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     delimiter: Annotated[str, msgspec.Meta(description="column separator", min_length=1, max_length=1)] = ","
     header: Annotated[
-        tuple[str, ...] | None, msgspec.Meta(description="column names, if the files have no header line")
+        tuple[str, ...] | None, msgspec.Meta(description="column names, if the files have no header row")
     ] = None
     image_suffix: Annotated[str, msgspec.Meta(description="suffix to append to image names, for example `.jpg`")] = ""
 

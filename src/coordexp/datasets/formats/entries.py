@@ -47,8 +47,8 @@ class EntryOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_f
     repeated_images: Annotated[
         Literal["error", "merge"],
         msgspec.Meta(
-            description="several entries for one image: `error`: invalid entries; `merge`: one image with the boxes of "
-            "all entries, without duplicates"
+            description="several entries for one image: `error` rejects them; `merge` combines their boxes, without "
+            "duplicates"
         ),
     ] = "error"
 

@@ -44,7 +44,10 @@ class ShapesOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     count: Annotated[int, msgspec.Meta(ge=1, description="number of images")] = 1000
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed; different seeds give independent images")] = 1
     image_size: Annotated[int, msgspec.Meta(ge=8, description="side of the square images, in pixels")] = 96
-    objects: Annotated[tuple[int, int], msgspec.Meta(description="fewest and most shapes per image")] = (1, 3)
+    objects: Annotated[tuple[int, int], msgspec.Meta(description="minimum and maximum number of shapes per image")] = (
+        1,
+        3,
+    )
     colors: Annotated[
         tuple[Literal[tuple(COLORS)], ...], msgspec.Meta(min_length=1, description="colours of the shapes")
     ] = ("red", "green", "blue", "yellow")
@@ -56,7 +59,7 @@ class ShapesOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     )
     size: Annotated[
         tuple[float, float],
-        msgspec.Meta(description="smallest and largest extent of a shape, as fractions of the image's side"),
+        msgspec.Meta(description="minimum and maximum extent of a shape, as fractions of the image's side"),
     ] = (0.2, 0.5)
     aspect: Annotated[float, msgspec.Meta(ge=1, description="largest ratio of a shape's sides; 1: no stretching")] = 1.0
     occlusion: Annotated[

@@ -43,8 +43,8 @@ class VocOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
     splits: Annotated[
         PerSplit[str],
         msgspec.Meta(
-            description="list of the images of each split, by name without suffix (`ImageSets/Main/train.txt`), or the "
-            "folder of its annotation files"
+            description="for each split, a list of image names without suffix (`ImageSets/Main/train.txt`) or a folder "
+            "of XML files"
         ),
     ]
     categories: Annotated[
@@ -58,15 +58,17 @@ class VocOptions(ConvertedOptions, frozen=True, kw_only=True, forbid_unknown_fie
             "annotation tools write them"
         ),
     ]
-    annotations: Annotated[str, msgspec.Meta(description="folder of the XML files of listed images")] = "Annotations"
+    annotations: Annotated[
+        str, msgspec.Meta(description="folder of the XML files, if `splits` names lists of images")
+    ] = "Annotations"
     images: Annotated[
-        str | None, msgspec.Meta(description="folder of the images; null: they are in the folders of the XML files")
+        str | None, msgspec.Meta(description="folder of the images; null: the folder of the XML files")
     ] = "JPEGImages"
     difficult: Annotated[
         Literal["ignore", "keep"],
         msgspec.Meta(
-            description="objects marked as difficult: ignore: iscrowd, so that they neither count as missed nor make a "
-            "detection wrong; keep: ordinary objects"
+            description="objects marked as difficult: `ignore` makes them iscrowd, so that they count neither as "
+            "missed objects nor as false positives; `keep` treats them as ordinary objects"
         ),
     ] = "ignore"
 
