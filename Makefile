@@ -23,7 +23,7 @@ photos-folder:
 	@test -d "$(PHOTOS)" || { \
 	  echo "photos: folder '$(PHOTOS)' not found; use make photos PHOTOS=/path/to/folder (docs/data.md)"; exit 1; }
 
-test: lint unit workflow  ## lint, unit tests and workflow tests, as in CI
+test: lint unit workflow  ## lint, unit tests and workflow tests
 
 lint: install  ## formatting, import layers, workflow lint
 	ruff check .
