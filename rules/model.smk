@@ -28,7 +28,7 @@ rule fetch_model:
 
 
 rule expand_vocab:
-    """Add `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>` to a base, once, so that their ids never drift."""
+    """Add `<|coord_*|>` and `<|coord_0|>`..`<|coord_999|>` to a base, once, so that their ids never change."""
     input:
         unpack(fetched_of),
     output:

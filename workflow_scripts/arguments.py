@@ -59,7 +59,7 @@ def job(output: Path):
     except CoordExpError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command continues")
+        sys.exit("error: interrupted; run the same command again to continue")
     except Exception as error:
         if not disk_is_full(error, output.parent):
             raise

@@ -31,7 +31,7 @@ with job(args.log.parent.with_name("train" if rank == "0" else f"train-{rank}"))
     from coordexp.training.launch import DistributedConfig
     from coordexp.training.train import train
 
-    console(f"train: see {args.messages} for details; this console shows a line per minute")
+    console(f"train: see {args.messages} for details; progress is shown here once per minute")
     distributed = DistributedConfig.from_resources(args.gpus, args.nodes, args.config["processes"], args.threads)
     if distributed.nodes == 1:
         take_gpus(distributed.gpus)

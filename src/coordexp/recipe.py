@@ -151,7 +151,7 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=0)] | Literal["epoch"],
         Meta(
             description="optimizer steps between evaluations, or `epoch`, which also saves a checkpoint per epoch; "
-            "0: none, the last checkpoint is the result"
+            "0: no evaluation; the last checkpoint is the result"
         ),
     ] = 0
     images: Annotated[int, Meta(ge=1, description="number of images evaluated")] = 64

@@ -17,7 +17,7 @@ from coordexp.runtime.config_io import merge
 
 TARGETS = ("results/shapes_9/eval.json", "results/shapes_9/report.html")
 SOURCES = ("Snakefile", "rules", "workflow_scripts", "src", "config", "envs", "profiles", "README.md")
-REPORTED = "shapes_9: trained by other code"
+REPORTED = "shapes_9: trained with a different version of the code"
 STRICT = {"train": {"rerun_on_code_change": True}}
 AFTER_TRAINING = {"curves", "merge", "predict", "gather", "evaluate", "report"}
 

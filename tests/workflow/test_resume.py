@@ -122,7 +122,7 @@ def test_ctrl_c_saves_too_and_says_so(shapes_data, tiny_model, tmp_path):
             tmp_path, shapes_data, tiny_model, signal.SIGINT, made=made, once=STEPPED, stdout=out, stderr=out
         )
     printed = output.read_text()
-    assert f"ModelError: interrupted: saved at step {saved}; the same command continues" in printed
+    assert f"ModelError: interrupted: saved at step {saved}; run the same command again to continue" in printed
     assert "KeyboardInterrupt" not in printed and printed.count("Traceback") == 1  # of `train`, which no command caught
 
 

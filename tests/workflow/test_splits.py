@@ -16,7 +16,7 @@ AFTER_PREDICT = ("gather", "evaluate")
 
 @pytest.fixture(scope="module")
 def workflow(tmp_path_factory):
-    """A COCO dataset with the splits `trainval` and `test-dev`; `dev` is taken out of the first."""
+    """A COCO dataset with the splits `trainval` and `test-dev`; `dev` is derived from the first."""
     top = tmp_path_factory.mktemp("splits")
     for split in ("train", "val"):
         source = provide("shapes", SMALL["datasets"]["shapes"], split, top / "own", top / f"{split}.source.json")

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         commands,
         "init",
         "Propose a configuration for a folder of images and annotations.\n\nPrints the format, the splits, counts by "
-        "category, box sizes and anything suspicious, and writes a\nfile for `snakemake --configfile` with the "
+        "category, box sizes and possible problems, and writes a\nfile for `snakemake --configfile` with the "
         "dataset, a budget (max_blocks), a recipe and the runs.",
         "coordexp init /data/parts --dry-run",
         "coordexp init /data/parts --name parts --out parts.yaml",
@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Describe the folder, and write or print the proposal."""
     from coordexp.config import propose
-    from coordexp.datasets.inspect_folder import choices, inspect, suspicious
+    from coordexp.datasets.inspect_folder import choices, inspect, possible_problems
 
     name = args.name or _name_of(args.folder)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -63,9 +63,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.folder}: {choice.format} ({choice.proposal.evidence})\n")
     splits = inspect(name, entry, args.workers)
     print("\n".join(_description(splits)))
-    problems = suspicious(splits)
+    problems = possible_problems(splits)
     print(
-        "\n".join(["", "suspicious:", *(f"  {line}" for line in problems)] if problems else ["", "nothing suspicious"])
+        "\n".join(
+            ["", "possible problems:", *(f"  {line}" for line in problems)] if problems else ["", "no problems found"]
+        )
     )
     if not any(len(facts.sizes) for facts in splits):
         raise ConfigError(located("no split can be read", file=args.folder, fix="correct the problems listed above"))
@@ -102,7 +104,7 @@ def _chosen(found: list[Choice], args: argparse.Namespace) -> Choice:
     if not found:
         names = [args.format] if args.format else FORMATS.names()
         fix = "pass the folder that holds both annotations and images, or write the dataset's entry (docs/data.md)"
-        raise ConfigError(located("no annotations that a format recognises", file=args.folder, expected=names, fix=fix))
+        raise ConfigError(located("no annotations in a supported format", file=args.folder, expected=names, fix=fix))
     if len(found) > 1:
         fix = f"choose one:\n{listed}"
         raise ConfigError(located(f"the folder can be read in {len(found)} ways", file=args.folder, fix=fix))
@@ -114,7 +116,7 @@ def _description(splits: list[SplitFacts]) -> list[str]:
     import numpy as np
 
     rows: list[list[Any]] = [
-        ["split", "images", "without boxes", "boxes", "most per image", "box sizes (px)", "image sizes (px)"]
+        ["split", "images", "without boxes", "boxes", "max per image", "box sizes (px)", "image sizes (px)"]
     ]
     for facts in splits:
         if facts.problem:
@@ -148,7 +150,7 @@ def _total(splits: list[SplitFacts], name: str) -> int:
 
 
 def _aligned(rows: list[list[Any]]) -> list[str]:
-    """Rows of a table as text, numbers to the right."""
+    """Rows of a table as text, with numbers right-aligned."""
     texts = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return [

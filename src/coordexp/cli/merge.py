@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--model", metavar="FOLDER", help="expanded base checkpoint (default: $BASE, or the one that training recorded)"
     )
-    parser.add_argument("--best", action="store_true", help="merge the best checkpoint, not the newest ($BEST)")
+    parser.add_argument("--best", action="store_true", help="merge the best checkpoint instead of the newest ($BEST)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier merge ($ALLOW_OVERWRITE)")
     parser.set_defaults(run=run)
 

@@ -25,7 +25,7 @@ def check_names(config: Mapping[str, Any]) -> None:
         entries = config.get(section)
         for name in entries if isinstance(entries, Mapping) else ():
             if not isinstance(name, str) or _other_than_text(name):
-                problem = "invalid name: YAML and Snakemake read it as a number, a date or a truth value, not as text"
+                problem = "invalid name: YAML and Snakemake read it as a number, a date or a Boolean, not as text"
                 fix = f"choose another name, for example {section.removesuffix('s')}_{str(name).lower()}"
                 problems.append(located(problem, field=section, found=name, fix=fix))
             elif not re.fullmatch(pattern, name):

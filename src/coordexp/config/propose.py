@@ -1,4 +1,4 @@
-"""Proposes a configuration for a dataset of the user's: budget, recipe and runs that fit its size (`coordexp init`)."""
+"""Proposes a configuration for the user's dataset: budget, recipe and runs that fit its size (`coordexp init`)."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class Runs:
         return model["source"] == "tiny"
 
     def check(self) -> None:
-        """ConfigError for an entry of `runs` that names no run, is ambiguous, or whose settings contradict another."""
+        """ConfigError for an entry of `runs` that names no run, is ambiguous, or has contradicting settings."""
         for name, entry in self.entries.items():
             field = f"runs.{name}"
             if name in self.datasets or self._is_budgeted(name):
@@ -216,7 +216,7 @@ class Runs:
             if trained.calibrate.images != calibrate.images:
                 field, fix = f"runs.{name}.calibrate.images", "set it for the run that is trained"
                 facts = {"expected": trained.calibrate.images, "found": calibrate.images}
-                raise ConfigError(located("is decided by `checkpoint_from`", field=field, fix=fix, **facts))
+                raise ConfigError(located("is determined by `checkpoint_from`", field=field, fix=fix, **facts))
             return trained.calibration_split
         if settings.records != name:
             records = self.resolve(settings.records)
@@ -340,13 +340,15 @@ def _check_effects(name: str, entry: Mapping[str, Any], parents: Mapping[str, _S
     """ConfigError for settings that would have no effect together with `records_from` or `checkpoint_from`."""
     field = f"runs.{name}"
     if "checkpoint_from" in parents and len(parents) > 1:
-        fix = "remove the other: settings and records are those of the checkpoint's run"
-        raise ConfigError(located("excludes `extends` and `records_from`", field=f"{field}.checkpoint_from", fix=fix))
+        fix = "remove the other key: settings and records are those of the checkpoint's run"
+        raise ConfigError(
+            located("cannot be combined with `extends` or `records_from`", field=f"{field}.checkpoint_from", fix=fix)
+        )
     fixed = {
-        "records_from": (("data", *IDENTITY), "use `extends` alone, which gives the run records of its own"),
+        "records_from": (("data", *IDENTITY), "use `extends` alone, which gives the run its own records"),
         "checkpoint_from": (
             ("data", *IDENTITY, "model", "recipe", "vocab"),
-            "use `records_from`, which trains a checkpoint of the run's own",
+            "use `records_from`, with which the run trains its own checkpoint",
         ),
     }
     for key, (without_effect, fix) in fixed.items():

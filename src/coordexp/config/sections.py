@@ -49,7 +49,9 @@ class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
         Meta(description="NUM_WORKERS: processes of the conversion; null: 16, or `--cores` if fewer"),
     ] = None
     tiny: Annotated[int, Meta(ge=1, description="TINY: images in the tiny split")] = 256
-    roles: Annotated[Roles, Meta(description="splits of the dataset by purpose, if they have other names")] = Roles()
+    roles: Annotated[
+        Roles, Meta(description="names of the dataset's splits by role, where they differ from train, val and test")
+    ] = Roles()
 
 
 class DataSection(DataOptions, frozen=True, forbid_unknown_fields=True):
@@ -107,7 +109,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     processes: Annotated[int, Meta(ge=1, description="training processes (GPUs) per machine; 1 on a CPU")] = 1
     nodes: Annotated[
-        int, Meta(ge=1, description="machines; several need a SLURM job or a manual start (docs/cluster.md)")
+        int, Meta(ge=1, description="machines; more than one requires a SLURM job or a manual launch (docs/cluster.md)")
     ] = 1
     threads: Annotated[int, Meta(ge=1, description="CPU threads of the rules train and predict")] = 8
     rerun_on_code_change: Annotated[

@@ -91,13 +91,13 @@ def differences(settings: Settings, trainings: Iterable[FinishedTraining]) -> li
     for training in trainings:
         if not training.same_code:
             strict = settings.run(training.run).train.rerun_on_code_change
-            ending = "trained again because train.rerun_on_code_change is set" if strict else "kept"
+            ending = "retrained because train.rerun_on_code_change is set" if strict else "kept"
             version, code = training.trained_with["coordexp"], training.trained_with["code"]
             by_code.setdefault((version, code, training.current, ending), []).append(training.run)
     return [
-        f"{', '.join(names)}: trained by other code (coordexp {version}, {code}) than the current one"
-        f" ({__version__}, {current}); {ending}"
-        + ("\n  -> to train again: --config 'train={rerun_on_code_change: true}'" if ending == "kept" else "")
+        f"{', '.join(names)}: trained with a different version of the code (coordexp {version}, {code}) "
+        f"than the current one ({__version__}, {current}); {ending}"
+        + ("\n  -> to retrain: --config 'train={rerun_on_code_change: true}'" if ending == "kept" else "")
         for (version, code, current, ending), names in by_code.items()
     ]
 

@@ -146,7 +146,7 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {' and '.join(parts)} dropped: {', '.join(reasons)}"
     objects = statistics["objects"]
     if objects["clipped"] > objects["written"] / 2:
-        text = f"warning: {name}: {objects['clipped']:,} of {objects['written']:,} boxes reach outside their image"
+        text = f"warning: {name}: {objects['clipped']:,} of {objects['written']:,} boxes extend beyond their image"
         yield f"{text} and were clipped: are they corners x1, y1, x2, y2 instead of x, y, width, height?"
     if small := objects.get("under_one_pixel"):
         text = f"warning: {name}: {small:,} of {objects['written']:,} boxes are less than a pixel wide and high"
@@ -159,7 +159,7 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
     if exif.get("undecidable") and exif.get("stored"):
         names = ", ".join(exif["undecidable_images"][:LISTED_PROBLEMS])
         text = f"warning: {name}: the boxes of {exif['stored']:,} images refer to the stored pixels, not to the upright"
-        yield f"{text} ones; check {exif['undecidable']:,} whose size fits both, or set data.exif: {names}"
+        yield f"{text} ones; set data.exif, or check the {exif['undecidable']:,} images whose size fits both: {names}"
 
 
 def _reason(problem: str) -> str:

@@ -86,7 +86,7 @@ def _is_grouped(options: DerivedSplit) -> bool:
 
 
 def _group_of(image: ImageFacts, options: DerivedSplit, where: Mapping[str, Any]) -> str:
-    """The group of an image as text; one of its own if the pattern does not match its name."""
+    """The group of an image as text; a separate one if the pattern does not match its name."""
     if options.group_key is not None:
         if options.group_key not in image.entry:
             fix = "name a key that every image entry has, or use `group` (a pattern of file names)"

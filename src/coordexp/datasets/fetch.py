@@ -66,7 +66,9 @@ def fetch_files(
             raise error
     if errors:
         targets = ", ".join(str(raw_dir / path) for path in needed)
-        advice = f"without a network: put the data at {targets}, or set datasets.{dataset}.root to a folder that has"
+        advice = (
+            f"without network access: put the data at {targets}, or set datasets.{dataset}.root to a folder that has"
+        )
         raise DownloadError("\n".join([*map(str, errors), f"  -> {advice} {', '.join(needed)}"]))
 
 

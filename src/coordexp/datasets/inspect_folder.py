@@ -1,4 +1,4 @@
-"""What a folder holds: its format, and the images, boxes, categories and suspicious facts of each split."""
+"""What a folder holds: its format, and the images, boxes, categories and possible problems of each split."""
 
 from __future__ import annotations
 
@@ -159,26 +159,26 @@ def _read_file(image: tuple[str, str]) -> ImageFile:
         return ImageFile(name, None, None)
 
 
-def suspicious(splits: list[SplitFacts]) -> list[str]:
-    """What looks wrong, as one line each."""
+def possible_problems(splits: list[SplitFacts]) -> list[str]:
+    """What looks wrong, one line per problem."""
     lines = [f"{facts.split}: cannot be read: {facts.problem}" for facts in splits if facts.problem]
     for facts in splits:
         unreadable = [file.name for file in facts.files if file.size is None]
-        for count, text in (
-            (facts.normalised, f"of {len(facts.box_sizes):,} boxes are within 0..1: normalised, not in pixels?"),
-            (facts.outside, "boxes reach outside their image"),
-            (facts.without_area, "boxes have no area"),
-            (len(facts.missing), f"images are missing, {_first(facts.missing)}"),
-            (len(unreadable), f"images cannot be opened, {_first(unreadable)}"),
-            (len(facts.skipped), f"entries cannot be used, {_first(facts.skipped)}"),
+        for problem, count, rest in (
+            ("boxes within 0..1 (normalised instead of in pixels?)", facts.normalised, f" of {len(facts.box_sizes):,}"),
+            ("boxes that extend beyond the image", facts.outside, ""),
+            ("boxes without area", facts.without_area, ""),
+            ("missing images", len(facts.missing), _example(facts.missing)),
+            ("images that cannot be opened", len(unreadable), _example(unreadable)),
+            ("unusable entries", len(facts.skipped), _example(facts.skipped)),
         ):
             if count:
-                lines.append(f"{facts.split}: {count:,} {text}")
+                lines.append(f"{facts.split}: {problem}: {count:,}{rest}")
     return lines + _duplicates(splits) + _categories(splits)
 
 
-def _first(names: list[str]) -> str:
-    return f"{names[0]} for example" if names else ""
+def _example(names: list[str]) -> str:
+    return f", for example {names[0]}" if names else ""
 
 
 def _duplicates(splits: list[SplitFacts]) -> list[str]:
@@ -188,20 +188,18 @@ def _duplicates(splits: list[SplitFacts]) -> list[str]:
     for n, (facts, own) in enumerate(zip(splits, owners, strict=True)):
         repeated = sum(file.digest is not None for file in facts.files) - len(own)
         if repeated:
-            lines.append(f"{facts.split}: {repeated:,} images are copies of others in this split")
+            lines.append(f"{facts.split}: copies of other images of the split: {repeated:,}")
         for other, theirs in zip(splits[n + 1 :], owners[n + 1 :], strict=True):
             shared = own.keys() & theirs.keys()
             if shared:
                 example = min((own[digest], theirs[digest]) for digest in shared)
                 same = f"{example[0]} and {example[1]}" if example[0] != example[1] else example[0]
-                lines.append(
-                    f"{facts.split} and {other.split}: {len(shared):,} images are the same, {same} for example"
-                )
+                lines.append(f"{facts.split} and {other.split}: images in both: {len(shared):,}, for example {same}")
     return lines
 
 
 def _categories(splits: list[SplitFacts]) -> list[str]:
-    """Categories that training hardly sees."""
+    """Categories with few or no training boxes, and those that only other splits have."""
     train = next((facts for facts in splits if facts.split == "train"), splits[0] if splits else None)
     if train is None or train.problem:
         return []
@@ -210,13 +208,11 @@ def _categories(splits: list[SplitFacts]) -> list[str]:
     lines = []
     if few:
         listed = ", ".join(f"{name} ({n})" for n, name in few[:10]) + (", ..." if len(few) > 10 else "")
-        lines.append(f"{train.split}: {len(few):,} categories have fewer than {FEW_BOXES} boxes: {listed}")
+        lines.append(f"{train.split}: categories with fewer than {FEW_BOXES} boxes: {len(few):,}, {listed}")
     if absent:
-        lines.append(f"{train.split}: {len(absent):,} categories have no boxes, {absent[0]} for example")
+        lines.append(f"{train.split}: categories without boxes: {len(absent):,}{_example(absent)}")
     for facts in splits:
         unseen = [name for name, n in facts.categories.items() if n and not train.categories.get(name)]
         if facts is not train and unseen:
-            lines.append(
-                f"{facts.split}: {len(unseen):,} categories have boxes here but none in train, {unseen[0]} for example"
-            )
+            lines.append(f"{facts.split}: categories without boxes in train: {len(unseen):,}{_example(unseen)}")
     return lines

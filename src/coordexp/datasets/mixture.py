@@ -3,7 +3,7 @@
 ```yaml
 extends: base.yaml        # optional; one file or a list, relative to this one
 seed: 17
-epoch_size: null          # images per epoch, divided by ratio; null: ratio x length of each source
+epoch_size: null          # images per epoch, shared in proportion to `ratio`; null: ratio x length of each source
 sources:
   lvis: {jsonl: lvis/train.coord.jsonl, ratio: 1.0}
   mine: {jsonl: mine/train.coord.jsonl, ratio: 0.5, seed: 3, user_prompt: "Find every part.", categories: mine.json}
@@ -74,7 +74,10 @@ class MixtureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of the mixture's shuffling")] = 17
     epoch_size: Annotated[
         Annotated[int, msgspec.Meta(ge=1)] | None,
-        msgspec.Meta(description="images per epoch, divided by ratio. null: ratio x length of each source"),
+        msgspec.Meta(
+            description="images per epoch, shared among the sources in proportion to `ratio`; null: ratio x length of "
+            "each source"
+        ),
     ] = None
 
 

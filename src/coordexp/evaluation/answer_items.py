@@ -93,7 +93,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _boxed(value: Any, keys: tuple[str, ...], problems: Counter[str], *, nested: bool) -> Iterator[Item]:
     """Objects with a box in a decoded value and, at any depth, in the lists and objects within it.
 
-    `nested`: an object without a box is an attribute of another one, and is no object of its own.
+    `nested`: an object without a box is an attribute of another one, not an object itself.
     """
     stack = [(value, False)]
     while stack:

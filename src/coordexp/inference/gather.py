@@ -35,7 +35,7 @@ def gather(
         expected = len(lines[0]) - (0 if number == 0 else int(len(shard) < len(lines[0])))
         if len(shard) != expected or (number and len(shard) > len(lines[number - 1])):
             fix = "pass every shard once, in order"
-            problem = "the number of predictions does not fit that of the other shards"
+            problem = "the number of predictions does not match the other shards"
             raise DataError(located(problem, file=shards[number], expected=expected, found=len(shard), fix=fix))
     if records is not None:
         _check_count(lines, shards, records)
@@ -60,7 +60,7 @@ def _check_count(lines: list[list[bytes]], shards: Sequence[str | Path], records
     if found != expected:
         names = ", ".join(map(str, shards))
         fix = "delete the incomplete file and run the command again: it will be predicted again"
-        problem = f"the number of predictions is not that of the records in {records}"
+        problem = f"the number of predictions does not match the number of records in {records}"
         raise DataError(located(problem, file=names, expected=expected, found=found, fix=fix))
 
 

@@ -62,7 +62,7 @@ class DetectionCriterion(nn.Module):
 
         logits: [B, L, V]. labels: [B, L] int64, -100 where not supervised; position i predicts label i + 1. counts:
         of the global batch; those of this micro-batch when None. progress: fraction of training done, in [0, 1].
-        ValueError when the batch has not one coordinate target per coordinate label.
+        ValueError unless the batch has one coordinate target per coordinate label.
         """
         found = supervised_labels(labels, self.coord_start)
         if found.slots.numel() != targets.coords.numel():

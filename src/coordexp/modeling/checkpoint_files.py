@@ -31,7 +31,7 @@ def own_files(folder: Path, stage: str | None = None) -> list[Path]:
     own, outside = _regular_files(folder)
     for file in outside:
         if file.suffix in _READ:
-            fix = "copy or hard-link the file into the folder, or give the folder that contains it"
+            fix = "copy or hard-link the file into the folder, or pass the folder that contains it"
             raise ModelError(located("a symbolic link that leads out of the checkpoint", file=file, fix=fix))
         if stage:
             print(f"{stage}: skipped {file}: a symbolic link that leads out of the checkpoint", file=sys.stderr)

@@ -50,7 +50,7 @@ def check_checkpoint(folder: str | Path, *, trained: bool = False, only: Iterabl
     if not trained and (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
         problem, fix = (
             "the folder contains a model and an adapter",
-            "merge the adapter, or move adapter_config.json away",
+            "merge the adapter, or remove adapter_config.json from the folder",
         )
         raise ModelError(located(problem, file=folder / "adapter_config.json", fix=fix))
     if (folder / "config.json").is_file():
@@ -80,7 +80,7 @@ def _files(folder: Path) -> list[Path]:
     for root, _, names in os.walk(folder):
         found += [Path(root, name) for name in sorted(names)]
         if len(found) > MAX_FILES:
-            fix = "give the folder of one checkpoint"
+            fix = "pass the folder of a single checkpoint"
             raise ModelError(located("the folder has too many files", file=folder, expected=f"<= {MAX_FILES}", fix=fix))
     return found
 

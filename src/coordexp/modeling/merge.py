@@ -111,7 +111,7 @@ def resolve_checkpoint(*trained: str | Path, best: bool = False) -> Path:
         if _complete(c)
     ]
     if not candidates:
-        fix = "pass a folder with adapter_config.json or model weights, or one of such checkpoint-N folders"
+        fix = "pass a folder with adapter_config.json or model weights, or a folder of checkpoint-N folders"
         raise ModelError(located("no checkpoint to merge", file=" ".join(patterns), fix=fix))
     newest = max(candidates, key=lambda c: (_step(c), c.stat().st_mtime))
     if not best:

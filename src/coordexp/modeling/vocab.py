@@ -277,8 +277,8 @@ def _config(checkpoint: shards.Checkpoint, old_rows: int, new_rows: int) -> dict
     config = read_object(checkpoint.folder / "config.json")
     family = family_of(checkpoint.folder)
     if family.is_tied(config) and not embedding_tensors(checkpoint, family, config).tied:
-        message = f"expand: {checkpoint.folder} has an output layer that differs from its embedding: not tied"
-        print(message, file=sys.stderr, flush=True)
+        message = f"expand: the output layer of {checkpoint.folder} differs from its embedding"
+        print(f"{message}; the new checkpoint does not tie the two", file=sys.stderr, flush=True)
         config = family.untied(config)
     return _resized(config, old_rows, new_rows)
 

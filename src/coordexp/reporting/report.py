@@ -99,7 +99,7 @@ def losses(eval_json: str | Path) -> list[str]:
         if n_of
     ]
     if counts.unmapped_detections:
-        lines.append(f"detections of no known category: {counts.unmapped_detections} of {counts.detections}")
+        lines.append(f"detections without a known category: {counts.unmapped_detections} of {counts.detections}")
     if counts.subset_note:
         lines.append(counts.subset_note)
     return lines

@@ -30,7 +30,7 @@ class DownloadError(CoordExpError):
 
 
 class SpaceError(CoordExpError):
-    """A stage that needs more disk than is free."""
+    """A stage that needs more disk space than is free."""
 
 
 def located(

@@ -92,7 +92,7 @@ def require_space(folder: str | Path, size: float, stage: str) -> None:
     free, required = free_bytes(folder), size * (1 + RESERVE)
     if required > free:
         fix = f"free some space, or choose another folder; {stage} then continues and keeps what is finished"
-        problem = f"not enough disk for {stage}"
+        problem = f"not enough disk space for {stage}"
         raise SpaceError(
             located(problem, file=folder, expected=f"{format_bytes(required)} free", found=format_bytes(free), fix=fix)
         )

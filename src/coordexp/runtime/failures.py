@@ -8,7 +8,7 @@ from pathlib import Path
 
 ERROR = "error: "
 LINE_ENDS = re.compile(r"[\r\n]+|(?<=\])(?=error: )")  # an error may follow a progress bar on its line
-CONTINUES = "the same command continues"
+CONTINUES = "run the same command again"
 
 
 def explain(rule: str, wildcards: Mapping[str, str], logs: Iterable[str]) -> str:
@@ -18,7 +18,7 @@ def explain(rule: str, wildcards: Mapping[str, str], logs: Iterable[str]) -> str
     texts = [Path(log).read_text(encoding="utf-8", errors="replace") for log in logs if Path(log).is_file()]
     lines = [f"rule {rule}{f' ({of})' if of else ''}: {cause(''.join(texts))}"]
     if "\n  -> " not in lines[0] and CONTINUES not in lines[0]:
-        lines.append(f"  -> read the log, remove the cause; {CONTINUES}")
+        lines.append(f"  -> read the log, fix the cause, and {CONTINUES} to continue")
     return "\n".join([*lines, *(f"  log: {log}" for log in logs)])
 
 

@@ -63,7 +63,11 @@ def _locked(path: Path) -> int:
             print(f"{path}: process {holder} is working on this; waiting for it to finish", file=sys.stderr, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks: continue unlocked
-            print(f"{path}: no lock ({error.strerror})", file=sys.stderr, flush=True)
+            print(
+                f"{path}: cannot lock the file ({error.strerror}); continuing without a lock",
+                file=sys.stderr,
+                flush=True,
+            )
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor

@@ -43,7 +43,7 @@ def refuse_foreign_folder(path: str | Path, stage: str) -> None:
         raise ConfigError(located("the output folder is a file", file=path, fix=fix))
     if path.exists() and any(path.iterdir()) and not is_output(path, stage):
         problem = f"the output folder is not empty and was not written by `{stage}` of CoordExp"
-        raise ConfigError(located(problem, file=path, fix=f"{fix}, or move this one away"))
+        raise ConfigError(located(problem, file=path, fix=f"{fix}, or move this one elsewhere"))
 
 
 def refuse_input(out: str | Path | None, *inputs: str | Path | None) -> None:

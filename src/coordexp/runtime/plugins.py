@@ -1,4 +1,4 @@
-"""Plug-ins: Python files of the user's own that register loss terms, metrics, formats, decoding modes or models.
+"""Plug-ins: the user's own Python files, which register loss terms, metrics, formats, decoding modes or models.
 
 The workflow's `plugins` key lists them; `$COORDEXP_PLUGINS` carries the list to every process of a run. A plug-in is
 imported once per process, before the configuration is validated, so its names are valid choices everywhere.

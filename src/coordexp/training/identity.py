@@ -91,8 +91,9 @@ def select_checkpoints(
         newest = max(complete, key=lambda other: (other / CODE_FILE).stat().st_mtime if _has_code(other) else 0)
         made = recorded_code(newest)
         print(
-            f"this training is finished; it was made by other code (coordexp {made['coordexp']}, {made['code']}) "
-            f"than the current one ({__version__}, {code})\n  -> set train.rerun_on_code_change: true to train again",
+            f"training is already finished, with a different version of the code (coordexp {made['coordexp']}, "
+            f"{made['code']}) than the current one ({__version__}, {code})\n"
+            "  -> set train.rerun_on_code_change: true to retrain",
             flush=True,
         )
         return newest

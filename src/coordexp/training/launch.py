@@ -173,8 +173,8 @@ def _import_variables() -> dict[str, str]:
 def _saved(checkpoints: Path) -> str:
     complete = complete_checkpoints(checkpoints)
     if not complete:
-        return "no checkpoint was saved; the same command starts again"
-    return f"saved at step {step_of(complete[-1])}; the same command continues"
+        return "no checkpoint was saved; run the same command again to start over"
+    return f"saved at step {step_of(complete[-1])}; run the same command again to continue"
 
 
 if __name__ == "__main__":

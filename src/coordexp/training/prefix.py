@@ -1,4 +1,4 @@
-"""Prefixes that cannot be copied: what the model reads of earlier objects differs from what it is taught.
+"""Prefixes that cannot be copied: what the model reads of earlier objects differs from what it is trained to write.
 
 Under teacher forcing every earlier object is exact, so the next one can be guessed from the pattern of the previous
 ones without looking at the image. Here the earlier objects are noisy, hidden, missing or repeated.
@@ -19,17 +19,17 @@ NEIGHBOUR = 0.03  # standard deviation of a repeated object's coordinates, as a 
 
 
 class PrefixedAnswer(NamedTuple):
-    """Objects of an answer in their order; the first `given` are read but not taught."""
+    """Objects of an answer in their order; the first `given` are read but not supervised."""
 
     objects: list[Object]
     given: int
 
 
-def with_disturbed_prefix(objects: Sequence[Object], options: PrefixOptions, rng: random.Random) -> PrefixedAnswer:
-    """An answer that begins as the model's own might: with objects missing, exchanged and repeated.
+def with_perturbed_prefix(objects: Sequence[Object], options: PrefixOptions, rng: random.Random) -> PrefixedAnswer:
+    """An answer that begins as the model's own might: with objects missing, swapped and repeated.
 
-    A part of the `objects` (in token space) is given. Of it, `dropped` are missing and taught after it, in their
-    original order with the rest; `swapped` are exchanged with the next; `repeated` are followed by a near copy.
+    A part of the `objects` (in token space) is given. Of it, `dropped` are missing and follow it as targets, in
+    their original order with the rest; `swapped` are swapped with the next; `repeated` are followed by a near copy.
     """
     cut = rng.randint(1, len(objects))
     kept, missing = [], []

@@ -44,10 +44,12 @@ def warnings(recipe: Recipe, data: TrainingData, world_size: int = 1) -> list[st
     occurrences = epochs * data.coordinates / COORD_BINS
     found = []
     if steps < FEW_STEPS:
-        text = f"training has only {steps:,.0f} optimizer steps of {per_step:,} images ({data.images:,} images)"
+        text = (
+            f"training has only {steps:,.0f} optimizer steps ({per_step:,} images per step, {data.images:,} in total)"
+        )
         found.append(f"{text}\n  -> raise training.num_train_epochs, or extend config/train/sft_small_data.yaml")
     if recipe.custom.coord_tokens.enabled and occurrences < FEW_OCCURRENCES:
-        text = f"each coordinate token occurs {occurrences:,.0f} times on average over the whole training"
+        text = f"each coordinate token occurs {occurrences:,.0f} times on average in the whole training run"
         fix = "train more epochs, start from a base that has learned coordinate tokens (models: source: run)"
         found.append(f"{text}\n  -> {fix}, or use text integers (custom.coord_tokens.enabled: false)")
     return found

@@ -120,7 +120,7 @@ def refuse_foreign_outputs(out_dir: Path, log: Path) -> None:
     refuse_foreign_folder(out_dir, "train")
     known = is_output(out_dir, "train") or any((log.parent / "checkpoints").glob("*/job.json"))
     if log.exists() and not known:
-        fix = "choose an output in another folder, or move the file away"
+        fix = "choose an output in another folder, or move the file elsewhere"
         raise ConfigError(located("the log file already exists and was not written by training", file=log, fix=fix))
 
 
@@ -171,7 +171,7 @@ def _publish(
     detection = recipe.custom.detection_eval
     candidates = [p for p in complete if step_of(p) == state["best_global_step"]] if detection.every else complete
     if not candidates:
-        fix = "if it was deleted, move the folder away to train from scratch"
+        fix = "if it was deleted, move the folder elsewhere to train from scratch"
         names = [checkpoint.name for checkpoint in complete]
         raise ModelError(located("the best checkpoint is missing", file=checkpoints, found=names, fix=fix))
     chosen = candidates[-1]

@@ -79,7 +79,7 @@ def test_mistakes_are_named(folder, capsys, arguments, message):
 
 def test_a_folder_without_annotations_lists_the_formats(folder, capsys):
     assert main(["init", str(folder / "images")]) == 2
-    assert "no annotations that a format recognises" in capsys.readouterr().err
+    assert "no annotations in a supported format" in capsys.readouterr().err
 
 
 def test_a_dataset_that_cannot_be_read_is_described_but_not_configured(folder, capsys):

@@ -218,11 +218,15 @@ def test_trials_with_other_data_options_share_records_over_seeds():
             "runs.other.model: has no effect together with `checkpoint_from`",
         ),
         ("other", {"checkpoint_from": "lora", "recipe": {}}, None),
-        ("other", {"checkpoint_from": "lora", "extends": "lora"}, "runs.other.checkpoint_from: excludes `extends`"),
+        (
+            "other",
+            {"checkpoint_from": "lora", "extends": "lora"},
+            "runs.other.checkpoint_from: cannot be combined with `extends`",
+        ),
         (
             "other",
             {"checkpoint_from": "lora", "calibrate": {"images": 3}},
-            "runs.other.calibrate.images: is decided by",
+            "runs.other.calibrate.images: is determined by",
         ),
     ],
 )

@@ -266,7 +266,7 @@ def test_a_path_without_download_is_an_error_unless_it_exists(tmp_path):
 
 def test_every_failed_download_is_named(server, tmp_path):
     entries = {name: DownloadEntry(f"{server.url}/{name}") for name in ("one.json", "two.json")}
-    with pytest.raises(DownloadError, match=r"(?s)one\.json.*two\.json.*without a network: put the data at"):
+    with pytest.raises(DownloadError, match=r"(?s)one\.json.*two\.json.*without network access: put the data at"):
         fetch_files("own", entries, list(entries), list(entries), tmp_path, QUICK)
 
 

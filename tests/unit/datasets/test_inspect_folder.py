@@ -5,7 +5,7 @@ import json
 import pytest
 from dataset_cases import draw_image, write_dataset
 
-from coordexp.datasets.inspect_folder import choices, inspect, suspicious
+from coordexp.datasets.inspect_folder import choices, inspect, possible_problems
 from coordexp.runtime.errors import ConfigError
 
 
@@ -36,36 +36,39 @@ def test_every_image_box_and_category_is_counted(entry):
     )
     assert sorted({round(size) for size in facts.box_sizes}) == [30, 49]
     assert {file.size for file in facts.files} == {(160, 120)}
-    assert suspicious([facts]) == ["train: 2 categories have fewer than 10 boxes: baseball_bat (6), cat (6)"]
+    assert possible_problems([facts]) == ["train: categories with fewer than 10 boxes: 2, baseball_bat (6), cat (6)"]
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda c: c["annotations"][0].update(bbox=[150, 0, 30, 30]), "train: 1 boxes reach outside their image"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 30]), "train: 1 boxes have no area"),
-        (lambda c: c["images"][0].update(file_name="away.jpg"), "train: 1 images are missing, away.jpg for example"),
-        (lambda c: c["annotations"][0].update(bbox="x"), "train: 1 entries cannot be used, 1: Expected"),
-        (lambda c: c["categories"].append({"id": 9, "name": "dog"}), "train: 1 categories have no boxes, dog"),
+        (lambda c: c["annotations"][0].update(bbox=[150, 0, 30, 30]), "train: boxes that extend beyond the image: 1"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 30]), "train: boxes without area: 1"),
+        (lambda c: c["images"][0].update(file_name="away.jpg"), "train: missing images: 1, for example away.jpg"),
+        (lambda c: c["annotations"][0].update(bbox="x"), "train: unusable entries: 1, for example 1: Expected"),
+        (
+            lambda c: c["categories"].append({"id": 9, "name": "dog"}),
+            "train: categories without boxes: 1, for example dog",
+        ),
         (
             lambda c: [a.update(bbox=[0.1, 0.2, 0.3, 0.4]) for a in c["annotations"]],
-            "train: 12 of 12 boxes are within 0..1: normalised, not in pixels?",
+            "train: boxes within 0..1 (normalised instead of in pixels?): 12 of 12",
         ),
         (
             lambda c: c["annotations"][0].update(bbox=[0.1, 0.2, 0.3, 0.4]),
-            "train: 1 of 12 boxes are within 0..1: normalised, not in pixels?",
+            "train: boxes within 0..1 (normalised instead of in pixels?): 1 of 12",
         ),
         (lambda c: c.pop("images"), "train: cannot be read: "),
     ],
 )
-def test_suspicious_facts_are_named(entry, tmp_path, change, line):
+def test_possible_problems_are_named(entry, tmp_path, change, line):
     changed(tmp_path, change)
-    assert any(found.startswith(line) for found in suspicious(inspect("mine", entry)))
+    assert any(found.startswith(line) for found in possible_problems(inspect("mine", entry)))
 
 
 def test_an_image_that_cannot_be_opened_is_named(entry, tmp_path):
     (tmp_path / "images/0002.jpg").write_bytes(b"no image")
-    assert "train: 1 images cannot be opened, 0002.jpg for example" in suspicious(inspect("mine", entry))
+    assert "train: images that cannot be opened: 1, for example 0002.jpg" in possible_problems(inspect("mine", entry))
 
 
 def test_images_with_the_same_bytes_are_found_within_and_across_splits(entry, tmp_path):
@@ -77,9 +80,9 @@ def test_images_with_the_same_bytes_are_found_within_and_across_splits(entry, tm
     (tmp_path / "images/11.jpg").write_bytes((tmp_path / "images/0003.jpg").read_bytes())
     (tmp_path / "images/0005.jpg").write_bytes((tmp_path / "images/0004.jpg").read_bytes())
     entry["annotations"]["test"], entry["image_dirs"]["test"] = "test.json", ["images"]
-    lines = suspicious(inspect("mine", entry, workers=2))
-    assert "train: 1 images are copies of others in this split" in lines
-    assert "train and test: 1 images are the same, 0003.jpg and 11.jpg for example" in lines
+    lines = possible_problems(inspect("mine", entry, workers=2))
+    assert "train: copies of other images of the split: 1" in lines
+    assert "train and test: images in both: 1, for example 0003.jpg and 11.jpg" in lines
 
 
 def test_categories_that_training_does_not_have_are_named(entry, tmp_path):
@@ -88,7 +91,7 @@ def test_categories_that_training_does_not_have_are_named(entry, tmp_path):
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 3]
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     entry["annotations"]["val"], entry["image_dirs"]["val"] = "val.json", ["images"]
-    assert "val: 1 categories have boxes here but none in train, cat for example" in suspicious(inspect("mine", entry))
+    assert "val: categories without boxes in train: 1, for example cat" in possible_problems(inspect("mine", entry))
 
 
 def test_an_unknown_format_and_an_empty_folder_are_errors(tmp_path):

@@ -113,7 +113,7 @@ def test_images_of_one_name_in_two_folders_are_two_images(tmp_path):
 def test_corners_in_the_place_of_sizes_are_reported(tmp_path, capfd):
     boxes = [annotation_entry(k, 1, [40 + 10 * k, 50, 120 + 5 * k, 110]) for k in range(1, 4)]
     convert_to(write_dataset(tmp_path, [image_entry(1)], boxes), tmp_path / "out")
-    assert "3 of 3 boxes reach outside their image" in capfd.readouterr().err
+    assert "3 of 3 boxes extend beyond their image" in capfd.readouterr().err
 
 
 def test_two_images_of_similar_names_stay_two_files(tmp_path):

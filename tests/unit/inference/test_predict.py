@@ -64,7 +64,7 @@ def test_gathered_shards_equal_one_run(taught, records, complete, tmp_path, shar
     assert gather(parts, tmp_path / "all.jsonl") == len(SIZES)
     same(read(tmp_path / "all.jsonl"), complete)
     gather(parts, tmp_path / "all.jsonl", records=records)
-    with pytest.raises(DataError, match="does not fit that of the other shards"):
+    with pytest.raises(DataError, match="does not match the other shards"):
         gather(parts[::-1], tmp_path / "wrong.jsonl")
 
 

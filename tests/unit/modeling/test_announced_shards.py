@@ -58,7 +58,7 @@ def test_what_is_announced_is_what_is_written(inputs, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize("job", ["expand", "merge"])
 def test_without_space_nothing_is_written(inputs, tmp_path, monkeypatch, job):
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: Usage(10**12, 0, 1_000_000))
-    with pytest.raises(SpaceError, match=f"not enough disk for {job}; expected '.* MB free', found '1 MB'"):
+    with pytest.raises(SpaceError, match=f"not enough disk space for {job}; expected '.* MB free', found '1 MB'"):
         run(job, inputs, tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []
     run("already expanded", inputs, tmp_path / "out")  # links need no space

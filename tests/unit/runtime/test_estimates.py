@@ -32,7 +32,7 @@ def test_count_size_and_time_are_announced(free_disk, tmp_path, capsys):
 
 def test_too_little_space_is_an_error_with_both_numbers(free_disk, tmp_path):
     free_disk(1_000_000_000)
-    with pytest.raises(SpaceError, match=r"not enough disk for train; expected '1\.0 GB free', found '1\.0 GB'"):
+    with pytest.raises(SpaceError, match=r"not enough disk space for train; expected '1\.0 GB free', found '1\.0 GB'"):
         estimates.require_space(tmp_path / "not" / "there", 0.99e9, "train")
     estimates.require_space(tmp_path, 0.98e9, "train")
 
@@ -56,7 +56,7 @@ def test_an_archive_that_does_not_fit_is_not_unpacked(free_disk, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images/1.jpg", b"\0" * 100_000)
     free_disk(50_000)
-    with pytest.raises(SpaceError, match=r"not enough disk for extract a\.zip"):
+    with pytest.raises(SpaceError, match=r"not enough disk space for extract a\.zip"):
         extract(tmp_path / "a.zip", tmp_path / "out", ["images"])
     assert not (tmp_path / "out").exists()
 
@@ -99,7 +99,7 @@ def test_a_conversion_is_measured_on_images_spread_over_the_split(free_disk, tmp
     assert "convert: 100,000 images, about 25.0 GB on disk (1,000.0 GB free), about 0:" in capsys.readouterr().err
     assert list((tmp_path / "images").iterdir()) == []
     free_disk(24 * 10**9)
-    with pytest.raises(SpaceError, match="not enough disk for convert"):
+    with pytest.raises(SpaceError, match="not enough disk space for convert"):
         announce_measured("convert", "images", 160_000, 100_000, 4, tmp_path / "images", prepare)
 
 

@@ -26,7 +26,7 @@ def test_a_job_without_its_own_remedy_gets_the_path_of_its_log_and_a_general_one
     text = explain("train", {"run": "a_9", "tiny": ""}, [str(log)])
     assert text.splitlines() == [
         "rule train (run=a_9): Killed",
-        "  -> read the log, remove the cause; the same command continues",
+        "  -> read the log, fix the cause, and run the same command again to continue",
         f"  log: {log}",
     ]
 
@@ -34,5 +34,5 @@ def test_a_job_without_its_own_remedy_gets_the_path_of_its_log_and_a_general_one
 def test_an_error_with_its_own_remedy_gets_no_other(tmp_path):
     (tmp_path / "train.log").write_text(WORKER)
     assert explain("train", {}, [str(tmp_path / "train.log")]).count("->") == 1
-    (tmp_path / "train.log").write_text("error: interrupted: saved at step 3; the same command continues\n")
+    (tmp_path / "train.log").write_text("error: interrupted: saved at step 3; run the same command again to continue\n")
     assert "->" not in explain("train", {}, [str(tmp_path / "train.log")])

@@ -207,7 +207,7 @@ def test_a_body_without_length_stops_before_the_disk_is_full(server, tmp_path, m
     monkeypatch.setattr(http_download, "MARGIN", 1 << 20)
     free = lambda folder: (5 << 20) - sum(p.stat().st_size for p in tmp_path.iterdir())  # noqa: E731
     monkeypatch.setattr(estimates, "free_bytes", free)
-    with pytest.raises(SpaceError, match="not enough disk for download"):
+    with pytest.raises(SpaceError, match="not enough disk space for download"):
         get(server, tmp_path / "file.bin")
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 5 << 20
 

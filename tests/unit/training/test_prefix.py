@@ -7,7 +7,7 @@ import pytest
 
 from coordexp.recipe import PrefixOptions
 from coordexp.records import Object, coord_bin, coord_token
-from coordexp.training.prefix import read_bins, with_disturbed_prefix
+from coordexp.training.prefix import read_bins, with_perturbed_prefix
 
 
 def boxes(count):
@@ -26,7 +26,7 @@ def names(objects):
 @pytest.mark.parametrize("seed", range(30))
 def test_every_object_is_read_or_taught_and_the_missing_ones_follow_in_order(seed):
     objects, options = boxes(8), PrefixOptions(continued=1, dropped=0.4, swapped=0.3, repeated=0.3)
-    answer = with_disturbed_prefix(objects, options, random.Random(seed))
+    answer = with_perturbed_prefix(objects, options, random.Random(seed))
     given, taught = answer.objects[: answer.given], answer.objects[answer.given :]
     assert set(names(given)) | set(names(taught)) == set(names(objects))
     assert not set(names(given)) & set(names(taught))
@@ -37,12 +37,12 @@ def test_every_object_is_read_or_taught_and_the_missing_ones_follow_in_order(see
 def test_without_disturbance_the_prefix_is_the_beginning_of_the_answer():
     options = PrefixOptions(continued=1, dropped=0, swapped=0, repeated=0)
     for seed in range(10):
-        assert with_disturbed_prefix(boxes(5), options, random.Random(seed)).objects == boxes(5)
+        assert with_perturbed_prefix(boxes(5), options, random.Random(seed)).objects == boxes(5)
 
 
 def test_a_repeated_object_is_a_near_copy():
     options = PrefixOptions(continued=1, dropped=0, swapped=0, repeated=1)
-    objects, given = with_disturbed_prefix(boxes(4), options, random.Random(0))
+    objects, given = with_perturbed_prefix(boxes(4), options, random.Random(0))
     first, copy = (list(map(coord_bin, obj.bbox_2d)) for obj in objects[:2])
     assert given % 2 == 0 and objects[0].desc == objects[1].desc and first != copy
     assert max(abs(a - b) for a, b in zip(first, copy, strict=True)) < 20

@@ -19,7 +19,7 @@ def found(recipe, data, world_size=1, **overrides):
 
 def test_one_epoch_of_205_images_is_too_little():
     steps, tokens = found("sft_coord_offset.yaml", BCCD)
-    assert steps == "training has only 13 optimizer steps of 16 images (205 images)"
+    assert steps == "training has only 13 optimizer steps (16 images per step, 205 in total)"
     assert tokens.startswith("each coordinate token occurs 11 times on average")
 
 

@@ -42,7 +42,7 @@ ImageDirs = Annotated[PerSplit[list[str]], msgspec.Meta(description="folders of 
 class SplitFiles(NamedTuple):
     """What a split reads, as paths relative to the folder of the dataset.
 
-    annotations: files and folders that the annotations are read from; a change in one of them is a changed dataset.
+    annotations: files and folders that the annotations are read from; a change to one of them changes the dataset.
     image_dirs: folders of images.
     """
 
@@ -71,7 +71,7 @@ class DerivedSplit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     group_key: Annotated[
         str | None,
         msgspec.Meta(
-            description="keeps images of one group together: a key of the entries of `images` in the annotation file, "
+            description="keeps images of a group together: a key of the entries of `images` in the annotation file, "
             "for example `video_id`"
         ),
     ] = None
@@ -169,7 +169,7 @@ class DatasetFormat(ABC, Generic[Options]):
     def original_files(self, split: str, folder: Path) -> Sequence[Path]:
         """The user's files and folders in `folder` that the annotations of `split` are read from.
 
-        A change in one of them is a changed dataset. A format overrides this if a file names the others.
+        A change to one of them changes the dataset. A format overrides this if a file names the others.
         """
         return [folder / path for path in self.files(split).annotations]
 
@@ -244,7 +244,7 @@ def check_split(dataset_format: DatasetFormat, split: str) -> None:
             dataset = f"datasets.{dataset_format.dataset}"
             known = sorted({*values, *derived_splits(dataset_format)})
             fix = f"add {dataset}.{name}.{original}; ask for another split (predict.split, data.splits), or name the "
-            fix += f"one with this role (data.roles); or take it out of another: {dataset}.derived_splits.{original}"
+            fix += f"one with this role (data.roles); or derive it from another: {dataset}.derived_splits.{original}"
             raise ConfigError(
                 located("no such split", field=f"{dataset}.{name}", expected=known, found=original, fix=fix)
             )

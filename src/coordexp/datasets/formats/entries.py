@@ -130,7 +130,7 @@ class Image:
 class Unit(NamedTuple):
     """How boxes are written: `form`, and the width and height of the whole image in the unit of the coordinates.
 
-    exact: coordinates outside the image are in another unit. Boxes in pixels may reach outside: the conversion clips
+    exact: coordinates outside the image are in another unit. Boxes in pixels may extend beyond it: the conversion clips
     and counts those.
     """
 

@@ -143,7 +143,7 @@ class ImageFolder:
         return self.measure(self.locate(text))
 
     def locate(self, text: str) -> str:
-        """The path of the image that is called so, with any case of its suffix; BadItem if it is missing."""
+        """The path of the image with this name, with any case of its suffix; BadItem if it is missing."""
         name = relative_name(text)
         if os.path.isfile(f"{self.root}/{name}"):
             return name
@@ -155,7 +155,7 @@ class ImageFolder:
         return f"{folder}/{others[0]}".removeprefix("/")
 
     def locate_stem(self, text: str) -> str:
-        """The path of the image that is called so, without suffix; BadItem if there is none, or more than one."""
+        """The path of the image with this name, without suffix; BadItem if there is none, or more than one."""
         name = relative_name(text)
         folder, _, stem = name.rpartition("/")
         names = self._by_stem(folder).get(stem, [])

@@ -32,7 +32,7 @@ from coordexp.training.augmentation import augment
 from coordexp.training.collate import AnswerTargets, as_targets, collate
 from coordexp.training.ms_swift.custom_section import custom_section
 from coordexp.training.ms_swift.dataset import TRAIN, current_epoch, sample_of
-from coordexp.training.prefix import read_bins, with_disturbed_prefix
+from coordexp.training.prefix import read_bins, with_perturbed_prefix
 
 TARGETS = "coord_targets"
 LONG_FIX = "raise template.max_length, lower the pixel budget, or set template.truncation_strategy: delete"
@@ -83,7 +83,7 @@ class CoordTemplate:
         options, rng = prefix_of(inputs)
         given = 0
         if sample.record.objects and rng.random() < options.continued:
-            objects, given = with_disturbed_prefix(sample.record.objects, options, rng)
+            objects, given = with_perturbed_prefix(sample.record.objects, options, rng)
             sample = sample._replace(record=msgspec.structs.replace(sample.record, objects=objects))
         encoded = self.encode_sample(sample, image, given, **kwargs)
         if options.noise or options.wildcard:
@@ -214,7 +214,7 @@ def augmented_sample(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Imag
 
 
 def prefix_of(row: dict[str, Any]) -> tuple[PrefixOptions, random.Random]:
-    """How the prefix of a row is disturbed, and the generator that decides; only training samples are."""
+    """How the prefix of a row is perturbed, and the generator that decides; only training samples are."""
     section = custom_section()
     if row["split"] != TRAIN:
         return PrefixOptions(), random.Random(0)

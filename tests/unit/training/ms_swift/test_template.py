@@ -215,11 +215,11 @@ def encoded_with(prefix, shapes_data, tiny_model):
 
 @pytest.mark.parametrize("prefix", [{"noise": 1.0}, {"wildcard": 1.0}], ids=["noise", "wildcard"])
 def test_only_what_is_read_of_the_coordinates_changes(prefix, shapes_data, tiny_model):
-    disturbed, plain, tokenizer = encoded_with(prefix, shapes_data, tiny_model)
+    perturbed, plain, tokenizer = encoded_with(prefix, shapes_data, tiny_model)
     ids = coord_ids(tokenizer)
-    assert disturbed["labels"] == plain["labels"]
-    assert disturbed["coord_targets"] == plain["coord_targets"]
-    pairs = list(zip(disturbed["input_ids"], plain["input_ids"], strict=True))
+    assert perturbed["labels"] == plain["labels"]
+    assert perturbed["coord_targets"] == plain["coord_targets"]
+    pairs = list(zip(perturbed["input_ids"], plain["input_ids"], strict=True))
     changed = [(a, b) for a, b in pairs if a != b]
     assert changed and all(ids.start <= b <= ids.end for _, b in changed)
     if "wildcard" in prefix:
@@ -230,12 +230,12 @@ def test_only_what_is_read_of_the_coordinates_changes(prefix, shapes_data, tiny_
 
 def test_a_given_prefix_is_read_but_not_taught(shapes_data, tiny_model):
     options = {"continued": 1.0, "dropped": 0.0, "swapped": 0.0, "repeated": 0.0}
-    disturbed, plain, tokenizer = encoded_with(options, shapes_data, tiny_model)
-    assert disturbed["input_ids"] == plain["input_ids"]
-    taught = [token for token in disturbed["labels"] if token != IGNORE]
-    rest = len(disturbed["coord_targets"].boxes)
+    perturbed, plain, tokenizer = encoded_with(options, shapes_data, tiny_model)
+    assert perturbed["input_ids"] == plain["input_ids"]
+    taught = [token for token in perturbed["labels"] if token != IGNORE]
+    rest = len(perturbed["coord_targets"].boxes)
     assert rest < 2
     assert plain["labels"][-len(taught) :] == taught
     assert tokenizer.decode(taught).startswith("]")
-    assert disturbed["coord_targets"].supervised == len(taught)
-    assert disturbed["coord_targets"].coords == plain["coord_targets"].coords[4 * (2 - rest) :]
+    assert perturbed["coord_targets"].supervised == len(taught)
+    assert perturbed["coord_targets"].coords == plain["coord_targets"].coords[4 * (2 - rest) :]
