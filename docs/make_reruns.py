@@ -163,7 +163,7 @@ def downstream(jobs: Plan, names: set[tuple]) -> set[tuple]:
 
 
 def keeping_training(jobs: Plan) -> Plan:
-    """What remains of a plan for evaluation and report when trainings and their bases are finished and kept."""
+    """What remains of a plan for evaluation and report when training runs and their bases are finished and kept."""
     kept = {name for name in jobs if name[0] in ("train", "fetch_model", "expand_vocab")}
     left = {name: job._replace(after=job.after - kept) for name, job in jobs.items() if name not in kept}
     wanted = {name for name in left if name[0] in ("evaluate", "report")}

@@ -13,7 +13,7 @@ IMPORTED = str(ROOT / "src")
 if sys.path[0] != IMPORTED:
     sys.path.insert(0, IMPORTED)
 
-from coordexp.config import runs, trainings
+from coordexp.config import runs, training_runs
 from coordexp.config.settings import Settings, over_defaults
 from coordexp.config.sections import SPLIT, VocabOptions
 from coordexp.runtime.code_identity import code_identity
@@ -51,14 +51,14 @@ shell.prefix(
 )
 
 
-# No rule lists the files of finished trainings and their bases as outputs, so that changed code does not repeat them
-# (config.trainings). A job on a cluster loads this file again and runs what was planned.
-FINISHED = trainings.finished_trainings(settings) if workflow.is_main_process else []
-KEPT = trainings.kept(settings, FINISHED, sys.argv)
-KEPT_BASES = trainings.kept_bases(settings, KEPT, sys.argv)
+# No rule lists the files of finished training runs and their bases as outputs, so changed code does not repeat them
+# (config.training_runs). A job on a cluster loads this file again and runs what was planned.
+FINISHED = training_runs.finished_runs(settings) if workflow.is_main_process else []
+KEPT = training_runs.kept(settings, FINISHED, sys.argv)
+KEPT_BASES = training_runs.kept_bases(settings, KEPT, sys.argv)
 MODEL = r"[A-Za-z0-9._-]+"
-SHORT = trainings.short_trainings(settings, KEPT, sys.argv) if workflow.is_main_process else []
-for line in [*trainings.differences(settings, FINISHED), *SHORT]:
+SHORT = training_runs.short_runs(settings, KEPT, sys.argv) if workflow.is_main_process else []
+for line in [*training_runs.differences(settings, FINISHED), *SHORT]:
     print(line, file=sys.stderr)
 
 

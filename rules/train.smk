@@ -38,9 +38,9 @@ rule train:
             nodes=settings.run(w.run).train.nodes,
             desc=settings.run(w.run).data.desc,
         ),
-        made_from=lambda w: trainings.made_from(settings, w.run),
+        made_from=lambda w: training_runs.made_from(settings, w.run),
         rerun_on_code_change=lambda w: settings.run(w.run).train.rerun_on_code_change,
-        # A finished training is kept when its code changes, unless `rerun_on_code_change` is set.
+        # A finished training run is kept when its code changes, unless `rerun_on_code_change` is set.
         code=lambda w: training_code(settings.recipe(w.run)) if settings.run(w.run).train.rerun_on_code_change else "",
     shell:
         "COORDEXP_CONSOLE_FD=3 python -m workflow_scripts.train --config {params.config:q} --base {input.base:q}"

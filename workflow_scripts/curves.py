@@ -1,4 +1,4 @@
-"""Rule curves: the loss curves of a training as an image."""
+"""Rule curves: the loss curves of a training run as an image."""
 
 from coordexp.reporting.curves import plot_losses
 from workflow_scripts.arguments import arguments, job, path

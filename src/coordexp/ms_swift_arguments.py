@@ -143,7 +143,7 @@ class Refusal(NamedTuple):
 
 NOT_AT_INFERENCE = "inference would not use it: prompts come from custom.user_prompt and custom.category_prompt"
 NOT_MERGEABLE = "the adapter could not be merged"
-NOT_RESUMABLE = "an interrupted training could not resume exactly"
+NOT_RESUMABLE = "an interrupted training run could not resume exactly"
 # Arguments of ms-swift that would bypass our loss, samples or checkpoints, or that would have no effect.
 REFUSED_ARGUMENTS: dict[str, Refusal] = {
     "use_liger_kernel": Refusal("its fused loss computes no logits, which every loss term needs", (None, False)),

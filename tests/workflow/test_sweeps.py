@@ -1,4 +1,4 @@
-"""A sweep as a target: trials are ordinary runs, share trainings where they can, and end in one summary."""
+"""A sweep as a target: trials are ordinary runs, share training runs where they can, and end in one summary."""
 
 import pytest
 from running import SMALL, Workflow

@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, or continue an unfinished training in the same folder."""
+    """Train, or continue an unfinished training run in the same folder."""
     from coordexp.recipe import parse_recipe
     from coordexp.runtime import config_io
     from coordexp.runtime.locks import sole_writer

@@ -200,7 +200,7 @@ class Settings:
         return self.results(self.run(run).checkpoint, "merged")
 
     def training(self, run: str) -> str:
-        """Folder of the training that made a run's checkpoint."""
+        """Folder of the training run whose checkpoint a run uses."""
         return self.results(self.run(run).checkpoint, "train")
 
     def size(self, run: str, *, small: int, large: int) -> int:

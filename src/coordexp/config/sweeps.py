@@ -1,7 +1,7 @@
 """Sweeps: a run repeated for every combination of named overrides and for several seeds.
 
 Every trial of a sweep is an ordinary run named `sweeps/{sweep}/{variant}-seed{seed}`, so all rules of the workflow
-apply to it unchanged. Trials that differ only in how the model is prompted or scored share one training.
+apply to it unchanged. Trials that differ only in how the model is prompted or scored share one training run.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def baseline(name: str, sweep: Sweep) -> str:
     raise ConfigError(located("no trial has these values", field=f"{PREFIX}.{name}.baseline", found=sweep.baseline))
 
 
-def trainings(listed: Iterable[Trial]) -> dict[str, Trial]:
+def training_trials(listed: Iterable[Trial]) -> dict[str, Trial]:
     """The trial that trains the model of each trial, by the name of the run: the first one with the same training."""
     first: dict[str, Trial] = {}
     return {trial.run: first.setdefault(trial.training, trial) for trial in listed}
@@ -130,7 +130,7 @@ def trial_of(run: str, sweeps: Mapping[str, Sequence[Trial]]) -> tuple[Trial, Tr
     by_run = {trial.run: trial for trial in sweeps[name]}
     if run not in by_run:
         raise ConfigError(located(f"unknown trial{nearest(run, by_run)}", field=run, expected=sorted(by_run)))
-    return by_run[run], trainings(sweeps[name])[run]
+    return by_run[run], training_trials(sweeps[name])[run]
 
 
 def inline_recipe(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _named_base(folder: Path) -> str:
 
 
 def _trained_base(result: Path) -> str | None:
-    """The base of the result of a training, which names no folders of its machine, from the job beside it."""
+    """The base of a result of training, which names no local folders, from the job beside it."""
     key = io.read_json(result / TRAIN_MANIFEST).get("fingerprint") if (result / TRAIN_MANIFEST).is_file() else None
     jobs = sorted((result.resolve().parent / "checkpoints").glob(f"{key}-*/job.json")) if key else []
     return io.read_json(jobs[0])["arguments"].get("model") if jobs else None
@@ -291,7 +291,7 @@ def _manifest(base: Path, weights: shards.Checkpoint, checkpoint_dir: Path, plan
 
 
 def _recipe(checkpoint_dir: Path) -> dict | None:
-    """The recipe of the training, which determines the prompts of the merged model."""
+    """The training recipe, which determines the prompts of the merged model."""
     manifest = checkpoint_dir / TRAIN_MANIFEST
     return read_object(manifest).get("recipe") if manifest.exists() else None
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from coordexp.config.sweeps import Sweep, Trial, baseline, trainings, trials
+from coordexp.config.sweeps import Sweep, Trial, baseline, training_trials, trials
 from coordexp.evaluation.results import load_eval
 from coordexp.records import Prediction
 from coordexp.reporting.figures import intervals
@@ -98,7 +98,7 @@ def summarise(name: str, sweep: Sweep, results: Path) -> SweepSummary:
     measured: dict[str, list[dict[str, float | None]]] = defaultdict(list)
     first: dict[str, Trial] = {}
     listed = trials(name, sweep)
-    trained = trainings(listed)
+    trained = training_trials(listed)
     for trial in listed:
         measured[trial.variant].append(measure(results / trial.run, results / trained[trial.run].run))
         first.setdefault(trial.variant, trial)
@@ -201,7 +201,7 @@ def _cpu_seconds(benchmark_tsv: Path) -> float:
     try:
         return float(row["cpu_time"])
     except (KeyError, TypeError, ValueError) as error:
-        fix = "delete this file and the outputs of the training, and run the workflow again"
+        fix = "delete this file and the outputs of training, and run the workflow again"
         raise DataError(located("not a benchmark file", file=benchmark_tsv, field="cpu_time", fix=fix)) from error
 
 

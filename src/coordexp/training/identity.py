@@ -1,7 +1,7 @@
-"""Identities of a training's inputs and of its code, and the folder of its checkpoints.
+"""Identities of the inputs and the code of a training run, and the folder of its checkpoints.
 
 A folder is named `{key}-{code}`. The key identifies recipe, data, base model and number of processes; the code is
-the identity of all code that computes the training. By default, a finished training is not repeated when the code
+the identity of all code that computes the training. By default, finished training is not repeated when the code
 changes. An unfinished one resumes only with the same code, because other code might train its remaining steps
 differently.
 """
@@ -26,13 +26,13 @@ from coordexp.training import swift_arguments
 from coordexp.training.ms_swift import eval_worker, worker
 
 CODE_FILE = "code.json"
-# Modules that compute a training; those that start its processes or publish its result do not affect it.
+# Modules that determine the result of training; those that start its processes or publish its result do not affect it.
 MODULES = (swift_arguments.__name__, worker.__name__)
 EVAL_MODULE = eval_worker.__name__  # selects the best checkpoint
 
 
 def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
-    """Identity of a training's inputs: recipe, content of the data, base model, and number of processes.
+    """Identity of the inputs of a training run: recipe, content of the data, base model, and number of processes.
 
     Paths do not count, nor do options at their defaults, so a version that adds an option keeps the key.
     """
@@ -48,12 +48,12 @@ def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
 
 
 def training_modules(recipe: Recipe) -> tuple[str, ...]:
-    """Modules that compute a training with `recipe`; decoder and metrics count if they select the best checkpoint."""
+    """Modules that determine the result of `recipe`; decoder and metrics count if they select the best checkpoint."""
     return (*MODULES, EVAL_MODULE) if recipe.custom.detection_eval.every else MODULES
 
 
 def training_code(recipe: Recipe) -> str:
-    """Identity of the code that computes a training with `recipe`."""
+    """Identity of the code that trains with `recipe`."""
     return code_identity(*training_modules(recipe))
 
 
@@ -79,8 +79,8 @@ def select_checkpoints(
 ) -> Path:
     """The folder below `folder` to publish from or train in; explains on stdout why earlier ones are not resumed.
 
-    `finished` returns whether the training in a folder is complete. With `rerun_on_code_change`, a training that other
-    code has finished is not published.
+    `finished` returns whether the training in a folder is complete. With `rerun_on_code_change`, a training run that
+    finished with other code is not published.
     """
     current = folder / f"{key}-{code}"
     same_key = [other for other in sorted(folder.glob(f"{key}-*")) if other.is_dir() and other != current]

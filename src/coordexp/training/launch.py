@@ -34,8 +34,9 @@ SLURM_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUST
 
 
 class DistributedConfig(msgspec.Struct, frozen=True):
-    """Processes of a training. processes: per machine, one per GPU. nodes: machines. threads: CPU threads per machine.
+    """Processes of a training run.
 
+    processes: per machine, one per GPU. nodes: machines. threads: CPU threads per machine.
     gpus: GPUs per machine to request from SLURM.
     """
 

@@ -1,4 +1,4 @@
-"""The settings of a training that inference must share, written beside its weights for the merged checkpoint."""
+"""The training settings that inference must share, written beside the weights for the merged checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder(_Record).decode
 
 
 def settings_of_training(custom: Custom) -> InferenceSettings:
-    """The settings for inference of a training with the recipe section `custom`, whose records exist.
+    """Settings for inference after training with the recipe section `custom`, whose records exist.
 
     Of a mixture, the largest image budget counts; a setting in which the sources differ otherwise is None.
     """

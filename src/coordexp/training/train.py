@@ -75,7 +75,7 @@ def train(
     kept between runs in the folder of `log` (JSON lines of the loss and its terms). The published folder contains an
     adapter (LoRA, offsets) or, for full-parameter training, a full checkpoint, and `train_manifest.json`. A finished
     training is published again without another step, by default even if other code made it. `made_from` is the
-    workflow's identity of the training's configuration, for the manifest.
+    workflow's identity of the training configuration, for the manifest.
     """
     refuse_foreign_outputs(out_dir, log)
     check_checkpoint(model_dir)
@@ -116,7 +116,7 @@ def train(
 
 
 def refuse_foreign_outputs(out_dir: Path, log: Path) -> None:
-    """ConfigError if the training would replace a folder or a log that no earlier training wrote."""
+    """ConfigError if the training would replace a folder or a log that no earlier training run wrote."""
     refuse_foreign_folder(out_dir, "train")
     known = is_output(out_dir, "train") or any((log.parent / "checkpoints").glob("*/job.json"))
     if log.exists() and not known:

@@ -130,7 +130,7 @@ def test_rule_runs_the_script_of_the_same_name(rule):
 
 
 SCALARS = {
-    "train": ["keys", r"trainings\.made_from", r"settings\.run\(w\.run\)\.train\.\w+", "training_code"]
+    "train": ["keys", r"training_runs\.made_from", r"settings\.run\(w\.run\)\.train\.\w+", "training_code"]
 }  # text or bool
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from evaluation_cases import Case, annotation, categories, image
 
-from coordexp.config.sweeps import Sweep, Trial, trainings, trials
+from coordexp.config.sweeps import Sweep, Trial, training_trials, trials
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
 from coordexp.evaluation.results import EvalResult, write
@@ -63,7 +63,7 @@ def write_trial(trial: Trial, sweep: Sweep, results) -> None:
     predictions = run / "eval" / "predictions.jsonl"
     write_jsonl(predictions, [prediction, dropped])
     write(run / "eval.json", with_ap(ap, sha256_file(predictions)))
-    trained = results / trainings(trials("losses", sweep))[trial.run].run
+    trained = results / training_trials(trials("losses", sweep))[trial.run].run
     write_json(trained / "train/adapter/train_manifest.json", {"step": 10})
     write_text(trained / "benchmarks/train.tsv", "s\tcpu_time\n9.0\t5.0\n")
 

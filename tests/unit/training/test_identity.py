@@ -118,7 +118,7 @@ def edited(root, name, change):
             cache.cache_clear()
 
 
-def test_half_finished_trainings_outlast_comments_docstrings_and_infrastructure_but_no_loss_line(tmp_path):
+def test_half_finished_training_outlasts_comments_docstrings_and_infrastructure_but_no_loss_line(tmp_path):
     shutil.copytree(SOURCES / "coordexp", tmp_path / "coordexp")
     before = code_identity(*MODULES, roots=[tmp_path])
     comment = edited(tmp_path, "losses/criterion.py", lambda text: text + "\n# a remark\n")

@@ -163,7 +163,7 @@ def test_after_sigterm_all_processes_save_the_same_step_and_resume(shapes_data, 
 
 @pytest.mark.slow
 def test_a_run_waits_until_the_processes_of_a_killed_one_have_ended(shapes_data, tiny_model, tmp_path):
-    """torchrun survives the command, and two trainings in one folder would corrupt each other's checkpoints."""
+    """torchrun survives the command, and two training runs in one folder would corrupt each other's checkpoints."""
     config = write_recipe(tmp_path, per_device_train_batch_size=4, save_steps=1000, max_steps=8)
     first = start(tmp_path, config, shapes_data, tiny_model, "--processes", "2")
     while not list(tmp_path.glob("checkpoints/*/logging.jsonl")):

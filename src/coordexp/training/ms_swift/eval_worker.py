@@ -1,6 +1,6 @@
 """One training process of a run with `custom.detection_eval`: `worker` plus decoder and evaluation.
 
-A module of its own, so that the code identity of a training without detection does not include them.
+A module of its own, so that the code identity of training without detection does not include them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Finished trainings: which the workflow keeps, and whether the current code would train differently.
+"""Finished training runs: which the workflow keeps, and whether the current code would train differently.
 
-A training that is finished under the same configuration and the same files of the user is left out of the plan, and its
+A training run that finished with the same configuration and user files is left out of the plan, and its
 base with it: no rule then makes their files. Training takes days where everything after it takes hours, so
-changed code, of training or of a stage before it, repeats a training only on request (`train.rerun_on_code_change`).
+changed code, of training or of a stage before it, repeats training only on request (`train.rerun_on_code_change`).
 
 Snakemake's `ancient()` is no way to do this: in 9.27 a job whose only changed inputs are ancient is skipped together
 with all jobs after it before their own params are compared, so that another learning rate or a changed merge would be
@@ -33,8 +33,8 @@ LOG = "train/log.jsonl"
 NOT_CONVERTED = ("num_workers", "tiny", "roles")  # options of `data` that do not change the content of its records
 
 
-class FinishedTraining(msgspec.Struct, frozen=True):
-    """A training that finished under the current configuration; `current` is the identity of the present code."""
+class FinishedRun(msgspec.Struct, frozen=True):
+    """A training run that finished under the current configuration; `current` is the identity of the present code."""
 
     run: str
     trained_with: dict[str, Any]
@@ -46,7 +46,7 @@ class FinishedTraining(msgspec.Struct, frozen=True):
         return self.trained_with["code"] == self.current
 
 
-def finished_trainings(settings: Settings) -> list[FinishedTraining]:
+def finished_runs(settings: Settings) -> list[FinishedRun]:
     """Runs whose published training was made from the current configuration."""
     base = Path(settings.data.output_base)
     found = []
@@ -59,20 +59,20 @@ def finished_trainings(settings: Settings) -> list[FinishedTraining]:
         except CoordExpError:  # no run of this configuration any more, or a damaged manifest: the rule explains it
             continue
         trained_with = content["code"]
-        found.append(FinishedTraining(run, trained_with, code_identity(*trained_with["modules"])))
+        found.append(FinishedRun(run, trained_with, code_identity(*trained_with["modules"])))
     return found
 
 
-def kept(settings: Settings, trainings: Iterable[FinishedTraining], arguments: list[str]) -> list[str]:
+def kept(settings: Settings, finished: Iterable[FinishedRun], arguments: list[str]) -> list[str]:
     """Names of the runs that are not trained again; `arguments` is the command line, which may ask for it."""
     base = settings.data.output_base
-    strict = {t.run for t in trainings if settings.run(t.run).train.rerun_on_code_change and not t.same_code}
-    names = [t.run for t in trainings if t.run not in strict]
+    strict = {t.run for t in finished if settings.run(t.run).train.rerun_on_code_change and not t.same_code}
+    names = [t.run for t in finished if t.run not in strict]
     return [run for run in names if not _is_requested(arguments, "train", f"{base}/{run}", (MANIFEST, LOG))]
 
 
 def kept_bases(settings: Settings, kept_runs: Iterable[str], arguments: list[str]) -> list[str]:
-    """Names of the folders of bases that kept trainings need: a training fits no other base than its own."""
+    """Names of the folders of bases that kept training runs need: a result of training only works with its own base."""
     found = {}
     for run in kept_runs:
         folder = settings.base(run)
@@ -85,10 +85,10 @@ def kept_bases(settings: Settings, kept_runs: Iterable[str], arguments: list[str
     return list(found)
 
 
-def differences(settings: Settings, trainings: Iterable[FinishedTraining]) -> list[str]:
+def differences(settings: Settings, finished: Iterable[FinishedRun]) -> list[str]:
     """One line per set of runs that the same earlier code has trained, for the user who plans or runs the workflow."""
     by_code: dict[tuple[str, ...], list[str]] = {}
-    for training in trainings:
+    for training in finished:
         if not training.same_code:
             strict = settings.run(training.run).train.rerun_on_code_change
             ending = "retrained because train.rerun_on_code_change is set" if strict else "kept"
@@ -102,7 +102,7 @@ def differences(settings: Settings, trainings: Iterable[FinishedTraining]) -> li
     ]
 
 
-def short_trainings(settings: Settings, kept_runs: Iterable[str], arguments: Iterable[str]) -> list[str]:
+def short_runs(settings: Settings, kept_runs: Iterable[str], arguments: Iterable[str]) -> list[str]:
     """Warnings about runs that a command line names and whose recipe is too short for their converted records."""
     base = re.escape(settings.data.output_base)
     names = dict.fromkeys(name for text in arguments for name in re.findall(rf"{base}/({runs.PATTERN})/", text))
@@ -140,7 +140,7 @@ def _is_requested(arguments: list[str], rule: str, folder: str, outputs: Iterabl
 def made_from(settings: Settings, run: str) -> str:
     """Identity of everything but code that decides what a run learns: options of all stages before, and user files.
 
-    Options at their defaults do not count, so that a version that adds one keeps a finished training.
+    Options at their defaults do not count, so that a version that adds one keeps a finished training run.
     """
     own = settings.run(run)
     if own.checkpoint != run:
@@ -163,7 +163,7 @@ def made_from(settings: Settings, run: str) -> str:
 
 
 def _records(settings: Settings, path: str, run: str) -> Any:
-    """What a file of records is made from, or the content of a file of the user."""
+    """What a file of records is made from, or the content of a user file."""
     owner = settings.records_owner(path)
     if owner is None:
         return _file(path)

@@ -1,12 +1,12 @@
-"""Which finished trainings are kept: by configuration and files of the user, not by code."""
+"""Which finished training runs are kept: by configuration and user files, not by code."""
 
 from pathlib import Path
 
 import pytest
 
-from coordexp.config import trainings
+from coordexp.config import training_runs
 from coordexp.config.settings import Settings, over_defaults
-from coordexp.config.trainings import LOG, MANIFEST, differences, finished_trainings, kept, kept_bases, made_from
+from coordexp.config.training_runs import LOG, MANIFEST, differences, finished_runs, kept, kept_bases, made_from
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import write_json
 
@@ -33,7 +33,7 @@ def publish(run="shapes_9", code=None, **changes):
 
 def test_a_finished_training_is_kept_whatever_the_code():
     publish(code="0" * 16)
-    found = finished_trainings(settings())
+    found = finished_runs(settings())
     assert kept(settings(), found, []) == ["shapes_9"]
     [line] = differences(settings(), found)
     reported = "shapes_9: trained with a different version of the code (coordexp 0.0.9, 0000000000000000)"
@@ -43,11 +43,11 @@ def test_a_finished_training_is_kept_whatever_the_code():
 def test_other_code_is_not_kept_on_request():
     strict = settings(train={"rerun_on_code_change": True})
     publish()
-    assert kept(strict, finished_trainings(strict), []) == ["shapes_9"]
-    assert differences(strict, finished_trainings(strict)) == []
+    assert kept(strict, finished_runs(strict), []) == ["shapes_9"]
+    assert differences(strict, finished_runs(strict)) == []
     publish(code="0" * 16)
-    assert kept(strict, finished_trainings(strict), []) == []
-    assert "retrained because" in differences(strict, finished_trainings(strict))[0]
+    assert kept(strict, finished_runs(strict), []) == []
+    assert "retrained because" in differences(strict, finished_runs(strict))[0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_other_code_is_not_kept_on_request():
 )
 def test_other_options_of_training_or_of_a_stage_before_it_train_again(change):
     publish()
-    assert finished_trainings(settings(**change)) == []
+    assert finished_runs(settings(**change)) == []
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_other_options_of_training_or_of_a_stage_before_it_train_again(change):
 )
 def test_options_of_later_stages_and_of_speed_do_not(change):
     publish()
-    assert [training.run for training in finished_trainings(settings(**change))] == ["shapes_9"]
+    assert [training.run for training in finished_runs(settings(**change))] == ["shapes_9"]
 
 
 def test_the_content_of_the_user_s_own_records_counts():
     Path("own.jsonl").write_text("{}\n")
     own = {"runs": {"shapes": {"recipe": {"custom": {"train_jsonl": "own.jsonl"}}}}}
     publish(**own)
-    assert len(finished_trainings(settings(**own))) == 1
+    assert len(finished_runs(settings(**own))) == 1
     Path("own.jsonl").write_text("{}\n{}\n")
-    assert finished_trainings(settings(**own)) == []
+    assert finished_runs(settings(**own)) == []
 
 
 def test_a_mixture_counts_with_the_files_that_it_names():
@@ -114,7 +114,7 @@ def test_an_option_that_is_written_out_at_its_default_changes_nothing():
 )
 def test_a_command_line_may_ask_for_the_rule(arguments, expected):
     publish()
-    assert kept(settings(), finished_trainings(settings()), arguments) == expected
+    assert kept(settings(), finished_runs(settings()), arguments) == expected
 
 
 def test_the_base_of_a_kept_training_is_kept_while_it_is_complete():
@@ -131,5 +131,5 @@ def test_folders_that_are_no_runs_and_damaged_manifests_are_ignored():
         path = Path("results", run, MANIFEST)
         path.parent.mkdir(parents=True)
         path.write_text("{")
-    assert [training.run for training in finished_trainings(settings())] == ["shapes_9"]
-    assert trainings.LOG == "train/log.jsonl"
+    assert [training.run for training in finished_runs(settings())] == ["shapes_9"]
+    assert training_runs.LOG == "train/log.jsonl"
