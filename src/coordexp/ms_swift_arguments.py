@@ -143,6 +143,7 @@ class Refusal(NamedTuple):
 
 NOT_AT_INFERENCE = "inference would not use it: prompts come from custom.user_prompt and custom.category_prompt"
 NOT_MERGEABLE = "the adapter could not be merged"
+ALL_EXPERTS = "all-experts"  # value of target_parameters: LoRA on the weights of all experts of a mixture of experts
 NOT_RESUMABLE = "an interrupted training run could not resume exactly"
 # Arguments of ms-swift that would bypass our loss, samples or checkpoints, or that would have no effect.
 REFUSED_ARGUMENTS: dict[str, Refusal] = {
@@ -170,7 +171,9 @@ REFUSED_ARGUMENTS: dict[str, Refusal] = {
     "init_weights": Refusal("the base would change with it, or ms-swift lacks it", TRAINED_INITIALISATIONS),
     "tuner_backend": Refusal(NOT_MERGEABLE, (None, "peft")),
     "use_swift_lora": Refusal(NOT_MERGEABLE, (None, False)),
-    "target_parameters": Refusal(NOT_MERGEABLE, (None, [])),
+    "target_parameters": Refusal(
+        f"only the experts can be merged, all together: [{ALL_EXPERTS}]", (None, [], [ALL_EXPERTS])
+    ),
     "adapters": Refusal("the adapter would not be merged into the base; merge it first", (None, [])),
     "use_flash_ckpt": Refusal("a checkpoint must be complete when the save call returns", (None, False)),
     "save_strategy": Refusal("a checkpoint must be saved: it is the result", (None, "steps", "epoch", "best")),

@@ -24,11 +24,15 @@ from coordexp.modeling import qwen_tokenizer, tiny, vocab
 SMALL = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 48}
 SMALL |= {"vision_hidden": 32, "vision_layers": 2, "vision_heads": 2, "vision_mlp": 48, "deepstack": (0,)}
 TARGETS = r".*language_model.*\.(q_proj|o_proj|gate_proj|down_proj)|.*visual.*\.(qkv|linear_fc1)"
+LINEAR_TARGETS = r".*linear_attn\.(in_proj_qkv|in_proj_a|out_proj)"  # of Qwen3.5
+EXPERT_TARGETS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
-def expanded(folder: Path, *, tie: bool, dtype: str = "float32", sharded: bool = False, init: str = "numeric") -> Path:
+def expanded(
+    folder: Path, *, tie: bool, dtype: str = "float32", sharded: bool = False, init: str = "numeric", **options
+) -> Path:
     """An expanded small checkpoint in `folder`/expanded."""
-    tiny.build(folder / "base", 3, tie=tie, dtype=dtype, init_std=0.05, embed_std=0.5, **SMALL)
+    tiny.build(folder / "base", 3, tie=tie, dtype=dtype, init_std=0.05, embed_std=0.5, **SMALL, **options)
     if sharded:
         reshard(folder / "base")
     vocab.expand(folder / "base", folder / "expanded", init)

@@ -36,6 +36,18 @@ class Lora(msgspec.Struct, frozen=True):
     embedding: bool
 
 
+class ExpertLora(msgspec.Struct, frozen=True):
+    """Low-rank updates of one stacked weight of the experts in `module`: `scale * B_e @ A_e` for expert e of E.
+
+    `a` is [E * r, in], the rows of an expert together; `b` is [out, r * E], its columns E apart. PEFT does not save
+    which weight it is: that follows from the sizes.
+    """
+
+    module: str
+    a: shards.TensorSpec
+    b: shards.TensorSpec
+
+
 class Offsets(msgspec.Struct, frozen=True):
     """Coordinate offsets [1000, hidden] for ids `start`..`end` (inclusive).
 
@@ -58,6 +70,7 @@ class Adapter(msgspec.Struct, frozen=True):
     lora: dict[str, Lora]
     replaced: dict[str, shards.TensorSpec]
     offsets: Offsets | None
+    experts: tuple[ExpertLora, ...] = ()
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -68,14 +81,20 @@ def read_adapter(folder: str | Path) -> Adapter:
     lora_parts: dict[str, dict[str, shards.TensorSpec]] = {}
     replaced: dict[str, shards.TensorSpec] = {}
     offset_parts: dict[str, shards.TensorSpec] = {}
+    expert_parts: dict[str, dict[str, shards.TensorSpec]] = {}
+    expert_modules = tuple(f".{module}" for module in target_modules(settings, folder / CONFIG_NAME))
     for key, spec in file.tensors.items():
         if not key.startswith(_PREFIX):
             raise ModelError(
                 located("unexpected tensor name in an adapter", file=file.path, field=key, expected=f"{_PREFIX}...")
             )
-        name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        saved = key.removeprefix(_PREFIX)
+        name = saved.replace(".base_layer.", ".")
         match = _LORA.fullmatch(name)
-        if match:
+        if match and match["module"].endswith(expert_modules):
+            module = saved.rpartition(".lora_")[0]  # PEFT nests the adapters of several weights of one module
+            parts, part = expert_parts.setdefault(module, {}), match["part"]
+        elif match:
             parts, part = lora_parts.setdefault(match["module"], {}), match["part"]
         elif name.startswith(f"{OFFSET_MODULE}."):
             parts, part = offset_parts, name.removeprefix(f"{OFFSET_MODULE}.")
@@ -85,7 +104,8 @@ def read_adapter(folder: str | Path) -> Adapter:
             raise ModelError(located("the adapter contains two tensors for one weight", file=file.path, field=key))
         parts[part] = spec
     lora = {f"{module}.weight": _lora(file, module, parts, settings) for module, parts in lora_parts.items()}
-    return Adapter(folder, settings, file, lora, replaced, _offsets(file, settings, offset_parts))
+    experts = tuple(_expert_lora(file, module, parts) for module, parts in expert_parts.items())
+    return Adapter(folder, settings, file, lora, replaced, _offsets(file, settings, offset_parts), experts)
 
 
 def _lora(file: shards.ShardFile, module: str, parts: dict[str, shards.TensorSpec], settings: LoraSettings) -> Lora:
@@ -98,9 +118,7 @@ def _lora(file: shards.ShardFile, module: str, parts: dict[str, shards.TensorSpe
         raise ModelError(
             located("only linear and embedding layers can be merged", file=file.path, field=module, found=found)
         )
-    rank = a.shape[0]
-    alpha = _pattern(settings.alpha_pattern, module, settings.lora_alpha)
-    scale = alpha / (math.sqrt(rank) if settings.use_rslora else rank)
+    scale = lora_scale(settings, module, a.shape[0])
     if settings.fan_in_fan_out and not embedding:
         raise ModelError(located("transposed layers cannot be merged", file=file.path, field="fan_in_fan_out"))
     magnitude = parts.get("magnitude_vector")
@@ -110,6 +128,33 @@ def _lora(file: shards.ShardFile, module: str, parts: dict[str, shards.TensorSpe
         facts = {"expected": b.shape[:1], "found": magnitude.shape}
         raise ModelError(located("wrong shape", file=file.path, field=magnitude.name, **facts))
     return Lora(a=a, b=b, scale=scale, magnitude=magnitude, embedding=embedding)
+
+
+def target_modules(settings: LoraSettings, file: Path) -> set[str]:
+    """The modules whose parameters are adapted by `target_parameters`; ModelError for a name without its module."""
+    targets = settings.target_parameters or ()
+    bare = [target for target in targets if "." not in target]
+    if bare:
+        problem = "the name of the module that contains the parameter is missing"
+        raise ModelError(
+            located(problem, file=file, field="target_parameters", found=bare, expected="module.parameter")
+        )
+    return {target.rpartition(".")[0] for target in targets}
+
+
+def lora_scale(settings: LoraSettings, module: str, rank: int) -> float:
+    """The factor of the update B @ A with this rank."""
+    alpha = _pattern(settings.alpha_pattern, module, settings.lora_alpha)
+    return alpha / (math.sqrt(rank) if settings.use_rslora else rank)
+
+
+def _expert_lora(file: shards.ShardFile, module: str, parts: dict[str, shards.TensorSpec]) -> ExpertLora:
+    a, b = parts.get("A"), parts.get("B")
+    if a is None or b is None or len(parts) != 2 or len(a.shape) != 2 or a.shape[0] != b.shape[-1]:
+        problem = "not a plain LoRA pair of experts"
+        found = {part: list(spec.shape) for part, spec in parts.items()}
+        raise ModelError(located(problem, file=file.path, field=module, found=found))
+    return ExpertLora(f"{module}.".replace(".base_layer.", ".")[:-1], a, b)
 
 
 def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:

@@ -30,12 +30,12 @@ _MERGEABLE = frozenset(
         *("bias", "use_rslora", "use_dora", "modules_to_save", "init_lora_weights", "layers_to_transform"),
         *("layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "eva_config", "qalora_group_size"),
         *("lora_dtype", "lorap_lr_ratio"),  # ms-swift's
-        "coord_offset",
+        *("coord_offset", "target_parameters"),
     )
 )
 # Fields that change what the adapter computes, or the base: alora_invocation_tokens, arrow_config, corda_config,
 # ensure_weight_tying, layer_replication, loftq_config, lora_bias, lora_ga_config, megatron_config, monteclora_config,
-# target_parameters, trainable_token_indices, use_bdlora, use_qalora, velora_config. They and unknown ones must be off.
+# trainable_token_indices, use_bdlora, use_qalora, velora_config. They and unknown ones must be off.
 _OFF = (None, False, (), [], {}, "")
 
 
@@ -58,6 +58,7 @@ class LoraSettings(msgspec.Struct, frozen=True):
     init_lora_weights: bool | str | None = None
     alpha_pattern: dict[str, float] | None = None
     modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
     base_model_name_or_path: str | None = None
     coord_offset: OffsetSettings | None = None
 

@@ -71,7 +71,7 @@ def merge(
         adapter = peft_adapter.read_adapter(checkpoint_dir)
         _check_not_nested(base_weights, adapter)
         embeddings = embedding_tensors(base_weights, family, config)
-        plan = update.plan_adapter(base_weights, adapter, embeddings)
+        plan = update.plan_adapter(base_weights, adapter, embeddings, family.experts)
     else:
         trained_weights = shards.open_checkpoint(checkpoint_dir)
         embeddings = embedding_tensors(trained_weights, family, config)

@@ -13,7 +13,8 @@ import msgspec
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.adapter import Adapter, Lora, Offsets
 from coordexp.modeling.embedding_init import read_rows, single_threaded_torch, to_bytes, torch_dtype
-from coordexp.modeling.families import EmbeddingTensors
+from coordexp.modeling.expert_merge import ExpertFactors, ExpertUpdate, expert_updates
+from coordexp.modeling.families import EmbeddingTensors, ExpertNames
 from coordexp.modeling.parallel_writer import Output, aligned_buffer
 from coordexp.runtime.errors import ModelError, located
 
@@ -26,7 +27,7 @@ _TRAINED_BASE = "merge into the checkpoint that training used"
 
 
 class TensorUpdate(msgspec.Struct, frozen=True):
-    """How one output tensor is computed: `source` (or `replaced`) plus `lora`, or `source` plus `offset` rows.
+    """How one output tensor is computed: `source` (or `replaced`) plus `lora` or `experts`, or plus `offset` rows.
 
     The sum is computed in float32 and rounded once to `dtype`, a safetensors dtype name.
     """
@@ -37,11 +38,12 @@ class TensorUpdate(msgspec.Struct, frozen=True):
     replaced: shards.TensorSpec | None = None
     lora: Lora | None = None
     offset: shards.TensorSpec | None = None
+    experts: ExpertUpdate | None = None
 
     @property
     def parts(self) -> tuple:
         """What is applied to the source; two tensors with the same source and parts are equal."""
-        return (self.replaced, self.lora, self.offset)
+        return (self.replaced, self.lora, self.offset, self.experts)
 
     @property
     def unchanged(self) -> bool:
@@ -67,10 +69,13 @@ class MergePlan(msgspec.Struct, frozen=True):
     applied: dict
 
 
-def plan_adapter(base: shards.Checkpoint, adapter: Adapter, embeddings: EmbeddingTensors) -> MergePlan:
+def plan_adapter(
+    base: shards.Checkpoint, adapter: Adapter, embeddings: EmbeddingTensors, experts: ExpertNames | None = None
+) -> MergePlan:
     """Apply an adapter to each tensor of the base; ModelError when the adapter does not fit this base."""
     _check_names(base, adapter, embeddings)
     _check_offsets(base, adapter, embeddings)
+    of_experts = expert_updates(base, adapter, experts)
     files: dict[str, list[TensorUpdate]] = {}
     untied = False
     for file_name, shard in base.shards.items():
@@ -78,7 +83,7 @@ def plan_adapter(base: shards.Checkpoint, adapter: Adapter, embeddings: Embeddin
         for spec in shard.tensors.values():
             if embeddings.tied and spec.name == embeddings.head:
                 continue  # a redundant copy of the tied table; written below if it has to differ
-            update = _update(adapter, spec.name, (shard, spec), embeddings)
+            update = _update(adapter, spec.name, (shard, spec), embeddings, of_experts.get(spec.name))
             files[file_name].append(update)
             if embeddings.tied and spec.name == embeddings.embedding:
                 head = _update(adapter, embeddings.head, (shard, spec), embeddings)
@@ -101,7 +106,8 @@ def plan_adapter(base: shards.Checkpoint, adapter: Adapter, embeddings: Embeddin
             "dora": sum(lora.magnitude is not None for lora in adapter.lora.values()),
             "replaced": len(adapter.replaced),
             "offset_tables": 0 if adapter.offsets is None else 1 + (adapter.offsets.head is not None),
-        },
+        }
+        | ({"experts": len(adapter.experts)} if adapter.experts else {}),
     )
 
 
@@ -179,13 +185,18 @@ def size(updates: list[TensorUpdate]) -> int:
 
 
 def _update(
-    adapter: Adapter, name: str, source: tuple[shards.ShardFile, shards.TensorSpec], embeddings: EmbeddingTensors
+    adapter: Adapter,
+    name: str,
+    source: tuple[shards.ShardFile, shards.TensorSpec],
+    embeddings: EmbeddingTensors,
+    experts: ExpertUpdate | None = None,
 ) -> TensorUpdate:
     offset = None
     if adapter.offsets is not None and name in (embeddings.embedding, embeddings.head):
         own = adapter.offsets.head if name == embeddings.head else adapter.offsets.embed
         offset = own if own is not None else adapter.offsets.embed
-    return TensorUpdate(name, source, source[1].dtype, adapter.replaced.get(name), adapter.lora.get(name), offset)
+    replaced, lora = adapter.replaced.get(name), adapter.lora.get(name)
+    return TensorUpdate(name, source, source[1].dtype, replaced, lora, offset, experts)
 
 
 def _check_names(base: shards.Checkpoint, adapter: Adapter, embeddings: EmbeddingTensors) -> None:
@@ -218,6 +229,8 @@ def _check_shapes(adapter: Adapter, update: TensorUpdate) -> None:
     if update.offset is not None and (update.lora is not None or update.replaced is not None):
         problem = "the adapter has coordinate offsets and also trains the full embedding table"
         raise ModelError(located(problem, file=adapter.file.path, field=update.name))
+    if update.experts is not None and (update.lora is not None or update.replaced is not None):
+        raise ModelError(located("two adapters for one weight", file=adapter.file.path, field=update.name))
     if update.replaced is not None:
         _check_shape(adapter, update.name, shape, update.replaced.shape)
     if update.lora is not None:
@@ -261,12 +274,18 @@ def _block_jobs(plan: MergePlan, update: TensorUpdate) -> Iterator[shards.Job]:
     source = update.source if update.replaced is None else (plan.adapter.file, update.replaced)
     shape = source[1].shape
     rows, columns = (shape[0] if shape else 1), max(1, math.prod(shape[1:]))
+    if update.experts is not None:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
     step = max(1, BLOCK_ITEMS // columns)
     spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-    factors = None if update.lora is None else _Factors(plan.adapter.file, update.lora)
-    if factors is not None and factors.magnitude is not None and factors.by_column:
-        for begin, end in spans:
-            factors.add_column_squares(_read_floats(source, columns, begin, end), begin, end)
+    factors: _Factors | ExpertFactors | None = None
+    if update.lora is not None:
+        factors = _Factors(plan.adapter.file, update.lora)
+        if factors.magnitude is not None and factors.by_column:
+            for begin, end in spans:
+                factors.add_column_squares(_read_floats(source, columns, begin, end), begin, end)
+    elif update.experts is not None:
+        factors = ExpertFactors(plan.adapter.file, update.experts, shape)
 
     def compute(begin: int, end: int, out: Output, position: int) -> None:
         block = _read_floats(source, columns, begin, end)

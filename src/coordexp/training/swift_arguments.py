@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coordexp.modeling.families import family_of
+from coordexp.modeling.families import FAMILIES, ModelFamily, family_of
+from coordexp.ms_swift_arguments import ALL_EXPERTS
 from coordexp.recipe import Recipe
-from coordexp.runtime.errors import ConfigError
+from coordexp.runtime.errors import ConfigError, located
 
 
 def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_dir: Path) -> dict[str, Any]:
@@ -19,7 +20,8 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     callbacks = ["coordexp_time_estimate", "coordexp_checkpoints"]
     if recipe.custom.detection_eval.every:
         callbacks = ["coordexp_best", *callbacks]
-    names = family_of(model_dir).swift
+    family = family_of(model_dir)
+    names = family.swift
     suffix = "_delete" if recipe.template.get("truncation_strategy") == "delete" else ""
     owned = {
         "model": str(model_dir.resolve()),
@@ -42,7 +44,36 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
     if clash:
         raise ConfigError(f"{', '.join(clash)}: set by the workflow\n  -> remove it from the recipe")
-    return {**recipe.swift_arguments, **owned, "truncation_strategy": "delete"}  # ms-swift's "delete" raises an error
+    experts = expert_arguments(recipe.swift_arguments, family)
+    return {
+        **recipe.swift_arguments,
+        **experts,
+        **owned,
+        "truncation_strategy": "delete",
+    }  # ms-swift's "delete" raises an error
+
+
+def expert_arguments(arguments: dict[str, Any], family: ModelFamily) -> dict[str, Any]:
+    """`target_parameters` with the family's names of the weights of its experts, if the recipe adapts them.
+
+    ConfigError for a family without experts, and for options that PEFT lacks for stacked weights.
+    """
+    if arguments.get("target_parameters") != [ALL_EXPERTS]:
+        return {}
+    field = "tuner.target_parameters"
+    if family.experts is None:
+        have = [name for name in FAMILIES.names() if FAMILIES[name].experts is not None]
+        fix = "remove it from the recipe, or use a mixture of experts"
+        raise ConfigError(located("the model has no experts", field=field, expected=have, fix=fix))
+    plain = {"tuner_type": ("lora", "coordexp"), "use_dora": (False,), "lora_dropout": (0,)}
+    defaults = {"tuner_type": "lora", "use_dora": False, "lora_dropout": 0.05}  # those of ms-swift
+    for name, allowed in plain.items():
+        found = arguments.get(name, defaults[name])
+        if found not in allowed:
+            problem = f"adapters of experts need another value of tuner.{name}"
+            fix = f"set tuner.{name}, or remove target_parameters (then the experts are not adapted)"
+            raise ConfigError(located(problem, field=field, expected=allowed, found=found, fix=fix))
+    return {"target_parameters": [f"{family.experts.module}.{weight}" for weight in family.experts.stacked]}
 
 
 def cap_workers(arguments: dict[str, Any], processes: int, threads: int) -> dict[str, Any]:

@@ -70,7 +70,6 @@ def test_initialisations_that_change_the_base_are_refused_by_the_merge(value):
         {"lora_bias": True},
         {"megatron_config": {"a": 1}},
         {"layer_replication": [[0, 2]]},
-        {"target_parameters": ["w"]},
         {"trainable_token_indices": [7]},
         {"ensure_weight_tying": True},
         {"use_a_later_variant": True},
