@@ -16,6 +16,7 @@ from coordexp.runtime.io import read_json
 
 COMMANDS = (
     "init",
+    "show",
     "expand",
     "train",
     "merge",

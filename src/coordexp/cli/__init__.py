@@ -11,12 +11,26 @@ import sys
 from pathlib import Path
 
 from coordexp import __version__
-from coordexp.cli import compare, detect, doctor, evaluate, expand, export, init, merge, parse, summary, train, validate
+from coordexp.cli import (
+    compare,
+    detect,
+    doctor,
+    evaluate,
+    expand,
+    export,
+    init,
+    merge,
+    parse,
+    show,
+    summary,
+    train,
+    validate,
+)
 from coordexp.cli.parser import Parser
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.plugins import VARIABLE, load_plugins
 
-COMMANDS = (init, expand, train, merge, doctor, validate, evaluate, compare, detect, export, parse, summary)
+COMMANDS = (init, show, expand, train, merge, doctor, validate, evaluate, compare, detect, export, parse, summary)
 EXIT_CODES = """\
 exit codes:
   0    success

@@ -15,8 +15,12 @@ DARK = {"#009E73", "#0072B2", "#D55E00"}
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
-def draw(image: Image.Image, detections: Sequence[Detection], min_score: float = 0.0) -> Image.Image:
+def draw(
+    image: Image.Image, detections: Sequence[Detection], min_score: float = 0.0, *, scores: bool = True
+) -> Image.Image:
     """A copy of `image` (RGB) with the outline, description and score of each detection of at least `min_score`.
+
+    scores: write the scores, which annotations do not have.
 
     Detections with a higher score are drawn on top. A description has the same colour in every image.
     """
@@ -33,7 +37,8 @@ def draw(image: Image.Image, detections: Sequence[Detection], min_score: float =
             pen.line([*points, *points[:2]], fill=colour, width=width, joint="curve")
         else:
             pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
-        _label(pen, f"{detection.desc} {detection.score:.2f}", [x1, y1], colour, font, canvas.size)
+        text = f"{detection.desc} {detection.score:.2f}" if scores else detection.desc
+        _label(pen, text, [x1, y1], colour, font, canvas.size)
     return canvas
 
 
