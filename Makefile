@@ -45,7 +45,7 @@ soak: install  ## inject every fault into every rule, kill the workflow at rando
 	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json
 	python docs/make_faults.py
 	pytest tests/unit/evaluation/test_answer_items.py -m soak
-	pytest tests/unit/datasets/formats -m soak
+	pytest tests/unit/datasets -m soak
 	pytest tests/unit/modeling/test_checkpoint_fuzz.py -m soak
 
 install: $(READY)

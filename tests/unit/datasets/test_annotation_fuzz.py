@@ -1,8 +1,13 @@
-"""A short run of the fuzz of annotation files; tests/soak/fuzz_annotations.py has the long one."""
+"""Mutated annotation files: a short run, and 2,000 files with `make soak`."""
 
+import pytest
 from annotation_fuzz import fuzz
 
 
-def test_mutated_annotation_files_are_refused_or_accounted_for(tmp_path):
-    outcomes = fuzz(tmp_path, first=0, count=100)
-    assert min(outcomes.values()) > 10
+@pytest.mark.parametrize(
+    ("first", "count"), [(0, 100), pytest.param(1000, 2000, marks=pytest.mark.soak)], ids=["short", "soak"]
+)
+def test_mutated_annotation_files_are_refused_or_accounted_for(tmp_path, first, count):
+    outcomes = fuzz(tmp_path, first, count)
+    print(f"{count} mutated annotation files: {outcomes}")
+    assert min(outcomes.values()) > count / 10
