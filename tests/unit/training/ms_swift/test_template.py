@@ -7,7 +7,6 @@ from template_cases import encoder_of
 from coordexp.answers import render
 from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE
-from coordexp.modeling.families import FAMILIES
 from coordexp.modeling.vocab import coord_ids
 from coordexp.recipe import CoordTokens, PrefixOptions
 from coordexp.records import read_records
@@ -129,16 +128,6 @@ def test_a_description_that_contains_a_coordinate_token_is_refused(shapes_data, 
     io.write_jsonl(tmp_path / "trap.jsonl", [record])
     with pytest.raises(DataError, match=r"contains '<[|]'"):
         encode_one(tiny_model, tmp_path / "trap.jsonl")
-
-
-@pytest.mark.parametrize("name", FAMILIES.names())
-def test_loaders_never_run_code_from_a_checkpoint(name):
-    from swift.model import MODEL_MAPPING
-
-    from coordexp.training.ms_swift import model_loader
-
-    model_loader.register()
-    assert MODEL_MAPPING[FAMILIES[name].swift.our_model_type].loader.default_trust_remote_code is False
 
 
 def slow_branches(encode, record, style, ids):
