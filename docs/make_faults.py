@@ -45,8 +45,7 @@ TAIL = """
 * **Second Snakemake**: it exits immediately with `LockException`, and the first one continues.
 * **Random kills**: `make soak` also kills the whole workflow, with all its processes, 30 times at random moments
   and starts it again, and compares the results with those of an uninterrupted run. It prints the seed.
-* The trials of a sweep run the same rules and have no rows of their own. `ablation_summary` was measured before
-  `sweep_summary` replaced it; both read the results of finished runs and write one summary.
+* The trials of a sweep run the same rules and have no rows of their own.
 """
 
 
