@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,16 +95,39 @@ def start_and_kill(folder, data, model, sign, module="test_resume", made="recipe
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(shapes_data, tiny_model, tmp_path_factory):
+def finished_training(shapes_data, tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     train(recipe(shapes_data), tiny_model, folder / "adapter", folder / "log.jsonl")
-    return weights(folder / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished_training):
+    return weights(finished_training / "adapter")
 
 
 def test_killed_and_run_again_is_the_same_training(uninterrupted, shapes_data, tiny_model, tmp_path, capfd):
     whole = start_and_kill(tmp_path, shapes_data, tiny_model, signal.SIGKILL)
     assert whole and whole[-1] < STEPS
     goes_on(tmp_path, whole[-1], recipe(shapes_data), tiny_model, uninterrupted, capfd)
+
+
+@pytest.mark.parametrize(
+    ("finished", "file"), [(True, "model.safetensors"), (False, "optimizer.pt"), (True, "trainer_state.json")]
+)
+def test_a_damaged_checkpoint_is_neither_published_nor_resumed(
+    finished_training, shapes_data, tiny_model, tmp_path, finished, file
+):
+    folder = Path(shutil.copytree(finished_training, tmp_path / "training"))
+    *_, newest = sorted(folder.glob("checkpoints/*/checkpoint-*"))
+    if not finished:
+        shutil.rmtree(newest)
+        *_, newest = sorted(folder.glob("checkpoints/*/checkpoint-*"))
+    content = bytearray((newest / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / file).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{newest.name}/{file}: sha256: the file is damaged"):
+        train(recipe(shapes_data), tiny_model, folder / "adapter", folder / "log.jsonl")
 
 
 def test_preemption_saves_where_no_checkpoint_was_due(uninterrupted, shapes_data, tiny_model, tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a published checkpoint: `SHA256SUMS`, which every reader of the folder compares.
+"""SHA-256 of every file of a checkpoint: `SHA256SUMS`, which every reader of the folder compares.
 
 The format is that of coreutils: `sha256sum -c SHA256SUMS` checks a folder without CoordExp. Folders without the file,
 such as those of a model hub, are not checked.
@@ -10,8 +10,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
+from coordexp.modeling.checkpoint_safety import TRAINING_STATE
 from coordexp.runtime import io
 from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.output_guard import MARKER
@@ -34,19 +36,24 @@ def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> Non
     io.write_text(folder / FILE_NAME, "".join(f"{found[name]}  {name}\n" for name in names))
 
 
-def verify_checksums(folder: str | Path) -> dict[str, str]:
+def verify_checksums(folder: str | Path, *only: str) -> dict[str, str]:
     """SHA-256 by file name of a published folder; ModelError that names a file that is not the one published.
 
-    Empty for a folder without SHA256SUMS. A large checkpoint is read once, its files in parallel.
+    Empty for a folder without SHA256SUMS. A large checkpoint is read once, its files in parallel. `only` limits the
+    check to some of the listed files.
     """
     folder = Path(folder)
     listed = read_checksums(folder)
+    if only:
+        listed = {name: digest for name, digest in listed.items() if name in only}
     if not listed:
         return {}
     missing = [name for name in listed if not (folder / name).is_file()]
     if missing:
         raise ModelError(located("file of a published checkpoint is missing", file=folder / missing[0], fix=_REMAKE))
-    unknown = [name for name in sorted(_names(folder)) if name not in listed and name.endswith(_WEIGHTS)]
+    unknown = [] if only else [n for n in sorted(_names(folder) - listed.keys()) if n.endswith(_WEIGHTS)]
+    # What other machines save to resume may not have been visible yet when a checkpoint of training was listed.
+    unknown = [name for name in unknown if not any(fnmatch(name, pattern) for pattern in TRAINING_STATE)]
     if unknown:
         problem = f"weights that are not listed in {FILE_NAME}"
         raise ModelError(located(problem, file=folder / unknown[0], fix="remove the file"))

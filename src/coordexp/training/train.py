@@ -44,6 +44,7 @@ from coordexp.training.short_training import training_data, warnings
 from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
 MANIFEST = "train_manifest.json"
+TRAINER_STATE = "trainer_state.json"
 WEIGHTS = "*.safetensors"
 # Files of a checkpoint that are needed only to resume.
 NOT_PUBLISHED = (
@@ -132,6 +133,8 @@ def _run(job_file: Path, distributed: DistributedConfig, detection: DetectionEva
         remove_incomplete(checkpoints)
     if _finished(checkpoints, detection):
         return is_first
+    for newest in complete_checkpoints(checkpoints)[-1:]:  # from which training resumes
+        verify_checksums(newest)
     try:
         return launch(job_file, distributed)
     except ModelError as error:
@@ -148,7 +151,8 @@ def _finished(checkpoints: Path, detection: DetectionEval) -> bool:
     complete = complete_checkpoints(checkpoints)
     if not complete:
         return False
-    state = read_json(complete[-1] / "trainer_state.json")
+    verify_checksums(complete[-1], TRAINER_STATE)
+    state = read_json(complete[-1] / TRAINER_STATE)
     stopped = detection.every and detection.patience_exhausted(state["log_history"])
     return bool(stopped) or state["global_step"] >= state["max_steps"]
 
@@ -166,7 +170,7 @@ def _publish(
     if not complete:
         fix = "set training.save_strategy: steps"
         raise ModelError(located("training saved no complete checkpoint", file=checkpoints, fix=fix))
-    state = read_json(complete[-1] / "trainer_state.json")
+    state = read_json(complete[-1] / TRAINER_STATE)
     write_jsonl(log, state["log_history"])
     detection = recipe.custom.detection_eval
     candidates = [p for p in complete if step_of(p) == state["best_global_step"]] if detection.every else complete
@@ -175,6 +179,7 @@ def _publish(
         names = [checkpoint.name for checkpoint in complete]
         raise ModelError(located("the best checkpoint is missing", file=checkpoints, found=names, fix=fix))
     chosen = candidates[-1]
+    verify_checksums(chosen)
     best = {"metric": detection.metric, "value": state["best_metric"], "last_step": state["global_step"]}
     manifest = {
         **facts,

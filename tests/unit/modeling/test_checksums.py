@@ -10,10 +10,18 @@ import modeling_helpers as helpers
 import pytest
 
 from coordexp import cli
+from coordexp.answers.render import PromptStyle
+from coordexp.doctor import examine
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.predict import predict
 from coordexp.modeling import base_model, checksums, vocab
 from coordexp.modeling.merge import merge
+from coordexp.recipe import Custom, load_recipe
 from coordexp.runtime.errors import ModelError
 from coordexp.runtime.io import sha256_file
+from coordexp.training.train import train
+
+RECIPE = Path(__file__).resolve().parents[3] / "config/train/full_tiny.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,24 @@ def test_a_flipped_byte_of_weights_is_an_error(copies, reader, damaged, position
     READERS[reader](copies)
 
 
+USERS = {
+    "train": lambda data, f: train(
+        load_recipe(RECIPE, {"custom": {"train_jsonl": str(data / "train.coord.jsonl")}}), f, f / "out", f / "log.jsonl"
+    ),
+    "predict": lambda data, f: predict(f, data / "val.jsonl", f / "out.jsonl", PredictOptions(), PromptStyle()),
+    "doctor": lambda data, f: examine(data / "train.coord.jsonl", 0, f, Custom()),
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("name", ["expanded", "merged"])
+def test_a_model_with_a_flipped_byte_is_not_used(copies, shapes_data, user, name):
+    file = max((copies / name).glob("*.safetensors"))
+    flip(file, len(file.read_bytes()) // 3)
+    with pytest.raises(ModelError, match=rf"{file.name}: sha256: the file is damaged"):
+        USERS[user](shapes_data, copies / name)
+
+
 def test_a_changed_manifest_or_setting_is_an_error(copies, capsys):
     file = copies / "merged" / "merge_manifest.json"
     flip(file, 5)
@@ -103,6 +129,13 @@ def test_missing_and_added_weights_are_errors(copies):
     (copies / "merged" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json: file of a published checkpoint is missing"):
         checksums.verify_checksums(copies / "merged")
+
+
+def test_training_state_of_other_machines_need_not_be_listed(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    checksums.write_checksums(tmp_path)
+    (tmp_path / "rng_state_1.pth").touch()
+    assert list(checksums.verify_checksums(tmp_path)) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\n", b"abc  model.safetensors\n", b"0" * 64 + b"  ../x\n"])

@@ -1,4 +1,4 @@
-"""Writes the completion marker of a checkpoint after all of its other files, and saves on SIGTERM."""
+"""Writes checksums and completion marker of a checkpoint after all of its other files, and saves on SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from swift.callbacks import callbacks_map
 from swift.callbacks.base import TrainerCallback
 
+from coordexp.modeling.checksums import write_checksums
 from coordexp.runtime.io import write_text
 from coordexp.training.checkpoints import COMPLETION_MARKER, rotate
 from coordexp.training.ms_swift.dataset import set_epoch
@@ -50,8 +51,9 @@ class CheckpointCallback(TrainerCallback):
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
-            marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETION_MARKER
-            write_text(marker, f"{state.global_step}\n")
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_checksums(checkpoint)
+            write_text(checkpoint / COMPLETION_MARKER, f"{state.global_step}\n")
             rotate(args.output_dir, self.limit, state.best_global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
