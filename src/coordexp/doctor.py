@@ -14,7 +14,7 @@ from PIL import Image
 
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry import boxes, norm1000
-from coordexp.inference.draw import draw
+from coordexp.inference.draw import draw, save_drawing
 from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.families import family_of
@@ -48,7 +48,7 @@ def examine(
         for obj, coords in zip(shown.objects, back, strict=True)
     ]
     if out is not None:
-        draw(changed or _stored_image(file.parent / record.images[0]), detections).save(out)
+        save_drawing(draw(changed or _stored_image(file.parent / record.images[0]), detections), out)
     size = np.array([shown.width, shown.height] * 2)
     return {
         "prompt": _count_repeats(tokenizer.decode(ids[:first]), family_of(model_dir).tokens.image_pad),

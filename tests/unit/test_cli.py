@@ -166,6 +166,59 @@ def test_an_output_never_replaces_an_input(tmp_path, capsys):
     assert "would replace an input" in capsys.readouterr().err
 
 
+WRITING = {
+    "init": "init {folder} --out {out}",
+    "expand": "expand {folder} --out {out}",
+    "train": "train --config {none} --model {folder} --out {out}",
+    "doctor": "doctor {none} --model {folder} --out {out}",
+    "evaluate": "evaluate --gt {none} --pred {none} --out {out}",
+    "compare": "compare {none} {none} --out {out}",
+    "detect": "detect {none} --model {folder} --out {out}",
+    "export": "export {none} --to coco --out {out}",
+    "parse": "parse {none} --records {none} --out {out}",
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize("kind", ["file", "link", "device"])
+def test_a_file_that_coordexp_did_not_write_is_never_replaced(tmp_path, capsys, command, kind):
+    mine, out = tmp_path / "mine.txt", tmp_path / "out.png"
+    mine.write_text("mine\n")
+    if kind == "file":
+        mine.rename(out)
+        mine = out
+    elif kind == "link":
+        out.symlink_to(mine)
+    else:
+        os.mkfifo(out)
+    command = WRITING[command].format(out=out, none=tmp_path / "none", folder=tmp_path).split()
+    assert main(command) != 0
+    assert re.search(rf"{out}: (the |--out: )?(file|folder|output)", capsys.readouterr().err)
+    assert mine.read_text() == "mine\n" and out.lstat()
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "out.png"} if kind != "file" else {"out.png"}
+
+
+def test_every_command_with_an_output_is_in_the_table(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert ("--out " in capsys.readouterr().out) == (command in WRITING), command
+
+
+def test_earlier_results_are_replaced(tmp_path, capsys):
+    predictions, annotations = generated(0, lvis=False, images=2).write(tmp_path)
+    outs, compared = [str(tmp_path / name / "eval.json") for name in ("a", "b")], tmp_path / "compare.json"
+    for _ in range(2):
+        for out in outs:
+            assert main(["evaluate", "--gt", str(annotations), "--pred", str(predictions), "--out", out]) == 0
+        assert main(["compare", *outs, "--out", str(compared)]) == 0
+    (tmp_path / "compare.html").write_text("<html>mine</html>")
+    assert main(["compare", *outs, "--out", str(compared)]) == 2
+    assert "compare.html: the output file exists and was not written" in capsys.readouterr().err
+    assert main(["compare", *outs, "--out", str(tmp_path / "new.html")]) == 2
+    assert "the page of a comparison" in capsys.readouterr().err
+
+
 def test_a_folder_in_place_of_a_file_is_an_error_without_a_traceback(tmp_path, capsys):
     folder = tmp_path / "x.json"
     folder.mkdir()

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.arguments import Commands, subparser
-from coordexp.runtime.output_guard import refuse_input
+from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.output_guard import check_output_file, is_page, is_result
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.evaluation.compare import compare_evaluated
     from coordexp.reporting.comparison import write_comparison
 
-    refuse_input(args.out, *args.runs)
+    if args.out.suffix == ".html":
+        problem, fix = "the page of a comparison has the name of its results with .html", "choose a name with .json"
+        raise ConfigError(located(problem, field="--out", found=str(args.out), fix=fix))
+    check_output_file(args.out, is_result, *args.runs)
+    check_output_file(args.out.with_suffix(".html"), is_page, *args.runs)
     compare_evaluated(args.runs, out=args.out)
     write_comparison(args.out.with_suffix(".html"), compare_json=args.out)
     print(f"wrote {args.out} and {args.out.with_suffix('.html')}")

@@ -10,7 +10,7 @@ import msgspec
 
 from coordexp.cli.arguments import Commands, image_file, subparser
 from coordexp.runtime.errors import ConfigError, located
-from coordexp.runtime.output_guard import refuse_input
+from coordexp.runtime.output_guard import check_output_file
 
 
 def add(commands: Commands) -> None:
@@ -40,11 +40,12 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the detections of each image, and draw them if --out is given."""
     from coordexp.inference import detect as detection
+    from coordexp.inference.draw import is_drawing
 
     if args.out and len(args.images) > 1:
         fix = "run the command once per image"
         raise ConfigError(f"--out needs a single image, found {len(args.images)}\n  -> {fix}")
-    refuse_input(args.out, *args.images, args.calibration)
+    check_output_file(args.out, is_drawing, *args.images, args.calibration)
     categories = None if args.categories is None else _category_names(args.categories)
     options = {"max_blocks": args.max_blocks, "calibration": args.calibration, "polygons": args.polygons}
     for result in detection.detect(args.model, args.images, categories, **options):
@@ -63,7 +64,7 @@ def _category_names(text: str) -> list[str]:
 def _print_detections(result: Any, out: Path | None) -> None:
     """Print the detections of one image as a line of JSON, and draw them if `out` is given."""
     from coordexp.datasets.images import load_image
-    from coordexp.inference.draw import draw
+    from coordexp.inference.draw import draw, save_drawing
 
     rows = []
     for detection, box, poly in zip(result.detections, result.boxes(), result.polygons(), strict=True):
@@ -73,4 +74,4 @@ def _print_detections(result: Any, out: Path | None) -> None:
     print(msgspec.json.encode({"image": result.path, "detections": rows}).decode())
     if out:
         size = result.width, result.height
-        draw(load_image(result.path, size, size), result.detections).save(out)
+        save_drawing(draw(load_image(result.path, size, size), result.detections), out)

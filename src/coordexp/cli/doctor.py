@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 
 from coordexp.cli.arguments import Commands, image_file, subparser
-from coordexp.runtime.output_guard import refuse_input
+from coordexp.runtime.output_guard import check_output_file
 
 
 def add(commands: Commands) -> None:
@@ -32,9 +32,10 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print prompt, answer, tokens and decoded boxes of the record."""
     from coordexp.doctor import examine
+    from coordexp.inference.draw import is_drawing
     from coordexp.recipe import Custom, load_recipe
 
-    refuse_input(args.out, args.file, args.config)
+    check_output_file(args.out, is_drawing, args.file, args.config)
     custom = load_recipe(args.config).custom if args.config else Custom()
     report = examine(args.file, args.index, args.model, custom, args.out, args.epoch)
     print(f"prompt:\n{report['prompt']}\n\nanswer:\n{report['answer']}\n\ntokens (* supervised):")

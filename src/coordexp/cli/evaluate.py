@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.arguments import Commands, add_field, subparser
-from coordexp.runtime.output_guard import refuse_input
+from coordexp.runtime.output_guard import check_output_file, is_result
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.evaluation.options import EvaluateOptions
     from coordexp.reporting.report import headline, losses
 
-    refuse_input(args.out, args.gt, args.pred, args.records)
+    check_output_file(args.out, is_result, args.gt, args.pred, args.records)
     options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
     names = {"dataset": args.gt.stem, "split": "val", "format": args.format or default_format(args.pred)}
     evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)

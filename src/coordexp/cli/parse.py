@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.arguments import Commands, add_field, subparser
-from coordexp.runtime.output_guard import refuse_input
+from coordexp.runtime.output_guard import check_output_file, is_predictions
 
 
 def add(commands: Commands) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert the responses, and print the counts of problems."""
     from coordexp.inference.import_responses import import_responses
 
-    refuse_input(args.out, args.responses, args.records)
+    check_output_file(args.out, is_predictions, args.responses, args.records)
     options = {"emit_norm": args.emit_norm, "model_dir": args.model}
     for reason, count in import_responses(args.responses, args.records, args.out, **options).items():
         print(f"{reason}: {count}")

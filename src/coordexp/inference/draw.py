@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from coordexp.datasets.images import ImageError, open_image
 from coordexp.records import Detection
 
 # Okabe and Ito's palette (2008), distinguishable with every common form of colour blindness.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 DARK = {"#009E73", "#0072B2", "#D55E00"}
+_SOFTWARE, _OURS = 0x0131, "CoordExp"  # EXIF tag of the program that wrote an image, and its value
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
@@ -40,6 +43,22 @@ def draw(
         text = f"{detection.desc} {detection.score:.2f}" if scores else detection.desc
         _label(pen, text, [x1, y1], colour, font, canvas.size)
     return canvas
+
+
+def save_drawing(image: Image.Image, path: str | Path) -> None:
+    """Write an image that `is_drawing` recognises; the suffix of `path` decides the format."""
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _OURS
+    image.save(path, exif=exif)
+
+
+def is_drawing(path: str | Path) -> bool:
+    """Whether a file is an image that `save_drawing` wrote."""
+    try:
+        with open_image(path, None) as image:
+            return image.getexif().get(_SOFTWARE) == _OURS
+    except ImageError:
+        return False
 
 
 def colour_of(desc: str) -> str:

@@ -1,15 +1,20 @@
-"""Outputs: only a folder that the same stage of CoordExp wrote is ever replaced, and never an input."""
+"""Outputs: only a folder or file that CoordExp wrote is ever replaced, and never an input."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from coordexp.runtime.errors import ConfigError, located
 from coordexp.runtime.io import atomic_dir, write_text
 
 MARKER = ".coordexp"
+PAGE_GENERATOR = '<meta name="generator" content="CoordExp">'  # in the head of every page
+_HEAD = 4096  # bytes
 # Files by which a folder of an earlier version, which has no marker, is recognised.
 MANIFESTS = {
     "expand": ("coord_tokens.json", "model_source.json"),
@@ -46,13 +51,48 @@ def refuse_foreign_folder(path: str | Path, stage: str) -> None:
         raise ConfigError(located(problem, file=path, fix=f"{fix}, or move this one elsewhere"))
 
 
-def refuse_input(out: str | Path | None, *inputs: str | Path | None) -> None:
-    """ConfigError if the output file of a command is also one of its inputs."""
-    if out is None:
+def check_output_file(out: str | Path | None, is_ours: Callable[[Path], bool], *inputs: str | Path | None) -> None:
+    """ConfigError unless the output file `out` of a command is absent, empty, or an earlier output (`is_ours`).
+
+    Inputs of the command, symbolic links and devices are refused as well. A folder is left to the function that writes.
+    """
+    if out is None or not (Path(out).exists() or Path(out).is_symlink()):
         return
+    out, fix = Path(out), "choose another --out"
     for file in inputs:
-        if file is not None and Path(file).exists() and Path(out).exists() and Path(out).samefile(file):
-            raise ConfigError(located("the output would replace an input", file=out, fix="choose another --out"))
+        if file is not None and Path(file).exists() and out.exists() and out.samefile(file):
+            raise ConfigError(located("the output would replace an input", file=out, fix=fix))
+    if out.is_symlink() or not (out.is_file() or out.is_dir()):
+        raise ConfigError(located("the output is a symbolic link or a device", file=out, fix=fix))
+    if out.is_file() and out.stat().st_size and not is_ours(out):
+        problem = "the output file exists and was not written by this command"
+        raise ConfigError(located(problem, file=out, fix=f"{fix}, or move the file away"))
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is an eval.json or compare.json of any version."""
+    content = _decoded(path.read_bytes())
+    return isinstance(content, dict) and {"schema_version", "dataset", "split", "not_computed"} <= content.keys()
+
+
+def is_predictions(path: Path) -> bool:
+    """Whether the first line of a file is a prediction."""
+    with path.open("rb") as lines:
+        first = _decoded(lines.readline())
+    return isinstance(first, dict) and {"image_id", "protocol", "finish", "detections"} <= first.keys()
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a report or comparison page."""
+    with path.open("rb") as file:
+        return PAGE_GENERATOR.encode() in file.read(_HEAD)
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 @contextlib.contextmanager

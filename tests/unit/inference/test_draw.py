@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from coordexp.inference.draw import colour_of, draw
+from coordexp.inference.draw import colour_of, draw, is_drawing, save_drawing
 from coordexp.records import Detection
 
 
@@ -20,3 +21,12 @@ def test_only_outlines_and_labels_are_drawn():
     triangle = Detection("cat", [0.2, 0.2, 0.8, 0.8], 0.9, poly=[0.2, 0.8, 0.8, 0.8, 0.5, 0.2])
     pixels = np.asarray(draw(blank, [triangle]))
     assert (pixels[79, 100] == colour).all() and (pixels[30, 45] == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp"])
+def test_drawings_are_distinguished_from_other_images(tmp_path, suffix):
+    image, path = Image.new("RGB", (8, 8)), tmp_path / f"image.{suffix}"
+    image.save(path)
+    assert not is_drawing(path)
+    save_drawing(image, path)
+    assert is_drawing(path)
