@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from coordexp.cli.arguments import Commands, image_file, subparser
 from coordexp.runtime.errors import ConfigError, located
 from coordexp.runtime.output_guard import check_output_file
+
+if TYPE_CHECKING:
+    from coordexp.inference.image_detections import Detections
 
 
 def add(commands: Commands) -> None:
@@ -22,7 +25,10 @@ def add(commands: Commands) -> None:
         "coordexp detect street.jpg --model results/lvis_768/merged --categories car,person --out boxes.png",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="merged checkpoint")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="merged checkpoint: a folder, or owner/name on the hub"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
     parser.add_argument(
         "--max-blocks", type=int, metavar="N", help="maximum number of tiles per image (default: as in training)"
@@ -39,8 +45,9 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the detections of each image, and draw them if --out is given."""
-    from coordexp.inference import detect as detection
-    from coordexp.inference.draw import is_drawing
+    from coordexp.inference.detector import Detector
+    from coordexp.inference.draw import is_drawing, save_drawing
+    from coordexp.inference.image_sources import image_sources
 
     if args.out and len(args.images) > 1:
         fix = "run the command once per image"
@@ -48,8 +55,11 @@ def run(args: argparse.Namespace) -> None:
     check_output_file(args.out, is_drawing, *args.images, args.calibration)
     categories = None if args.categories is None else _category_names(args.categories)
     options = {"max_blocks": args.max_blocks, "calibration": args.calibration, "polygons": args.polygons}
-    for result in detection.detect(args.model, args.images, categories, **options):
-        _print_detections(result, args.out)
+    detector = Detector(args.model, revision=args.revision, lazy=True, **options)
+    for found in detector.stream(image_sources(args.images), categories):
+        print(_line(found))
+        if args.out:
+            save_drawing(found.draw(), args.out)
 
 
 def _category_names(text: str) -> list[str]:
@@ -61,17 +71,10 @@ def _category_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _print_detections(result: Any, out: Path | None) -> None:
-    """Print the detections of one image as a line of JSON, and draw them if `out` is given."""
-    from coordexp.datasets.images import load_image
-    from coordexp.inference.draw import draw, save_drawing
-
+def _line(found: Detections) -> str:
+    """The detections of one image as a line of JSON."""
     rows = []
-    for detection, box, poly in zip(result.detections, result.boxes(), result.polygons(), strict=True):
-        outline = {"poly": [round(v, 2) for v in poly]} if poly else {}
-        bbox = [round(v, 2) for v in box]
-        rows.append({"desc": detection.desc, "bbox": bbox, **outline, "score": detection.score})
-    print(msgspec.json.encode({"image": result.path, "detections": rows}).decode())
-    if out:
-        size = result.width, result.height
-        save_drawing(draw(load_image(result.path, size, size), result.detections), out)
+    for detection, box, polygon in zip(found.objects, found.boxes.tolist(), found.polygons, strict=True):
+        outline = {} if polygon is None else {"poly": polygon.ravel().round(2).tolist()}
+        rows.append({"desc": detection.desc, "bbox": [round(v, 2) for v in box], **outline, "score": detection.score})
+    return msgspec.json.encode({"image": found.name, "detections": rows}).decode()

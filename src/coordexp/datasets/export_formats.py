@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -28,19 +29,24 @@ def write_coco(content: Export, images: Images, folder: Path) -> None:
             facts = {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
             writer.add_image(facts)
             for box in image.boxes:
-                x1, y1, x2, y2 = box.xyxy
-                writer.add_annotation(
-                    {
-                        "id": writer.annotation_count + 1,
-                        "image_id": image.image_id,
-                        "category_id": box.category_id,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": int(box.iscrowd),
-                    }
-                    | ({"segmentation": [box.polygon]} if box.polygon else {})
-                    | ({"score": box.score} if box.score is not None else {})
-                )
+                writer.add_annotation(coco_annotation(box, writer.annotation_count + 1, image.image_id))
+
+
+def coco_annotation(box: ExportedBox, annotation_id: int, image_id: int | str) -> dict[str, Any]:
+    """An annotation in COCO format; that of a prediction has a `score`."""
+    x1, y1, x2, y2 = box.xyxy
+    return (
+        {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": box.category_id,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(box.iscrowd),
+        }
+        | ({"segmentation": [box.polygon]} if box.polygon else {})
+        | ({"score": box.score} if box.score is not None else {})
+    )
 
 
 def write_yolo(content: Export, images: Images, folder: Path) -> None:

@@ -159,16 +159,22 @@ def prepare_image(
     return "encoded"
 
 
-def upright_size(source: str | Path) -> tuple[int, int]:
+def upright_size(source: str | Path | IO[bytes]) -> tuple[int, int]:
     """(width, height) in pixels of an image turned upright by its EXIF tag; ImageError if it cannot be read."""
     with open_image(source) as image:
         return _upright_size(image)
 
 
-def load_image(source: str | Path, annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+def load_image(source: str | Path | IO[bytes], annotated: tuple[int, int], size: tuple[int, int]) -> Image.Image:
     """The upright RGB pixels that `prepare_image` would encode, with the same arguments and errors."""
     with open_image(source) as image:
         return _resized(image, _orientation(image, annotated), size)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image as RGB, turned upright by its EXIF tag, as in `load_image`."""
+    size = _upright_size(image)
+    return _resized(image, _orientation(image, size), size)
 
 
 def _encoder(

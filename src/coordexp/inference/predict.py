@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
-import torch
 from PIL import Image
 
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.inference.generation_state import GenerationState
+from coordexp.inference.jobs import Job, run_jobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce_overrides
-from coordexp.inference.predictor import Predictor, Request
-from coordexp.inference.prompts import Prompt, prompts_of
+from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling import checkpoint_files
@@ -35,15 +31,6 @@ from coordexp.runtime.progress import Progress
 from coordexp.runtime.software import describe
 
 WITHOUT_EFFECT = {"split", "batch_size", "shards"}  # options that may differ when a killed shard resumes
-
-
-class Job(NamedTuple):
-    """One prompt of one record: `position` is the record's in the shard, `part` the prompt's among the record's."""
-
-    position: int
-    part: int
-    record: Record
-    prompt: Prompt
 
 
 def predict(
@@ -89,7 +76,7 @@ def predict(
     }
     writer = ResumableWriter(out, identity)
     resumed = len(writer)
-    jobs = _jobs(records, options, categories, writer)
+    jobs = _jobs(records, options, categories, records_jsonl.parent, writer)
     announce("predict", len(records) - len(writer), "images", basis=f"{len(jobs):,} prompts")
     progress = Progress("predict", len(records), "images", counted=("objects", "tokens"))
     progress.resume_at(len(writer))
@@ -97,7 +84,7 @@ def predict(
         progress.note(f"resuming, {resumed} of {len(records)} images are done")
     if jobs:
         predictor = Predictor.from_checkpoint(model_dir, options, style, device)
-        for rows in _run(predictor, jobs, records_jsonl.parent, emit_norm):
+        for rows in run_jobs(predictor, jobs, emit_norm):
             writer.add(rows)
             objects = sum(len(prediction.detections) for _, prediction in rows)
             tokens = sum(len(prediction.token_ids) for _, prediction in rows)
@@ -115,8 +102,11 @@ def predict_records(
 
     One prompt per record: the open prompt, or for `protocol: image_categories` that of the image's categories.
     """
-    jobs = [Job(n, 0, record, prompts_of(record, predictor.options, None)[0]) for n, record in enumerate(records)]
-    done = dict(pair for rows in _run(predictor, jobs, folder, emit_norm) for pair in rows)
+    jobs = [
+        Job(n, 0, record, prompts_of(record, predictor.options, None)[0], partial(_image, record, folder))
+        for n, record in enumerate(records)
+    ]
+    done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
     return [done[n] for n in range(len(records))]
 
 
@@ -137,7 +127,11 @@ def load_image(path: Path, size: tuple[int, int], image_id: int | str) -> Image.
 
 
 def _jobs(
-    records: list[Record], options: PredictOptions, categories: Sequence[str] | None, writer: ResumableWriter
+    records: list[Record],
+    options: PredictOptions,
+    categories: Sequence[str] | None,
+    folder: Path,
+    writer: ResumableWriter,
 ) -> list[Job]:
     """Prompts still to run, larger images first; a record without prompts gets an empty prediction at once."""
     jobs: list[Job] = []
@@ -147,42 +141,9 @@ def _jobs(
         prompts = prompts_of(record, options, categories)
         if not prompts:
             writer.add([(position, build_prediction([], record, options, "norm1000"))])
-        jobs += [Job(position, part, record, prompt) for part, prompt in enumerate(prompts)]
+        load = partial(_image, record, folder)
+        jobs += [Job(position, part, record, prompt, load) for part, prompt in enumerate(prompts)]
     return sorted(jobs, key=lambda job: (-job.record.width * job.record.height, job.position, job.part))
-
-
-def _run(
-    predictor: Predictor, jobs: list[Job], folder: Path, emit_norm: EmitNorm
-) -> Iterator[list[tuple[int, Prediction]]]:
-    """(position, prediction) of records as they are finished; the batch size is halved when memory runs out."""
-    unfinished: dict[int, dict[int, tuple[GenerationState, str]]] = {}
-    parts = Counter(job.position for job in jobs)
-    capacity = predictor.options.batch_size
-    while jobs:
-        requests = (Request(job, partial(_image, job.record, folder), job.prompt) for job in jobs)
-        answered: set[tuple[int, int]] = set()
-        try:
-            for finished in predictor.stream(requests, capacity):
-                rows = []
-                for job, answer in finished:
-                    answered.add((job.position, job.part))
-                    answers = unfinished.setdefault(job.position, {})
-                    answers[job.part] = answer, predictor.text(answer)
-                    if len(answers) == parts[job.position]:
-                        ordered = [answers[part] for part in sorted(unfinished.pop(job.position))]
-                        prediction = build_prediction(ordered, job.record, predictor.options, emit_norm)
-                        rows.append((job.position, prediction))
-                if rows:
-                    yield rows
-            return
-        except torch.OutOfMemoryError:
-            if capacity == 1:
-                raise
-            message = f"predict: out of memory with {capacity} answers at a time, retrying with {capacity // 2}"
-            print(message, file=sys.stderr, flush=True)
-        capacity //= 2
-        torch.cuda.empty_cache()
-        jobs = [job for job in jobs if (job.position, job.part) not in answered]
 
 
 def _image(record: Record, folder: Path) -> Image.Image:

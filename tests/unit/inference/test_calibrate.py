@@ -13,7 +13,7 @@ from coordexp.datasets.categories import Category
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
 from coordexp.inference import calibrate
-from coordexp.inference.detect import detect
+from coordexp.inference.detector import Detector
 from coordexp.inference.gather import gather
 from coordexp.records import Detection, Metadata, Object, Prediction, Record, coord_token
 from coordexp.runtime.errors import DataError
@@ -167,10 +167,10 @@ def test_imported_responses_can_only_be_calibrated_isotonically(tmp_path):
 def test_detect_applies_a_calibration(taught, tmp_path):
     write_json(tmp_path / "c.json", calibrate.fit_detections(*synthetic(400, 1), "logistic", {}))
     images()[0].save(tmp_path / "a.png")
-    (raw,) = detect(taught, [tmp_path / "a.png"], max_blocks=9)
-    (done,) = detect(taught, [tmp_path / "a.png"], max_blocks=9, calibration=tmp_path / "c.json")
-    assert [d.score_parts["raw_score"] for d in done.detections] == pytest.approx([d.score for d in raw.detections])
-    assert done.boxes() == raw.boxes() and done.detections[0].score != raw.detections[0].score
+    (raw,) = Detector(taught, max_blocks=9).detect(tmp_path / "a.png")
+    (done,) = Detector(taught, max_blocks=9, calibration=tmp_path / "c.json").detect(tmp_path / "a.png")
+    assert [d.score_parts["raw_score"] for d in done.objects] == pytest.approx([d.score for d in raw.objects])
+    assert (done.boxes == raw.boxes).all() and done.scores[0] != raw.scores[0]
 
 
 def scored(scores: np.ndarray) -> list[Detection]:

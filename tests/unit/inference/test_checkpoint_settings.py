@@ -13,7 +13,7 @@ from coordexp.answers.inference_settings import FILE_NAME, InferenceSettings, re
 from coordexp.answers.render import PromptStyle
 from coordexp.cli import main
 from coordexp.inference.checkpoint_settings import settings_of
-from coordexp.inference.detect import detect
+from coordexp.inference.detector import Detector
 from coordexp.inference.import_responses import import_responses
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
@@ -41,14 +41,18 @@ def image_files(tmp_path):
     return paths
 
 
-def sizes_seen(monkeypatch, *args, **options) -> list[tuple[int, int]]:
+def sizes_seen(monkeypatch, model, paths, **options) -> list[tuple[int, int]]:
     """Sizes of the images that the model sees."""
     seen = []
-    answer = Predictor.answer
-    monkeypatch.setattr(Predictor, "answer", lambda self, i, p: (seen.extend(i), answer(self, i, p))[1])
-    detect(*args, **options)
-    monkeypatch.setattr(Predictor, "answer", answer)
-    return [image.size for image in seen]
+
+    def stream(self, requests, capacity):
+        seen.extend(request.image().size for request in requests)
+        return iter(())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "stream", stream)
+        Detector(model, **options).detect(paths)
+    return seen
 
 
 def test_detect_uses_the_budget_and_resize_rule_of_training(merged, image_files, monkeypatch, capsys):
@@ -82,7 +86,7 @@ def test_polygons_are_allowed_if_they_were_trained(merged, image_files, monkeypa
     options = []
     monkeypatch.setattr(Predictor, "from_checkpoint", lambda folder, given, *rest: options.append(given) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        detect(merged, image_files)
+        Detector(merged)
     assert (options[0].geometry, options[0].poly_max_points) == (("bbox_2d", "poly"), 7)
 
 
@@ -157,7 +161,7 @@ def test_predict_announces_what_deviates_from_training(merged, records, tmp_path
 @pytest.mark.parametrize("given", ["RBC, WBC", " RBC ,WBC", "RBC,WBC", "RBC,WBC,RBC"])
 def test_names_of_categories_are_stripped(given, taught, image_files, monkeypatch):
     asked = []
-    monkeypatch.setattr("coordexp.inference.detect.detect", lambda model, paths, names, **_: asked.append(names) or [])
+    monkeypatch.setattr(Detector, "stream", lambda self, sources, names: asked.append(names) or [])
     assert main(["detect", str(image_files[0]), "--model", str(taught), "--categories", given]) == 0
     assert asked == [["RBC", "WBC"]]
 

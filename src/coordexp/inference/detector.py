@@ -1,0 +1,179 @@
+"""Detection in images of any size by a checkpoint that stays loaded; boxes are in the pixels of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import msgspec
+
+from coordexp.answers.inference_settings import InferenceSettings
+from coordexp.answers.render import PromptStyle
+from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.geometry.resize import ResizeRule, grid_size
+from coordexp.inference import calibrate
+from coordexp.inference.checkpoint_settings import settings_of
+from coordexp.inference.image_detections import Detections
+from coordexp.inference.image_sources import ImageInput, ImageSource, image_sources
+from coordexp.inference.jobs import Job, run_jobs
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.overrides import resolve
+from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import Prompt, category_prompts
+from coordexp.modeling.checkpoint_safety import check_checkpoint
+from coordexp.modeling.checksums import verify_checksums
+from coordexp.modeling.hub import checkpoint_folder
+from coordexp.records import Metadata, Prediction, Record
+from coordexp.runtime.errors import ConfigError, DataError, located
+
+MAX_BLOCKS, MIN_BLOCKS = 768, 4  # budget in tiles of a checkpoint that records none
+
+
+class Detector:
+    """A merged checkpoint, loaded once, that detects objects in images.
+
+    model: folder of a merged checkpoint, or `owner/name` of one on the Hugging Face Hub.
+    revision: branch, tag or commit of a model on the hub.
+    device: `cpu`, `cuda`, `cuda:1`, ...; default: the GPU, if any.
+    max_blocks, min_blocks, resize: image budget in tiles and resize rule; default to those of the training images.
+        Images are converted as in the data stage: EXIF rotation, RGB, and the model's grid.
+    polygons: allow polygons as well as boxes; also allowed if the checkpoint was trained with `data.geometry: poly`.
+    calibration: file written by `calibrate.fit`; scores become probabilities.
+    options, style, emit_norm: default to those that the checkpoint was trained with.
+    lazy: load the weights at the first detection; the checkpoint is checked at once.
+
+    Values that override those recorded in the checkpoint, and defaults for those that it does not record, are announced
+    on stderr. ModelError for a checkpoint that cannot be used.
+
+    >>> from coordexp import Detector
+    >>> detector = Detector("results/shapes_9/merged")
+    >>> [found] = detector.detect("street.jpg", categories=["car", "person"], score_threshold=0.3)
+    >>> found.boxes, found.labels, found.scores
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        max_blocks: int | None = None,
+        min_blocks: int | None = None,
+        resize: ResizeRule | None = None,
+        polygons: bool = False,
+        calibration: str | Path | None = None,
+        options: PredictOptions | None = None,
+        style: PromptStyle | None = None,
+        emit_norm: EmitNorm | None = None,
+        lazy: bool = False,
+    ) -> None:
+        self.folder = check_checkpoint(checkpoint_folder(model, revision))
+        self.device = device
+        verify_checksums(self.folder)
+        recorded = settings_of(self.folder, "detect")
+        self.options = _options(options, recorded, polygons=polygons)
+        self.style: PromptStyle = resolve("detect", "style", style, recorded.style, None)
+        self.emit_norm: EmitNorm = resolve("detect", "emit_norm", emit_norm, recorded.emit_norm, None)
+        self.calibration = calibrate.load(calibration) if calibration else None
+        self.max_blocks: int = resolve("detect", "max_blocks", max_blocks, recorded.max_blocks, MAX_BLOCKS)
+        self.min_blocks: int = resolve("detect", "min_blocks", min_blocks, recorded.min_blocks, MIN_BLOCKS)
+        self.resize: ResizeRule = resolve("detect", "resize", resize, recorded.resize, "fill")
+        self._recorded_factor = recorded.factor
+        if not lazy:
+            _ = self._predictor
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        predictor = Predictor.from_checkpoint(self.folder, self.options, self.style, self.device)
+        resolve("detect", "factor", predictor.factor, self._recorded_factor, None)
+        return predictor
+
+    def detect(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        categories: str | Sequence[str] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_objects: int | None = None,
+        allow_urls: bool = False,
+    ) -> list[Detections]:
+        """The objects in each image, one result per image and in their order.
+
+        images: one image or several: paths, folders (all images directly in it, by name), PIL images, or uint8 arrays
+            (RGB, channels last); also URLs if `allow_urls`.
+        categories: names or phrases to ask for, `options.chunk` per prompt; one text is one phrase. Default: the open
+            prompt, every object.
+        score_threshold, max_objects: keep objects with at least this score, and of these the best.
+
+        Images are answered in batches of `options.batch_size`. DataError that names the image if one cannot be read,
+        before the first detection where the header tells.
+        """
+        sources = image_sources(images, allow_urls=allow_urls)
+        return list(self.stream(sources, categories, score_threshold=score_threshold, max_objects=max_objects))
+
+    def stream(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        categories: str | Sequence[str] | None = None,
+        *,
+        score_threshold: float = 0.0,
+        max_objects: int | None = None,
+        allow_urls: bool = False,
+    ) -> Iterator[Detections]:
+        """`detect`, yielding each result as soon as it and those before it are finished."""
+        sources = image_sources(images, allow_urls=allow_urls)
+        prompts = [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
+        records = [self._record(n, source) for n, source in enumerate(sources)]
+        jobs = [
+            Job(n, part, record, prompt, partial(source.load, (record.width, record.height)))
+            for n, (source, record) in enumerate(zip(sources, records, strict=True))
+            for part, prompt in enumerate(prompts)
+        ]
+        finished: dict[int, Prediction] = {}
+        following = 0
+        for rows in run_jobs(self._predictor, jobs, self.emit_norm):
+            finished |= dict(rows)
+            while following in finished:
+                found = self._detections(sources[following], finished.pop(following))
+                yield found.filter(score_threshold, max_objects)
+                following += 1
+
+    def _record(self, n: int, source: ImageSource) -> Record:
+        """The record of an image, in the size that the model sees."""
+        factor = self._predictor.factor
+        budget = {"factor": factor, "max_blocks": self.max_blocks, "min_blocks": self.min_blocks}
+        try:
+            size = grid_size(*source.size, self.resize, **budget)
+        except ValueError as error:
+            raise DataError(located(str(error), file=source.name)) from error
+        return Record([source.name], *size, "pixel", [], Metadata(n, *source.size))
+
+    def _detections(self, source: ImageSource, prediction: Prediction) -> Detections:
+        if self.calibration:
+            prediction = calibrate.calibrated(prediction, self.calibration)
+        facts = prediction.text, prediction.problems, prediction.finish == "length"
+        return Detections(source.name, *source.size, tuple(prediction.detections), *facts, source)
+
+
+def _names(categories: str | Sequence[str]) -> list[str]:
+    """The names to ask for, without repetitions; ConfigError for none, an empty one, or one with a special token."""
+    names = [categories] if isinstance(categories, str) else list(categories)
+    bad = [name for name in names if not name.strip() or "<|" in name]
+    if bad or not names:
+        expected = "names or phrases without '<|', or None to detect every object"
+        raise ConfigError(located("invalid categories", expected=expected, found=bad[0] if bad else names))
+    return list(dict.fromkeys(names))
+
+
+def _options(options: PredictOptions | None, recorded: InferenceSettings, *, polygons: bool) -> PredictOptions:
+    """`options`, by default those that the checkpoint records; with `polygons`, both kinds of geometry."""
+    kinds = recorded.geometry or ("bbox_2d",)
+    if options is None:
+        points = recorded.poly_max_points or PredictOptions().poly_max_points
+        options = PredictOptions(temperature=recorded.temperature, geometry=kinds, poly_max_points=points)
+    if polygons:
+        options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
+    for name in ("temperature", "geometry"):
+        resolve("detect", name, getattr(options, name), getattr(recorded, name), None)
+    return options
