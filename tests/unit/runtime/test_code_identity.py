@@ -97,6 +97,7 @@ def test_leftovers_of_editors_and_file_systems_do_not_count(tmp_path, name):
 def test_the_files_that_count_are_those_that_the_package_ships():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["coordexp"]
+    patterns.remove("py.typed")  # for type checkers only
     package = REPOSITORY / "src" / "coordexp"
     shipped = {file for pattern in patterns for file in package.glob(pattern)}
     present = {file for suffix in PACKAGE_DATA for file in package.rglob(f"[!.]*{suffix}")}
