@@ -104,7 +104,7 @@ def _encode(
     sample, image = Sample(record, file, f"{file}:{record.metadata.image_id}", {}, None), None
     if epoch is not None:
         seed = (custom.sample_seed, epoch, index)
-        sample, image, _ = augment(sample, custom.augmentation, seed, encoder.tile, keep_order=True)
+        sample, image, _ = augment(sample, custom.augmentation, seed, encoder.tile, "random")
     sample = sample._replace(record=template.as_tokens(sample.record))
     return encoder.encode_sample(sample, image), encoder.tokenizer, sample.record, image
 

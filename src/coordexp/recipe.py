@@ -200,6 +200,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     orders_per_sample: declared(SampleOptions, "orders_per_sample") = SampleOptions().orders_per_sample
     category_ratio: declared(SampleOptions, "category_ratio") = SampleOptions().category_ratio
     negatives: declared(SampleOptions, "negatives") = SampleOptions().negatives
+    max_named: declared(SampleOptions, "max_named") = SampleOptions().max_named
     sample_seed: declared(SampleOptions, "seed") = SampleOptions().seed
     emit_norm: Annotated[
         EmitNorm,
@@ -230,6 +231,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             orders_per_sample=self.orders_per_sample,
             category_ratio=self.category_ratio,
             negatives=self.negatives,
+            max_named=self.max_named,
             seed=self.sample_seed,
         )
 
@@ -347,6 +349,7 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("loss.matching", loss.matching != "none", loss.uses("box"), box_weight),
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("prefix", custom.prefix.active, custom.coord_tokens.enabled, tokens),
+        ("max_named", custom.max_named is not None, custom.category_ratio > 0, "custom.category_ratio above 0"),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
     ):

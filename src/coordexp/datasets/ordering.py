@@ -1,13 +1,17 @@
-"""Orders of objects: sorted (top to bottom, then left to right), or random with a seed."""
+"""Orders of objects: sorted (top to bottom, then left to right), also within each category, or random with a seed."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from coordexp.records import Object
+
 ObjectOrder = Literal["sorted", "random"]
+AnswerOrder = Literal["sorted", "by_category", "random"]
 
 
 def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
@@ -18,6 +22,12 @@ def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> n
     boxes = np.asarray(norm_boxes, dtype=np.float64).reshape(-1, 4)
     keys = [boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1]]
     return np.lexsort(keys if groups is None else [*keys, groups])
+
+
+def answer_order(objects: Sequence[Object], order: AnswerOrder) -> list[Object]:
+    """The objects in reading order; with `by_category`, those with the smallest category id first."""
+    groups = np.array([obj.category_id for obj in objects]) if order == "by_category" else None
+    return [objects[i] for i in reading_order(np.array([obj.norm_box for obj in objects]), groups).tolist()]
 
 
 def random_order(count: int, seed: int, image_id: int | str) -> np.ndarray:

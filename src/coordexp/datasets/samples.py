@@ -13,7 +13,7 @@ import numpy as np
 
 from coordexp.datasets.categories import DescStyle, descriptions, load_categories
 from coordexp.datasets.mixture import Mixture, MixtureConfig, MixtureSource
-from coordexp.datasets.ordering import ObjectOrder, reading_order
+from coordexp.datasets.ordering import AnswerOrder, answer_order
 from coordexp.datasets.source import load_source
 from coordexp.records import CoordSpace, Object, Record
 from coordexp.runtime.errors import DataError, located
@@ -24,8 +24,11 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the training samples."""
 
     object_ordering: Annotated[
-        ObjectOrder,
-        msgspec.Meta(description="order of objects: top to bottom, left to right; or a new random order per epoch"),
+        AnswerOrder,
+        msgspec.Meta(
+            description="order of objects: top to bottom, then left to right; the same within each category, in the "
+            "order of category ids; or a new random order per epoch"
+        ),
     ] = "sorted"
     orders_per_sample: Annotated[
         int,
@@ -45,6 +48,13 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     negatives: Annotated[
         int, msgspec.Meta(ge=0, description="maximum number of absent categories in such a prompt")
     ] = 5
+    max_named: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None,
+        msgspec.Meta(
+            description="maximum number of categories in such a prompt, drawn at random from the present and absent "
+            "ones; the answer lists objects of these only. 1 suits predict.protocol: all_categories with chunk: 1"
+        ),
+    ] = None
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 
 
@@ -101,10 +111,8 @@ class Samples:
 
     def _ordered(self, objects: list[Object], rng: np.random.Generator) -> list[Object]:
         if self.options.object_ordering == "random":
-            order = rng.permutation(len(objects))
-        else:
-            order = reading_order(np.array([obj.norm_box for obj in objects]))
-        return [objects[i] for i in order.tolist()]
+            return [objects[i] for i in rng.permutation(len(objects)).tolist()]
+        return answer_order(objects, self.options.object_ordering)
 
     def _name_categories(
         self, record: Record, table: CategoryTable, rng: np.random.Generator
@@ -113,7 +121,7 @@ class Samples:
 
         The prompt names the categories that have objects and some that are *known* to be absent: those listed as
         negative or, with exhaustive annotations, all without an object. A category that is not exhaustively annotated
-        is not named, and its objects are not part of the answer.
+        is not named, and its objects are not part of the answer. Of all these, at most `max_named` are named.
         """
         not_exhaustive = set(record.metadata.not_exhaustive_category_ids)
         present = {obj.category_id for obj in record.objects} - not_exhaustive
@@ -123,8 +131,9 @@ class Samples:
         named = [*sorted(present), *absent]
         if not named:
             return None, record.objects
-        categories = [table.names[named[i]] for i in rng.permutation(len(named)).tolist()]
-        return categories, [obj for obj in record.objects if obj.category_id in present]
+        chosen = [named[i] for i in rng.permutation(len(named))[: self.options.max_named].tolist()]
+        listed = present.intersection(chosen)
+        return [table.names[i] for i in chosen], [obj for obj in record.objects if obj.category_id in listed]
 
 
 def write_category_table(manifest: str | Path, out: str | Path, style: DescStyle) -> Path:

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from coordexp.datasets.images import ImageError, open_image
-from coordexp.datasets.ordering import reading_order
+from coordexp.datasets.ordering import AnswerOrder, answer_order
 from coordexp.datasets.samples import Sample
 from coordexp.geometry import boxes, polygons
 from coordexp.geometry.resize import grid_size
@@ -45,12 +45,12 @@ class Augmented(NamedTuple):
 
 
 def augment(
-    sample: Sample, options: Augmentation, seed: tuple[int, int, int], factor: int, *, keep_order: bool
+    sample: Sample, options: Augmentation, seed: tuple[int, int, int], factor: int, order: AnswerOrder
 ) -> Augmented:
     """The sample with an augmentation drawn from `seed` (seed, epoch, index).
 
-    The image remains on the grid of `factor` pixels and within its budget of tiles. keep_order: keep the order of the
-    objects; otherwise they are sorted in reading order again.
+    The image remains on the grid of `factor` pixels and within its budget of tiles. Its objects are sorted by
+    `order` again, or keep their random order.
     """
     record, rng = sample.record, np.random.default_rng([*seed, STREAM])
     plan = draw_plan(record, options, rng, factor, may_flip(sample, options))
@@ -60,8 +60,8 @@ def augment(
         plan = Plan((0, 0, record.width, record.height), (record.width, record.height), flip=False)
         objects = _transformed(record, plan, options)
     image = _load_image(sample, plan)
-    if not keep_order:
-        objects = [objects[i] for i in reading_order(np.array([obj.norm_box for obj in objects])).tolist()]
+    if order != "random":
+        objects = answer_order(objects, order)
     width, height = plan.size
     objects = [_in_pixels(obj, width, height) for obj in objects]
     changed = msgspec.structs.replace(record, width=width, height=height, coord_space="pixel", objects=objects)

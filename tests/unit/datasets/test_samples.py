@@ -93,3 +93,18 @@ def test_negatives_are_limited_and_the_ratio_is_kept(jsonl):
 def test_category_prompts_need_the_table(jsonl):
     with pytest.raises(DataError, match="category table"):
         Samples(single_file_mixture(jsonl), "token", SampleOptions(category_ratio=0.5), None)
+
+
+def test_a_prompt_names_at_most_max_named_categories_and_its_answer_lists_no_others(jsonl):
+    one = samples(jsonl, exhaustive=True, category_ratio=1.0, negatives=1, max_named=1)
+    drawn = [drawn_samples(one, epoch)[1] for epoch in range(40)]
+    assert {tuple(sample.categories) for sample in drawn} >= {("cat",), ("dog",)}
+    for sample in drawn:
+        wanted = [name for name in ("cat", "dog", "cat") if name in sample.categories]
+        assert sorted(obj.desc for obj in sample.record.objects) == sorted(wanted)
+
+
+def test_by_category_sorts_within_each_category(jsonl):
+    shown = drawn_samples(samples(jsonl, object_ordering="by_category"))[1].record.objects
+    assert [obj.category_id for obj in shown] == [1, 1, 2]
+    assert [obj.norm[1] for obj in shown[:2]] == sorted(obj.norm[1] for obj in shown[:2])

@@ -67,7 +67,7 @@ def test_boxes_follow_the_pixels(tmp_path_factory, flip, scale, crop, index):
     folder = tmp_path_factory.mktemp("one")
     options = Augmentation(flip=float(flip), scale=(0.5, 0.5 + scale), crop=float(crop), min_visible=0.05)
     sample = sample_of(folder, THREE)
-    changed = augment(sample, options, (17, 0, index), 32, keep_order=True)
+    changed = augment(sample, options, (17, 0, index), 32, "random")
     record = changed.sample.record
     assert changed.image.size == (record.width, record.height)
     assert record.width % 32 == record.height % 32 == 0
@@ -88,7 +88,7 @@ def test_polygons_follow_the_pixels(tmp_path_factory, flip, crop, index):
     shape = poly(60, 10, 150, 40, 120, 110, 30, 90)
     sample = sample_of(tmp_path_factory.mktemp("one"), [shape])
     options = Augmentation(flip=float(flip), crop=float(crop), min_visible=0.05)
-    changed = augment(sample, options, (17, 0, index), 32, keep_order=True)
+    changed = augment(sample, options, (17, 0, index), 32, "random")
     (obj,) = changed.sample.record.objects
     drawn, seen = inside(obj, changed.image.size), np.asarray(changed.image)[..., 0] > 127
     assert (drawn & seen).sum() / (drawn | seen).sum() > 0.97
@@ -117,7 +117,7 @@ def test_flipping_twice_restores_image_and_objects(x, y):
 
 def test_the_defaults_change_nothing(tmp_path):
     sample = sample_of(tmp_path, THREE)
-    changed = augment(sample, Augmentation(), (17, 3, 5), 32, keep_order=True)
+    changed = augment(sample, Augmentation(), (17, 3, 5), 32, "random")
     assert [obj.norm for obj in changed.sample.record.objects] == [pytest.approx(obj.norm, abs=1e-12) for obj in THREE]
     assert np.array_equal(np.asarray(changed.image), np.asarray(Image.open(tmp_path / "a.png")))
 
@@ -127,7 +127,7 @@ def test_an_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
     options = Augmentation(flip=0.5, scale=(0.5, 1.5), crop=0.5)
 
     def plan(*seed):
-        drawn = augment(sample, options, seed, 32, keep_order=True)
+        drawn = augment(sample, options, seed, 32, "random")
         return msgspec.json.encode(drawn.sample.record), drawn.image.tobytes()
 
     assert plan(17, 1, 2) == plan(17, 1, 2)
@@ -154,7 +154,7 @@ def test_a_barely_visible_object_is_removed_and_its_category_leaves_the_prompt(t
     sample = sample_of(tmp_path, objects, categories=["cat", "dog", "bird"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "draw_plan", lambda *_: plan)
-        changed = augment(sample, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
+        changed = augment(sample, Augmentation(crop=1.0), (17, 0, 0), 32, "random")
     assert changed.cropped == 1 and changed.sample.categories == ["dog", "bird"]
 
 
@@ -166,7 +166,7 @@ def test_a_crop_that_would_remove_every_category_is_not_applied(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "draw_plan", lambda *_: Plan((90, 0, 102, 128), (96, 128), flip=True))
             prompted = sample._replace(categories=categories)
-            changed = augment(prompted, Augmentation(crop=1.0), (17, 0, 0), 32, keep_order=True)
+            changed = augment(prompted, Augmentation(crop=1.0), (17, 0, 0), 32, "random")
         assert changed.cropped == cropped
         assert changed.sample.categories == {0: ["cat"], 1: categories and ["bird"]}[cropped]
         if not cropped:
@@ -176,7 +176,7 @@ def test_a_crop_that_would_remove_every_category_is_not_applied(tmp_path):
 
 def test_objects_are_sorted_in_reading_order_again(tmp_path):
     sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc="a"), box(40, 0, 60, 20, desc="b")])
-    flipped = [augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=keep) for keep in (False, True)]
+    flipped = [augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, order) for order in ("sorted", "random")]
     assert [[obj.desc for obj in f.sample.record.objects] for f in flipped] == [["b", "a"], ["a", "b"]]
 
 
@@ -194,14 +194,14 @@ def test_texts_about_left_and_right_are_not_flipped(tmp_path, desc, categories, 
     sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc=desc)], categories=categories)
     assert may_flip(sample, Augmentation(flip=1.0)) is free
     assert may_flip(sample, Augmentation(flip=1.0, flip_words=()))
-    changed = augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=True)
+    changed = augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, "random")
     assert (changed.sample.record.objects[0].norm[0] > 0.5) is free
 
 
 def test_an_image_of_another_size_is_refused(tmp_path):
     sample = sample_of(tmp_path, THREE, image=Image.new("RGB", (64, 64)))
     with pytest.raises(DataError, match="image is 64x64, but the record has 192x128"):
-        augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, keep_order=True)
+        augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, "random")
 
 
 @pytest.mark.parametrize(

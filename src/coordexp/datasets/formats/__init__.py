@@ -42,6 +42,7 @@ __all__ = [
 
 # Registers the formats; last, so that their modules can import the names above from this package, like a plug-in.
 from coordexp.datasets.formats import (  # noqa: F401
+    cells,
     coco,
     csv_rows,
     hf,

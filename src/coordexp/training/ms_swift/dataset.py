@@ -60,7 +60,8 @@ def samples(split: str) -> Samples:
         keys = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"
         raise ConfigError(f"custom.{keys} is not set\n  -> name the JSONL file to read")
     if split == VAL:
-        options = msgspec.structs.replace(options, object_ordering="sorted", orders_per_sample=1, category_ratio=0.0)
+        order = "sorted" if options.object_ordering == "random" else options.object_ordering
+        options = msgspec.structs.replace(options, object_ordering=order, orders_per_sample=1, category_ratio=0.0)
     return Samples(single_file_mixture(path), expect, options, table)
 
 

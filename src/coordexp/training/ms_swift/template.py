@@ -210,7 +210,7 @@ def augmented_sample(row: dict[str, Any], tile: int) -> tuple[Sample, Image.Imag
     if row["split"] != TRAIN or not section.augmentation.active:
         return sample, None, 0
     seed = (section.sample_seed, current_epoch(), row["index"])
-    return augment(sample, section.augmentation, seed, tile, keep_order=section.object_ordering == "random")
+    return augment(sample, section.augmentation, seed, tile, section.object_ordering)
 
 
 def prefix_of(row: dict[str, Any]) -> tuple[PrefixOptions, random.Random]:
