@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from coordexp.cli.arguments import Commands, add_score_threshold, image_file, subparser
 from coordexp.runtime.errors import DataError, located
-from coordexp.runtime.output_guard import refuse_input
+from coordexp.runtime.output_guard import check_output_file
 
 if TYPE_CHECKING:
     from coordexp.datasets.annotated_image import AnnotatedImage
@@ -55,17 +55,16 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """List the objects of the image, and draw them."""
     from coordexp.datasets.images import ImageError, load_image
-    from coordexp.inference.draw import draw
+    from coordexp.inference.draw import draw, is_drawing, save_drawing
 
-    refuse_input(args.out, args.file, args.records)
+    check_output_file(args.out, is_drawing, args.file, args.records)
     image, objects = _predicted(args) if args.records else _annotated(args)
     try:
         pixels = load_image(image.path, image.size, image.size)
     except ImageError as error:
         raise DataError(located(str(error), file=image.path)) from error
-    refuse_input(args.out, image.path)
     shown = [found for found in objects if found.score >= args.score_threshold]
-    draw(pixels, shown, scores=bool(args.records)).save(args.out)
+    save_drawing(draw(pixels, shown, scores=bool(args.records)), args.out)
     print(f"{image.path}: {image.size[0]}x{image.size[1]} pixels, {len(shown)} objects")
     for found in shown:
         sides = zip(found.norm, image.size * 2, strict=True)
