@@ -96,15 +96,21 @@ def predict(
 
 
 def predict_records(
-    predictor: Predictor, records: Sequence[Record], folder: Path, emit_norm: EmitNorm = "norm1000"
+    predictor: Predictor,
+    records: Sequence[Record],
+    folder: Path,
+    emit_norm: EmitNorm = "norm1000",
+    categories: Sequence[str] | None = None,
 ) -> list[Prediction]:
     """Predictions for `records` by a model in memory, in their order; image paths are relative to `folder`.
 
-    One prompt per record: the open prompt, or for `protocol: image_categories` that of the image's categories.
+    categories: category names, for the protocols that need them.
     """
+    prompts = (prompts_of(record, predictor.options, categories) or [Prompt()] for record in records)
     jobs = [
-        Job(n, 0, record, prompts_of(record, predictor.options, None)[0], partial(_image, record, folder))
-        for n, record in enumerate(records)
+        Job(n, part, record, prompt, partial(_image, record, folder))
+        for n, (record, parts) in enumerate(zip(records, prompts, strict=True))
+        for part, prompt in enumerate(parts)
     ]
     done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
     return [done[n] for n in range(len(records))]

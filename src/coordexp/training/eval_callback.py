@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import AutoProcessor
@@ -56,13 +57,15 @@ class DetectionScorer(Scorer):
             temperature=custom.loss.temperature,
             geometry=geometry_kinds(self.records),
             poly_max_points=max_polygon_points(self.records),
-            protocol="image_categories" if custom.category_ratio == 1 else "open",  # the prompt of training
+            **prompts_like_training(custom),
         )
+        self.categories = [category.name for category in categories]
 
     def predict(self, model: nn.Module, rank: int, world_size: int) -> list[Prediction]:
         """Predictions for every `world_size`-th record from `rank` on."""
         predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
-        return predict_records(predictor, self.records[rank::world_size], self.folder, self.custom.emit_norm)
+        records = self.records[rank::world_size]
+        return predict_records(predictor, records, self.folder, self.custom.emit_norm, self.categories)
 
     def score(self, predictions: list[Prediction]) -> dict[str, float | None]:
         """Every metric that may select a checkpoint; federated if records list categories verified as absent."""
@@ -72,6 +75,17 @@ class DetectionScorer(Scorer):
         scores = score(rows, self.ground_truth, options, where="predictions during training")
         metrics = scores.protocols[protocol].metrics
         return {name: metrics[name] for name in VALUE_NAMES.names()}
+
+
+def prompts_like_training(custom: Custom) -> dict[str, Any]:
+    """Prediction options whose prompts are those of training: open, or naming categories if every sample does."""
+    if custom.category_ratio < 1:
+        return {"protocol": "open"}
+    return (
+        {"protocol": "all_categories", "chunk": custom.max_named}
+        if custom.max_named
+        else {"protocol": "image_categories"}
+    )
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
