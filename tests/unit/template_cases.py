@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from coordexp.modeling.families import family_of
 from coordexp.recipe import Custom
 
 
@@ -28,10 +29,9 @@ def encoder_of(model, **custom):
         dataset.samples.cache_clear()
         for module in (dataset, template, loader):
             module.register()
-        processor = get_processor(str(model), model_type="coordexp_qwen3_vl")
-        encode = get_template(
-            processor, template_type="coordexp_qwen3_vl", truncation_strategy="raise", max_length=2048
-        )
+        names = family_of(model).swift
+        processor = get_processor(str(model), model_type=names.our_model_type)
+        encode = get_template(processor, template_type=names.our_template, truncation_strategy="raise", max_length=2048)
         encode.set_mode("train")
         encode.model = AutoModelForImageTextToText.from_pretrained(model)
         yield encode, dataset._Loader().load(dataset_meta=SimpleNamespace(dataset_name=dataset.TRAIN))

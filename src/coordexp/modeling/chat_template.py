@@ -15,6 +15,7 @@ from coordexp.runtime.errors import ModelError, located
 
 MAX_TEMPLATE = 1 << 20  # characters; the longest published ones have about 20,000
 CPU_SECONDS, WALL_SECONDS = 10, 120  # of a process that needs a fifth of a second
+OPEN_REASONING, EMPTY_REASONING = "<think>", "<think>\n\n</think>\n\n"  # as in the templates of Qwen3 and later
 _PROBES = ("Detect every object.", 'List "x" & <y>.\nÜ: {z}')
 _FIX = "replace the template by that of the model family (chat_template.jinja, or chat_template in its JSON files)"
 
@@ -22,8 +23,9 @@ _FIX = "replace the template by that of the model family (chat_template.jinja, o
 def prompt_frame(processor: Any) -> tuple[str, str]:
     """What the chat template of a Hugging Face processor puts before and after the text of a prompt.
 
-    The prompt is one message of the user with an image and the text, up to where the answer starts. ModelError for a
-    template that does not render, exceeds the limits, or changes the text.
+    The prompt is one message of the user with an image and the text, up to where the answer starts: answers have no
+    reasoning, so a template that lets the model reason gives an empty block of it. ModelError for a template that does
+    not render, exceeds the limits, or changes the text.
     """
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if isinstance(template, Mapping):
@@ -34,6 +36,11 @@ def prompt_frame(processor: Any) -> tuple[str, str]:
     return _frame(template, json.dumps(tokens, sort_keys=True))
 
 
+def answer_prefix(processor: Any) -> str:
+    """What the frame has between the start of the answer's turn and the answer: an empty block of reasoning or ""."""
+    return EMPTY_REASONING if prompt_frame(processor)[1].endswith(EMPTY_REASONING) else ""
+
+
 @lru_cache(maxsize=16)
 def _frame(template: str, tokens: str) -> tuple[str, str]:
     if len(template) > MAX_TEMPLATE:
@@ -42,10 +49,17 @@ def _frame(template: str, tokens: str) -> tuple[str, str]:
     frames = set()
     for probe, rendered in zip(_PROBES, _render(template, json.loads(tokens)), strict=True):
         before, _, after = rendered.partition(probe)
-        frames.add((before, after) if before + probe + after == rendered and probe not in after else None)
+        kept = before + probe + after == rendered and probe not in after
+        frames.add((before, _without_reasoning(after)) if kept else None)
     if len(frames) != 1 or None in frames:
         raise ModelError(located("the chat template changes the text of a message", field="chat_template", fix=_FIX))
     return frames.pop()
+
+
+def _without_reasoning(after: str) -> str:
+    """`after` with an empty block of reasoning if a template always lets the model reason."""
+    stripped = after.rstrip()
+    return stripped.removesuffix(OPEN_REASONING) + EMPTY_REASONING if stripped.endswith(OPEN_REASONING) else after
 
 
 def _render(template: str, tokens: Mapping[str, str]) -> list[str]:

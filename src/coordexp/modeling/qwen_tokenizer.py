@@ -77,6 +77,16 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+# Continues the template for models that reason unless they are told not to, like Qwen3.5.
+REASONING_TEMPLATE = """\
+{%- if add_generation_prompt -%}
+{%- if enable_thinking is defined and enable_thinking is false -%}
+{{- '<think>\\n\\n</think>\\n\\n' -}}
+{%- else -%}
+{{- '<think>\\n' -}}
+{%- endif -%}
+{%- endif -%}
+"""
 
 
 def compact_tokenizer(size: int = 1024) -> Tokenizer:
@@ -100,8 +110,8 @@ def tokenizer_from_vocab(vocab: dict[str, int], merges: list[tuple[str, str]]) -
     return tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """Write the tokenizer files that a published Qwen3-VL checkpoint has."""
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, *, reasoning: bool = False) -> None:
+    """Write the tokenizer files that a published checkpoint has; with `reasoning`, prompts start a block of it."""
     tokenizer.save(str(folder / "tokenizer.json"))
     model = json.loads(tokenizer.to_str())["model"]
     io.write_json(folder / "vocab.json", dict(sorted(model["vocab"].items(), key=lambda item: item[1])))
@@ -133,7 +143,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
         "unk_token": None,
     }
     io.write_json(folder / "tokenizer_config.json", config)
-    io.write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+    io.write_text(folder / "chat_template.jinja", CHAT_TEMPLATE + (REASONING_TEMPLATE if reasoning else ""))
 
 
 def _added_tokens() -> list[AddedToken]:

@@ -50,7 +50,8 @@ def render(template: str, tokens: Mapping[str, str], chats: list[list[dict[str, 
     texts = []
     for chat in chats:
         pieces, length = [], 0
-        for piece in compiled.generate(messages=chat, tools=[], documents=None, add_generation_prompt=True, **tokens):
+        settings = {"tools": [], "documents": None, "add_generation_prompt": True, "enable_thinking": False}
+        for piece in compiled.generate(messages=chat, **settings, **tokens):
             pieces.append(piece)
             length += len(piece)
             if length > MAX_TEXT:

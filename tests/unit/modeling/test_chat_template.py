@@ -8,9 +8,11 @@ from transformers import AutoProcessor
 
 from coordexp.answers.render import PromptStyle, hf_chat, user_text
 from coordexp.modeling import chat_template
-from coordexp.modeling.chat_template import prompt_frame
+from coordexp.modeling.chat_template import answer_prefix, prompt_frame
 from coordexp.runtime.errors import ModelError
 
+THINKING = "{% for m in messages %}{{ m.content[1].text }}{% endfor %}<|im_start|>assistant\n<think>\n"
+SWITCHED = THINKING + "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}"
 LOOPS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
@@ -24,6 +26,18 @@ def test_the_prompt_is_that_of_transformers(tiny_model):
     for categories in (None, ["cat", "Ü"]):
         expected = loaded.apply_chat_template(hf_chat(style, categories), add_generation_prompt=True, tokenize=False)
         assert before + user_text(style, categories) + after == expected
+
+
+@pytest.mark.parametrize("template", [THINKING, SWITCHED], ids=["always", "by default"])
+def test_a_template_that_lets_the_model_reason_gives_an_empty_block_of_reasoning(template):
+    frame = ("", "<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert prompt_frame(processor(template)) == frame
+    assert answer_prefix(processor(template)) == "<think>\n\n</think>\n\n"
+
+
+def test_the_answer_follows_the_prompt_of_other_templates_at_once():
+    template = "{% for m in messages %}{{ m.content[1].text }}{% endfor %}<|im_start|>assistant\n"
+    assert answer_prefix(processor(template)) == ""
 
 
 @pytest.mark.parametrize(

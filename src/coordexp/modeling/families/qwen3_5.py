@@ -25,6 +25,7 @@ class Qwen35(Qwen3VL):
 
     swift = SwiftNames(model_type="qwen3_5", template="qwen3_5", requires=REQUIRES)
     transformers = ("Qwen3_5Config", "Qwen3_5ForConditionalGeneration")
+    reasoning = True
     unused_tensors = ("mtp.",)
 
     def recurrent_states(self, prefilled: Any) -> dict[int, RecurrentState]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from coordexp.modeling.families.family import (
     FAMILIES,
@@ -36,6 +36,7 @@ class Qwen3VL(ModelFamily):
     )
     swift = SwiftNames(model_type="qwen3_vl", template="qwen3_vl", requires=REQUIRES)
     forward_state = ("rope_deltas",)
+    reasoning: ClassVar[bool] = False  # whether the chat template of every checkpoint lets the model reason by default
     transformers = ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration")  # configuration and model class
 
     def is_tied(self, config: dict[str, Any]) -> bool:
@@ -90,7 +91,7 @@ class Qwen3VL(ModelFamily):
         from coordexp.modeling import qwen_tokenizer
         from coordexp.modeling.families import tiny_qwen
 
-        qwen_tokenizer.write_tokenizer(tokenizer, folder, options.max_length)
+        qwen_tokenizer.write_tokenizer(tokenizer, folder, options.max_length, reasoning=self.reasoning)
         tiny_qwen.write_processors(folder)
         sections = {"text_config": self.tiny_text(options), "vision_config": self.tiny_vision(options)}
         tiny_qwen.write_model(self.transformers, folder, options, sections, tokenizer, seed)

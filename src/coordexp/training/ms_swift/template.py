@@ -23,11 +23,12 @@ from coordexp.datasets.tokenize import to_tokens
 from coordexp.geometry.norm1000 import legacy_targets
 from coordexp.losses.set_targets import branch_targets
 from coordexp.losses.targets import IGNORE
+from coordexp.modeling.chat_template import answer_prefix
 from coordexp.modeling.families import FAMILIES, SpecialTokens
 from coordexp.modeling.vocab import coord_ids
 from coordexp.recipe import PrefixOptions
 from coordexp.records import COORD_BINS, Object, Record
-from coordexp.runtime.errors import DataError
+from coordexp.runtime.errors import DataError, located
 from coordexp.training.augmentation import augment
 from coordexp.training.collate import AnswerTargets, as_targets, collate
 from coordexp.training.ms_swift.custom_section import custom_section
@@ -49,6 +50,7 @@ def register() -> None:
     for family in (FAMILIES[name] for name in FAMILIES.names()):
         for suffix, cls in (("", CoordTemplate), ("_delete", SkippingTemplate)):
             meta = copy.copy(TEMPLATE_MAPPING[family.swift.template])
+            meta.is_thinking, meta.thinking_prefix, meta.non_thinking_prefix = False, "", ""  # see `answer_prefix`
             meta.template_type = f"{family.swift.our_template}{suffix}"
             bases = (cls, meta.template_cls)
             meta.template_cls = type(f"{cls.__name__}Of{bases[1].__name__}", bases, {"tokens": family.tokens})
@@ -68,6 +70,7 @@ class CoordTemplate:
         super().init_processor(processor)
         if processor is not None:
             pads = [self.tokens.image_pad, self.tokens.video_pad]
+            self.answer_prefix = answer_prefix(processor)
             self.image_token_id, self.video_token_id = self.tokenizer.convert_tokens_to_ids(pads)
             # Text integers can be trained on a base model without coordinate tokens: then no label is a slot.
             enabled = custom_section().coord_tokens.enabled
@@ -109,10 +112,11 @@ class CoordTemplate:
         The first `given` objects of the answer are not supervised.
         """
         try:
-            encoded = super().encode(as_messages(sample, image), **kwargs)
+            encoded = super().encode(as_messages(sample, image, self.answer_prefix), **kwargs)
         except MaxLengthError as error:
             problem = f"{sample.source_line}: longer than template.max_length: {error}"
             raise LongSampleError(f"{problem}\n  -> {LONG_FIX}") from error
+        self._unsupervise_prefix(encoded["input_ids"], encoded["labels"])
         check_image_size(encoded, sample, self.processor.image_processor.patch_size)
         if given:
             objects = sample.record.objects
@@ -124,6 +128,15 @@ class CoordTemplate:
     def _coordinates(self, tokens: list[int]) -> list[int]:
         """Positions of the coordinate tokens."""
         return [n for n, token in enumerate(tokens) if self.coord_start <= token < self.coord_start + COORD_BINS]
+
+    def _unsupervise_prefix(self, input_ids: list[int], labels: list[int]) -> None:
+        """Ignore `answer_prefix`, which is part of the prompt at inference."""
+        prefix = self._tokenize(self.answer_prefix) if self.answer_prefix else []
+        start = next((n for n, label in enumerate(labels) if label != IGNORE), 0)
+        if input_ids[start : start + len(prefix)] != prefix:
+            facts = {"expected": prefix, "found": input_ids[start : start + len(prefix)]}
+            raise DataError(located("the start of an answer is not encoded as at inference", **facts))
+        labels[start : start + len(prefix)] = [IGNORE] * len(prefix)
 
     def _unsupervise(self, labels: list[int], slots: int) -> None:
         """Ignore the answer up to its coordinate slot number `slots`, counted from 1."""
@@ -221,10 +234,10 @@ def prefix_of(row: dict[str, Any]) -> tuple[PrefixOptions, random.Random]:
     return section.prefix, random.Random(f"prefix/{section.sample_seed}/{current_epoch()}/{row['index']}")
 
 
-def as_messages(sample: Sample, image: Image.Image | None = None) -> dict[str, Any]:
-    """An ms-swift row: chat messages with the rendered answer, and the image or its path."""
+def as_messages(sample: Sample, image: Image.Image | None = None, prefix: str = "") -> dict[str, Any]:
+    """An ms-swift row: chat messages with the rendered answer after `prefix`, and the image or its path."""
     style = style_of(sample)
-    messages = render.chat(style, sample.categories, render.render_answer(sample.record.objects, style))
+    messages = render.chat(style, sample.categories, prefix + render.render_answer(sample.record.objects, style))
     return {"messages": messages, "images": [image or str(sample.path.parent / sample.record.images[0])]}
 
 

@@ -7,6 +7,9 @@ from template_cases import encoder_of
 from coordexp.answers import render
 from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE
+from coordexp.modeling import tiny, vocab
+from coordexp.modeling.chat_template import prompt_frame
+from coordexp.modeling.families import DEFAULT_FAMILY, FAMILIES
 from coordexp.modeling.vocab import coord_ids
 from coordexp.recipe import CoordTokens, PrefixOptions
 from coordexp.records import read_records
@@ -49,6 +52,23 @@ def test_the_prompt_is_token_for_token_that_of_inference(encoder, tiny_model):
         assert encoded["labels"][length] != IGNORE
         assert torch.equal(encoded["image_grid_thw"], expected["image_grid_thw"])
         assert torch.allclose(encoded["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES.names() if name != DEFAULT_FAMILY])
+def test_the_prompt_of_every_family_is_that_of_inference(family, shapes_data, tmp_path):
+    """Also where the chat template starts a block of reasoning, which stays empty and is not supervised."""
+    tiny.build(tmp_path / "base", 1, family=family, layers=2, hidden=32, vision_layers=1, deepstack=(0,))
+    vocab.expand(tmp_path / "base", tmp_path / "model")
+    with encoder_of(tmp_path / "model", train_jsonl=str(shapes_data / "train.coord.jsonl")) as (encode, rows):
+        encoded = encode.encode(dict(rows[0]))
+        before, after = prompt_frame(encode.processor)
+        expected = before + render.user_text(render.PromptStyle()) + after
+        assert ("<think>" in expected) == family.startswith("qwen3_5")
+        answer = next(n for n, label in enumerate(encoded["labels"]) if label != IGNORE)
+        pad = "<|image_pad|>"
+        ids = [i for i in encoded["input_ids"][:answer] if i != encode.image_token_id]
+        assert ids == encode.tokenizer.encode(expected.replace(pad, ""), add_special_tokens=False)
+        assert encode.tokenizer.decode(encoded["input_ids"][answer:]).startswith('{"objects": [')
 
 
 def test_exactly_the_answer_is_supervised(encoder):
