@@ -106,6 +106,26 @@ def test_evaluate_prints_the_headline_and_what_could_not_be_read(tmp_path, capsy
     assert "problems in answers: 1 trailing_comma" in printed
 
 
+@pytest.mark.parametrize(
+    ("annotations", "options", "split"),
+    [
+        ("instances_test2017.json", [], "test"),
+        ("train/_annotations.coco.json", ["--split", "minival"], "minival"),
+        ("annotations.json", [], None),
+    ],
+)
+def test_evaluate_states_the_split_that_was_scored(tmp_path, capsys, annotations, options, split):
+    predictions, written = generated(0, lvis=False, images=1).write(tmp_path)
+    (tmp_path / annotations).parent.mkdir(exist_ok=True)
+    written.rename(tmp_path / annotations)
+    files = ["--gt", str(tmp_path / annotations), "--pred", str(predictions), "--out", str(tmp_path / "eval.json")]
+    assert main(["evaluate", *files, *options]) == 0
+    assert read_json(tmp_path / "eval.json")["split"] == split
+    name = (tmp_path / annotations).stem
+    expected = name if split in (None, "test") else f"{name} {split}"
+    assert capsys.readouterr().out.startswith(f"{expected}: 1 images")
+
+
 def test_parse_imports_the_responses_of_a_server(records, tmp_path, capsys):
     box = ", ".join(f"<|coord_{k}|>" for k in (1, 2, 30, 40))
     line = json.dumps({"text": f'{{"objects": [{{"desc": "cat", "bbox_2d": [{box}]}}]}}'})

@@ -31,6 +31,12 @@ def add(commands: Commands) -> None:
         metavar="FORMAT",
         help=f"{', '.join(PREDICTION_FORMATS)} (docs/evaluation.md); default: coco for a JSON list, otherwise coordexp",
     )
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="name of the evaluated split, for the results; default: the one that the name of --records or --gt "
+        "contains (val.jsonl, instances_val2017.json), otherwise none",
+    )
     add_field(parser, EvaluateOptions, "subset")
     add_field(parser, EvaluateOptions, "on_bad")
     parser.add_argument(
@@ -44,6 +50,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, and print the headline metrics."""
+    from coordexp.datasets.folder_listing import split_of
     from coordexp.evaluation.evaluate import evaluate
     from coordexp.evaluation.external_predictions import default_format
     from coordexp.evaluation.options import EvaluateOptions
@@ -51,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
 
     check_output_file(args.out, is_result, args.gt, args.pred, args.records)
     options = EvaluateOptions(subset=args.subset, on_bad=args.on_bad)
-    names = {"dataset": args.gt.stem, "split": "val", "format": args.format or default_format(args.pred)}
+    split = args.split or split_of(args.records.name if args.records else "") or split_of(args.gt.name)
+    names = {"dataset": args.gt.stem, "split": split, "format": args.format or default_format(args.pred)}
     evaluate(args.pred, args.gt, options, **names, out=args.out, records=args.records)
     print("\n".join([headline(args.out), *losses(args.out)]))
     print(f"wrote {args.out}")

@@ -22,6 +22,7 @@ from coordexp.datasets.annotation_index import (
 )
 from coordexp.datasets.categories import DescStyle
 from coordexp.datasets.conversion_stats import ConversionCounts
+from coordexp.datasets.duplicate_images import OnDuplicate, content_key
 from coordexp.datasets.images import (
     MAX_PIXELS,
     Exif,
@@ -88,6 +89,13 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_bad: Annotated[OnBad, _option("an invalid image or annotation: `error`, or `skip` (counted and listed)")] = (
         "error"
     )
+    on_duplicate: Annotated[
+        OnDuplicate,
+        _option(
+            "images with the same bytes, in the split or in another split of the run that has been converted before: "
+            "`warn`, `error`, or `ignore` (not looked for)"
+        ),
+    ] = "warn"
     seed: Annotated[int, _option("seed of the tiny split, the calibration split and random ordering")] = 17
     num_workers: Annotated[int, _option("processes; the result does not depend on it", ge=1)] = 1
 
@@ -209,7 +217,8 @@ def _convert_images(
             totals.counts["objects dropped:image skipped"] += int(object_counts[i])
             continue
         outcomes[outcome] += 1
-        _count_convention(job, image, totals)
+        source = source_path(job, image)
+        _count_convention(source, image, totals)
         kept.append(i)
         paths.append(path)
         sizes.append(size)
@@ -218,9 +227,14 @@ def _convert_images(
     return _build_records(job, fd, [images[i] for i in kept], annotations, paths, sizes, totals)
 
 
-def _count_convention(job: ConversionJob, image: ImageEntry, totals: ConversionCounts) -> None:
+def source_path(job: ConversionJob, image: ImageEntry) -> str:
+    """Path of the source image."""
     folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
-    convention = exif_convention(f"{job.image_dirs[folder]}/{inner}", (image.width, image.height))
+    return f"{job.image_dirs[folder]}/{inner}"
+
+
+def _count_convention(source: str, image: ImageEntry, totals: ConversionCounts) -> None:
+    convention = exif_convention(source, (image.width, image.height))
     if convention is not None:
         totals.counts[f"exif:{convention}"] += 1
     if convention == "undecidable":
@@ -249,6 +263,8 @@ def _build_records(
         totals.counts["images without objects"] += not objects
         if objects or job.options.keep_empty:
             records.append(_record(job, image, path, size, objects, lost))
+            if job.options.on_duplicate != "ignore":
+                totals.keys.append(content_key(source_path(job, image)))
             totals.counts[f"blocks:{size[0] * size[1] // job.options.factor**2}"] += 1
         else:
             totals.counts["images dropped:no objects"] += 1

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from coordexp.datasets.annotation_index import AnnotationIndex
+from coordexp.datasets.duplicate_images import described
 from coordexp.datasets.objects import GOOD_IOU, SIZES, SkippedItem
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import LISTED_PROBLEMS, DataError, listed, located
@@ -18,13 +19,15 @@ from coordexp.runtime.errors import LISTED_PROBLEMS, DataError, listed, located
 class ConversionCounts(msgspec.Struct):
     """Counts of one chunk, or of all of them.
 
-    undecidable: names of images whose EXIF convention their size does not show. problems: bad items, which are errors.
+    undecidable: names of images whose EXIF convention their size does not show. keys: of the contents of the written
+    images, in order (see `duplicate_images`). problems: bad items, which are errors.
     """
 
     counts: Counter = msgspec.field(default_factory=Counter)
     objects: Counter = msgspec.field(default_factory=Counter)
     skipped: list[SkippedItem] = []
     undecidable: list[str] = []
+    keys: list[int] = []
     problems: list[SkippedItem] = []
 
     @classmethod
@@ -32,7 +35,7 @@ class ConversionCounts(msgspec.Struct):
         """Counts that an earlier run stored."""
         raw = msgspec.json.decode(data)
         skipped = msgspec.convert(raw["skipped"], list[SkippedItem])
-        return cls(Counter(raw["counts"]), Counter(raw["objects"]), skipped, raw["undecidable"])
+        return cls(Counter(raw["counts"]), Counter(raw["objects"]), skipped, raw["undecidable"], raw["keys"])
 
     def add(self, other: ConversionCounts) -> None:
         """Add the counts of another chunk."""
@@ -40,6 +43,7 @@ class ConversionCounts(msgspec.Struct):
         self.objects.update(other.objects)
         self.skipped += other.skipped
         self.undecidable += other.undecidable
+        self.keys += other.keys
         self.problems += other.problems
 
     def drop_listed(self, item: SkippedItem) -> None:
@@ -144,6 +148,8 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
             reasons += [f"{reason} ({n:,} {unit})" for reason, n in dropped.items()]
     if parts:
         yield f"{name}: {' and '.join(parts)} dropped: {', '.join(reasons)}"
+    for text, reason in described(statistics):
+        yield f"warning: {name}: {text}\n  -> remove the copies: {reason}"
     objects = statistics["objects"]
     if objects["clipped"] > objects["written"] / 2:
         text = f"warning: {name}: {objects['clipped']:,} of {objects['written']:,} boxes extend beyond their image"

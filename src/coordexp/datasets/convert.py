@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -39,6 +40,7 @@ from coordexp.datasets.conversion_stats import (
     summary,
     unusable_elements,
 )
+from coordexp.datasets.duplicate_images import check_duplicates, duplicate_images, forget_keys
 from coordexp.datasets.entry_checks import bad_entries, repeated_files
 from coordexp.datasets.image_provenance import prepare_images_dir, read_provenance
 from coordexp.datasets.source import Source, load_source
@@ -76,6 +78,7 @@ def convert(
     base = manifest.parent
     image_dirs = [base / folder for folder in source.image_dirs]
     prepare_images_dir(images_dir, *_provenance(source, image_dirs, options, max_blocks))
+    forget_keys(images_dir)
     job = ConversionJob(
         source=source,
         annotations=base / source.annotations,
@@ -90,23 +93,33 @@ def convert(
     totals = _convert_all(job, options.num_workers)
     if totals.problems:
         raise bad_input(totals.problems, job.annotations)
-    written = chunk_cache.join_chunks(out_jsonl, job.chunks, chunk_count(job.index))
-    statistics = summary(totals, source, len(job.descriptions))
-    if not written:
-        out_jsonl.unlink(missing_ok=True)
-        fix = "correct the problems counted under `dropped`"
-        raise DataError(located("no image could be used", file=job.annotations, found=statistics["images"], fix=fix))
-    try:
-        check_not_emptied(statistics, job.annotations)
-    except DataError:
-        out_jsonl.unlink()
-        raise
+    statistics = _join(job, totals, out_jsonl)
     write_json(stats_path, statistics)
     if provenance_path is not None:
         write_json(provenance_path, {**read_provenance(images_dir), "image_dirs": source.image_dirs})
     shutil.rmtree(job.chunks.parent)
     for text in notices(statistics):
         notice(text)
+
+
+def _join(job: ConversionJob, totals: ConversionCounts, out_jsonl: Path) -> dict[str, Any]:
+    """Write the records of all chunks; returns the statistics. DataError, and no file, if these cannot be used."""
+    written = chunk_cache.join_chunks(out_jsonl, job.chunks, chunk_count(job.index))
+    statistics = summary(totals, job.source, len(job.descriptions))
+    try:
+        if not written:
+            fix, found = "correct the problems counted under `dropped`", statistics["images"]
+            raise DataError(located("no image could be used", file=job.annotations, found=found, fix=fix))
+        check_not_emptied(statistics, job.annotations)
+        if job.options.on_duplicate != "ignore" and (
+            repeated := duplicate_images(totals.keys, Path(job.images_dir), out_jsonl)
+        ):
+            statistics["duplicate_images"] = repeated
+            check_duplicates(statistics, job.options.on_duplicate, job.annotations)
+    except DataError:
+        out_jsonl.unlink(missing_ok=True)
+        raise
+    return statistics
 
 
 def _convert_all(job: ConversionJob, workers: int) -> ConversionCounts:

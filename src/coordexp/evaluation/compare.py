@@ -88,7 +88,7 @@ def compare(
     options: EvaluateOptions | None = None,
     *,
     dataset: str,
-    split: str,
+    split: str | None,
     out: str | Path | None = None,
 ) -> CompareResult:
     """Differences of every run from the first one; writes compare.json to `out` if given.

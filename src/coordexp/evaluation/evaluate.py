@@ -57,7 +57,7 @@ def evaluate(
     options: EvaluateOptions | None = None,
     *,
     dataset: str,
-    split: str,
+    split: str | None,
     out: str | Path | None = None,
     format: str = COORDEXP,
     records: str | Path | None = None,

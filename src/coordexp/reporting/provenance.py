@@ -59,6 +59,23 @@ def stage_codes(training: Mapping[str, Any], result: EvalResult) -> list[StageCo
     ]
 
 
+def selection(training: Mapping[str, Any], reported: str | None) -> str | None:
+    """Which checkpoint was evaluated, which split selected it, and which one is reported; None without a manifest."""
+    if "step" not in training:
+        return None
+    results = f"The results are on {reported}." if reported else ""
+    if not training.get("best"):
+        return f"Checkpoint: step {training['step']:,}, the last one of the training; no split selected it. {results}"
+    best = training["best"]
+    chosen_on = Path(training["recipe"]["custom"].get("val_jsonl") or "").name.split(".")[0]
+    step = f"step {training['step']:,} of {best['last_step']:,}"
+    text = f"Checkpoint: {step}, selected by {best['metric']} on {chosen_on}."
+    if reported and chosen_on.removesuffix("_tiny") == reported.removesuffix("_tiny"):
+        text = f"{text} The results are on the same split, which favours them"
+        return f"{text}: report on images that did not select the checkpoint (predict.split: test)."
+    return f"{text} {results}"
+
+
 _LOCATION = re.compile(r"(?:file:/{2,}|(?<![\w/.~-])/)(?!/)(?:[^/\s\"'<>|,;:]+/)+")  # directories of a path
 
 

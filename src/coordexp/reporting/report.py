@@ -17,7 +17,7 @@ from coordexp.evaluation.result_types import CategoryRow, DensityRow, FrequencyR
 from coordexp.evaluation.results import EvalResult, load_eval
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.figures import Series, bars, lines
-from coordexp.reporting.provenance import stage_codes, without_local_paths
+from coordexp.reporting.provenance import selection, stage_codes, without_local_paths
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file, write_text
 
@@ -62,6 +62,7 @@ def write_report(
         training=_training_plots(train_log),
         error_plot=_error_plot(result),
         galleries=_galleries(result, Path(predictions), Path(records_jsonl), num_examples),
+        selection=selection(provenance.get("training", {}), result.split),
         stages=stage_codes(provenance.get("training", {}), result),
         provenance=_provenance(provenance, result, records_jsonl, train_log),
     )
@@ -149,6 +150,8 @@ def count(value: int) -> str:
 
 def _name(result: EvalResult, separator: str) -> str:
     """Dataset and split; the split once if the dataset is named after it, as in `instances_val2017`."""
+    if result.split is None:
+        return result.dataset
     named = re.search(rf"(?<![a-z]){re.escape(result.split)}(?![a-z])", result.dataset)
     return result.dataset if named else f"{result.dataset}{separator}{result.split}"
 

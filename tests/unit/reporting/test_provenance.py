@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from evaluation_cases import generated
 
@@ -9,7 +11,7 @@ import coordexp
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
 from coordexp.records import software_file
-from coordexp.reporting.provenance import provenance, stage_codes
+from coordexp.reporting.provenance import provenance, selection, stage_codes
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import sha256_file, write_json
 from coordexp.runtime.software import revision
@@ -66,3 +68,29 @@ def test_manifest_and_calibration_are_included(tmp_path):
 
 def test_no_revision_outside_a_repository(tmp_path):
     assert revision(tmp_path) == {"commit": None, "changed_files": None}
+
+
+def trained(best, val_jsonl="data/val.coord.jsonl"):
+    return {"step": 1200, "best": best, "recipe": {"custom": {"val_jsonl": val_jsonl}}}
+
+
+BEST = {"metric": "AP", "value": 0.5, "last_step": 3000}
+
+
+@pytest.mark.parametrize(
+    ("training", "reported", "expected"),
+    [
+        ({}, "val", None),
+        (
+            trained(None),
+            "val",
+            "step 1,200, the last one .*; no split selected it. The results are on val",
+        ),
+        (trained(BEST), "test", "step 1,200 of 3,000, selected by AP on val. The results are on test."),
+        (trained(BEST), "val", "on val. The results are on the same split, which favours them: .*predict.split: test"),
+        (trained(BEST, "a/val_tiny.coord.jsonl"), "val", "on val_tiny. The results are on the same split"),
+    ],
+)
+def test_which_split_selected_the_checkpoint_and_which_is_reported(training, reported, expected):
+    text = selection(training, reported)
+    assert text is None if expected is None else re.search(expected, text)

@@ -157,13 +157,15 @@ def test_colours_have_contrast():
 def test_page_has_no_absolute_path(tmp_path, monkeypatch):
     files = report_inputs(generated(0, lvis=False, images=3), tmp_path)
     home = str(Path.home())
+    recipe = {"model": f"{home}/models/base", "resume": "/scratch/jdoe/run 7/adapter"}
     files["provenance"] = {
-        "training": {"recipe": {"model": f"{home}/models/base", "resume": "/scratch/jdoe/run 7/adapter"}},
+        "training": {"step": 4, "best": None, "recipe": recipe},
         f"{home}/key": [f"--out={home}/out", f"{Path.cwd()}/results/a", "read /data/jdoe/a.json: file:///u/jdoe/x"],
         "url": "https://host.org/jdoe2/x",
     }
     write_report(tmp_path / "report.html", **files)
     page = (tmp_path / "report.html").read_text()
+    assert "Checkpoint: step 4, the last one of the training; no split selected it. The results are on val." in page
     for leak in (f"{home}/", "/scratch", "jdoe/", str(tmp_path), str(Path.cwd())):
         assert leak not in page, leak
     assert "results/a" in page and ".../adapter" in page and "https://host.org/jdoe2/x" in page
