@@ -17,7 +17,7 @@ from coordexp.inference.jobs import Job, run_jobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce_overrides
 from coordexp.inference.predictor import Predictor
-from coordexp.inference.prompts import prompts_of
+from coordexp.inference.prompts import Prompt, prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling import checkpoint_files
