@@ -201,6 +201,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category_ratio: declared(SampleOptions, "category_ratio") = SampleOptions().category_ratio
     negatives: declared(SampleOptions, "negatives") = SampleOptions().negatives
     max_named: declared(SampleOptions, "max_named") = SampleOptions().max_named
+    named_categories: declared(SampleOptions, "named_categories") = SampleOptions().named_categories
     sample_seed: declared(SampleOptions, "seed") = SampleOptions().seed
     emit_norm: Annotated[
         EmitNorm,
@@ -232,6 +233,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             category_ratio=self.category_ratio,
             negatives=self.negatives,
             max_named=self.max_named,
+            named_categories=self.named_categories,
             seed=self.sample_seed,
         )
 
@@ -350,6 +352,12 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("prefix", custom.prefix.active, custom.coord_tokens.enabled, tokens),
         ("max_named", custom.max_named is not None, custom.category_ratio > 0, "custom.category_ratio above 0"),
+        (
+            "named_categories",
+            custom.named_categories is not None,
+            custom.category_ratio > 0,
+            "custom.category_ratio above 0",
+        ),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
     ):

@@ -55,6 +55,10 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ones; the answer lists objects of these only. 1 suits predict.protocol: all_categories with chunk: 1"
         ),
     ] = None
+    named_categories: Annotated[
+        tuple[str, ...] | None,
+        msgspec.Meta(description="only these categories are named in such prompts; null: every category"),
+    ] = None
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 
 
@@ -128,7 +132,8 @@ class Samples:
         listed = set(table.names) if table.exhaustive else set(record.metadata.neg_category_ids)
         absent = sorted((listed & set(table.names)) - present - not_exhaustive)
         absent = [absent[i] for i in rng.permutation(len(absent))[: self.options.negatives].tolist()]
-        named = [*sorted(present), *absent]
+        allowed = self.options.named_categories
+        named = [i for i in (*sorted(present), *absent) if allowed is None or table.names[i] in allowed]
         if not named:
             return None, record.objects
         chosen = [named[i] for i in rng.permutation(len(named))[: self.options.max_named].tolist()]
