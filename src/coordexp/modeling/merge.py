@@ -75,7 +75,7 @@ def merge(
     else:
         trained_weights = shards.open_checkpoint(checkpoint_dir)
         embeddings = embedding_tensors(trained_weights, family, config)
-        plan = update.plan_full(base_weights, trained_weights, family.embeddings(config))
+        plan = update.plan_full(base_weights, trained_weights, family.embeddings(config), family.experts)
     untied = plan.untied or (family.is_tied(config) and not embeddings.tied)
     settings = _inference_settings(checkpoint_dir)
     manifest = _manifest(base, base_weights, checkpoint_dir, plan) | {"untied": untied}

@@ -14,6 +14,7 @@ from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.adapter import Adapter, Lora, Offsets
 from coordexp.modeling.embedding_init import read_rows, single_threaded_torch, to_bytes, torch_dtype
 from coordexp.modeling.expert_merge import ExpertFactors, ExpertUpdate, expert_updates
+from coordexp.modeling.experts import in_memory, stored
 from coordexp.modeling.families import EmbeddingTensors, ExpertNames
 from coordexp.modeling.parallel_writer import Output, aligned_buffer
 from coordexp.runtime.errors import ModelError, located
@@ -111,19 +112,28 @@ def plan_adapter(
     )
 
 
-def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, embeddings: EmbeddingTensors) -> MergePlan:
-    """Full-parameter weights, converted to the base's dtypes; ModelError when names or shapes differ from the base."""
+def plan_full(
+    base: shards.Checkpoint,
+    trained: shards.Checkpoint,
+    embeddings: EmbeddingTensors,
+    experts: ExpertNames | None = None,
+) -> MergePlan:
+    """Full-parameter weights, converted to the base's dtypes; ModelError when names or shapes differ from the base.
+
+    Experts may be stored differently from the base: transformers saves them in its own form.
+    """
     optional = {embeddings.head} if embeddings.tied else set()
-    expected = {spec.name: spec for shard in base.shards.values() for spec in shard.tensors.values()}
-    found = {spec.name: spec for shard in trained.shards.values() for spec in shard.tensors.values()}
+    expected = in_memory(_shapes(base), {}, experts)
+    found = in_memory(_shapes(trained), expected, experts)
     different = sorted((expected.keys() ^ found.keys()) - optional)
-    different += sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape)
+    different += sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n])
     if different:
         problem = f"{len(different)} tensors differ from the base in name or shape; the first is {different[0]}"
         raise ModelError(located(problem, file=trained.folder, fix="merge with the base that training used"))
+    dtypes = {stored(spec.name, experts).name: spec.dtype for spec in _specs(base)}
     files = {
         name: [
-            TensorUpdate(spec.name, (shard, spec), expected[spec.name].dtype if spec.name in expected else spec.dtype)
+            TensorUpdate(spec.name, (shard, spec), dtypes.get(stored(spec.name, experts).name, spec.dtype))
             for spec in shard.tensors.values()
         ]
         for name, shard in trained.shards.items()
@@ -139,6 +149,15 @@ def plan_full(base: shards.Checkpoint, trained: shards.Checkpoint, embeddings: E
         untied=False,
         applied={"full": len(found)},
     )
+
+
+def _specs(checkpoint: shards.Checkpoint) -> Iterator[shards.TensorSpec]:
+    for shard in checkpoint.shards.values():
+        yield from shard.tensors.values()
+
+
+def _shapes(checkpoint: shards.Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {spec.name: spec.shape for spec in _specs(checkpoint)}
 
 
 class Written(NamedTuple):

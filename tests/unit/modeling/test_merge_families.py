@@ -82,6 +82,24 @@ def test_adapters_of_experts_are_merged_into_every_form_of_storage(tmp_path, fam
     assert applied["experts"] == 2 * 2
 
 
+@pytest.mark.parametrize(("family", "form"), [("qwen3_5_moe", "stacked"), ("qwen3_vl_moe", "swapped")])
+def test_full_weights_may_store_the_experts_otherwise_than_the_base(tmp_path, family, form):
+    """Published checkpoints store them in one form, and transformers saves trained ones in another."""
+    base = helpers.expanded(tmp_path, tie=True, family=family, expert_mlp=24)
+    trained = helpers.load(base)
+    torch.nn.init.normal_(trained.model.language_model.layers[0].mlp.experts.down_proj)
+    trained.save_pretrained(tmp_path / "trained")
+    (base / "SHA256SUMS").unlink()
+    helpers.rewrite(base, "model.safetensors", lambda tensors: stack(tensors, form == "swapped"))
+    merging.merge(base, tmp_path / "trained", tmp_path / "merged")
+    inputs = helpers.batch(base)
+    found = helpers.logits(helpers.load(tmp_path / "merged"), inputs)
+    assert torch.equal(found, helpers.logits(trained, inputs))
+    other = helpers.expanded(tmp_path / "other", tie=True, family=family, expert_mlp=20)
+    with pytest.raises(ModelError, match=r"differ from the base in name or shape; the first is .*experts"):
+        merging.merge(other, tmp_path / "trained", tmp_path / "wrong")
+
+
 def test_an_adapter_of_one_weight_of_the_experts_is_recognised_by_its_size(bases, tmp_path):
     applied = assert_merges(bases("qwen3_vl_moe", True), tmp_path, target_parameters=[helpers.EXPERT_TARGETS[1]])
     assert applied["experts"] == 2
