@@ -34,10 +34,13 @@ EVAL_MODULE = eval_worker.__name__  # selects the best checkpoint
 def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
     """Identity of the inputs of a training run: recipe, content of the data, base model, and number of processes.
 
-    Paths do not count, nor do options at their defaults, so a version that adds an option keeps the key.
+    Paths and experiment trackers do not count, nor do options at their defaults, so a version that adds an option
+    keeps the key.
     """
     facts = {**non_defaults(recipe), "world_size": world_size}
     custom = facts["custom"] = dict(facts.get("custom", {}))
+    if "report_to" in facts.get("training", {}):
+        facts["training"] = {key: value for key, value in facts["training"].items() if key != "report_to"}
     for name in ("train_jsonl", "val_jsonl", "categories"):
         facts[name] = data_identity(custom.pop(name, None))
     facts["mixture"] = mixture_identity(custom.pop("fusion_config", None))

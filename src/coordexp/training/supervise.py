@@ -6,15 +6,16 @@ import json
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coordexp.runtime.notices import CONSOLE_FD, console
+from coordexp.runtime.notices import CONSOLE_FD, notice
 
-SECONDS_BETWEEN_REPORTS = 60.0
-LOG = "logging.jsonl"  # written by ms-swift in the folder of the checkpoints
+SECONDS_BETWEEN_READS, SECONDS_UNTIL_NOTICE = 0.5, 60.0
+LOG = "logging.jsonl"  # in the folder of the checkpoints
 
 
 class Outcome(NamedTuple):
@@ -52,39 +53,63 @@ def supervise(command: list[str], env: Mapping[str, str], checkpoints: Path) -> 
             signal.signal(number, handler)
 
 
-def progress_line(log: Path) -> str | None:
-    """The last logged step, loss and remaining time; None before the first one."""
-    try:
-        rows = [json.loads(line) for line in _tail(log).splitlines() if line.endswith("}") and line.startswith("{")]
-    except (OSError, ValueError):
-        return None
-    row = next((row for row in reversed(rows) if "loss" in row), None)
-    if row is None:
+def progress_line(row: Mapping[str, Any]) -> str | None:
+    """A row of the log as a line for people; None for a row without a loss, such as an evaluation's."""
+    if "loss" not in row:
         return None
     step, _, total = row["global_step/max_steps"].partition("/")
-    return f"train: step {int(step):,} of {int(total):,}, loss {row['loss']:.4g}, {row['remaining_time']} left"
+    parts = [f"train: step {int(step):,} of {int(total):,}", f"loss {row['loss']:.4g}"]
+    if "bin_error_median" in row:
+        parts.append(f"median error {row['bin_error_median']:.3g} bins")
+    if "images_per_second" in row:
+        parts.append(f"{row['images_per_second']:,.3g} images/s")
+    return ", ".join([*parts, f"{row['remaining_time']} left"])
+
+
+class LogReader:
+    """Reads the rows that are appended to a log of JSON lines from now on."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.offset = log, log.stat().st_size if log.exists() else 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """The complete rows since the last call."""
+        if not self.log.exists():
+            return []
+        with self.log.open("rb") as lines:
+            lines.seek(self.offset)
+            complete = lines.read().rpartition(b"\n")[0]
+        self.offset += len(complete) + bool(complete)
+        return [json.loads(line) for line in complete.splitlines() if line.startswith(b"{")]
 
 
 def _start(command: list[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, close_fds=False)  # it inherits the lock, held until the last one ends
 
 
-def _tail(file: Path, size: int = 65536) -> str:
-    with file.open("rb") as lines:
-        lines.seek(max(file.stat().st_size - size, 0))
-        return lines.read().decode(errors="replace")
-
-
 @contextmanager
 def _reports(log: Path) -> Iterator[None]:
-    """Print a progress line on the console every minute."""
+    """Print a line for every logged step; and once, if none is logged within a minute."""
     ended = threading.Event()
+    reader = LogReader(log)
+    started = time.monotonic()
 
-    def report() -> None:
-        while not ended.wait(SECONDS_BETWEEN_REPORTS):
-            console(progress_line(log) or "train: no step logged yet")
+    def report(*, waiting: bool) -> bool:
+        found = [line for row in reader.new_rows() if (line := progress_line(row))]
+        for line in found:
+            notice(line)
+        if waiting and not found and time.monotonic() - started > SECONDS_UNTIL_NOTICE:
+            notice("train: no step logged yet")
+            return False
+        return waiting and not found
 
-    thread = threading.Thread(target=report, daemon=True)
+    def watch() -> None:
+        waiting = True
+        while not ended.wait(SECONDS_BETWEEN_READS):
+            waiting = report(waiting=waiting)
+        report(waiting=False)
+
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield

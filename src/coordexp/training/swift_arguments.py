@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from coordexp.modeling.families import FAMILIES, ModelFamily, family_of
 from coordexp.ms_swift_arguments import ALL_EXPERTS
 from coordexp.recipe import Recipe
-from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.errors import ConfigError, located, nearest
+
+TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow")
 
 
 def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_dir: Path) -> dict[str, Any]:
@@ -38,10 +41,12 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         "lazy_tokenize": not recipe.swift_arguments.get("packing", False),  # packing needs all lengths in advance
         "load_from_cache_file": False,
         "dataset_shuffle": False,
-        "report_to": ["tensorboard"],
+        "report_to": ["tensorboard", *trackers(recipe)],
         "callbacks": [*callbacks, *recipe.training.get("callbacks", [])],
     }
-    clash = sorted(key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks"))
+    clash = sorted(
+        key for key in recipe.swift_arguments if key in owned and key not in ("model_type", "callbacks", "report_to")
+    )
     if clash:
         raise ConfigError(f"{', '.join(clash)}: set by the workflow\n  -> remove it from the recipe")
     experts = expert_arguments(recipe.swift_arguments, family)
@@ -51,6 +56,21 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
         **owned,
         "truncation_strategy": "delete",
     }  # ms-swift's "delete" raises an error
+
+
+def trackers(recipe: Recipe) -> list[str]:
+    """The experiment trackers of `training.report_to` other than TensorBoard; ConfigError for one that is unusable."""
+    requested = recipe.training.get("report_to") or []
+    requested = [requested] if isinstance(requested, str) else list(requested)
+    field = "training.report_to"
+    for name in requested:
+        if name not in TRACKERS:
+            raise ConfigError(
+                located(f"unknown tracker{nearest(name, TRACKERS)}", field=field, expected=TRACKERS, found=name)
+            )
+        if find_spec(name) is None:
+            raise ConfigError(located(f"{name} is not installed", field=field, fix=f"pip install {name}"))
+    return [name for name in dict.fromkeys(requested) if name != "tensorboard"]
 
 
 def expert_arguments(arguments: dict[str, Any], family: ModelFamily) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from coordexp.training.job import Job
 from coordexp.training.launch import DistributedConfig, launch
 from coordexp.training.recorded_settings import settings_of_training
 from coordexp.training.short_training import training_data, warnings
+from coordexp.training.supervise import LOG
 from coordexp.training.swift_arguments import cap_workers, swift_arguments
 
 MANIFEST = "train_manifest.json"
@@ -110,6 +111,7 @@ def train(
     job_file = checkpoints / "job.json"
     write_json(job_file, job)
     write_json(checkpoints / INFERENCE_SETTINGS, settings_of_training(recipe.custom))  # for merging a checkpoint-N
+    notice(f"train: log {checkpoints / LOG}\ntrain: tensorboard --logdir {work_dir / 'tensorboard'}")
     if not _run(job_file, distributed, recipe.custom.detection_eval):
         return None
     facts = {"fingerprint": key, "code": recorded_code(checkpoints), "made_from": made_from}

@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from coordexp.recipe import load_recipe
+from coordexp.recipe import load_recipe, parse_recipe
 from coordexp.runtime import code_identity as identity
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.io import read_json
@@ -16,6 +18,7 @@ from coordexp.training.identity import (
     recorded_code,
     select_checkpoints,
     training_code,
+    training_key,
 )
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
@@ -133,3 +136,12 @@ def test_the_training_records_versions_and_commit_of_its_process(tmp_path):
     made = recorded_code(tmp_path)
     assert {"python", "torch", "transformers", "ms-swift"} <= made["software"].keys()
     assert made["revision"].keys() == {"commit", "changed_files"}
+
+
+def test_experiment_trackers_do_not_make_another_training(tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    keys = {
+        training_key(parse_recipe({"training": {"max_steps": 5, **more}}, "own.yaml"), tmp_path)
+        for more in ({}, {"report_to": ["wandb"]}, {"report_to": "swanlab"})
+    }
+    assert len(keys) == 1

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM reach the training processes as SIGTERM; the console shows their progress."""
 
-import json
 import os
 import signal
 import sys
@@ -61,19 +60,45 @@ def test_a_second_ctrl_c_kills(tmp_path):
     assert outcome == (-signal.SIGKILL, True)
 
 
-def test_the_console_shows_step_loss_and_remaining_time(tmp_path, monkeypatch):
+def test_the_console_shows_a_line_per_logged_step(tmp_path, monkeypatch, capfd):
     rows = [
         {"loss": 60.0621, "global_step/max_steps": "1/1400", "remaining_time": "3m 1s"},
-        {"loss": 1.25, "global_step/max_steps": "1300/1400", "remaining_time": "12s"},
         {"eval_loss": 2.0, "global_step/max_steps": "1300/1400"},
+        {"loss": 1.25, "bin_error_median": 3.21, "images_per_second": 41.5}
+        | {"global_step/max_steps": "1300/1400", "remaining_time": "12s"},
     ]
     log = tmp_path / supervise.LOG
-    assert supervise.progress_line(log) is None
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"loss": 1.')
-    assert supervise.progress_line(log) == "train: step 1,300 of 1,400, loss 1.25, 12s left"
+    log.write_text('{"loss": 2.0, "of": "an earlier run, before it was resumed"}\n')
     console, shown = os.pipe()
     monkeypatch.setenv(CONSOLE_FD, str(shown))
-    monkeypatch.setattr(supervise, "SECONDS_BETWEEN_REPORTS", 0.05)
-    code = f"import os, time; assert '{CONSOLE_FD}' not in os.environ; time.sleep(0.2)"
+    monkeypatch.setattr(supervise, "SECONDS_BETWEEN_READS", 0.05)
+    code = f"""if True:
+        import json, os, time
+        assert {CONSOLE_FD!r} not in os.environ
+        for row in {rows!r}:
+            time.sleep(0.1)
+            open({str(log)!r}, "a").write(json.dumps(row) + chr(10))
+    """
     assert supervise.supervise([sys.executable, "-c", code], os.environ, tmp_path).code == 0
-    assert os.read(console, 10000).decode().splitlines()[0] == "train: step 1,300 of 1,400, loss 1.25, 12s left"
+    expected = [
+        "train: step 1 of 1,400, loss 60.06, 3m 1s left",
+        "train: step 1,300 of 1,400, loss 1.25, median error 3.21 bins, 41.5 images/s, 12s left",
+    ]
+    assert os.read(console, 10000).decode().splitlines() == capfd.readouterr().err.splitlines() == expected
+
+
+def test_only_complete_lines_of_a_log_are_read(tmp_path):
+    log = tmp_path / "log.jsonl"
+    reader = supervise.LogReader(log)
+    assert reader.new_rows() == []
+    log.write_text('{"a": 1}\n{"b"')
+    assert reader.new_rows() == [{"a": 1}] and reader.new_rows() == []
+    log.write_text('{"a": 1}\n{"b": 2}\n')
+    assert reader.new_rows() == [{"b": 2}]
+
+
+def test_a_run_without_a_logged_step_says_so_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(supervise, "SECONDS_BETWEEN_READS", 0.02)
+    monkeypatch.setattr(supervise, "SECONDS_UNTIL_NOTICE", 0.1)
+    supervise.supervise([sys.executable, "-c", "import time; time.sleep(0.4)"], os.environ, tmp_path)
+    assert capfd.readouterr().err == "train: no step logged yet\n"

@@ -16,6 +16,7 @@ from coordexp.recipe import Custom
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.training.ms_swift.custom_section import custom_section
 from coordexp.training.ms_swift.dataloader import sigterm_safe_loader
+from coordexp.training.ms_swift.log_file import replace_printer
 from coordexp.training.ms_swift.template import TARGETS
 
 # A loss scale of 65,536 that is halved this often is far below 1: then the values themselves are non-finite.
@@ -53,6 +54,7 @@ class CoordTrainer(Seq2SeqTrainer):
         counts = Counts(*batch[TARGETS]["counts"].tolist())
         trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
         check_start(counts, trainable, custom_section())
+        replace_printer(self)
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self, *args: Any, **kwargs: Any) -> Any:

@@ -26,6 +26,8 @@ def run(job_file: Path, *registrations: Callable[[], None]) -> None:
     load_plugins()
     job = msgspec.convert(read_json(job_file), Job)
     os.environ[VARIABLE] = json.dumps(job.custom)
+    for name, value in tracker_folders(Path(job.arguments["logging_dir"]).parent.parent).items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # images are on the grid already and must not be enlarged
     import torch
     from swift.arguments import SftArguments
@@ -46,6 +48,15 @@ def run(job_file: Path, *registrations: Callable[[], None]) -> None:
         print(f"resuming from {checkpoints[-1]}", flush=True)
         arguments["resume_from_checkpoint"] = str(checkpoints[-1])
     SwiftSft(SftArguments(**arguments)).main()
+
+
+def tracker_folders(folder: Path) -> dict[str, str]:
+    """Where experiment trackers write their files, by environment variable: beside the TensorBoard files."""
+    return {
+        "WANDB_DIR": str(folder),
+        "SWANLAB_LOG_DIR": str(folder / "swanlab"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+    }
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
