@@ -108,3 +108,10 @@ def test_by_category_sorts_within_each_category(jsonl):
     shown = drawn_samples(samples(jsonl, object_ordering="by_category"))[1].record.objects
     assert [obj.category_id for obj in shown] == [1, 1, 2]
     assert [obj.norm[1] for obj in shown[:2]] == sorted(obj.norm[1] for obj in shown[:2])
+
+
+def test_only_the_chosen_categories_are_named(jsonl):
+    some = samples(jsonl, exhaustive=True, category_ratio=1.0, named_categories=("dog", "bus"))
+    shown = drawn_samples(some)[1]
+    assert sorted(shown.categories) == ["bus", "dog"]
+    assert [obj.desc for obj in shown.record.objects] == ["dog"]

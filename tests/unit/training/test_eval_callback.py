@@ -57,6 +57,28 @@ def test_the_prompt_is_that_of_training(shapes_data, tiny_model):
         assert DetectionScorer(custom, tiny_model).options.protocol == protocol
 
 
+def test_training_on_prompts_of_few_categories_asks_for_every_category_in_turn(shapes_data, tiny_model):
+    from coordexp.training.eval_callback import DetectionScorer
+
+    watched = DetectionEval(every=1, images=3, max_new_tokens=2)
+    options = {"detection_eval": watched, "category_ratio": 1.0, "max_named": 1}
+    scorer = DetectionScorer(Custom(val_jsonl=str(shapes_data / "val.coord.jsonl"), **options), tiny_model)
+    assert len(scorer.categories) > 1
+    asked = []
+    answer = Predictor.stream
+
+    def recording(predictor, requests, capacity):
+        requests = list(requests)
+        asked.extend(request.prompt.categories for request in requests)
+        return answer(predictor, requests, capacity)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "stream", recording)
+        predictions = scorer.predict(Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model, 0, 1)
+    assert sorted(asked) == sorted((name,) for name in scorer.categories * 3)
+    assert len(predictions) == 3
+
+
 def test_ranks_together_predict_all_images(shapes_data, tiny_model):
     scorer = scorer_of(shapes_data, tiny_model, images=5, max_new_tokens=24)
     model = Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
