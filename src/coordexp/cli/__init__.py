@@ -34,10 +34,10 @@ COMMANDS = (init, show, expand, train, merge, doctor, validate, evaluate, compar
 EXIT_CODES = """\
 exit codes:
   0    success
-  1    `validate`, `expand` or `merge` ran, and found what it checks unsuitable
-  2    wrong usage, or an input, an output or a model that cannot be used; the message says why
+  1    `validate` found invalid records, or `expand` or `merge` cannot use the checkpoint
+  2    wrong usage, or an input, output or model that cannot be used; the message says why
   130  interrupted (Ctrl-C)
-  141  the reader of the output, for example `head`, has finished
+  141  the program that reads the output, for example `head`, has closed the pipe
 """
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, for example `head`, has finished
+    except BrokenPipeError:  # the program that reads the output, for example `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
         return 141
     except CoordExpError as error:

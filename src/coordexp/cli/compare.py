@@ -22,7 +22,11 @@ def add(commands: Commands) -> None:
         "runs", nargs="+", type=Path, metavar="EVAL_JSON", help="two or more; the first is the baseline"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="JSON", help="file for the results; a page is written next to it"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="file for the results; an HTML page is written next to it",
     )
     parser.set_defaults(run=run)
 

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("file", type=Path, metavar="JSONL", help="records or predictions")
     parser.add_argument("--to", choices=EXPORT_FORMATS, required=True, help="format to write")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the result")
-    parser.add_argument("--records", type=Path, metavar="JSONL", help="records that the predictions were made from")
+    parser.add_argument("--records", type=Path, metavar="JSONL", help="records of the predicted images")
     add_score_threshold(parser)
     parser.add_argument(
         "--images",

@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
         "init",
         "Propose a configuration for a folder of images and annotations.\n\nPrints the format, the splits, counts by "
         "category, box sizes and possible problems, and writes a\nfile for `snakemake --configfile` with the "
-        "dataset, a budget (max_blocks), a recipe and the runs.",
+        "dataset, an image budget (max_blocks), a recipe and the runs.",
         "coordexp init /data/parts --dry-run",
         "coordexp init /data/parts --name parts --out parts.yaml",
     )

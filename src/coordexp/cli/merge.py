@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         "adapters",
         nargs="*",
         metavar="ADAPTER",
-        help="result of training, checkpoint-N folder, or a folder or quoted glob of these: the newest is merged "
+        help="training result, checkpoint-N folder, or a folder or quoted glob of these, of which the newest is merged "
         "($ADAPTERS)",
     )
     parser.add_argument("--out", metavar="FOLDER", help="folder of the merged checkpoint ($OUTPUT_DIR)")

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "show",
-        "Draw the annotations of one image, in any supported format, without a model.",
+        "Draw the annotations or predictions of one image, without a model.",
         "coordexp show results/shapes_9/data/train.jsonl --index 3 --out boxes.png",
         "coordexp show instances_val2017.json --images val2017 --index 12",
         "coordexp show /data/parts --split val",
@@ -33,9 +33,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--index", type=int, default=0, metavar="N", help="index of the image, from 0 (default: 0)")
     parser.add_argument(
-        "--format", metavar="FORMAT", help=f"{', '.join(FORMATS.names())}, if several formats can read the dataset"
+        "--format",
+        metavar="FORMAT",
+        help=f"format of the dataset, if several formats can read it: {', '.join(FORMATS.names())}",
     )
-    parser.add_argument("--split", help="split of a dataset that has several")
+    parser.add_argument("--split", help="split to show, if the dataset has several")
     parser.add_argument(
         "--images",
         type=Path,
@@ -44,7 +46,7 @@ def add(commands: Commands) -> None:
         metavar="FOLDER",
         help="folder of the images of a COCO or LVIS file, if not found automatically; may be repeated",
     )
-    parser.add_argument("--records", type=Path, metavar="JSONL", help="records that the predictions were made from")
+    parser.add_argument("--records", type=Path, metavar="JSONL", help="records of the predicted images")
     add_score_threshold(parser)
     parser.add_argument(
         "--out", type=image_file, default=Path("show.png"), metavar="IMAGE", help="image to write (default: show.png)"

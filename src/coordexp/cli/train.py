@@ -1,4 +1,4 @@
-"""Command `train`: fine-tune a base with a recipe."""
+"""Command `train`: fine-tune an expanded base checkpoint according to a recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "train",
-        "Fine-tune a base that has coordinate tokens with a recipe.",
+        "Fine-tune an expanded base checkpoint according to a recipe.",
         "coordexp train --config mine.yaml --base-config config/train/sft_coord_offset.yaml"
         " --model models/qwen-coordexp --train-jsonl data/train.coord.jsonl --val-jsonl data/val.coord.jsonl"
         " --out out/adapter",

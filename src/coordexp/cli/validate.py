@@ -1,4 +1,4 @@
-"""Command `validate`: check a file of records."""
+"""Command `validate`: check a JSONL file of records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "validate",
-        "Check every line of a file of records against all rules of the record format.",
+        "Check every line of a JSONL file against the record format.",
         "coordexp validate results/lvis_768/data/train.jsonl --open-images",
     )
     parser.add_argument("file", type=Path, metavar="JSONL", help="records in any coordinate space")
