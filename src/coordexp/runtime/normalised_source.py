@@ -1,14 +1,14 @@
-"""The source of a module without comments, docstrings, formatting and texts for people, which no result depends on.
+"""The source of a module without what no result depends on: comments, docstrings, formatting and messages.
 
-A *text for people* is an argument of
+A *message* is an argument of
 - an exception of `coordexp.runtime.errors` or a common built-in one, `located`, `nearest`, `sys.exit`, or an `assert`;
 - `print` to the terminal, `sys.stderr.write`, `logger.*`, `warnings.warn`, `progress.note`, and whatever
   `coordexp.runtime.estimates` and `coordexp.runtime.progress` export;
 - `description=`, `help=` and `title=` of `Meta`, `choice` and argparse;
 - or the value of a local variable (or a module's `_NAME`) that is read nowhere but in such arguments.
 
-In a text, only calls count that might have a side effect: an f-string may be reworded and show other variables, while
-`print(queue.pop())` still pops. Exceptions of any other class count in full, because their arguments may be data.
+Of a message, only calls that might have a side effect are kept: an f-string may be reworded and show other variables,
+while `print(queue.pop())` still pops. Arguments of other exception classes are kept in full: they may be data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ast
 from collections.abc import Iterable, Iterator
 
 INFRASTRUCTURE = "coordexp.runtime"
-_TEXT_MODULES = tuple(f"{INFRASTRUCTURE}.{name}" for name in ("errors", "estimates", "progress"))
+_MESSAGE_MODULES = tuple(f"{INFRASTRUCTURE}.{name}" for name in ("errors", "estimates", "progress"))
 _BUILTIN_ERRORS = {"AssertionError", "KeyError", "NotImplementedError", "RuntimeError", "TypeError", "ValueError"}
 _LOGGERS, _LOG_METHODS = {"log", "logger", "logging"}, {"critical", "debug", "error", "exception", "info", "warning"}
 _TERMINAL = ("sys.stderr", "sys.stdout")
@@ -34,42 +34,42 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def normalise(source: str | ast.Module) -> str:
-    """The same text for all sources that compute the same by the rules above, under every Python version."""
-    return _Module(ast.parse(source) if isinstance(source, str) else source).spell_all()
+    """The same text for all sources that compute the same according to the rules above, in every Python version."""
+    return _Module(ast.parse(source) if isinstance(source, str) else source).render()
 
 
 class _Module:
-    """The syntax tree of a module with its texts marked."""
+    """The syntax tree of a module, with its messages marked."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
-        self.text_callables = set(_BUILTIN_ERRORS)
-        self.texts: set[int] = set()  # ids of nodes that are texts, without the calls in them that count
-        self.text_roots: set[int] = set()
-        self.text_names: dict[int, set[str]] = {}  # by id of a scope
+        self.message_callables = set(_BUILTIN_ERRORS)
+        self.messages: set[int] = set()  # ids of nodes in messages, without the calls that are kept
+        self.message_roots: set[int] = set()
+        self.message_names: dict[int, set[str]] = {}  # names that only messages read, by id of their scope
         self._find_callables()
-        self._find_texts()
+        self._find_messages()
 
-    def spell_all(self) -> str:
+    def render(self) -> str:
         """The normalised text of the module."""
         return self._list(self._statements(self.tree.body, self.tree))
 
     def _find_callables(self) -> None:
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module in _TEXT_MODULES:
-                self.text_callables |= {alias.asname or alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.module in _MESSAGE_MODULES:
+                self.message_callables |= {alias.asname or alias.name for alias in node.names}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and self._is_plain_error(node):
-                self.text_callables.add(node.name)
+                self.message_callables.add(node.name)
 
     def _is_plain_error(self, node: ast.ClassDef) -> bool:
-        """Whether a class only names another kind of an error whose arguments are texts."""
+        """Whether a class is an empty subclass of an error whose arguments are messages."""
         bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-        return bool(bases & self.text_callables) and all(map(_is_bare, node.body))
+        return bool(bases & self.message_callables) and all(map(_is_bare, node.body))
 
-    def _find_texts(self) -> None:
+    def _find_messages(self) -> None:
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Call) and self._takes_text(node):
+            if isinstance(node, ast.Call) and self._takes_message(node):
                 for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
                     self._mark(argument)
             elif isinstance(node, ast.Call) and _name(node.func).split(".")[-1] in _DESCRIBED:
@@ -81,40 +81,42 @@ class _Module:
             elif isinstance(node, ast.Assert) and node.msg is not None:
                 self._mark(node.msg)
         scopes = [self.tree, *(node for node in ast.walk(self.tree) if isinstance(node, _FUNCTIONS))]
-        while sum(self._find_text_names(scope) for scope in scopes):
+        while sum(self._find_message_names(scope) for scope in scopes):
             pass
 
-    def _takes_text(self, call: ast.Call) -> bool:
+    def _takes_message(self, call: ast.Call) -> bool:
         name = _name(call.func)
         if name == "print":
             files = [_name(keyword.value) for keyword in call.keywords if keyword.arg == "file"]
             return all(file in _TERMINAL for file in files)
         owner, _, method = name.rpartition(".")
         return (
-            name in self.text_callables
+            name in self.message_callables
             or name in ("sys.exit", "warnings.warn", *(f"{stream}.write" for stream in _TERMINAL))
             or (owner.split(".")[-1] in _LOGGERS and method in _LOG_METHODS)
             or (method == "note" and "progress" in owner)
         )
 
     def _mark(self, node: ast.AST) -> None:
-        self.text_roots.add(id(node))
+        self.message_roots.add(id(node))
         waiting = [node]
         while waiting:
             inner = waiting.pop()
             if not self._acts(inner):
-                self.texts.add(id(inner))
+                self.messages.add(id(inner))
                 waiting += ast.iter_child_nodes(inner)
 
     def _acts(self, node: ast.AST) -> bool:
-        """Whether evaluating this node of a text might have a side effect."""
+        """Whether evaluating this node of a message might have a side effect."""
         if isinstance(node, ast.Call):
-            return not (_name(node.func).split(".")[-1] in _PURE or self._takes_text(node) or _is_text_method(node))
+            return not (
+                _name(node.func).split(".")[-1] in _PURE or self._takes_message(node) or _is_string_method(node)
+            )
         return isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom)
 
-    def _find_text_names(self, scope: ast.AST) -> bool:
-        """Mark the values of names of `scope` that only texts read; whether any is new."""
-        known = self.text_names.setdefault(id(scope), set())
+    def _find_message_names(self, scope: ast.AST) -> bool:
+        """Mark the values of variables of `scope` that only messages read; returns whether any is new."""
+        known = self.message_names.setdefault(id(scope), set())
         values: dict[str, list[ast.AST]] = {}
         barred: set[str] = set()
         assigned: set[int] = set()
@@ -129,7 +131,7 @@ class _Module:
                 barred.add(node.arg)
             elif isinstance(node, ast.ExceptHandler) and node.name:
                 barred.add(node.name)
-            elif isinstance(node, ast.Name) and id(node) not in assigned and id(node) not in self.texts:
+            elif isinstance(node, ast.Name) and id(node) not in assigned and id(node) not in self.messages:
                 barred.add(node.id)
         private = values if isinstance(scope, _FUNCTIONS) else {name for name in values if name.startswith("_")}
         new = {name for name in private if name not in barred and not name.startswith("__")} - known
@@ -140,17 +142,17 @@ class _Module:
         return bool(new)
 
     def _statements(self, body: list[ast.stmt], scope: ast.AST) -> list[str]:
-        return [spelled for statement in body if (spelled := self._statement(statement, scope))]
+        return [text for statement in body if (text := self._statement(statement, scope))]
 
     def _statement(self, node: ast.stmt, scope: ast.AST) -> str:
-        """Spelling of a statement; empty for one without an effect by the rules of this module."""
+        """Text of a statement; empty if no result can depend on it."""
         if _is_bare(node) or _is_infrastructure_import(node):
             return ""
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and self._takes_text(node.value):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and self._takes_message(node.value):
             name = _name(node.value.func)
             return self._node(node) if name == "sys.exit" else self._list(self._effects(node.value, root=True))
         pairs = list(_assignments(node))
-        if pairs and all(target.id in self.text_names.get(id(scope), ()) for target, _ in pairs):
+        if pairs and all(target.id in self.message_names.get(id(scope), ()) for target, _ in pairs):
             return self._list([effect for _, value in pairs for effect in self._effects(value)])
         if pairs and all(target.id in ("__all__", "__version__") for target, _ in pairs):
             return ""
@@ -161,20 +163,20 @@ class _Module:
         return self._node(node, scope)
 
     def _effects(self, node: ast.AST, *, root: bool = False) -> list[str]:
-        """Spellings of the parts of an expression that might have a side effect."""
+        """Texts of the parts of an expression that might have a side effect."""
         if not root and self._acts(node):
             return [self._tree(node, None)]
         return [effect for inner in ast.iter_child_nodes(node) for effect in self._effects(inner)]
 
     def _node(self, node: object, scope: ast.AST | None = None) -> str:
-        """Text of a field of the tree; for a text for people, only its side effects."""
+        """Text of a field of the tree; of a message, only the calls that are kept."""
         if isinstance(node, list):
             if node and all(isinstance(item, ast.stmt) for item in node):
                 return self._list(self._statements(node, scope or self.tree))
             return self._list(filter(None, (self._node(item, scope) for item in node)))
-        if isinstance(node, ast.AST) and id(node) in self.text_roots:
+        if isinstance(node, ast.AST) and id(node) in self.message_roots:
             return self._list(self._effects(node))
-        if isinstance(node, ast.keyword) and id(node.value) in self.text_roots:
+        if isinstance(node, ast.keyword) and id(node.value) in self.message_roots:
             return self._list(self._effects(node.value))
         return self._tree(node, scope)
 
@@ -185,7 +187,7 @@ class _Module:
         """
         if isinstance(node, ast.Constant):  # `kind` only distinguishes u"" from ""
             return f"Constant({node.value!a})"
-        if isinstance(node, ast.JoinedStr):  # 3.12 ends a computed format, as in {x:{width}}, with an empty text
+        if isinstance(node, ast.JoinedStr):  # 3.12 ends a computed format, as in {x:{width}}, with an empty string
             parts = (self._node(part, scope) for part in node.values)
             return f"JoinedStr({', '.join(part for part in parts if part != _EMPTY)})"
         if isinstance(node, ast.AST):
@@ -237,8 +239,8 @@ def _is_infrastructure_import(node: ast.stmt) -> bool:
     return bool(names) and all(f"{name}.".startswith(f"{INFRASTRUCTURE}.") for name in names)
 
 
-def _is_text_method(call: ast.Call) -> bool:
-    """A method of a literal text, such as `", ".join(...)`."""
+def _is_string_method(call: ast.Call) -> bool:
+    """A method of a string literal, such as `", ".join(...)`."""
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
     return isinstance(owner, ast.JoinedStr) or (isinstance(owner, ast.Constant) and isinstance(owner.value, str))
 

@@ -1,4 +1,4 @@
-"""Sources that compute the same are spelled the same; any other difference shows."""
+"""Sources that compute the same have the same normalised text; all others differ."""
 
 import ast
 import os
@@ -101,7 +101,7 @@ def test_other_things_that_do_not_count(one, other):
         ("if f():\n    print('a')", "print('a')"),
     ],
 )
-def test_code_that_does_something_else_is_spelled_otherwise(one, other):
+def test_code_that_computes_something_else_has_a_different_text(one, other):
     assert normalise(one) != normalise(other)
 
 
@@ -124,7 +124,7 @@ def test_an_empty_text_that_3_12_1_puts_into_a_format_does_not_count():
 
 
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
-def test_the_whole_library_is_spelled_the_same_under_another_python(version):
+def test_the_library_has_the_same_text_under_another_python(version):
     code = (
         "import hashlib, sys; from pathlib import Path; from coordexp.runtime.normalised_source import normalise\n"
         "for file in sorted(Path(sys.argv[1]).rglob('*.py')):\n"
