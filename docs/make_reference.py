@@ -113,8 +113,16 @@ def struct_rows(path: str, struct: type[msgspec.Struct]) -> Iterator[Row]:
         if is_struct(bare):
             yield from struct_rows(f"{path}.{field.name}", bare)
         else:
-            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-            yield _row(f"{path}.{field.name}", field.type, default)
+            yield _row(f"{path}.{field.name}", field.type, _default(struct, field))
+
+
+def _default(struct: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Any:
+    """Default of a field as an instance has it: `__post_init__` may complete it, as for the weights of the loss."""
+    if field.required:
+        return msgspec.NODEFAULT
+    if any(other.required for other in msgspec.structs.fields(struct)):
+        return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return getattr(struct(), field.name)
 
 
 def _row(key: str, kind: Any, default: Any) -> Row:

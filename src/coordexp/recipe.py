@@ -188,13 +188,13 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     val_jsonl: Annotated[str | None, Meta(description="records to validate on during training")] = None
     fusion_config: Annotated[
         str | None,
-        Meta(description="several datasets with sampling ratios (YAML or JSON) instead of `train_jsonl`"),
+        Meta(
+            description="mixture file (YAML or JSON): several datasets with sampling ratios, instead of `train_jsonl`"
+        ),
     ] = None
     categories: Annotated[
         str | None,
-        Meta(
-            description="category table (JSON) for prompts, used by sources of the mixture that have none of their own"
-        ),
+        Meta(description="category table (JSON) for prompts; a source of a mixture may have its own instead"),
     ] = None
     object_ordering: declared(SampleOptions, "object_ordering") = SampleOptions().object_ordering
     orders_per_sample: declared(SampleOptions, "orders_per_sample") = SampleOptions().orders_per_sample

@@ -46,9 +46,9 @@ class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
 
     num_workers: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Meta(description="NUM_WORKERS: processes of the conversion; null: 16, or `--cores` if fewer"),
+        Meta(description="NUM_WORKERS: worker processes of the conversion; null: 16, or `--cores` if fewer"),
     ] = None
-    tiny: Annotated[int, Meta(ge=1, description="TINY: images in the tiny split")] = 256
+    tiny: Annotated[int, Meta(ge=1, description="TINY: number of images in the tiny split")] = 256
     roles: Annotated[
         Roles, Meta(description="names of the dataset's splits by role, where they differ from train, val and test")
     ] = Roles()
@@ -111,7 +111,12 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nodes: Annotated[
         int, Meta(ge=1, description="machines; more than one requires a SLURM job or a manual launch (docs/cluster.md)")
     ] = 1
-    threads: Annotated[int, Meta(ge=1, description="CPU threads of the rules train and predict")] = 8
+    threads: Annotated[
+        int,
+        Meta(
+            ge=1, description="CPU threads per machine of the rules train and predict, shared by the training processes"
+        ),
+    ] = 8
     rerun_on_code_change: Annotated[
         bool,
         Meta(

@@ -41,11 +41,15 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         msgspec.Meta(min_length=1, description="each combination is trained once per seed"),
     ] = (1,)
     seed_weights: Annotated[
-        bool, msgspec.Meta(description="give each seed its own initial weights: for bases of source `tiny` or `run`")
+        bool,
+        msgspec.Meta(description="give each seed its own initial weights: for base models with source `tiny` or `run`"),
     ] = False
     exclude: Annotated[
         tuple[dict[str, Any], ...],
-        msgspec.Meta(description="combinations to leave out, by the axis values that they share"),
+        msgspec.Meta(
+            description="combinations to leave out: those with the axis values of an entry, in which a list stands for "
+            "any of its values"
+        ),
     ] = ()
     baseline: Annotated[
         dict[str, Any],

@@ -51,7 +51,9 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     factor: Annotated[
         int, _option("FACTOR: image sides are multiples of this many pixels (Qwen3-VL: patch 16, merge 2)", ge=1)
     ] = 32
-    min_blocks: Annotated[int, _option("MIN_BLOCKS: smallest image, in tiles of factor x factor pixels", ge=1)] = 4
+    min_blocks: Annotated[
+        int, _option("MIN_BLOCKS: minimum image size after resizing, in tiles of factor x factor pixels", ge=1)
+    ] = 4
     poly_max_points: Annotated[
         int, _option("POLY_MAX_POINTS: polygons are simplified to at most this many points", ge=3)
     ] = 20

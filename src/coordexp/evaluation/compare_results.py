@@ -38,15 +38,15 @@ class ValueWithInterval(Result):
 
 
 class Difference(Result):
-    """A metric of the run minus that of the base, over the same resampled images."""
+    """A metric of the run minus that of the baseline, over the same resampled images."""
 
     difference: float | None
     interval: Interval
-    p: Annotated[float | None, Meta(description="two-sided bootstrap p-value of no difference")]
+    p: Annotated[float | None, Meta(description="two-sided bootstrap p-value; the null hypothesis is no difference")]
 
 
 class CategoryChange(Result):
-    """AP of a category under the base and under the run."""
+    """AP of a category for the baseline and for the run."""
 
     id: int
     name: str
@@ -55,7 +55,7 @@ class CategoryChange(Result):
 
 
 class ImageChanges(Result):
-    """Images by the change of their F1 at IoU 0.5."""
+    """Numbers of images whose F1 at IoU 0.5 is better, worse or equal."""
 
     better: Count
     worse: Count
@@ -63,7 +63,7 @@ class ImageChanges(Result):
 
 
 class RunDifference(Result):
-    """A run compared with the base."""
+    """A run compared with the baseline."""
 
     metrics: dict[str, Difference]
     categories: Annotated[list[CategoryChange], Meta(description="largest changes of AP first")]
@@ -80,14 +80,14 @@ class CalibrationSummary(Result):
 class ProtocolComparison(Result):
     """All runs under one protocol."""
 
-    base: Annotated[str, Meta(description="run that the others are compared with")]
+    base: Annotated[str, Meta(description="the baseline: run that the others are compared with")]
     runs: Annotated[dict[str, dict[str, ValueWithInterval]], Meta(description="metrics by run")]
     calibration: dict[str, CalibrationSummary]
-    differences: Annotated[dict[str, RunDifference], Meta(description="difference from the base by run")]
+    differences: Annotated[dict[str, RunDifference], Meta(description="difference from the baseline by run")]
 
 
 class CompareResult(Result, kw_only=True):
-    """compare.json: two or more runs on the same images; differences are run minus base."""
+    """compare.json: two or more runs on the same images; differences are run minus baseline."""
 
     schema_version: Literal[2] = COMPARE_VERSION
     dataset: str

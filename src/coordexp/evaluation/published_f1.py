@@ -1,4 +1,4 @@
-"""The F1 of the Rex-Omni and LocateAnything tables, for comparing with their figures only: it flatters.
+"""The F1 of the Rex-Omni and LocateAnything tables, for comparing with them only: it is higher than the usual F1.
 
 Every detection gets the same score, and detections of categories that are not annotated in the image are dropped.
 Recall is the final recall of COCOeval; precision is its interpolated precision at the last of the 101 recall levels

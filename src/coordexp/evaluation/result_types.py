@@ -20,7 +20,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FixedAP(Result):
-    """Fixed AP (Dave et al., 2021): LVIS AP without a limit per image."""
+    """Fixed AP (Dave et al., 2021): LVIS AP without a limit on detections per image."""
 
     description: str
     metrics: Annotated[Numbers, Meta(description="AP by name")]
@@ -77,8 +77,14 @@ class PublishedF1(Result):
     """F1 as the scorer of the Rex-Omni and LocateAnything tables computes it (`evaluation.published_f1`)."""
 
     description: str
-    f1: Annotated[AtIoU, Meta(description="F1 of the two means below")]
-    precision: Annotated[AtIoU, Meta(description="mean over the categories where it is positive, carried over if not")]
+    f1: Annotated[AtIoU, Meta(description="F1 of mean precision and mean recall")]
+    precision: Annotated[
+        AtIoU,
+        Meta(
+            description="mean over the categories where it is positive; one without a hit takes the value of the one "
+            "before it"
+        ),
+    ]
     recall: Annotated[AtIoU, Meta(description="mean over the categories where it is positive")]
 
 

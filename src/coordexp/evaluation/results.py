@@ -1,8 +1,8 @@
 """The types of eval.json: every field with its meaning and unit.
 
-Those of one protocol are in `result_types`, those of compare.json in `compare_results`. Both files are written from
-their types and read back through them, and their JSON schemas are generated from them. AP, F1, precision, recall,
-scores and shares lie in [0, 1]. `null` means that the value is undefined, for example AP of a
+The types of its `coco` and `lvis` blocks are in `result_types`, those of compare.json in `compare_results`. Both files
+are written from their types and read back through them, and their JSON schemas are generated from them. AP, F1,
+precision, recall, scores and shares lie in [0, 1]. `null` means that the value is undefined, for example AP of a
 category without ground truth.
 """
 
@@ -33,10 +33,10 @@ class InputFile(Result):
 
 
 class Software(Result):
-    """The software of a process."""
+    """The software that a stage ran with."""
 
     software: Annotated[dict[str, str], Meta(description="package versions")]
-    revision: Annotated[dict[str, str | int | None], Meta(description="commit, and number of changed files")]
+    revision: Annotated[dict[str, str | int | None], Meta(description="Git commit, and number of files changed since")]
     code: Annotated[str, Meta(description="identity of the code (`runtime.code_identity`)")]
 
 
@@ -44,7 +44,9 @@ class PredictionsFile(InputFile):
     """The predictions that were scored."""
 
     format: Annotated[str, Meta(description="prediction format, `coordexp` for predictions.jsonl")]
-    made_by: Annotated[list[Software] | None, Meta(description="software that predicted; null: unknown")] = None
+    made_by: Annotated[list[Software] | None, Meta(description="software that made the predictions; null: unknown")] = (
+        None
+    )
 
 
 class Inputs(Result):
@@ -81,7 +83,7 @@ class Counts(Result):
     detections: Annotated[Count, Meta(description="detections read")]
     calibrated_detections: Annotated[Count, Meta(description="detections with calibrated scores")]
     unmapped_detections: Annotated[Count, Meta(description="detections whose description matches no category")]
-    duplicates: Annotated[Count, Meta(description="detections that repeat a better one of the same image")]
+    duplicates: Annotated[Count, Meta(description="detections that repeat a higher-scoring one of the same image")]
     duplicate_rule: Annotated[str, Meta(description="when a detection counts as a duplicate")]
     boxes_outside_image: Annotated[Count, Meta(description="boxes that extend beyond the image")]
     boxes_without_area: Annotated[Count, Meta(description="predicted boxes of zero width or height")]
@@ -94,7 +96,7 @@ class Counts(Result):
 
 
 class RenamedLabel(Result):
-    """A description that was mapped to a category of another spelling."""
+    """A description that was mapped to a category whose name is spelled differently."""
 
     desc: Annotated[str, Meta(description="description as predicted")]
     category: Annotated[str, Meta(description="name of the category")]
@@ -164,7 +166,7 @@ class EvalResult(Result, kw_only=True):
     inputs: Inputs
     options: EvaluateOptions
     software: Annotated[dict[str, str], Meta(description="package versions")]
-    revision: Annotated[dict[str, str | int | None], Meta(description="commit, and number of changed files")]
+    revision: Annotated[dict[str, str | int | None], Meta(description="Git commit, and number of files changed since")]
     code: Annotated[str, Meta(description="identity of the evaluation code (`runtime.code_identity`)")]
     tie_rule: Annotated[str, Meta(description="order of detections with equal scores")]
     counts: Counts

@@ -39,7 +39,10 @@ class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     weights: Annotated[
         dict[choice(LOSS_TERMS), Weight],
-        Meta(description="weight of each loss term; a term that is not named keeps its default, and 0 disables it"),
+        Meta(
+            description="weight of each loss term, 0 to disable it; a term that is not listed keeps its default, "
+            "which is the one shown here or 0"
+        ),
     ] = msgspec.field(default_factory=dict)
     temperature: Annotated[float, Meta(gt=0, description="temperature of the softmax over coordinate ids")] = 1.0
     sigma: Annotated[float, Meta(gt=0, description="standard deviation of the Gaussian targets, in bins")] = 1.0

@@ -109,10 +109,12 @@ class TinyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1, description="side of the learned grid of vision positions, interpolated to the image")
     ] = 16
     experts: Annotated[int, Meta(ge=1, description="experts per layer; mixture-of-experts families only")] = 4
-    active_experts: Annotated[int, Meta(ge=1, description="experts that process a token; as above")] = 2
-    expert_mlp: Annotated[int, Meta(ge=1, description="inner width of an expert; as above")] = 128
+    active_experts: Annotated[int, Meta(ge=1, description="experts per token; mixture-of-experts families only")] = 2
+    expert_mlp: Annotated[int, Meta(ge=1, description="inner width of an expert; mixture-of-experts families only")] = (
+        128
+    )
     attention_interval: Annotated[
-        int, Meta(ge=1, description="one layer in so many has full attention; families with linear attention only")
+        int, Meta(ge=1, description="every N-th layer has full attention; families with linear attention only")
     ] = 2
     tie: Annotated[bool, Meta(description="tie the input and output embeddings")] = True
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Meta(description="dtype of the weights")] = "float32"
