@@ -6,8 +6,8 @@ import json
 import random
 
 from coordexp.answers.parse import parse_answer
-from coordexp.evaluation import external_predictions
-from coordexp.evaluation.external_predictions import ANSWER_FORMATS
+from coordexp.evaluation import answer_formats
+from coordexp.evaluation.answer_formats import ANSWER_FORMATS
 
 LABELS = ("cat", "a [red] cat", 'the "big" one', "it's", "Öl 油", "10, 20", "dog: brown")
 PIECES = (
@@ -25,6 +25,15 @@ PIECES = (
     "</ref>",
 )
 SIZE = (640, 480)
+OPENINGS = {  # of an object, in formats that are not JSON
+    "internvl": ("<ref>", "<box>"),
+    "rex-omni": ("<|box_start|>",),
+    "locate-anything": ("<box>",),
+    "florence-2": ("<loc_",),
+    "paligemma": ("<loc",),
+}
+STRUCTURED = ("moondream", "grounding-dino", "groundingdino", "mmdet")
+TEXT_FORMATS = tuple(name for name in ANSWER_FORMATS if name not in STRUCTURED)
 
 
 def own_object(rng: random.Random, coordinates: str) -> str:
@@ -35,15 +44,28 @@ def own_object(rng: random.Random, coordinates: str) -> str:
 
 
 def external_object(rng: random.Random, format: str) -> str:
-    answer_format = ANSWER_FORMATS[format]
     box = [rng.randrange(1000) for _ in range(4)]
     label = rng.choice(LABELS)
-    if answer_format.tagged:
-        return f"<ref>{label}</ref><box>[{json.dumps(box)}]</box>"
-    keys = rng.choice(((answer_format.box_keys[0], "label"), (rng.choice(("bbox", "box_2d", "rect")), "name")))
+    match format:
+        case "internvl":
+            return f"<ref>{label}</ref><box>[{json.dumps(box)}]</box>"
+        case "rex-omni":
+            return f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>{_tokens(box, '<{}>')}<|box_end|>"
+        case "locate-anything":
+            return f"<ref>{label}</ref><box>{_tokens(box, '<{}>')}</box>"
+        case "florence-2":
+            return label + _tokens(box, "<loc_{}>")
+        case "paligemma":
+            return f"{_tokens(box, '<loc{:04}>')} {label} ;"
+    box_key = ANSWER_FORMATS[format].read.keywords["keys"][0]
+    keys = rng.choice(((box_key, "label"), (rng.choice(("bbox", "box_2d", "rect")), "name")))
     pairs = [(keys[0], box), (keys[1], label)]
     rng.shuffle(pairs)
     return json.dumps(dict(pairs), ensure_ascii=False)
+
+
+def _tokens(box: list[int], token: str) -> str:
+    return "".join(token.format(k) for k in box)
 
 
 def mutated(text: str, rng: random.Random) -> str:
@@ -68,17 +90,17 @@ def check_answers(count: int, seed: int = 0) -> None:
     """Parse `count` answers of random formats; AssertionError with the text that loses an object."""
     rng = random.Random(seed)
     for _ in range(count):
-        format = rng.choice(("token", "integer", *ANSWER_FORMATS))
+        format = rng.choice(("token", "integer", *TEXT_FORMATS))
         own = format in ("token", "integer")
         write = own_object if own else external_object
         objects = [write(rng, format) for _ in range(rng.randrange(1, 5))]
         broken = rng.randrange(len(objects))
         for _ in range(rng.randrange(1, 3)):  # only one object is damaged, so that the others must be accounted for
             objects[broken] = mutated(objects[broken], rng)
-        tagged = not own and ANSWER_FORMATS[format].tagged
-        text = "".join(objects) if tagged else f"[{', '.join(objects)}]"
+        opening = OPENINGS.get(format)
+        text = "".join(objects) if opening else f"[{', '.join(objects)}]"
         text = f'{{"objects": {text}}}' if own else text
-        opened = "<ref>" in objects[broken] or "<box>" in objects[broken] if tagged else objects[broken].startswith("{")
+        opened = any(tag in objects[broken] for tag in opening) if opening else objects[broken].startswith("{")
         check_answer(text, format, listed=len(objects) - 1 + opened)
 
 
@@ -88,6 +110,6 @@ def check_answer(text: str, format: str, listed: int) -> None:
         parsed = parse_answer(text, format)
         found, problems = len(parsed.objects), parsed.problems
     else:
-        read, problems = external_predictions.parse_answer(text, format, SIZE)
+        read, problems = answer_formats.parse_answer(text, format, SIZE)
         found = len(read)
     assert found + sum(problems.values()) >= listed, (format, text, found, problems)

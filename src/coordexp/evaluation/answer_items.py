@@ -24,6 +24,7 @@ REASONS = {
     "other_box_key": "the box is under the key of another format",
     "no_box": "an object without a box under a key of the format",
     "bare_box": "coordinates outside an object, or in the notation of another format",
+    "unequal_columns": "the lists of boxes, scores and labels differ in length",
     "in_reasoning": "the object is in the reasoning before </think>, not in the answer",
 }
 

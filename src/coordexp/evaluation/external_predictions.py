@@ -1,32 +1,32 @@
 """Reads predictions of other models and tools, so that every model is scored by the same code.
 
-| format     | file                      | box                                 | unit                      |
-|------------|---------------------------|-------------------------------------|---------------------------|
-| coordexp   | predictions.jsonl         | norm                                | [0, 1]                    |
-| coco       | COCO results, a JSON list | bbox, x y w h                       | pixel of the source image |
-| json-pixel | answers, JSON lines       | bbox_2d or bbox or box, x1 y1 x2 y2 | pixel of the source image |
-| json-1000  | answers, JSON lines       | bbox_2d or bbox or box, x1 y1 x2 y2 | 0..1000                   |
-| qwen2.5-vl | answers, JSON lines       | bbox_2d, x1 y1 x2 y2                | pixel of the model input  |
-| qwen3-vl   | answers, JSON lines       | bbox_2d, x1 y1 x2 y2                | 0..1000                   |
-| gemini     | answers, JSON lines       | box_2d, y1 x1 y2 x2                 | 0..1000                   |
-| internvl   | answers, JSON lines       | ref and box tags, x1 y1 x2 y2       | 0..1000                   |
+| format   | file                                                   | box, unit                              |
+|----------|--------------------------------------------------------|----------------------------------------|
+| coordexp | predictions.jsonl                                      | norm, [0, 1]                           |
+| coco     | COCO results, a JSON list                              | bbox, x y w h, pixel of the source     |
+| others   | answers, JSON lines, in a format of `answer_formats`   | declared there                         |
 
 A line of an answers file is `{"image_id": ..., "answer": "text"}`, with `"finish": "length"` for a truncated answer.
-`qwen2.5-vl` also needs `input_width` and `input_height` in pixels. The user names the format; units are never guessed.
+Structured output may also be a JSON object instead of a text. Some formats need more:
+
+- `input_width` and `input_height`, in pixels (`qwen2.5-vl`);
+- `label`, the label in the prompt, if the answer does not repeat it (`moondream`). Consecutive lines of an image, each
+  with another label, are one prediction;
+- `classes`, the names of the model's classes in their order, on the first line (`mmdet`).
+
+The user names the format; units are never guessed.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from coordexp.evaluation.answer_items import Item, answer_part, json_items, tagged_items
+from coordexp.evaluation.answer_formats import ANSWER_FORMATS, parse_answer
 from coordexp.evaluation.detections import CategoryDetection, read_predictions
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.records import Detection, Prediction
@@ -36,23 +36,6 @@ from coordexp.runtime.io import NOT_JSON, enumerate_lines, read_json
 COORDEXP = "coordexp"
 
 
-class AnswerFormat(msgspec.Struct, frozen=True):
-    """How a model writes boxes in its answers."""
-
-    box_keys: tuple[str, ...]
-    unit: Literal["source", "input", "thousand"]
-    y_first: bool = False
-    tagged: bool = False
-
-
-ANSWER_FORMATS = {
-    "json-pixel": AnswerFormat(("bbox_2d", "bbox", "box"), "source"),
-    "json-1000": AnswerFormat(("bbox_2d", "bbox", "box"), "thousand"),
-    "qwen2.5-vl": AnswerFormat(("bbox_2d",), "input"),
-    "qwen3-vl": AnswerFormat(("bbox_2d",), "thousand"),
-    "gemini": AnswerFormat(("box_2d",), "thousand", y_first=True),
-    "internvl": AnswerFormat((), "thousand", tagged=True),
-}
 PREDICTION_FORMATS = (COORDEXP, "coco", *ANSWER_FORMATS)
 
 
@@ -65,10 +48,12 @@ class _Result(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     image_id: int | str
-    answer: str
+    answer: str | dict[str, Any] | list[Any]
     finish: Literal["stop", "length"] = "stop"
     input_width: int | None = None
     input_height: int | None = None
+    label: str | None = None
+    classes: list[str] = []
 
 
 _answer_decoder = msgspec.json.Decoder(_Answer)
@@ -103,34 +88,6 @@ def default_format(path: str | Path) -> str:
         raise DataError(located(f"cannot be read: {error.strerror}", file=path)) from error
 
 
-def parse_answer(text: str, format: str, size: tuple[float, float]) -> tuple[list[Detection], dict[str, int]]:
-    """Detections of one answer and problems by reason; never raises, whatever the text.
-
-    `size` is (width, height) in pixels of the image that the coordinates refer to. A truncated answer keeps its
-    complete objects. The score is 1 unless the answer states one. Objects in the reasoning before `</think>` are not
-    part of the answer; these and unreadable objects are counted by reason (`answer_items.REASONS`).
-    """
-    answer_format = ANSWER_FORMATS[format]
-    scale = (1000.0, 1000.0) if answer_format.unit == "thousand" else size
-    reasoning, answer = answer_part(text)
-    found, problems = [], Counter()
-    unreadable: Counter[str] = Counter()
-    drafts = sum(1 for _ in _items(reasoning, answer_format, unreadable)) + unreadable.total()
-    if drafts:
-        problems["in_reasoning"] = drafts
-    for label, box, score in _items(answer, answer_format, problems):
-        problem = _item_problem(label, box, score)
-        if problem:
-            problems[problem] += 1
-            continue
-        x1, y1, x2, y2 = (box[1], box[0], box[3], box[2]) if answer_format.y_first else box
-        norm = [x1 / scale[0], y1 / scale[1], x2 / scale[0], y2 / scale[1]]
-        found.append(Detection(desc=label, norm=norm, score=float(score)))
-    if not found and not problems and not _is_empty_answer(answer):
-        problems["no_object_in_text"] += 1
-    return found, dict(problems)
-
-
 def _coco_results(path: str | Path, ground_truth: GroundTruth, named_only: bool) -> Iterator[tuple[str, Prediction]]:
     content = read_json(path)
     try:
@@ -161,26 +118,62 @@ def _coco_results(path: str | Path, ground_truth: GroundTruth, named_only: bool)
 
 
 def _answers(path: str | Path, ground_truth: GroundTruth, format: str) -> Iterator[tuple[str, Prediction]]:
+    """Predictions of an answers file; consecutive lines of one image with different labels are one prediction."""
+    classes: Sequence[str] = ()
+    pending: tuple[str, Prediction] | None = None
+    labels: set[str] = set()  # of the pending prediction
     for number, line in enumerate_lines(path):
         try:
             row = _answer_decoder.decode(line)
         except NOT_JSON as error:
             raise DataError(located(f"not an answer: {error}", file=path, line=number)) from error
-        index = ground_truth.index_of.get(row.image_id)
-        if index is None:
-            raise DataError(located(f"image {row.image_id!r} is not in the annotations", file=path, line=number))
-        size = tuple(ground_truth.sizes[index])
-        if ANSWER_FORMATS[format].unit == "input":
-            if not row.input_width or not row.input_height:
-                problem = "missing size of the model's input image"
-                fix = "add input_width and input_height, in pixels"
-                raise DataError(located(problem, file=path, line=number, field="input_width", fix=fix))
-            size = (row.input_width, row.input_height)
-        found, problems = parse_answer(row.answer, format, size)
-        yield (
-            f"{path}:{number}",
-            _prediction(row.image_id, ground_truth, format, row.answer, row.finish, found, problems),
-        )
+        classes = row.classes or classes
+        prediction = _answer_prediction(row, ground_truth, format, classes, path, number)
+        if pending and pending[1].image_id == row.image_id and row.label and labels and row.label not in labels:
+            pending = (pending[0], _joined(pending[1], prediction))
+            labels.add(row.label)
+            continue
+        if pending:
+            yield pending
+        pending, labels = (f"{path}:{number}", prediction), {row.label} if row.label else set()
+    if pending:
+        yield pending
+
+
+def _answer_prediction(
+    row: _Answer, ground_truth: GroundTruth, format: str, classes: Sequence[str], path: str | Path, number: int
+) -> Prediction:
+    def fail(problem: str, **facts: Any) -> NoReturn:
+        raise DataError(located(problem, file=path, line=number, **facts))
+
+    answer_format = ANSWER_FORMATS[format]
+    index = ground_truth.index_of.get(row.image_id)
+    if index is None:
+        fail(f"image {row.image_id!r} is not in the annotations")
+    size = tuple(ground_truth.sizes[index])
+    if answer_format.space == "input":
+        if not row.input_width or not row.input_height:
+            fix = "add input_width and input_height, in pixels"
+            fail("missing size of the model's input image", field="input_width", fix=fix)
+        size = (row.input_width, row.input_height)
+    if answer_format.label == "prompt" and not row.label:
+        fail("missing label", field="label", fix=f"add the label of the prompt, which {format} answers do not repeat")
+    if answer_format.label == "index" and not classes:
+        fail("missing class names", field="classes", fix="add the names of the model's classes, in their order")
+    text = row.answer if isinstance(row.answer, str) else msgspec.json.encode(row.answer).decode()
+    found, problems = parse_answer(text, format, size, label=row.label, classes=classes)
+    return _prediction(row.image_id, ground_truth, format, text, row.finish, found, problems)
+
+
+def _joined(first: Prediction, second: Prediction) -> Prediction:
+    """One prediction of the answers to two prompts for the same image."""
+    return msgspec.structs.replace(
+        first,
+        finish="length" if "length" in (first.finish, second.finish) else "stop",
+        text=f"{first.text}\n{second.text}",
+        detections=[*first.detections, *second.detections],
+        problems=dict(Counter(first.problems) + Counter(second.problems)),
+    )
 
 
 def _prediction(
@@ -194,28 +187,3 @@ def _prediction(
 ) -> Prediction:
     width, height = (int(v) for v in ground_truth.sizes[ground_truth.index_of[image_id]])
     return Prediction(image_id, width, height, protocol, finish, text, found, problems)
-
-
-def _items(text: str, answer_format: AnswerFormat, problems: Counter[str]) -> Iterator[Item]:
-    if answer_format.tagged:
-        return tagged_items(text, problems)
-    return json_items(text, answer_format.box_keys, problems)
-
-
-def _item_problem(label: Any, box: Any, score: Any) -> str | None:
-    if not isinstance(label, str) or not label.strip():
-        return "no_label"
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        return "bad_box"
-    return None if _is_number(score) else "bad_score"
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) < 1e12 and (isinstance(value, int) or math.isfinite(value))
-
-
-def _is_empty_answer(text: str) -> bool:
-    """Whether the text is an explicit empty list of objects."""
-    return bool(re.fullmatch(r'\s*(```json)?\s*(\[\s*\]|\{\s*"\w+"\s*:\s*\[\s*\]\s*\})\s*(```)?\s*', text))

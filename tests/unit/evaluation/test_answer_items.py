@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from answer_fuzz import check_answers
 
+from coordexp.evaluation.answer_formats import parse_answer
 from coordexp.evaluation.answer_items import answer_part
-from coordexp.evaluation.external_predictions import parse_answer
 
 SIZE = (640, 480)
 ITEM = '{"bbox_2d": [100, 200, 500, 900], "label": "cat"}'

@@ -10,8 +10,9 @@ from evaluation_cases import generated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordexp.evaluation.answer_formats import parse_answer
 from coordexp.evaluation.evaluate import evaluate
-from coordexp.evaluation.external_predictions import PREDICTION_FORMATS, parse_answer
+from coordexp.evaluation.external_predictions import PREDICTION_FORMATS
 from coordexp.evaluation.options import EvaluateOptions
 from coordexp.runtime.errors import DataError
 
