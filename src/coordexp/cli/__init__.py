@@ -12,6 +12,7 @@ from pathlib import Path
 
 from coordexp import __version__
 from coordexp.cli import (
+    app,
     compare,
     detect,
     doctor,
@@ -30,7 +31,7 @@ from coordexp.cli.parser import Parser
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.plugins import VARIABLE, load_plugins
 
-COMMANDS = (init, show, expand, train, merge, doctor, validate, evaluate, compare, detect, export, parse, summary)
+COMMANDS = (init, show, expand, train, merge, doctor, validate, evaluate, compare, detect, app, export, parse, summary)
 EXIT_CODES = """\
 exit codes:
   0    success

@@ -88,9 +88,12 @@ class Detections:
         kept = sorted(sorted(kept, key=lambda n: -self.objects[n].score)[:max_objects])
         return replace(self, objects=tuple(self.objects[n] for n in kept))
 
-    def draw(self) -> Image.Image:
-        """The image with the outline, label and score of each object."""
-        return draw(self.source.load((self.width, self.height)), self.objects)
+    def draw(self, *, spread: bool = False, scale: int = 1) -> Image.Image:
+        """The image, enlarged `scale` times, with the outline, label and score of each object.
+
+        spread: also a band around each side of a box, one standard deviation to both sides.
+        """
+        return draw(self.source.load((self.width * scale, self.height * scale)), self.objects, spread=spread)
 
     def to_json(self) -> str:
         """One line of JSON: the image, its objects with pixels and fractions, the answer and its problems."""
@@ -187,10 +190,10 @@ def category_ids(results: Iterable[Detections], categories: Sequence[str] | None
     return {name: number for number, name in enumerate(names, start=first)}
 
 
-def library(name: str) -> ModuleType:
-    """An optional library; ConfigError with the command that installs it."""
+def library(name: str, extra: str | None = None) -> ModuleType:
+    """An optional library; ConfigError with the command that installs it (`extra` defaults to its name)."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        fix = f"pip install 'coordexp[{name}]'"
+        fix = f"pip install 'coordexp[{extra or name}]'"
         raise ConfigError(located(f"the library {name} is not installed", fix=fix)) from error

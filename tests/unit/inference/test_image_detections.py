@@ -58,6 +58,15 @@ def test_the_drawing_shows_each_box():
     assert drawn.shape == (100, 200, 3) and (drawn[40, 19:22] != 255).any() and (drawn[90, 180] == 255).all()
 
 
+def test_the_spread_of_each_side_is_shaded():
+    plain, shaded = (np.asarray(detections(BOX).draw(spread=spread)).astype(int) for spread in (False, True))
+    changed = (plain != shaded).any(axis=2)
+    columns = np.flatnonzero(changed[40])
+    assert columns.min() in (17, 18) and columns.max() in (105, 106)  # 20 - 2 and 100 + 6 pixels
+    assert not changed[:, 110:].any() and not changed[70:].any()
+    assert (np.asarray(detections(TEXT).draw(spread=True)) == np.asarray(detections(TEXT).draw())).all()
+
+
 def test_coco_tools_read_the_exported_images(tmp_path):
     data = to_coco([detections(BOX, POLYGON), detections(TEXT, name="b.png")], ["dog", "cow"])
     (tmp_path / "coco.json").write_text(json.dumps(data))

@@ -1,0 +1,54 @@
+"""Command `app`: try a checkpoint in a web browser."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import Commands, subparser
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    parser = subparser(
+        commands,
+        "app",
+        "Try a merged checkpoint on your own images in a web browser. Needs: pip install 'coordexp[app]'.",
+        "coordexp app results/shapes_9/merged",
+    )
+    parser.add_argument("model", metavar="MODEL", help="merged checkpoint: a folder, or owner/name on the hub")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve on (default: 127.0.0.1, this machine only; 0.0.0.0: every network of the machine)",
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FOLDER",
+        help="example images (default: validation images of the run, if the checkpoint is in its folder)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
+    parser.add_argument(
+        "--max-blocks", type=int, metavar="N", help="maximum number of tiles per image (default: as in training)"
+    )
+    parser.add_argument("--polygons", action="store_true", help="allow polygons in answers (data.geometry: poly)")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to show calibrated scores"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the checkpoint and serve the app until Ctrl-C."""
+    from coordexp import app
+    from coordexp.inference.detector import Detector
+
+    app.require_gradio()
+    options = {"max_blocks": args.max_blocks, "polygons": args.polygons, "calibration": args.calibration}
+    detector = Detector(args.model, revision=args.revision, device=args.device, **options)
+    examples = app.example_images(detector.folder, args.examples)
+    title = f"CoordExp: {app.shown_name(args.model)}"
+    app.launch(detector, title=title, examples=examples, host=args.host, port=args.port)
