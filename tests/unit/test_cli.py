@@ -25,6 +25,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "detect",
+    "app",
     "export",
     "parse",
     "summary",
