@@ -237,7 +237,7 @@ def test_earlier_results_are_replaced(tmp_path, capsys):
     assert main(["compare", *outs, "--out", str(compared)]) == 2
     assert "compare.html: the output file exists and was not written" in capsys.readouterr().err
     assert main(["compare", *outs, "--out", str(tmp_path / "new.html")]) == 2
-    assert "the page of a comparison" in capsys.readouterr().err
+    assert "the HTML page of the comparison would replace" in capsys.readouterr().err
 
 
 def test_a_folder_in_place_of_a_file_is_an_error_without_a_traceback(tmp_path, capsys):

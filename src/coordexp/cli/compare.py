@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.reporting.comparison import write_comparison
 
     if args.out.suffix == ".html":
-        problem, fix = "the page of a comparison has the name of its results with .html", "choose a name with .json"
+        problem, fix = "the HTML page of the comparison would replace the results", "choose a name with .json"
         raise ConfigError(located(problem, field="--out", found=str(args.out), fix=fix))
     check_output_file(args.out, is_result, *args.runs)
     check_output_file(args.out.with_suffix(".html"), is_page, *args.runs)

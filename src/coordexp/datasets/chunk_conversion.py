@@ -94,8 +94,8 @@ class ConvertOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_duplicate: Annotated[
         OnDuplicate,
         _option(
-            "images with the same bytes, in the split or in another split of the run that has been converted before: "
-            "`warn`, `error`, or `ignore` (not looked for)"
+            "byte-identical images, within the split or in another split of the run that was converted earlier: "
+            "`warn`, `error`, or `ignore` (no check)"
         ),
     ] = "warn"
     seed: Annotated[int, _option("seed of the tiny split, the calibration split and random ordering")] = 17

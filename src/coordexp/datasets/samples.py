@@ -26,8 +26,8 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     object_ordering: Annotated[
         AnswerOrder,
         msgspec.Meta(
-            description="order of objects: top to bottom, then left to right; the same within each category, in the "
-            "order of category ids; or a new random order per epoch"
+            description="order of objects: `sorted`: top to bottom, then left to right; `by_category`: by category id, "
+            "then as `sorted`; `random`: a new order every epoch"
         ),
     ] = "sorted"
     orders_per_sample: Annotated[
@@ -52,12 +52,12 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[int, msgspec.Meta(ge=1)] | None,
         msgspec.Meta(
             description="maximum number of categories in such a prompt, drawn at random from the present and absent "
-            "ones; the answer lists objects of these only. 1 suits predict.protocol: all_categories with chunk: 1"
+            "ones; the answer lists objects of these only. Use 1 with predict.protocol: all_categories and chunk: 1"
         ),
     ] = None
     named_categories: Annotated[
         tuple[str, ...] | None,
-        msgspec.Meta(description="only these categories are named in such prompts; null: every category"),
+        msgspec.Meta(description="categories that such prompts may name; null: every category"),
     ] = None
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 

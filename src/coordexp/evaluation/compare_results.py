@@ -91,7 +91,7 @@ class CompareResult(Result, kw_only=True):
 
     schema_version: Literal[2] = COMPARE_VERSION
     dataset: str
-    split: Annotated[str | None, Meta(description="null if it is not known")]
+    split: Annotated[str | None, Meta(description="evaluated split; null: unknown")]
     images: Annotated[Count, Meta(description="images scored, the same for every run")]
     images_annotated: Annotated[Count, Meta(description="images in the annotation file")]
     annotations: AnnotationsFile

@@ -162,7 +162,7 @@ class EvalResult(Result, kw_only=True):
 
     schema_version: Literal[4] = EVAL_VERSION
     dataset: str
-    split: Annotated[str | None, Meta(description="null if it is not known")]
+    split: Annotated[str | None, Meta(description="evaluated split; null: unknown")]
     inputs: Inputs
     options: EvaluateOptions
     software: Annotated[dict[str, str], Meta(description="package versions")]

@@ -117,7 +117,7 @@ class Detections:
         }
 
     def to_coco(self, image_id: int = 1, categories: Sequence[str] | None = None) -> dict[str, Any]:
-        """A COCO data set of this image, with a score in each annotation; `to_coco` writes several images."""
+        """A COCO dataset of this image, with a score in each annotation; `to_coco` writes several images."""
         return to_coco([self], categories, first_id=image_id)
 
     def to_supervision(self, categories: Sequence[str] | None = None) -> Any:
@@ -165,7 +165,7 @@ class Detections:
 def to_coco(
     results: Sequence[Detections], categories: Sequence[str] | None = None, *, first_id: int = 1
 ) -> dict[str, Any]:
-    """A COCO data set: images with ids from `first_id` on, categories with ids from 1 on, annotations with scores.
+    """A COCO dataset: images with ids from `first_id` on, categories with ids from 1 on, annotations with scores.
 
     Categories are those in `categories`, in this order, then other labels in alphabetical order.
     """

@@ -65,14 +65,14 @@ def selection(training: Mapping[str, Any], reported: str | None) -> str | None:
         return None
     results = f"The results are on {reported}." if reported else ""
     if not training.get("best"):
-        return f"Checkpoint: step {training['step']:,}, the last one of the training; no split selected it. {results}"
+        return f"Checkpoint: step {training['step']:,}, the last one of the run; no checkpoint was selected. {results}"
     best = training["best"]
     chosen_on = Path(training["recipe"]["custom"].get("val_jsonl") or "").name.split(".")[0]
     step = f"step {training['step']:,} of {best['last_step']:,}"
     text = f"Checkpoint: {step}, selected by {best['metric']} on {chosen_on}."
     if reported and chosen_on.removesuffix("_tiny") == reported.removesuffix("_tiny"):
-        text = f"{text} The results are on the same split, which favours them"
-        return f"{text}: report on images that did not select the checkpoint (predict.split: test)."
+        text = f"{text} The results are on the same split and therefore optimistic"
+        return f"{text}: report on images that were not used for the selection (predict.split: test)."
     return f"{text} {results}"
 
 

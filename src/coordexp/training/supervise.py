@@ -54,7 +54,7 @@ def supervise(command: list[str], env: Mapping[str, str], checkpoints: Path) -> 
 
 
 def progress_line(row: Mapping[str, Any]) -> str | None:
-    """A row of the log as a line for people; None for a row without a loss, such as an evaluation's."""
+    """A row of the log as a line for the console; None for a row without a loss, such as an evaluation's."""
     if "loss" not in row:
         return None
     step, _, total = row["global_step/max_steps"].partition("/")

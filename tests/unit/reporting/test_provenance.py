@@ -84,10 +84,14 @@ BEST = {"metric": "AP", "value": 0.5, "last_step": 3000}
         (
             trained(None),
             "val",
-            "step 1,200, the last one .*; no split selected it. The results are on val",
+            "step 1,200, the last one .*; no checkpoint was selected. The results are on val",
         ),
         (trained(BEST), "test", "step 1,200 of 3,000, selected by AP on val. The results are on test."),
-        (trained(BEST), "val", "on val. The results are on the same split, which favours them: .*predict.split: test"),
+        (
+            trained(BEST),
+            "val",
+            "on val. The results are on the same split and therefore optimistic: .*predict.split: test",
+        ),
         (trained(BEST, "a/val_tiny.coord.jsonl"), "val", "on val_tiny. The results are on the same split"),
     ],
 )

@@ -165,7 +165,7 @@ def test_page_has_no_absolute_path(tmp_path, monkeypatch):
     }
     write_report(tmp_path / "report.html", **files)
     page = (tmp_path / "report.html").read_text()
-    assert "Checkpoint: step 4, the last one of the training; no split selected it. The results are on val." in page
+    assert "Checkpoint: step 4, the last one of the run; no checkpoint was selected. The results are on val." in page
     for leak in (f"{home}/", "/scratch", "jdoe/", str(tmp_path), str(Path.cwd())):
         assert leak not in page, leak
     assert "results/a" in page and ".../adapter" in page and "https://host.org/jdoe2/x" in page

@@ -40,12 +40,12 @@ class CellsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[Annotated[int, Meta(ge=32)], Annotated[int, Meta(ge=32)]],
         Meta(description="width and height in pixels"),
     ] = (256, 192)
-    white: Annotated[Range, Meta(description="fewest and most white cells per image")] = (0, 2)
-    platelets: Annotated[Range, Meta(description="fewest and most platelets per image")] = (0, 3)
-    red: Annotated[Range, Meta(description="fewest and most red cells per image")] = (1, 15)
+    white: Annotated[Range, Meta(description="minimum and maximum number of white cells per image")] = (0, 2)
+    platelets: Annotated[Range, Meta(description="minimum and maximum number of platelets per image")] = (0, 3)
+    red: Annotated[Range, Meta(description="minimum and maximum number of red cells per image")] = (1, 15)
     zoom: Annotated[
         tuple[Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)]],
-        Meta(description="smallest and largest factor on the diameters of all cells of an image"),
+        Meta(description="minimum and maximum scale factor of all cells in an image"),
     ] = (0.9, 1.2)
     noise: Annotated[
         float, Meta(ge=0, description="largest standard deviation of the image noise, in grey levels of 0..255")
