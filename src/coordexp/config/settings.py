@@ -94,7 +94,7 @@ class Settings:
         return self.split(run, self.run(run).predict.split).removesuffix("_tiny")
 
     def records(self, run: str, name: str) -> str:
-        """Path of a file of records that a run reads, by its name without the ending: `val`, `train_rest.coord`."""
+        """Path of a records file that a run reads, by its name without the ending: `val`, `train_rest.coord`."""
         own = self.run(run)
         folder = own.calibration_split if re.match("calibration|train_rest", name) else own.records
         return self.results(folder, "data", f"{name}.jsonl")
@@ -137,7 +137,7 @@ class Settings:
         return list(dict.fromkeys(self.results(run, "data", f"{split}.images.json") for _, run, split in found))
 
     def records_owner(self, path: str) -> tuple[str, str, str] | None:
-        """(run, run whose records it reads, split) of a file of records of the workflow; None for any other file.
+        """(run, run whose records it reads, split) of a records file of the workflow; None for any other file.
 
         The records are the run's own for a folder that the user made, or of a run that is no longer configured.
         """

@@ -163,7 +163,7 @@ def made_from(settings: Settings, run: str) -> str:
 
 
 def _records(settings: Settings, path: str, run: str) -> Any:
-    """What a file of records is made from, or the content of a user file."""
+    """What a records file is made from, or the content of a user file."""
     owner = settings.records_owner(path)
     if owner is None:
         return _file(path)

@@ -51,7 +51,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
 
 @dataclass
 class Export:
-    """What a file of records or predictions contains: {id: name} of all categories, and the images one by one.
+    """What a records or predictions file contains: {id: name} of all categories, and the images one by one.
 
     counts: of images, boxes and what was left out; complete after `images` has been consumed.
     """
@@ -119,7 +119,7 @@ class Export:
 
 
 def open_export(path: str | Path, records: str | Path | None = None, min_score: float = 0.0) -> Export:
-    """The contents of a file of records or of predictions; the latter needs the `records` of its images.
+    """The contents of a records or predictions file; the latter needs the `records` of its images.
 
     DataError with file and line for a line that is neither, and for one name with two category ids.
     """
@@ -156,7 +156,7 @@ def export(
     min_score: float = 0.0,
     image_dirs: Sequence[str | Path] = (),
 ) -> dict[str, int]:
-    """Write a file of records or predictions to the new folder `out` in the format `target`; returns counts.
+    """Write a records or predictions file to the new folder `out` in the format `target`; returns counts.
 
     With `image_dirs`, the folders of the source images, these are linked to `out/images` (or copied, on another disk).
     Scores are kept by coco and label_studio; crowds and polygons by coco only.

@@ -1,4 +1,4 @@
-"""Validation of a file of records. Nothing is repaired."""
+"""Validation of a records file. Nothing is repaired."""
 
 from __future__ import annotations
 

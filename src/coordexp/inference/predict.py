@@ -1,4 +1,4 @@
-"""Predictions for a file of records: sharded, batched, resumable, in the order of the records."""
+"""Predictions for a records file: sharded, batched, resumable, in the order of the records."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A folder is named `{key}-{code}`. The key identifies recipe, data, base model and number of processes; the code is
 the identity of all code that computes the training. By default, finished training is not repeated when the code
-changes. An unfinished one resumes only with the same code, because other code might train its remaining steps
+changes. An unfinished one resumes only with the same code, because different code might train its remaining steps
 differently.
 """
 
@@ -83,7 +83,7 @@ def select_checkpoints(
     """The folder below `folder` to publish from or train in; explains on stdout why earlier ones are not resumed.
 
     `finished` returns whether the training in a folder is complete. With `rerun_on_code_change`, a training run that
-    finished with other code is not published.
+    finished with different code is not published.
     """
     current = folder / f"{key}-{code}"
     same_key = [other for other in sorted(folder.glob(f"{key}-*")) if other.is_dir() and other != current]

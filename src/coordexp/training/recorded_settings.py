@@ -66,7 +66,7 @@ def _only(values: Iterable[Any]) -> Any:
 
 
 def _most_points(records_jsonl: Path) -> int:
-    """Points of the largest polygon in a file of records; 0 if there are only boxes."""
+    """Points of the largest polygon in a records file; 0 if there are only boxes."""
     most = 0
     for _, line in enumerate_lines(records_jsonl):
         if b'"poly"' in line:

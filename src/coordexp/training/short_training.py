@@ -56,7 +56,7 @@ def warnings(recipe: Recipe, data: TrainingData, world_size: int = 1) -> list[st
 
 
 def training_data(recipe: Recipe) -> TrainingData:
-    """Counts of the file of records, or of all files of the mixture, that the recipe trains on.
+    """Counts of the records file, or of all files of the mixture, that the recipe trains on.
 
     DataError if none of their records has an object: the model would only learn empty answers.
     """
@@ -72,7 +72,7 @@ def training_data(recipe: Recipe) -> TrainingData:
 
 
 def data_of(records_jsonl: str | Path) -> TrainingData:
-    """Counts of a file of records; lines that cannot be decoded are left to the reader of the records."""
+    """Counts of a records file; lines that cannot be decoded are left to the reader of the records."""
     images = coordinates = 0
     decode = msgspec.json.Decoder(_Record).decode
     with Path(records_jsonl).open("rb") as lines:

@@ -76,7 +76,7 @@ def train(
     Returns the manifest, or None on machines other than the first of several. Checkpoints and TensorBoard files are
     kept between runs in the folder of `log` (JSON lines of the loss and its terms). The published folder contains an
     adapter (LoRA, offsets) or, for full-parameter training, a full checkpoint, and `train_manifest.json`. A finished
-    training is published again without another step, by default even if other code made it. `made_from` is the
+    training is published again without another step, by default even if different code made it. `made_from` is the
     workflow's identity of the training configuration, for the manifest.
     """
     refuse_foreign_outputs(out_dir, log)
