@@ -38,7 +38,7 @@ def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_t
     """COCOeval: twelve metrics with at most `max_dets` detections per image and category."""
     gt = hotcoco_ground_truth(ground_truth, iou_type)
     kept = best_per_image_and_category(detections.take(detections.category >= 0), max_dets)
-    evaluator = COCOeval(gt, hotcoco_results(gt, kept, ground_truth, iou_type), iou_type)
+    evaluator = COCOeval(gt, hotcoco_results(gt, kept, iou_type), iou_type)
     tops = sorted({min(1, max_dets), min(10, max_dets), max_dets})
     precision, recall = _run(evaluator, tops)
     metrics = _precisions(precision)
@@ -83,7 +83,10 @@ def best_per_category(detections: Detections, count: int) -> Detections:
 
 
 def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
-    """hotcoco's dataset; images and objects are numbered from 1, since the original ids may be strings."""
+    """hotcoco's dataset, with images, objects and categories numbered from 1.
+
+    The original ids may be strings or negative, and larger than a float64 represents.
+    """
     count = ground_truth.num_categories
     lists: dict[str, list[list[int]]] = {}
     for name, codes in (
@@ -92,7 +95,7 @@ def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") 
     ):
         lists[name] = [[] for _ in range(ground_truth.num_images)]
         for code in codes.tolist():
-            lists[name][code // count].append(ground_truth.categories[code % count].id)
+            lists[name][code // count].append(code % count + 1)
     images = [
         {"id": i + 1, "width": int(w), "height": int(h)} | {name: values[i] for name, values in lists.items()}
         for i, (w, h) in enumerate(ground_truth.sizes)
@@ -102,9 +105,9 @@ def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") 
         extra["segmentation"] = [msgspec.json.decode(raw) for raw in ground_truth.segmentation]
     return COCO.from_arrays(
         images,
-        [{"id": c.id, "name": c.name, "frequency": c.frequency or ""} for c in ground_truth.categories],
+        [{"id": n, "name": c.name, "frequency": c.frequency or ""} for n, c in enumerate(ground_truth.categories, 1)],
         ground_truth.image + 1,
-        _category_ids(ground_truth)[ground_truth.category],
+        ground_truth.category + 1,
         ground_truth.box,
         area=ground_truth.area,
         iscrowd=ground_truth.crowd,
@@ -112,10 +115,10 @@ def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") 
     )
 
 
-def hotcoco_results(gt: COCO, detections: Detections, ground_truth: GroundTruth, iou_type: IoUType = "bbox") -> COCO:
+def hotcoco_results(gt: COCO, detections: Detections, iou_type: IoUType = "bbox") -> COCO:
     """hotcoco's results of the detections with a category, in the order of the columns, without a limit."""
     mapped = detections.take(detections.category >= 0)
-    rows = _rows(mapped, ground_truth)
+    rows = _rows(mapped)
     if iou_type == "bbox":
         return LVISResults(gt, rows, max_dets=-1)
     # no box is given, so that hotcoco computes the area from the mask
@@ -139,7 +142,7 @@ def _federated(ground_truth: GroundTruth, detections: Detections, iou_type: IoUT
     large = large_categories(truth, found) if iou_type == "bbox" else np.zeros(0, dtype=np.int64)
     small = truth.of_objects(~np.isin(truth.category, large))
     gt = hotcoco_ground_truth(small, iou_type)
-    dt = hotcoco_results(gt, found.take(~np.isin(found.category, large)), ground_truth, iou_type)
+    dt = hotcoco_results(gt, found.take(~np.isin(found.category, large)), iou_type)
     precision, recall = _run(LVISeval(gt, dt, iou_type), [max(len(found), 1)])
     for category in large:
         in_category = federated_category(truth, found, category)
@@ -205,9 +208,9 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def _rows(detections: Detections, ground_truth: GroundTruth) -> np.ndarray:
-    ids = _category_ids(ground_truth)[detections.category]
-    return np.column_stack([detections.image + 1, detections.box, detections.score, ids]).astype(np.float64)
+def _rows(detections: Detections) -> np.ndarray:
+    columns = detections.image + 1, detections.box, detections.score, detections.category + 1
+    return np.column_stack(columns).astype(np.float64)
 
 
 def _polygons(detections: Detections) -> list[list[list[float]]]:
@@ -217,7 +220,3 @@ def _polygons(detections: Detections) -> list[list[list[float]]]:
         poly = detections.poly[i] if detections.poly else None
         polygons.append([poly or [x, y, x + w, y, x + w, y + h, x, y + h]])
     return polygons
-
-
-def _category_ids(ground_truth: GroundTruth) -> np.ndarray:
-    return np.array([c.id for c in ground_truth.categories], dtype=np.int64)

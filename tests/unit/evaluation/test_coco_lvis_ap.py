@@ -116,3 +116,23 @@ def test_masks_without_pixels_are_left_out_of_lvis_mask_ap(tmp_path, flat):
     predictions.write_text(json.dumps(line) + "\n")
     result = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="d", split="val")
     assert result.lvis.segm.metrics["AP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("ids", [(1, 2), (0, 1), (-5, -4), (2**53, 2**53 + 1), (-(2**63), 2**63 - 1)])
+def test_category_ids_of_any_size_are_kept_apart(tmp_path, ids):
+    """pycocotools accepts them; float64 has the same value for 2^53 and 2^53 + 1."""
+    boxes = [[10, 10, 30, 30], [50, 50, 30, 30]]
+    rows = [{"image_id": 1, "category_id": c, "bbox": b} for c, b in zip(ids, boxes, strict=True)]
+    gt = {
+        "images": [image(1) | {"width": 100, "height": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
+        "annotations": [{"id": i, **row, "area": 900, "iscrowd": 0} for i, row in enumerate(rows, 1)],
+        "categories": [{"id": c, "name": name} for c, name in zip(ids, ("cat", "dog"), strict=True)],
+    }
+    swapped = [{**row, "category_id": c, "score": 0.9} for row, c in zip(rows, ids[::-1], strict=True)]
+    (tmp_path / "gt.json").write_text(json.dumps(gt))
+    options = EvaluateOptions(bootstrap=0)
+    for results, expected in (([{**row, "score": 0.9} for row in rows], 1.0), (swapped, 0.0)):
+        (tmp_path / "found.json").write_text(json.dumps(results))
+        files = tmp_path / "found.json", tmp_path / "gt.json"
+        result = evaluate(*files, options, dataset="ids", split="val", format="coco")
+        assert [result.coco.metrics["AP"], result.lvis.metrics["AP"]] == pytest.approx([expected, expected])
