@@ -38,6 +38,7 @@ from coordexp.datasets.source import OnBad, Source
 from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.records import Metadata, Object, Record
 from coordexp.runtime import tuning
+from coordexp.runtime.code_identity import identity_of
 from coordexp.runtime.errors import ConfigError, located
 
 
@@ -115,8 +116,8 @@ class ConversionJob(msgspec.Struct):
     """What a worker process needs to convert a chunk.
 
     image_prefix: path of `images_dir` relative to the JSONL file, with a final slash. image_dirs: the source folders;
-    folder_names: their names below `images_dir`. index, descriptions (by category id) and same_file (see
-    `repeated_files`) are set once the annotation file has been read.
+    folder_names: their names below `images_dir`. index, descriptions (by category id), same_file and
+    alike (see `entry_checks.SharedNames`) are set once the annotation file has been read.
     """
 
     source: Source
@@ -131,6 +132,7 @@ class ConversionJob(msgspec.Struct):
     index: AnnotationIndex | None = None
     descriptions: dict[int, str] | None = None
     same_file: dict[int | str, int | str] = {}
+    alike: frozenset[int | str] = frozenset()
 
 
 def chunk_count(index: AnnotationIndex) -> int:
@@ -185,11 +187,20 @@ def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tup
     size, folder, inner = locate_image(job, image)
     options = job.options
     name = output_name(inner, size != (image.width, image.height), job.image_dirs[folder])
+    if image.id in job.alike:
+        name = _distinct(name, inner)
     name = f"{job.folder_names[folder]}/{name}"
     source, target = f"{job.image_dirs[folder]}/{inner}", f"{job.images_dir}/{name}"
     limits = {"exif": options.exif, "max_pixels": options.max_pixels}
     outcome = prepare_image(source, target, (image.width, image.height), size, options.jpeg_quality, **limits)
     return f"{job.image_prefix}{name}", size, outcome
+
+
+def _distinct(name: str, inner: str) -> str:
+    """`name` with a hash of `inner`, the name of the source image."""
+    folder, _, last = name.rpartition("/")
+    stem, _, suffix = last.rpartition(".")
+    return f"{folder}/{stem.encode()[:200].decode(errors='ignore')}.{identity_of(inner)}.{suffix}".removeprefix("/")
 
 
 def bad_image(image: ImageEntry | InvalidElement, error: ImageError) -> SkippedItem:

@@ -41,7 +41,7 @@ from coordexp.datasets.conversion_stats import (
     unusable_elements,
 )
 from coordexp.datasets.duplicate_images import check_duplicates, duplicate_images, forget_keys
-from coordexp.datasets.entry_checks import bad_entries, repeated_files
+from coordexp.datasets.entry_checks import bad_entries, shared_names
 from coordexp.datasets.image_provenance import prepare_images_dir, read_provenance
 from coordexp.datasets.source import Source, load_source
 from coordexp.geometry.boxes import looks_normalised, xywh_to_xyxy
@@ -96,7 +96,7 @@ def convert(
     statistics = _join(job, totals, out_jsonl)
     write_json(stats_path, statistics)
     if provenance_path is not None:
-        write_json(provenance_path, {**read_provenance(images_dir), "image_dirs": source.image_dirs})
+        write_json(provenance_path, {**read_provenance(images_dir), "image_dirs": identity_of(source.image_dirs)})
     shutil.rmtree(job.chunks.parent)
     for text in notices(statistics):
         notice(text)
@@ -143,7 +143,7 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> Conversi
     """Complete the job, check it and announce it; returns the counts of the elements that belong to no image."""
     job.index = index
     _check_pixels(index)
-    job.same_file = repeated_files(job)
+    job.same_file, job.alike = shared_names(job)
     table = load_categories(job.annotations, job.options.on_bad, index.categories)
     job.descriptions = descriptions(table, job.options.desc)
     unusable, totals = unusable_elements(index), ConversionCounts()
@@ -222,10 +222,11 @@ def _convert_in_worker(k: int) -> tuple[ConversionCounts, dict[str, int]]:
 def _unique_names(folders: list[Path]) -> list[str]:
     """A name for each source folder, with a number where two have the same name."""
     names = [folder.name or "images" for folder in folders]
+    known = [name.casefold() for name in names]
     unique: list[str] = []
     for i, name in enumerate(names):
-        candidate = name if names.count(name) == 1 else f"{i}_{name}"
-        while candidate != name and (candidate in names or candidate in unique):
+        candidate = name if known.count(name.casefold()) == 1 else f"{i}_{name}"
+        while candidate != name and candidate.casefold() in (*known, *map(str.casefold, unique)):
             candidate = f"{i}_{candidate}"
         unique.append(candidate)
     return unique
@@ -236,7 +237,7 @@ def _provenance(
 ) -> tuple[dict[str, str], dict[str, object]]:
     """(names of dataset and split, everything that decides the pixels of the split's images)."""
     made_from = {
-        "image_dirs": [str(d.resolve()) for d in image_dirs],
+        "image_dirs": identity_of([str(d.resolve()) for d in image_dirs]),  # their names may contain that of a user
         "max_blocks": max_blocks,
         **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality", "exif")},
         "resampler": images.resampler_version(),

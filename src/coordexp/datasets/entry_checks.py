@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,29 +29,52 @@ def bad_entries(job: ConversionJob) -> list[SkippedItem]:
         os.close(fd)
 
 
-def repeated_files(job: ConversionJob) -> dict[int | str, int | str]:
-    """The ids of images whose file an earlier image of the list has, with the id of that image.
+class SharedNames(NamedTuple):
+    """Images whose files or names are not their own.
 
-    Only images that share the last part of their name are looked up on the disk.
+    repeated: the ids of images whose file an earlier image of the list has, with the id of that image.
+    alike: the ids of images whose written file would replace that of another one on a disk that ignores case, as those
+        of macOS and Windows do. An image may be written under its own name or with `.jpg` appended.
     """
-    hashes = np.array([hash(_last_part(image)) for image in _named_images(job)], dtype=np.int64)
+
+    repeated: dict[int | str, int | str]
+    alike: frozenset[int | str]
+
+
+def shared_names(job: ConversionJob) -> SharedNames:
+    """The images of a dataset that share files or names; only those with similar names are looked up on the disk."""
+    owners: dict[tuple[int, str], int | str] = {}
+    written: dict[tuple[int, str], dict[str, set[int | str]]] = {}
+    repeated = {}
+    for image, folder, path in _similar(job):
+        inner = os.path.normpath(path)
+        owner = owners.setdefault((folder, inner), image.id)
+        if owner != image.id:
+            repeated[image.id] = owner
+        for name in {inner, inner if inner.lower().endswith((".jpg", ".jpeg")) else f"{inner}.jpg"}:
+            written.setdefault((folder, _alike(name)), {}).setdefault(name, set()).add(image.id)
+    alike = frozenset(i for names in written.values() if len(names) > 1 for ids in names.values() for i in ids)
+    return SharedNames(repeated, alike)
+
+
+def _similar(job: ConversionJob) -> Iterator[tuple[ImageEntry, int, str]]:
+    """(image, index of its folder, path inside it) of images whose last part is alike, apart from a final `.jpg`."""
+    hashes = np.array([_key(image) for image in _named_images(job)], dtype=np.int64)
     values, counts = np.unique(hashes, return_counts=True)
     shared = set(values[counts > 1].tolist())
-    owners: dict[tuple[int, str], int | str] = {}
-    repeated = {}
     for image in _named_images(job) if shared else ():
-        if hash(_last_part(image)) not in shared:
-            continue
-        with contextlib.suppress(ImageError, DataError):  # reported when the image is converted
-            folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
-            owner = owners.setdefault((folder, os.path.normpath(inner)), image.id)
-            if owner != image.id:
-                repeated[image.id] = owner
-    return repeated
+        if _key(image) in shared:
+            with contextlib.suppress(ImageError, DataError):  # reported when the image is converted
+                yield image, *find_image(image.path, job.image_dirs, from_url=not image.file_name)
 
 
-def _last_part(image: ImageEntry) -> str:
-    return image.path.rpartition("/")[2]
+def _key(image: ImageEntry) -> int:
+    return hash(_alike(image.path.rpartition("/")[2]).removesuffix(".jpg"))
+
+
+def _alike(name: str) -> str:
+    """The same text for names that a disk which ignores case, or the form of accents, takes for one."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def _named_images(job: ConversionJob) -> Iterator[ImageEntry]:

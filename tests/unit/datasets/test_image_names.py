@@ -1,11 +1,13 @@
 """Names of image files: looked up in the folders of a dataset, and unique in the output folder."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
-from dataset_cases import draw_image
+from dataset_cases import convert_to, draw_image, write_dataset
 
 from coordexp.datasets.images import ImageError, find_image, output_name
+from coordexp.records import read_records
 from coordexp.runtime.errors import DataError
 
 
@@ -52,3 +54,15 @@ def test_two_images_never_share_an_output_name(tmp_path):
     assert len(set(written)) == len(names)
     assert written[1] == "a.png.jpg"
     assert max(len(Path(name).name.encode()) for name in written) <= 255
+
+
+def test_images_whose_names_differ_by_case_only_can_be_written_to_any_disk(tmp_path):
+    names = ["a.png", "A.PNG", "b.png", "B.png.JPG", "cafe\u0301.jpg", "caf\u00e9.jpg", "d.jpg", "e.png", "e.png.jpg"]
+    images = [{"id": i, "file_name": name, "width": 64, "height": 64} for i, name in enumerate(names, start=1)]
+    convert_to(write_dataset(tmp_path, images), tmp_path / "out", max_blocks=1, min_blocks=1)
+    records = list(read_records(tmp_path / "out" / "train.jsonl", "pixel"))
+    written = [record.images[0] for record in records]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in written}) == len(names)
+    assert [Path(name).name for name in written[6:]] == ["d.jpg", "e.png.1.jpg", "e.png.jpg"]
+    for record, name in zip(records, names, strict=True):
+        assert record.metadata.file_name == name and (tmp_path / "out" / record.images[0]).is_file()
