@@ -6,6 +6,12 @@ BIN := $(VENV)/bin
 QUIET := --quiet --disable-pip-version-check
 READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
 export PYTHONDONTWRITEBYTECODE ?=
+# Snakemake needs a cache folder, and fails without one where the home folder cannot be written.
+ifndef XDG_CACHE_HOME
+ifneq ($(shell mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" && echo yes),yes)
+export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
+endif
+endif
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo photos photos-folder test lint unit workflow test-slurm soak install clean

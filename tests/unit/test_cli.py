@@ -189,6 +189,7 @@ def test_an_output_never_replaces_an_input(tmp_path, capsys):
 
 WRITING = {  # all but merge, whose output is tested with it
     "init": "init {folder} --out {out}",
+    "show": "show {none} --out {out}",
     "expand": "expand {folder} --out {out}",
     "train": "train --config {none} --model {folder} --out {out}",
     "doctor": "doctor {none} --model {folder} --out {out}",

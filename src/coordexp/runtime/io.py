@@ -146,6 +146,16 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def home_is_writable() -> bool:
+    """Whether programs can create their folders in the home folder, as far as `~/.config` shows."""
+    config = Path.home() / ".config"
+    try:
+        config.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(config, os.W_OK)
+
+
 def _locked_file(path: Path, suffix: str) -> tuple[int, Path]:
     """A new hidden file next to `path`, locked through its descriptor as long as this process or a child of it runs.
 
