@@ -19,7 +19,8 @@ from coordexp.config.sections import SPLIT, VocabOptions
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.config_io import choices_of
 from coordexp.runtime.errors import ConfigError, CoordExpError
-from coordexp.runtime.io import canonical_json
+from coordexp.runtime.http_download import SECRET_URLS
+from coordexp.runtime.io import canonical_json, home_is_writable
 from coordexp.runtime.plugins import VARIABLE as PLUGINS
 from coordexp.training.identity import training_code
 
@@ -30,6 +31,7 @@ except CoordExpError as error:
 RESULTS = settings.data.output_base
 RAW = settings.data.raw_root
 
+os.environ[SECRET_URLS] = json.dumps(settings.secret_urls())  # params, which Snakemake stores, have only their keys
 os.environ[PLUGINS] = os.pathsep.join(map(str, settings.plugins))  # they are part of the identity of the code
 
 shell.executable("bash")
@@ -42,6 +44,8 @@ ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",
     PLUGINS: os.environ[PLUGINS],
 }
+if not home_is_writable():  # otherwise each job compiles a list of all fonts
+    ENVIRONMENT["MPLCONFIGDIR"] = str(Path(".snakemake/matplotlib").resolve())
 shell.prefix(
     "set -euo pipefail; export "
     + " ".join(f"{name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items())
@@ -125,10 +129,10 @@ def source_of(wildcards, split=None):
     return f"{RAW}/{settings.run(wildcards.run).dataset}/{name}.source.json"
 
 
-def evaluated_source(wildcards):
+def evaluated_source(wildcards, run=None):
     """Manifest of the split that a run is evaluated on; its categories are those of the prompts."""
-    split = settings.evaluated_split(wildcards.run)
-    return f"{RAW}/{settings.run(wildcards.run).dataset}/{split}.source.json"
+    run = run or wildcards.run
+    return f"{RAW}/{settings.run(run).dataset}/{settings.evaluated_split(run)}.source.json"
 
 
 def predicted(wildcards):

@@ -72,6 +72,7 @@ rule compare:
     input:
         evaluated=lambda w: expand(f"{RESULTS}/{{run}}/eval.json", run=w.runs.split("+")),
         predictions=lambda w: expand(f"{RESULTS}/{{run}}/eval/predictions.jsonl", run=w.runs.split("+")),
+        source=lambda w: evaluated_source(w, w.runs.split("+")[0]),
         logs=lambda w: [f"{settings.training(run)}/log.jsonl" for run in w.runs.split("+")],
     output:
         numbers=f"{RESULTS}/compare/{{runs}}/compare.json",
@@ -93,5 +94,5 @@ rule compare:
     params:
         code=code("compare"),
     shell:
-        "python -m workflow_scripts.compare --evaluated {input.evaluated:q} --logs {input.logs:q}"
+        "python -m workflow_scripts.compare --evaluated {input.evaluated:q} --source {input.source:q} --logs {input.logs:q}"
         " --numbers {output.numbers:q} --page {output.page:q} > {log:q} 2>&1"

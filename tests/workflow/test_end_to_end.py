@@ -1,8 +1,12 @@
 """The main job on generated shapes, from download to report, by real Snakemake and real ms-swift."""
 
+import getpass
 import json
 import re
 import zipfile
+from pathlib import Path
+
+from running import REPOSITORY
 
 from coordexp.records import Prediction, read_records
 from coordexp.runtime.io import read_json, read_jsonl
@@ -81,6 +85,17 @@ def test_snakemake_s_own_report_holds_the_page_and_the_loss(finished):
     with zipfile.ZipFile(finished.path("own.zip")) as archive:
         names = {name.rsplit("/", 1)[-1] for name in archive.namelist() if "/data/raw/" in name}
     assert names == {"report.html", "loss.png"}
+
+
+def test_published_files_name_neither_the_machine_s_folders_nor_the_user(finished):
+    """Report, metrics, checkpoints and data, and Snakemake's records, which travel with them."""
+    private = [bytes(finished.folder), bytes(REPOSITORY), bytes(Path.home()), f"/{getpass.getuser()}/".encode()]
+    folders = (RUN, "results/models", "resources", ".snakemake/metadata")
+    files = [path for name in folders for path in finished.path(name).rglob("*") if path.is_file()]
+    local = {"logs", "benchmarks", "checkpoints", "tensorboard", ".downloads"}
+    files = [path for path in files if not local & set(path.relative_to(finished.folder).parts)]
+    assert len(files) > 50
+    assert not [(path.name, text) for path in files for text in private if text in path.read_bytes()]
 
 
 def test_a_typo_in_the_configuration_stops_before_anything_runs(finished):

@@ -1,11 +1,15 @@
 """The user's own folders of a dataset and a base: what a changed file in them reruns, in real dry runs."""
 
+import functools
+import http.server
 import json
 import os
 import shutil
+import threading
+from pathlib import Path
 
 import pytest
-from running import SMALL, Workflow
+from running import REPOSITORY, SMALL, Workflow
 
 from coordexp.datasets.download import provide
 from coordexp.modeling import tiny
@@ -33,6 +37,45 @@ def made(tmp_path_factory):
     workflow.run(*TARGETS)
     assert workflow.planned(*TARGETS) == {}
     return workflow, top / "parts" / source.annotations, top / "base"
+
+
+def published(workflow):
+    """Names and contents of the files of a run that others may get; logs and benchmarks stay on the machine."""
+    for path in sorted(workflow.path("results").rglob("*")):
+        if path.is_file() and not {"logs", "benchmarks"} & set(path.parts):
+            yield path.name, path.read_bytes()
+
+
+def test_results_name_no_folders_of_the_user(made):
+    workflow, annotations, base = made
+    private = [bytes(path) for path in (annotations.parent, base, workflow.folder, REPOSITORY, Path.home())]
+    leaks = {(name, path) for name, content in published(workflow) for path in private if path in content}
+    assert not leaks
+
+
+def test_a_secret_in_a_url_is_stored_nowhere(made, tmp_path):
+    """Neither with the data nor in Snakemake's records or on the terminal; the server does get it."""
+    _, annotations, _ = made
+    (tmp_path / "work").mkdir()
+    asked = []
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    serve = functools.partial(Server, directory=annotations.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{annotations.name}?token=PLANTED"
+        entry = {"format": "lvis", "annotations": {"train": annotations.name}, "image_dirs": {"train": []}}
+        entry["downloads"] = {annotations.name: {"url": url}}
+        other = Workflow(tmp_path / "work", merge(SMALL, {"datasets": {"web": entry}}))
+        done = other.run("resources/web/train.source.json")
+        server.shutdown()
+    assert any("token=PLANTED" in path for path in asked)
+    assert "PLANTED" not in done.stdout + done.stderr
+    files = [path for path in other.folder.rglob("*") if path.is_file() and path.name != "changes.yaml"]
+    assert len(files) > 3 and not [path for path in files if b"PLANTED" in path.read_bytes()]
 
 
 def replace(path, text):

@@ -22,6 +22,9 @@ def add(commands: Commands) -> None:
         "runs", nargs="+", type=Path, metavar="EVAL_JSON", help="two or more; the first is the baseline"
     )
     parser.add_argument(
+        "--gt", type=Path, metavar="JSON", help="annotations, if they are not where the evaluations found them"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -41,6 +44,6 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(located(problem, field="--out", found=str(args.out), fix=fix))
     check_output_file(args.out, is_result, *args.runs)
     check_output_file(args.out.with_suffix(".html"), is_page, *args.runs)
-    compare_evaluated(args.runs, out=args.out)
+    compare_evaluated(args.runs, annotations=args.gt, out=args.out)
     write_comparison(args.out.with_suffix(".html"), compare_json=args.out)
     print(f"wrote {args.out} and {args.out.with_suffix('.html')}")

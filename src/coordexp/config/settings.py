@@ -24,6 +24,7 @@ from coordexp.modeling import checkpoint_files
 from coordexp.recipe import Recipe, load_recipe
 from coordexp.runtime.config_io import checked, merge
 from coordexp.runtime.errors import ConfigError, CoordExpError, located
+from coordexp.runtime.http_download import hide_urls, secret_urls
 from coordexp.runtime.plugins import load_plugins
 from coordexp.runtime.secrets import refuse_secrets
 
@@ -66,9 +67,16 @@ class Settings:
     # ------------------------------------------------------------------ data
 
     def source(self, dataset: str, split: str) -> dict[str, Any]:
-        """The part of a dataset's entry that providing one split reads; ConfigError for a split that it lacks."""
+        """The part of a dataset's entry that providing one split reads; ConfigError for a split that it lacks.
+
+        URLs are hidden (`http_download.hide_urls`), as they may contain a token.
+        """
         check_split(open_format(dataset, self.datasets[dataset]), split)
-        return options_for_split(dataset, self.datasets[dataset], split)
+        return hide_urls(options_for_split(dataset, self.datasets[dataset], split))
+
+    def secret_urls(self) -> dict[str, str]:
+        """The URLs of all datasets that `source` hides, by their keys."""
+        return secret_urls(self.datasets)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:
         """SHA-256 of the annotations in the user's own folder, so that params change with it; otherwise None."""

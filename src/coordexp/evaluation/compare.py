@@ -35,6 +35,7 @@ from coordexp.evaluation.protocol import ScoredProtocol
 from coordexp.evaluation.results import load_eval
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file
+from coordexp.runtime.local_paths import portable_path
 
 CATEGORIES_LISTED = 20
 EQUAL_F1 = 1e-12
@@ -50,29 +51,42 @@ class Run:
     format: str = COORDEXP
 
 
-def run_from_eval(eval_json: str | Path, name: str | None = None) -> tuple[Run, Path]:
+def run_from_eval(
+    eval_json: str | Path, name: str | None = None, annotations: str | Path | None = None
+) -> tuple[Run, Path]:
     """The run that was evaluated and its annotation file; DataError if a file has changed since.
 
-    Relative paths in eval.json are resolved against the current directory.
+    Paths in eval.json are relative to the current directory or to eval.json. A file of which eval.json has only the
+    name is `annotations`, or is expected beside eval.json, or in the folder `eval` there.
     """
-    inputs = load_eval(eval_json).inputs
-    for entry in (inputs.predictions, inputs.annotations):
-        if not Path(entry.path).is_file() or sha256_file(entry.path) != entry.sha256:
+    inputs, folder = load_eval(eval_json).inputs, Path(eval_json).parent
+    found = []
+    for entry, given in ((inputs.predictions, None), (inputs.annotations, annotations)):
+        last = Path(entry.path).name
+        candidates = [Path(entry.path), folder / entry.path, folder / last, folder / "eval" / last]
+        candidates = [Path(given), *candidates] if given is not None else candidates
+        same = (path for path in candidates if path.is_file() and sha256_file(path) == entry.sha256)
+        if (path := next(same, None)) is None:
             problem = f"{entry.path} is missing or has changed since the evaluation"
-            raise DataError(located(problem, file=eval_json, fix="evaluate the run again"))
-    run = Run(name or Path(eval_json).parent.name, Path(inputs.predictions.path), inputs.predictions.format)
-    return run, Path(inputs.annotations.path)
+            fix = "evaluate the run again, pass --gt for annotations in another folder, or start in the same folder"
+            raise DataError(located(problem, file=eval_json, fix=fix))
+        found.append(path)
+    return Run(name or folder.name, found[0], inputs.predictions.format), found[1]
 
 
 def compare_evaluated(
-    eval_jsons: list[str | Path], options: EvaluateOptions | None = None, *, out: str | Path | None = None
+    eval_jsons: list[str | Path],
+    options: EvaluateOptions | None = None,
+    *,
+    annotations: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> CompareResult:
     """`compare` for evaluated runs, named by their directories; by default with the options of the first one.
 
     DataError if they were evaluated on different annotations or their files have changed since.
     """
     evaluated = [load_eval(path) for path in eval_jsons]
-    runs = [run_from_eval(path) for path in eval_jsons]
+    runs = [run_from_eval(path, annotations=annotations) for path in eval_jsons]
     if len({result.inputs.annotations.sha256 for result in evaluated}) != 1:
         names = [str(path) for path in eval_jsons]
         raise DataError(located("evaluated on different annotations", found=names, fix="compare runs of one split"))
@@ -119,9 +133,14 @@ def compare(
             split=split,
             images=ground_truth.num_images,
             images_annotated=annotated.num_images,
-            annotations=AnnotationsFile(path=str(annotations), sha256=sha256_file(annotations)),
+            annotations=AnnotationsFile(path=portable_path(annotations, out), sha256=sha256_file(annotations)),
             runs=[
-                ComparedRun(name=r.name, path=str(r.predictions), format=r.format, sha256=sha256_file(r.predictions))
+                ComparedRun(
+                    name=r.name,
+                    path=portable_path(r.predictions, out),
+                    format=r.format,
+                    sha256=sha256_file(r.predictions),
+                )
                 for r in runs
             ],
             intervals=f"{INTERVALS}, {options.bootstrap} replicates, seed {options.seed}",

@@ -34,6 +34,7 @@ from coordexp.records import Prediction, read_records, software_file
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, sha256_file
+from coordexp.runtime.local_paths import portable_path
 from coordexp.runtime.software import describe
 
 __all__ = ["EvaluateOptions", "evaluate", "options_from", "protocols_to_compute", "restrict_to_predicted", "score"]
@@ -84,8 +85,10 @@ def evaluate(
             dataset=dataset,
             split=split,
             inputs=Inputs(
-                predictions=PredictionsFile(format=format, made_by=_made_by(predictions), **_file_facts(predictions)),
-                annotations=InputFile(**_file_facts(annotations)),
+                predictions=PredictionsFile(
+                    format=format, made_by=_made_by(predictions), **_file_facts(predictions, out)
+                ),
+                annotations=InputFile(**_file_facts(annotations, out)),
             ),
             options=options,
             **describe(code_identity(EVALUATION_CODE)),
@@ -246,5 +249,5 @@ def _made_by(predictions: str | Path) -> list[results.Software] | None:
     return msgspec.convert(read_json(file), list[results.Software]) if file.is_file() else None
 
 
-def _file_facts(path: str | Path) -> dict[str, str | int]:
-    return {"path": str(path), "sha256": sha256_file(path), "bytes": Path(path).stat().st_size}
+def _file_facts(path: str | Path, out: str | Path | None) -> dict[str, str | int]:
+    return {"path": portable_path(path, out), "sha256": sha256_file(path), "bytes": Path(path).stat().st_size}

@@ -27,7 +27,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 class InputFile(Result):
     """A file that was read."""
 
-    path: Annotated[str, Meta(description="path as given, relative to the working directory")]
+    path: Annotated[
+        str, Meta(description="path relative to the working directory or to this file, or the name after `.../`")
+    ]
     sha256: Sha256
     bytes: Annotated[Count, Meta(description="size of the file in bytes")]
 

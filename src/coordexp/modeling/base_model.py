@@ -17,6 +17,7 @@ from coordexp.modeling.families import family_of
 from coordexp.runtime import io
 from coordexp.runtime.errors import ConfigError, DownloadError, SpaceError, located, nearest
 from coordexp.runtime.estimates import format_bytes, free_bytes, nearest_existing_dir
+from coordexp.runtime.local_paths import portable_path
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.runtime.output_guard import MARKER, output_dir, refuse_foreign_folder
 
@@ -50,6 +51,7 @@ def fetch(name: str, model: dict[str, Any], out_dir: str | Path) -> dict:
         folder = Path(_need(name, entry, "path"))
         if not folder.is_dir():
             raise ConfigError(located("no such folder", field=f"models.{name}.path", found=str(folder)))
+        facts["path"] = portable_path(folder)
     else:
         repo, revision = _need(name, entry, "repo"), _need(name, entry, "revision")
         folder = _download(name, source, repo, revision)

@@ -12,8 +12,9 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +26,7 @@ from coordexp.runtime.io import sha256_file, write_text
 from coordexp.runtime.locks import FULL
 from coordexp.runtime.progress import Progress
 
+SECRET_URLS = "COORDEXP_SECRET_URLS"  # environment variable of jobs: a JSON object of URLs by `url_key`
 BLOCK = 1 << 20
 MARGIN = 64 << 20  # bytes that must be free while a body arrives, checked once per as many bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -123,11 +125,43 @@ def url_key(url: str) -> str:
     return shown if shown == url else f"{shown}#{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
+def hide_urls(value: Any) -> Any:
+    """The same JSON-compatible value with each URL replaced by its `url_key`, at any depth."""
+    return _replace_urls(value, url_key)
+
+
+def restore_urls(value: Any) -> Any:
+    """The value before `hide_urls`, with the URLs in the environment variable SECRET_URLS."""
+    known = json.loads(os.environ.get(SECRET_URLS) or "{}")
+    return _replace_urls(value, lambda url: known.get(url, url))
+
+
+def secret_urls(value: Any) -> dict[str, str]:
+    """The URLs in a JSON-compatible value that `hide_urls` changes, by their keys: the value of SECRET_URLS."""
+    found = {}
+
+    def note(url: str) -> str:
+        if url_key(url) != url:
+            found[url_key(url)] = url
+        return url
+
+    _replace_urls(value, note)
+    return found
+
+
+def _replace_urls(value: Any, new: Callable[[str], str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replace_urls(inner, new) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_urls(inner, new) for inner in value]
+    return new(value) if isinstance(value, str) and re.match(r"https?://", value) else value
+
+
 def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progress, size: int | None) -> None:
     """One connection: continue `part` if the file on the server is unchanged, else start over."""
     have = _length(part)
     known = json.loads(state.read_text()) if have and state.exists() else {}
-    if not known or known.get("url") != url:
+    if not known or known.get("url") != url_key(url):
         have = 0
     headers = {"User-Agent": f"coordexp/{__version__}", "Accept-Encoding": "identity"}
     if have:
@@ -162,7 +196,7 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
             part.unlink(missing_ok=True)
             raise _Again("the file on the server has changed; starting over")
         require_space(part.parent, (total or 0) - start, f"download {part.stem}")
-        write_text(state, json.dumps({"url": url, "total": total, "validator": validator}))
+        write_text(state, json.dumps({"url": url_key(url), "total": total, "validator": validator}))
         if total:
             progress.set_total(total)
         progress.resume_at(start)

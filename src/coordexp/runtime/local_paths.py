@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ from coordexp.runtime.io import read_json, write_json, write_text
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # whose entries look like paths
 
 
-def portable_path(path: str | Path) -> str:
-    """`path` relative to the working directory if it lies in it, otherwise only its name after `.../`."""
+def portable_path(path: str | Path, beside: str | Path | None = None) -> str:
+    """`path` relative to the working directory if it lies in it, otherwise only its name after `.../`.
+
+    With `beside`, the file that will contain it, a path to the same tree of folders is relative to that file.
+    """
     path = Path(path)
     for base in (Path.cwd(), Path.cwd().resolve()):
         if path.is_absolute() and path.is_relative_to(base):
             return path.relative_to(base).as_posix()
+    if path.is_absolute() and beside is not None:
+        folder = Path(beside).resolve().parent
+        common = Path(os.path.commonpath([path, folder]))
+        if common == Path.home() or not Path.home().is_relative_to(common):  # else folders of users would be named
+            return Path(os.path.relpath(path, folder)).as_posix()
     return f".../{path.name}" if path.is_absolute() else path.as_posix()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -116,6 +117,26 @@ def test_changed_files_are_refused(compared):
     copied.write_text(copied.read_text() + "\n")
     with pytest.raises(DataError, match="has changed since the evaluation"):
         run_from_eval(folder / "good" / "eval.json")
+
+
+def test_files_of_other_folders_are_found_again_without_their_paths(compared, tmp_path, monkeypatch):
+    """eval.json names no folders of users; the hashes decide which file is meant."""
+    _, runs, annotations, _ = compared
+    monkeypatch.setenv("HOME", str(tmp_path.parents[1] / "home"))
+    predictions, out = tmp_path / "eval" / runs[0].predictions.name, tmp_path / "eval.json"
+    predictions.parent.mkdir()
+    predictions.write_bytes(runs[0].predictions.read_bytes())
+    evaluate(predictions, annotations, OPTIONS, dataset="generated", split="val", out=out)
+    assert str(tmp_path.parent) not in out.read_text() and str(annotations.parent) not in out.read_text()
+    content = json.loads(out.read_text())
+    for entry in content["inputs"].values():
+        entry["path"] = f".../{Path(entry['path']).name}"
+    out.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"\.\.\./annotations.json is missing"):
+        run_from_eval(out)
+    assert run_from_eval(out, annotations=annotations)[0].predictions == predictions
+    (tmp_path / annotations.name).write_bytes(annotations.read_bytes())
+    assert run_from_eval(out)[1] == tmp_path / annotations.name
 
 
 def test_comparing_evaluated_runs(compared, tmp_path):

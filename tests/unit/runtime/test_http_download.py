@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import threading
 import time
 
@@ -11,7 +12,16 @@ from dataset_cases import answer, serving
 
 from coordexp.runtime import estimates, http_download
 from coordexp.runtime.errors import DownloadError, SpaceError
-from coordexp.runtime.http_download import Policy, fetch, shown_url, url_key
+from coordexp.runtime.http_download import (
+    SECRET_URLS,
+    Policy,
+    fetch,
+    hide_urls,
+    restore_urls,
+    secret_urls,
+    shown_url,
+    url_key,
+)
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 QUICK = Policy(attempts=4, timeout=0.5, first_wait=0.01, longest_wait=0.05)
@@ -224,3 +234,14 @@ def test_a_body_longer_than_its_size_is_not_read_to_the_end(server, tmp_path):
     with pytest.raises(DownloadError, match="wrong content"):
         get(server, tmp_path / "file.bin", size=2_000_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hidden_urls_are_restored_from_the_environment(monkeypatch):
+    entry = {
+        "downloads": {"a": {"url": "https://host/a?token=secret"}, "b": {"url": "https://host/b"}},
+        "root": "/c?d=e",
+    }
+    hidden = hide_urls(entry)
+    assert "secret" not in str(hidden) and hidden["downloads"]["b"] == entry["downloads"]["b"]
+    monkeypatch.setenv(SECRET_URLS, json.dumps(secret_urls(entry)))
+    assert restore_urls(hidden) == entry

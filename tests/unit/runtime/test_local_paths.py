@@ -26,3 +26,12 @@ def test_files_of_a_folder_are_rewritten(tmp_path):
     assert read_json(out / "adapter_config.json") == {"base_model_name_or_path": ".../base", "r": 4}
     assert (out / "README.md").read_text() == "base_model: .../base\n"
     assert read_json(out / "tokenizer.json") == {"model": {"merges": [str(base)]}}
+
+
+def test_paths_beside_a_file_are_relative_to_it_unless_they_name_users(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert portable_path("/data/coco/val.json", "/data/out/eval.json") == "../coco/val.json"
+    assert portable_path("/home/me/coco/val.json", "/home/me/out/eval.json") == "../coco/val.json"
+    assert portable_path("/home/other/val.json", "/home/me/out/eval.json") == ".../val.json"
+    assert portable_path("/home/me/val.json", "/data/out/eval.json") == ".../val.json"
+    assert portable_path("val.json", "/data/out/eval.json") == "val.json"
