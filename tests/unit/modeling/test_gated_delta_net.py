@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
-from coordexp.modeling.families.gated_delta_net import FedTokens, GatedDeltaState, delta_rule
+from coordexp.modeling.families.gated_delta_net import FedTokens, GatedDeltaState, delta_rule, stepping
 
 BATCH, HEADS, WIDTH, KEY, VALUE, KERNEL, CHANNELS = 3, 2, 5, 4, 6, 4, 7
 
@@ -61,3 +61,13 @@ def test_a_strong_decay_stays_finite():
     state.fed = FedTokens(given["inputs"], given["key"], written, decay)
     state.accept(torch.ones(BATCH, dtype=torch.long))
     assert output.isfinite().all() and state.memory.isfinite().all()
+
+
+def test_the_forward_pass_of_a_module_is_restored():
+    """Also one that a library has replaced on the module itself, as accelerate does."""
+    plain, hooked = torch.nn.Identity(), torch.nn.Identity()
+    hooked.forward = own = lambda x: x + 1
+    state = GatedDeltaState(torch.zeros(1, 1, 3), torch.zeros(1, 1, 1, 1))
+    with stepping({0: plain, 1: hooked}, {0: state, 1: state}):
+        assert "forward" in plain.__dict__ and hooked.forward is not own
+    assert "forward" not in plain.__dict__ and hooked.forward is own

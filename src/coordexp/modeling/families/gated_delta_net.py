@@ -76,9 +76,17 @@ def stepping(modules: Mapping[int, nn.Module], states: Mapping[int, GatedDeltaSt
     with ExitStack() as restore:
         for index, state in states.items():
             module: Any = modules[index]
+            restore.callback(_restore_forward, module, module.__dict__.get("forward"))
             module.forward = _Step(module, state)
-            restore.callback(delattr, module, "forward")
         yield
+
+
+def _restore_forward(module: Any, replaced: Any) -> None:
+    """Use the method of the class again, or what a library has put in its place on this module."""
+    if replaced is None:
+        del module.forward
+    else:
+        module.forward = replaced
 
 
 class _Step:
