@@ -63,15 +63,15 @@ def test_circular_extends_is_an_error_that_shows_the_chain(tmp_path):
         ("data: {dataloader_multiprocessing_context: spawn}", "would stay in the first epoch"),
         (
             "training: {save_only_model: true}",
-            r"training\.save_only_model: must not be set: an interrupted training could not resume",
+            r"training\.save_only_model: must not be set: an interrupted training run could not resume",
         ),
         (
             "training: {ignore_data_skip: true}",
-            "ignore_data_skip: must not be set: an interrupted training could not resume",
+            "ignore_data_skip: must not be set: an interrupted training run could not resume",
         ),
         (
             "training: {resume_only_model: true}",
-            "resume_only_model: must not be set: an interrupted training could not resume",
+            "resume_only_model: must not be set: an interrupted training run could not resume",
         ),
         ("training: {use_flash_ckpt: true}", "use_flash_ckpt: must not be set: a checkpoint must be complete when"),
         (
