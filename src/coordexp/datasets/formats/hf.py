@@ -81,6 +81,7 @@ class HfFormat(DatasetFormat[HfOptions]):
         _check_folder(path)
         try:
             rows = library.load_from_disk(str(path)).with_format(None)
+            rows.data.validate(full=True)  # pyarrow does not check offsets when it reads values: it would crash
         except Exception as error:  # whatever the library and pyarrow raise for damaged files
             raise DataError(
                 located(f"not a dataset: {type(error).__name__}: {shown(str(error))}", file=path)

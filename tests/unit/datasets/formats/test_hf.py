@@ -1,10 +1,12 @@
 """Hugging Face datasets on disk, written by the real library: images become files, class names are those of the set."""
 
 import json
+import struct
 
 import pytest
 from dataset_cases import draw_image
 from format_cases import boxes, provided, skipped
+from format_fuzz import CASES_IN_CI, fuzz
 
 from coordexp.runtime.errors import ConfigError, DataError
 
@@ -112,3 +114,31 @@ def test_a_damaged_dataset_is_an_error(tmp_path):
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(DataError, match="not a dataset"):
         provided(tmp_path, ENTRY)
+
+
+def fuzzed(root):
+    """A saved dataset of two images, whose Arrow file and descriptions are mutated."""
+    rows = [(draw_image(48, 32, n), ([[1, 2, 30, 20], [5.5, 6, 20, 20.25]], [0, 1])) for n in range(2)]
+    save(root, rows)
+    return ENTRY
+
+
+def test_mutated_files_give_no_traceback(tmp_path):
+    outcomes = fuzz(fuzzed, tmp_path, CASES_IN_CI)
+    assert outcomes["read"] + outcomes["skipped"] > 0 and outcomes["refused"] > 0, outcomes
+
+
+def test_rows_beyond_the_end_of_a_column_are_refused(tmp_path):
+    """Reading them would end the process: pyarrow follows offsets without a check."""
+    fuzzed(tmp_path)
+    [arrow] = (tmp_path / "set" / "train").glob("*.arrow")
+    data, offsets = arrow.read_bytes(), struct.pack("<3i", 0, 2, 4)  # two objects per image
+    assert offsets in data
+    arrow.write_bytes(data.replace(offsets, struct.pack("<3i", 0, 2, 2**30)))
+    with pytest.raises(DataError, match="not a dataset"):
+        provided(tmp_path, ENTRY)
+
+
+@pytest.mark.soak
+def test_five_hundred_mutated_files_give_no_traceback(tmp_path):
+    fuzz(fuzzed, tmp_path, 500, seed=1)
