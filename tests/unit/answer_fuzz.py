@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 from coordexp.answers.parse import parse_answer
 from coordexp.evaluation import answer_formats
@@ -113,3 +114,75 @@ def check_answer(text: str, format: str, listed: int) -> None:
         read, problems = answer_formats.parse_answer(text, format, SIZE)
         found = len(read)
     assert found + sum(problems.values()) >= listed, (format, text, found, problems)
+
+
+def written_object(rng: random.Random) -> str:
+    """One or two boxes in a random notation. All numbers have three digits, and each box has four of them."""
+    box, other = ([rng.randrange(100, 1000) for _ in range(4)] for _ in range(2))
+    label, second = rng.sample(("cat", "a red dog", "person (left)", "it's", "Öl"), 2)
+    corners, points = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)), [box[:2], box[2:]]
+    keys = ("bbox_2d", "box_2d", "bbox", "box", "rect", "coordinates")
+    notations = (
+        {rng.choice(keys): box, "label": label},
+        {"name": label, rng.choice(keys): box, "attributes": {"colour": "red"}},
+        {rng.choice(keys): points, "label": label},
+        {rng.choice(keys): corners, "label": label},
+        {rng.choice(keys): ", ".join(map(str, box)), "label": label},
+        {rng.choice(keys): [box, other], "label": label},
+        {"label": label, **corners},
+        {label: box},
+        {label: points},
+        {label: [box, other]},
+        {label: box, second: other},
+        {label: [box], second: {"bbox_2d": other}},
+        {label: {"bbox_2d": box}, second: {"bbox_2d": other}},
+        [label, *box],
+        [*box, label],
+        [label, box],
+        [box, label],
+        [label, points],
+        box,
+        [box, other],
+    )
+    return json.dumps(rng.choice(notations), ensure_ascii=False)
+
+
+def written_answer(rng: random.Random) -> str:
+    """An answer of several objects in random notations."""
+    objects = [written_object(rng) for _ in range(rng.randrange(1, 5))]
+    text = f"[{', '.join(objects)}]"
+    fenced = f"```json\n{text}\n```"
+    return rng.choice((text, text, f'{{"objects": {text}}}', fenced, f"I see: {text}.", "\n".join(objects)))
+
+
+def boxes_written(text: str) -> int:
+    """The number of boxes in an answer of `written_answer`, also in a damaged one: a quarter of its numbers."""
+    return -(-len(re.findall(r"\d{3}", text)) // 4)
+
+
+def damaged(text: str, rng: random.Random) -> str:
+    """`text` with a character of its notation removed, repeated or replaced, or with the end cut off."""
+    at = rng.choice([n for n, character in enumerate(text) if character in '{}[]",:'])
+    kind = rng.randrange(4)
+    if kind == 0:
+        return text[:at] + text[at + 1 :]
+    if kind == 1:
+        return text[:at] + rng.choice("{}[]\",:'") + text[at:]
+    return text[:at] + rng.choice("{}[]\",:'") + text[at + 1 :] if kind == 2 else text[:at]
+
+
+def check_notations(count: int, seed: int = 0) -> None:
+    """Parse `count` answers in mixed notations, half of them damaged.
+
+    AssertionError if an answer that is JSON has more or fewer boxes, or if more than one damaged answer in a thousand
+    loses one (of coordinates that a brace or quote tears apart, the rest is no box).
+    """
+    rng, lost = random.Random(seed), []
+    for n in range(count):
+        text, format = written_answer(rng), rng.choice(("json-pixel", "json-1000", "qwen3-vl", "gemini"))
+        text = damaged(text, rng) if n % 2 else text
+        read, problems = external_predictions.parse_answer(text, format, SIZE)
+        listed, counted = boxes_written(text), len(read) + sum(problems.values())
+        assert n % 2 or counted == listed, (format, text, listed, len(read), problems)
+        lost += [text] if counted < listed else []
+    assert len(lost) <= count // 2000, lost[:5]

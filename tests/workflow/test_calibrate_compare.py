@@ -1,6 +1,7 @@
 """Calibration and the comparison of runs, by real Snakemake on synthetic predictions."""
 
 import shutil
+import zipfile
 
 import pytest
 from running import answer
@@ -76,6 +77,10 @@ def test_runs_on_the_same_records_are_compared_by_their_names(calibrated):
     answer(calibrated.folder, f"{RUN}/data/val.jsonl", "results/other/eval/shards/1-of-1.jsonl", 3)
     target = "results/compare/shapes_9+other/report.html"
     calibrated.run("--allowed-rules", *AFTER_PREDICT, "--", target, "results/other/report.html")
+    calibrated.run("--report", "all.zip")  # as documented, without targets
+    with zipfile.ZipFile(calibrated.path("all.zip")) as archive:
+        pages = [name for name in archive.namelist() if "/data/raw/" in name and name.endswith("/report.html")]
+    assert len(pages) == 3  # both runs and the comparison
     result = read_json(calibrated.path("results/compare/shapes_9+other/compare.json"))
     assert [run["name"] for run in result["runs"]] == ["shapes_9", "other"]
     assert result["lvis"]["differences"].keys() == {"other"}

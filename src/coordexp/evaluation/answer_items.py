@@ -51,18 +51,26 @@ def json_items(text: str, keys: tuple[str, ...], problems: Counter[str]) -> Iter
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     position = 0
     while position < len(text):
-        at = text.find("{", position)
+        at = _brace(text, position)
         problems.update(_unreadable(text, position, len(text) if at < 0 else at))
         if at < 0:
             return
         try:
             value, position = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
-            value, stop = None, text.find("{", at + 1)
+            value, stop = None, _brace(text, at + 1)
             position = len(text) if stop < 0 else stop
             problems.update(_unreadable(text, at, position))
         nested = text[:at].rstrip().endswith(":")  # a value within an object that cannot be read
         yield from _boxed(value, keys, problems, nested=nested)
+
+
+_BRACE = re.compile(r"\{(?!(?<=[\d\]]\{)[\s,\[]*\d)")  # not one that broke into a list of numbers
+
+
+def _brace(text: str, start: int) -> int:
+    match = _BRACE.search(text, start)
+    return match.start() if match else -1
 
 
 def tagged_items(text: str, problems: Counter[str]) -> Iterator[Item]:
@@ -87,8 +95,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) == len(pairs):
         return value
     counts = Counter(key for key, _ in pairs)
-    known = (*BOXES, *LABELS, *SCORES)
-    return _RepeatedKey(value) if any(counts[key] > 1 for key in known) else value
+    for key in counts:
+        if counts[key] > 1:  # also of categories as keys: no box under them is lost
+            value[key] = [item for name, item in pairs if name == key]
+    return _RepeatedKey(value) if any(counts[key] > 1 for key in (*BOXES, *LABELS, *SCORES)) else value
+
+
+_FREE = "free"  # a JSON object here is an object of the image, or holds some
+_BESIDE_BOXES = "beside boxes"  # ... only if it has boxes; it may be an attribute
+_IN_OBJECT = "in an object"  # ... only if it has a box under a key of the format
 
 
 def _boxed(value: Any, keys: tuple[str, ...], problems: Counter[str], *, nested: bool) -> Iterator[Item]:
@@ -96,9 +111,9 @@ def _boxed(value: Any, keys: tuple[str, ...], problems: Counter[str], *, nested:
 
     `nested`: an object without a box is an attribute of another one, not an object itself.
     """
-    stack = [(value, False)]
+    stack = [(value, _FREE)]
     while stack:
-        item, attribute = stack.pop()  # whether an attribute of an object that was read or counted
+        item, within = stack.pop()
         if isinstance(item, dict):
             key = next((k for k in keys if k in item), None)
             other = any(k in item for k in BOXES)
@@ -107,16 +122,20 @@ def _boxed(value: Any, keys: tuple[str, ...], problems: Counter[str], *, nested:
             ):
                 problems["repeated_key"] += 1
             elif key is not None:
+                if (boxes := _boxes_in(item[key])) > 1:
+                    problems["bad_box"] += boxes - 1  # the reader counts one for the list of them
                 label = next((item[k] for k in LABELS if k in item), None)
                 yield label, item[key], next((item[k] for k in SCORES if k in item), 1.0)
-            elif other and not _contains_objects(item):
-                problems["other_box_key"] += 1
-            elif not (attribute or _contains_objects(item)) and (not nested or _has_coordinates(item)):
-                problems["no_box"] += 1
-            inner = attribute or key is not None or other
+            elif other or within != _IN_OBJECT:
+                boxes = _boxes_of(item)
+                alone = not _contains_objects(item) and (other or (within == _FREE and not nested))
+                if boxes or alone:
+                    problems["other_box_key" if other else "no_box"] += max(boxes, 1)
+                    within = _BESIDE_BOXES
+            inner = _IN_OBJECT if key is not None or other else within
             stack.extend((child, inner) for child in reversed(item.values()))
         elif isinstance(item, list):
-            stack.extend((child, attribute) for child in reversed(item))
+            stack.extend((child, within) for child in reversed(item))
 
 
 def _contains_objects(item: dict) -> bool:
@@ -125,9 +144,71 @@ def _contains_objects(item: dict) -> bool:
     return any(isinstance(v, dict) or (isinstance(v, list) and (not v or isinstance(v[0], dict))) for _, v in values)
 
 
-def _has_coordinates(item: dict) -> bool:
-    numbers = [v for v in item.values() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return len(numbers) >= 4 or any(isinstance(v, list) and len(v) >= 4 for v in item.values())
+def _boxes_of(item: dict) -> int:
+    """Number of boxes in an object, in any notation, outside of the objects within it."""
+    boxes = sum(_boxes_in(value) for value in item.values())
+    return boxes or int(sum(_is_number(value) for value in item.values()) >= 4)
+
+
+def _boxes_in(value: Any) -> int:
+    """Number of boxes in a value: lists with four or more numbers (and a label), or of points; none in objects."""
+    if isinstance(value, str):
+        return _boxes_in_text(value, last=False)
+    if not isinstance(value, list):
+        return 0
+    if sum(_is_number(item) for item in value) >= 4:
+        return 1
+    points = [item for item in value if isinstance(item, list) and len(item) == 2 and all(map(_is_number, item))]
+    return 1 if len(points) > 1 else sum(map(_boxes_in, value))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return _NUMBER.fullmatch(value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_NUMBER = re.compile(r"(?<![\w.])[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?![\w.])")
+_TEXT = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_BRACKETS = re.compile(r"[\[(]([^\[\](){}]*)[\])]")
+_OPEN = re.compile(r"[\[(]([^\[\](){}]*)\Z")
+_COUNTED = "#"
+_SEPARATOR = r"""(?:[\s,.:\[\](){}"'_-]|[xy][12]){1,40}"""
+_RUN = re.compile(rf"(?<!\d)\d{{1,20}}(?!\d)(?:{_SEPARATOR}\d{{1,20}}(?!\d)){{3,}}")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+def _boxes_in_text(text: str, *, last: bool) -> int:
+    """Number of boxes in a text that is not JSON, in any notation; also the one that the end cuts off, if `last`."""
+    without_texts = _TEXT.sub(lambda match: match[0] if _is_number(match[0][1:-1]) else "_", text)
+    return max(_bracketed_boxes(text, last), _bracketed_boxes(without_texts, last))  # quotes may be unbalanced
+
+
+def _bracketed_boxes(text: str, last: bool) -> int:
+    """Brackets with four or more numbers, points in a row, and four other numbers in a row, as in broken brackets."""
+    boxes, end, points = 0, 0, 0
+    rest: list[str] = []
+    for match in _BRACKETS.finditer(text):
+        between, numbers = text[end : match.start()], _numbers_in(match[1])
+        points = 0 if numbers != 2 else 1 if between.strip(" ,\n\t") else points + 1
+        boxes += numbers >= 4 or points == 2
+        if points == 2:
+            rest[-1] = _COUNTED
+        rest += [between, _COUNTED if numbers >= 4 or points > 1 else match[0]]
+        end = match.end()
+    rest.append(text[end:])
+    cut_off = _OPEN.search(text, end) if last else None
+    if cut_off is not None and (_numbers_in(cut_off[1]) > 0 or points == 1):
+        boxes += 1
+        rest[-1] = rest[-1][: cut_off.start() - end]
+    elif last and points == 1 and not text[end:].strip(" ,\n\t") and text.count("[") > text.count("]"):
+        boxes += 1  # the end cuts off the second point
+    return boxes + sum(len(_NUMBER.findall(run[0])) // 4 for run in _RUN.finditer("".join(rest)))
+
+
+def _numbers_in(text: str) -> int:
+    """The numbers between two brackets; none in prose."""
+    return len(_NUMBER.findall(text)) if len(_WORD.findall(text)) < 3 else 0
 
 
 _KEY = re.compile(rf"""(?<!\w)({"|".join(BOXES)})\\?["'”’]?\s*(?:[:=]|(?=[\[(]))""")
@@ -136,7 +217,6 @@ _PARTIAL = re.compile(rf"""\{{\s*(?:["']?\w*\Z|["']?(?:{"|".join(LABELS)})["']?\
 
 _OPENING = re.compile(r"""\{\s*(?:\\*["'“”‘’`]|\w+["']?\s*[:=]|\Z|-?\d[\d.]*\s*,)""")
 _WRAPPER = re.compile(r"""\{(?:[^,]*:|.*\[)?\s*\Z""", re.DOTALL)  # up to the opening of what it holds
-_COORDINATES = re.compile(r"[\[(]\s*-?\d[\d.]*(?:\s*,\s*-?\d[\d.]*){3,}\s*[\])]")
 
 
 def _unreadable(text: str, start: int, stop: int) -> dict[str, int]:
@@ -148,11 +228,11 @@ def _unreadable(text: str, start: int, stop: int) -> dict[str, int]:
     if not opened:  # prose, in which "box:" without quotes is no key
         matches = (m for m in matches if part[max(m.start() - 1, 0)] in "\"'")
     count = max(Counter(m.group(1) for m in matches).values(), default=0)
-    if count:
-        return {_reason(part, last): count}
+    boxes = _boxes_in_text(part, last=last)
+    if count or (opened and boxes):
+        return {_reason(part, last): max(count, boxes)}
     if not opened:
-        bare = len(_COORDINATES.findall(part))
-        return {"bare_box": bare} if bare else {}
+        return {"bare_box": boxes} if boxes else {}
     if last and "}" not in part and _PARTIAL.match(part):
         return {_reason(part, last): 1}
     in_list = text[:start].rstrip()[-1:] in ("[", ",", "{", ":")
@@ -176,10 +256,10 @@ _PARTIAL_TAGS = re.compile(r"<ref>[^<]*(?:</ref>\s*)?(?:<[^>]*)?\Z")
 
 def _untagged(part: str, *, last: bool) -> dict[str, int]:
     """Objects without a complete pair of tags in a part of the text, by reason."""
-    unread = max(part.count("<box>"), part.count("<ref>"))
+    unread, boxes = max(part.count("<box>"), part.count("<ref>")), _boxes_in_text(part, last=last)
     if not unread:
-        bare = len(_COORDINATES.findall(part))
-        return {"bare_box": bare} if bare else {}
+        return {"bare_box": boxes} if boxes else {}
+    unread = max(unread, boxes)
     open_box = "</box>" not in part.rpartition("<box>")[2] and "<box>" in part
     cut_off = last and (open_box or _PARTIAL_TAGS.search(part) is not None)
     return ({"cut_off": 1} if cut_off else {}) | ({"not_json": unread - cut_off} if unread > cut_off else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from answer_fuzz import check_answers
+from answer_fuzz import check_answers, check_notations
 
 from coordexp.evaluation.answer_formats import parse_answer
 from coordexp.evaluation.answer_items import answer_part
@@ -69,6 +69,36 @@ def test_incomplete_tags_beside_good_ones_are_counted(broken):
 
 def test_every_object_of_a_mutated_answer_is_read_or_counted():
     check_answers(2000)
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [
+        ('[[1, 2, 3, 4, "a"]]', 1),
+        ('[["a", 1, 2, 3, 4], ["b", "5", "6", "7", "8"]]', 2),
+        ('{"cat": [[1, 2, 3, 4], [5, 6, 7, 8]], "dog": {"bbox_2d": [1, 2, 3, 4]}}', 3),
+        ('{"cat": [1, 2, 3, 4], "cat": [5, 6, 7, 8]}', 2),
+        ('[{"label": "cat", "bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8]]}]', 2),
+        ('{"answer": "cat [1, 2, 3, 4], dog [5, 6, 7, 8]"}', 2),
+        ("cat: (1, 2), (3, 4); dog: (5, 6), (7, 8)", 2),
+        ('[["dog", [1, 2, 3, 4]], ["dog", [1, 2,', 2),
+        ('{"cat": [[1, 2, 3, 4],], "dog": [[1, 2, 3, 4]]}', 2),
+        (f'[{ITEM[:-1]}, "polygon": [[1, 2], [3, 4], [5, 6]], "size": {{"w": [1, 2, 3, 4]}}}}]', 0),
+        ("I found 4 cats (2 red, 1 blue, and 1 other, in 3 places) and 7 dogs.", 1),  # one text without an object
+    ],
+)
+def test_boxes_in_the_notations_of_other_models_are_counted_one_by_one(text, counted):
+    found, problems = parse_answer(text, "qwen3-vl", SIZE)
+    assert (len(found), sum(problems.values())) == (text.count('"cat"}') + ("polygon" in text), counted), problems
+
+
+def test_every_box_is_counted_whatever_the_notation():
+    check_notations(4000)
+
+
+@pytest.mark.soak
+def test_every_box_of_100_000_answers_is_counted_whatever_the_notation():
+    check_notations(100_000, seed=1)
 
 
 @pytest.mark.soak
