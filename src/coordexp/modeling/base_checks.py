@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling.checkpoint_safety import library_errors
@@ -12,7 +16,14 @@ from coordexp.modeling.experts import in_memory
 from coordexp.modeling.families import EmbeddingTensors, ModelFamily
 from coordexp.runtime.errors import ModelError, located
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+# Of each type of weights, the unsigned integer of its size and the bits of its exponent.
+EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+FLOATS = tuple(EXPONENTS)
 Table = tuple[shards.ShardFile, shards.TensorSpec]
 
 _BLOCK_BYTES = 16 << 20
@@ -57,8 +68,7 @@ def check_base(checkpoint: shards.Checkpoint, family: ModelFamily, config: dict[
     """ModelError, which names the tensor or field, for a checkpoint whose vocabulary cannot be expanded."""
     _check_not_quantised(checkpoint, config)
     _check_names(checkpoint, family, config)
-    for name, table in embedding_tables(checkpoint, embedding_tensors(checkpoint, family, config)).items():
-        _check_finite(name, table)
+    _check_finite(checkpoint, embedding_tables(checkpoint, embedding_tensors(checkpoint, family, config)))
 
 
 def _check_not_quantised(checkpoint: shards.Checkpoint, config: dict[str, Any]) -> None:
@@ -101,19 +111,28 @@ def _check_names(checkpoint: shards.Checkpoint, family: ModelFamily, config: dic
             raise ModelError(located(problem, file=checkpoint.folder, field=name, **facts))
 
 
-def _check_finite(name: str, table: Table) -> None:
-    import torch
+def _check_finite(checkpoint: shards.Checkpoint, tables: dict[str, Table]) -> None:
+    """ModelError for NaN or infinity in any tensor; reads the whole checkpoint, several tensors at once."""
+    tensors = [(shard, spec) for shard in checkpoint.shards.values() for spec in shard.tensors.values() if spec.nbytes]
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8)) as threads:
+        rows = threads.map(_non_finite_row, tensors)
+        found = [(shard, spec, row) for (shard, spec), row in zip(tensors, rows, strict=True) if row is not None]
+    for shard, spec, row in sorted(found, key=lambda item: _natural(item[1].name))[:1]:
+        more = ", which would spread to the new rows" if spec.name in tables else ""
+        problem = f"row {row} contains NaN or infinity{more}"
+        raise ModelError(located(problem, file=shard.path, field=spec.name, fix=_COMPLETE))
 
-    from coordexp.modeling.embedding_init import torch_dtype
 
-    shard, spec = table
-    width = spec.nbytes // spec.shape[0]
+def _non_finite_row(table: Table) -> int | None:
+    """The first row of a tensor with NaN or infinity, whose exponents have all bits set."""
+    spec = table[1]
+    kind, exponent = EXPONENTS[spec.dtype]
+    width = spec.nbytes // spec.shape[0] if spec.shape else spec.nbytes
     for begin, block in _blocks(table):
-        values = torch.frombuffer(block, dtype=torch_dtype(spec.dtype))
-        if not values.isfinite().all():
-            row = begin // width + int((~values.isfinite()).nonzero()[0]) // spec.shape[1]
-            problem = f"row {row} contains NaN or infinity, which would spread to the new rows"
-            raise ModelError(located(problem, file=shard.path, field=name, fix=_COMPLETE))
+        marked = np.frombuffer(block, dtype=kind) & kind(exponent) == kind(exponent)
+        if marked.any():
+            return (begin + int(marked.argmax()) * kind().itemsize) // width
+    return None
 
 
 def _same_values(one: Table, other: Table) -> bool:

@@ -16,6 +16,7 @@ from coordexp.modeling import tiny, vocab
 from coordexp.runtime.errors import ModelError
 
 EMBED, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+BIAS = "model.visual.merger.norm.bias"
 LAYER = "model.language_model.layers.1.mlp.up_proj.weight"
 
 
@@ -63,6 +64,17 @@ UNUSABLE = {
     "untied without output layer": (False, {"tensors": lambda t: t.pop(HEAD)}, "lm_head.weight"),
     "NaN in a known row": (True, {"tensors": fill(EMBED, 7, torch.nan)}, rf"{EMBED}: row 7 contains NaN"),
     "infinity in the output layer": (False, {"tensors": fill(HEAD, 300, torch.inf)}, rf"{HEAD}: row 300 contains NaN"),
+    "NaN in another layer": (True, {"tensors": fill(LAYER, 5, torch.nan)}, rf"{LAYER}: row 5 contains NaN"),
+    "infinity in float16": (
+        True,
+        {"tensors": lambda t: t.update({BIAS: torch.tensor([0.0] * 31 + [1e5]).half()})},
+        rf"{BIAS}: row 31 contains NaN",
+    ),
+    "negative infinity in bfloat16": (
+        False,
+        {"tensors": lambda t: t.update({BIAS: torch.tensor([-torch.inf] * 32).bfloat16()})},
+        rf"{BIAS}: row 0 contains NaN",
+    ),
     "FP8": (True, {"tensors": cast(LAYER, torch.float8_e4m3fn)}, rf"{LAYER}: weights of this type.*found 'F8_E4M3'"),
     "int8": (True, {"tensors": cast(LAYER, torch.int8)}, rf"{LAYER}: weights of this type"),
     "quantisation": (
