@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from coordexp.reporting.figures import Series
+from coordexp.reporting.figures import Series, drawing_style
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open, read_jsonl
 
@@ -75,18 +75,18 @@ def plot_losses(train_log: str | Path, out_png: str | Path) -> None:
     from matplotlib.figure import Figure
 
     series = losses(read_log(train_log))
-    figure = Figure(figsize=(8, 4.67), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for line in series:
-        drawn = smooth(line)
-        marker = "o" if len(drawn.x) == 1 else None
-        axes.plot(drawn.x, drawn.y, label=line.name, linewidth=2.4 if line.name == "loss" else 1.2, marker=marker)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    if series:
-        axes.legend()
-    with atomic_open(out_png) as handle:
+    with drawing_style(), atomic_open(out_png) as handle:
+        figure = Figure(figsize=(8, 4.67), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        for line in series:
+            drawn = smooth(line)
+            marker = "o" if len(drawn.x) == 1 else None
+            axes.plot(drawn.x, drawn.y, label=line.name, linewidth=2.4 if line.name == "loss" else 1.2, marker=marker)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.grid(alpha=0.3)
+        if series:
+            axes.legend()
         FigureCanvasAgg(figure).print_png(handle)
 
 

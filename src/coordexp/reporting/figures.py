@@ -7,10 +7,11 @@ gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,13 +154,23 @@ def _log_axis(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+@contextlib.contextmanager
+def drawing_style(**changes: Any) -> Iterator[None]:
+    """matplotlib's own defaults with `changes`, whatever a `matplotlibrc` in the working or the home folder sets."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(changes)
+        yield
+
+
 def _figure(title: str, size: tuple[float, float], draw: Any) -> Markup:
     """An HTML figure: its title and the drawing as inline SVG."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+    with drawing_style(**STYLE, **{"svg.hashsalt": title}):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_visible(False)
         draw(figure)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from coordexp.reporting.curves import bin_errors, losses, plot_losses, read_log, scores
+from coordexp.reporting.figures import lines
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_jsonl
 
@@ -22,6 +23,19 @@ def test_losses_are_plotted_as_a_png(tmp_path):
     with Image.open(tmp_path / "loss.png") as image:
         assert image.format == "PNG" and image.size[0] == 1200
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_a_matplotlibrc_of_the_working_folder_changes_no_figure(tmp_path):
+    import matplotlib
+
+    write_jsonl(tmp_path / "log.jsonl", LOG)
+    drawn = []
+    for style in ({}, {"font.size": 40, "axes.facecolor": "red", "text.usetex": True, "svg.fonttype": "none"}):
+        with matplotlib.rc_context(style):
+            plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
+            page = lines("loss", losses(read_log(tmp_path / "log.jsonl")), x_label="step", y_label="loss")
+            drawn.append(((tmp_path / "loss.png").read_bytes(), page))
+    assert drawn[0] == drawn[1]
 
 
 def test_empty_training_log_is_an_error(tmp_path):
