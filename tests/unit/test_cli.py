@@ -26,6 +26,7 @@ COMMANDS = (
     "compare",
     "detect",
     "app",
+    "publish",
     "export",
     "parse",
     "summary",

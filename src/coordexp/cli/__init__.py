@@ -22,6 +22,7 @@ from coordexp.cli import (
     init,
     merge,
     parse,
+    publish,
     show,
     summary,
     train,
@@ -31,7 +32,23 @@ from coordexp.cli.parser import Parser
 from coordexp.runtime.errors import CoordExpError
 from coordexp.runtime.plugins import VARIABLE, load_plugins
 
-COMMANDS = (init, show, expand, train, merge, doctor, validate, evaluate, compare, detect, app, export, parse, summary)
+COMMANDS = (
+    init,
+    show,
+    expand,
+    train,
+    merge,
+    doctor,
+    validate,
+    evaluate,
+    compare,
+    detect,
+    app,
+    publish,
+    export,
+    parse,
+    summary,
+)
 EXIT_CODES = """\
 exit codes:
   0    success

@@ -31,6 +31,11 @@ def refuse_secrets(values: Any, file: str | Path, field: str = "") -> None:
         raise ConfigError(located(problem, file=file, field=name, fix=fix))
 
 
+def find_secret(text: str) -> bool:
+    """Whether a text contains what looks like an access token, or a password in a URL."""
+    return _SECRET_VALUE.search(text) is not None
+
+
 def is_secret(key: str) -> bool:
     """Whether the value of a key of this name is a secret."""
     return bool(_SECRET_KEY.search(key) or _SECRET_PREFIX.search(key)) and not _SPECIAL_TOKEN.search(key)
