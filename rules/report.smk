@@ -96,3 +96,31 @@ rule compare:
     shell:
         "python -m workflow_scripts.compare --evaluated {input.evaluated:q} --source {input.source:q} --logs {input.logs:q}"
         " --numbers {output.numbers:q} --page {output.page:q} > {log:q} 2>&1"
+
+
+rule leaderboard:
+    """Show runs, `run+run...`, beside published figures of the same protocols."""
+    input:
+        evaluated=lambda w: expand(f"{RESULTS}/{{run}}/eval.json", run=w.runs.split("+")),
+    output:
+        page=report(
+            f"{RESULTS}/compare/{{runs}}/leaderboard.html",
+            category="Comparison",
+            labels={"runs": "{runs}", "figure": "leaderboard"},
+        ),
+    log:
+        f"{RESULTS}/compare/{{runs}}/logs/leaderboard.log",
+    benchmark:
+        f"{RESULTS}/compare/{{runs}}/benchmarks/leaderboard.tsv"
+    wildcard_constraints:
+        runs=rf"{runs.PATTERN}(\+{runs.PATTERN})*",
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        code=code("leaderboard"),
+    shell:
+        "python -m workflow_scripts.leaderboard --evaluated {input.evaluated:q} --page {output.page:q} > {log:q} 2>&1"

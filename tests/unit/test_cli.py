@@ -30,6 +30,7 @@ COMMANDS = (
     "export",
     "parse",
     "summary",
+    "row",
 )
 
 

@@ -23,6 +23,7 @@ from coordexp.cli import (
     merge,
     parse,
     publish,
+    row,
     show,
     summary,
     train,
@@ -48,6 +49,7 @@ COMMANDS = (
     export,
     parse,
     summary,
+    row,
 )
 EXIT_CODES = """\
 exit codes:

@@ -86,6 +86,14 @@ def precision_recall(protocol: ScoredProtocol) -> dict[str, Value]:
     return {name: protocol.values[name] for name in ("precision_50", "recall_50")}
 
 
+@METRICS.register("pointing_accuracy")
+def pointing(protocol: ScoredProtocol) -> Value:
+    """Pointing game: the best detection of each category annotated in an image has its centre in one of its objects."""
+    from coordexp.evaluation.pointing import pointing_accuracy  # recipes name metrics, and must not depend on scoring
+
+    return pointing_accuracy(protocol.ground_truth, protocol.detections)
+
+
 def compute_metrics(protocol: ScoredProtocol) -> tuple[dict[str, Value], dict[str, str]]:
     """Values and descriptions of all registered metrics by name; a dict-valued metric contributes all of its keys.
 

@@ -23,6 +23,7 @@ RUN, OTHER = "results/shapes_9", "results/shapes_4"
 TARGETS = (
     *("shapes_9/eval.json", "shapes_9/report.html", "shapes_9/data/complete"),
     "compare/shapes_9+shapes_4/report.html",
+    "compare/shapes_9+shapes_4/leaderboard.html",
     "sweeps/decoding/summary.json",
 )
 CHANGES = {

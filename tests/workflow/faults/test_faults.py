@@ -22,8 +22,8 @@ LIGHT = {
     "calibrate",
     "curves",
 }
-LIGHT |= {"compare", "sweep_summary"}
-CALIBRATED = ("gather", "calibrate", "evaluate", "report", "compare", "sweep_summary")
+LIGHT |= {"compare", "leaderboard", "sweep_summary"}
+CALIBRATED = ("gather", "calibrate", "evaluate", "report", "compare", "leaderboard", "sweep_summary")
 TRIALS = tuple(f"results/sweeps/decoding/{decode}-seed1" for decode in ("argmax", "local"))
 # Where more is known than the number of a write: training stops while it writes its second checkpoint.
 MOMENT = {"train": {"path": "*/checkpoint-4/*"}}
@@ -42,7 +42,10 @@ def case(whole, tmp_path):
         entry = CHILD.get(rule, f"workflow_scripts.{rule}")
         if rule not in _undisturbed:
             if rule in CALIBRATED:
-                answer_held_out(whole, {"compare": (RUN, OTHER), "sweep_summary": TRIALS}.get(rule, (RUN,)))
+                answer_held_out(
+                    whole,
+                    {"compare": (RUN, OTHER), "leaderboard": (RUN, OTHER), "sweep_summary": TRIALS}.get(rule, (RUN,)),
+                )
             code, text = whole.run(*OUTPUTS[rule], "--forcerun", rule)
             assert code == 0, text
             facts = [json.loads(line) for line in whole.trace.read_text().splitlines()]
