@@ -181,7 +181,7 @@ def check_notations(count: int, seed: int = 0) -> None:
     for n in range(count):
         text, format = written_answer(rng), rng.choice(("json-pixel", "json-1000", "qwen3-vl", "gemini"))
         text = damaged(text, rng) if n % 2 else text
-        read, problems = external_predictions.parse_answer(text, format, SIZE)
+        read, problems = answer_formats.parse_answer(text, format, SIZE)
         listed, counted = boxes_written(text), len(read) + sum(problems.values())
         assert n % 2 or counted == listed, (format, text, listed, len(read), problems)
         lost += [text] if counted < listed else []
