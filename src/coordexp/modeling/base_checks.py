@@ -68,7 +68,9 @@ def check_base(checkpoint: shards.Checkpoint, family: ModelFamily, config: dict[
     """ModelError, which names the tensor or field, for a checkpoint whose vocabulary cannot be expanded."""
     _check_not_quantised(checkpoint, config)
     _check_names(checkpoint, family, config)
-    _check_finite(checkpoint, embedding_tables(checkpoint, embedding_tensors(checkpoint, family, config)))
+    tables = embedding_tables(checkpoint, embedding_tensors(checkpoint, family, config))
+    _check_finite(checkpoint, tables)
+    _check_not_zero(tables)
 
 
 def _check_not_quantised(checkpoint: shards.Checkpoint, config: dict[str, Any]) -> None:
@@ -121,6 +123,13 @@ def _check_finite(checkpoint: shards.Checkpoint, tables: dict[str, Table]) -> No
         more = ", which would spread to the new rows" if spec.name in tables else ""
         problem = f"row {row} contains NaN or infinity{more}"
         raise ModelError(located(problem, file=shard.path, field=spec.name, fix=_COMPLETE))
+
+
+def _check_not_zero(tables: dict[str, Table]) -> None:
+    for name, (shard, spec) in tables.items():
+        if not any(any(block) for _, block in _blocks((shard, spec))):
+            problem = "the table contains only zeros"
+            raise ModelError(located(problem, file=shard.path, field=name, fix=_COMPLETE))
 
 
 def _non_finite_row(table: Table) -> int | None:

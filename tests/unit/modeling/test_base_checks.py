@@ -75,6 +75,7 @@ UNUSABLE = {
         {"tensors": lambda t: t.update({BIAS: torch.tensor([-torch.inf] * 32).bfloat16()})},
         rf"{BIAS}: row 0 contains NaN",
     ),
+    "only zeros": (True, {"tensors": lambda t: t[EMBED].zero_()}, rf"{EMBED}: the table contains only zeros"),
     "FP8": (True, {"tensors": cast(LAYER, torch.float8_e4m3fn)}, rf"{LAYER}: weights of this type.*found 'F8_E4M3'"),
     "int8": (True, {"tensors": cast(LAYER, torch.int8)}, rf"{LAYER}: weights of this type"),
     "quantisation": (
