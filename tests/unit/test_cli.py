@@ -25,6 +25,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "detect",
+    "predict",
     "app",
     "publish",
     "export",
@@ -198,6 +199,8 @@ WRITING = {  # all but merge, whose output is tested with it
     "evaluate": "evaluate --gt {none} --pred {none} --out {out}",
     "compare": "compare {none} {none} --out {out}",
     "detect": "detect {none} --model {folder} --out {out}",
+    "predict": "predict {none} --model {folder} --out {out}",
+    "show": "show {none} --out {out}",
     "export": "export {none} --to coco --out {out}",
     "parse": "parse {none} --records {none} --out {out}",
 }
@@ -257,7 +260,7 @@ def test_a_folder_in_place_of_a_file_is_an_error_without_a_traceback(tmp_path, c
 
 def test_the_suffix_of_a_drawn_image_is_checked_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["detect", "photo.png", "--model", str(tmp_path), "--out", "boxes.xyz"])
+        main(["doctor", "a.jsonl", "--model", str(tmp_path), "--out", "boxes.xyz"])
     assert stop.value.code == 2 and "expected a name that ends in .png" in capsys.readouterr().err
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -123,23 +123,41 @@ class Detector:
     ) -> Iterator[Detections]:
         """`detect`, yielding each result as soon as it and those before it are finished."""
         sources = image_sources(images, allow_urls=allow_urls)
-        prompts = [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
-        records = [self._record(n, source) for n, source in enumerate(sources)]
-        jobs = [
-            Job(n, part, record, prompt, partial(source.load, (record.width, record.height)))
-            for n, (source, record) in enumerate(zip(sources, records, strict=True))
-            for part, prompt in enumerate(prompts)
-        ]
         finished: dict[int, Prediction] = {}
         following = 0
-        for rows in run_jobs(self._predictor, jobs, self.emit_norm):
+        for rows in self.predictions(sources, categories):
             finished |= dict(rows)
             while following in finished:
                 found = self._detections(sources[following], finished.pop(following))
                 yield found.filter(score_threshold, max_objects)
                 following += 1
 
-    def _record(self, n: int, source: ImageSource) -> Record:
+    def predictions(
+        self,
+        sources: Sequence[ImageSource],
+        categories: str | Sequence[str] | None = None,
+        *,
+        ids: Sequence[int | str] | None = None,
+        done: Container[int] = (),
+    ) -> Iterator[list[tuple[int, Prediction]]]:
+        """(position, prediction) of each image as it is finished, in any order; those in `done` are left out.
+
+        ids: image ids of the predictions; default: the positions.
+        """
+        prompts = [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
+        records = {n: self._record(ids[n] if ids else n, source) for n, source in enumerate(sources) if n not in done}
+        jobs = [
+            Job(n, part, record, prompt, partial(sources[n].load, (record.width, record.height)))
+            for n, record in records.items()
+            for part, prompt in enumerate(prompts)
+        ]
+        for rows in run_jobs(self._predictor, jobs, self.emit_norm) if jobs else ():
+            yield [(n, self._calibrated(prediction)) for n, prediction in rows]
+
+    def _calibrated(self, prediction: Prediction) -> Prediction:
+        return calibrate.calibrated(prediction, self.calibration) if self.calibration else prediction
+
+    def _record(self, image_id: int | str, source: ImageSource) -> Record:
         """The record of an image, in the size that the model sees."""
         factor = self._predictor.factor
         budget = {"factor": factor, "max_blocks": self.max_blocks, "min_blocks": self.min_blocks}
@@ -147,11 +165,9 @@ class Detector:
             size = grid_size(*source.size, self.resize, **budget)
         except ValueError as error:
             raise DataError(located(str(error), file=source.name)) from error
-        return Record([source.name], *size, "pixel", [], Metadata(n, *source.size))
+        return Record([source.name], *size, "pixel", [], Metadata(image_id, *source.size))
 
     def _detections(self, source: ImageSource, prediction: Prediction) -> Detections:
-        if self.calibration:
-            prediction = calibrate.calibrated(prediction, self.calibration)
         facts = prediction.text, prediction.problems, prediction.finish == "length"
         return Detections(source.name, *source.size, tuple(prediction.detections), *facts, source)
 

@@ -16,7 +16,8 @@ MARKER = ".coordexp"
 PAGE_GENERATOR = '<meta name="generator" content="CoordExp">'  # in the head of every page
 _HEAD = 4096  # bytes
 # Files by which a folder of an earlier version, which has no marker, is recognised.
-MANIFESTS = {
+MANIFESTS: dict[str, tuple[str, ...]] = {
+    "detect": (),
     "expand": ("coord_tokens.json", "model_source.json"),
     "fetch": ("model_source.json",),
     "merge": ("merge_manifest.json",),

@@ -161,7 +161,7 @@ def test_predict_announces_what_deviates_from_training(merged, records, tmp_path
 @pytest.mark.parametrize("given", ["RBC, WBC", " RBC ,WBC", "RBC,WBC", "RBC,WBC,RBC"])
 def test_names_of_categories_are_stripped(given, taught, image_files, monkeypatch):
     asked = []
-    monkeypatch.setattr(Detector, "stream", lambda self, sources, names: asked.append(names) or [])
+    monkeypatch.setattr(Detector, "stream", lambda self, sources, names, **options: asked.append(names) or [])
     assert main(["detect", str(image_files[0]), "--model", str(taught), "--categories", given]) == 0
     assert asked == [["RBC", "WBC"]]
 
