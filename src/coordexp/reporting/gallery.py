@@ -6,20 +6,20 @@ import base64
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from coordexp.datasets.categories import Category
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
 from coordexp.evaluation.error_types import ERROR_TYPES, false_positives
 from coordexp.evaluation.greedy_matching import match
-from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
+from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.label_mapping import Label
 from coordexp.evaluation.results import EvalResult, Examples
 from coordexp.records import Prediction, Record, read_records
+from coordexp.reporting.classes import record_ground_truth
 from coordexp.runtime.errors import DataError, located
 
 THUMBNAIL = 560  # longest side in pixels
@@ -42,7 +42,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shape:
-    """One box with its label, in thumbnail pixels; `kind` is matched, missed, correct, wrong or ignored."""
+    """One box with its label, in thumbnail pixels; `kind` is matched, missed, correct, wrong or ignored.
+
+    category: its description. error: what is wrong with it, empty for a box without an error.
+    """
 
     kind: str
     x: float
@@ -51,6 +54,8 @@ class Shape:
     h: float
     text: str
     score: float
+    category: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Card:
     """One image of the gallery; `image` is a data URI, sizes are thumbnail pixels."""
 
     title: str
+    file_name: str | None
     caption: str
     image: str
     width: int
@@ -121,16 +127,9 @@ def _complete(found: dict[ImageId, T], image_ids: set[ImageId], path: Path) -> d
     return found
 
 
-def _ground_truth(records: list[Record], result: EvalResult) -> GroundTruth:
-    ids = {obj.category_id for record in records for obj in record.objects}
-    ids |= {i for i in result.mapping.by_description.values() if i is not None}
-    ids |= {i for r in records for i in (*r.metadata.neg_category_ids, *r.metadata.not_exhaustive_category_ids)}
-    return ground_truth_from_records(records, [Category(id=i, name=str(i)) for i in sorted(ids)], federated=True)
-
-
 def _shapes(records: list[Record], predictions: list[Prediction], result: EvalResult) -> dict[ImageId, list[Shape]]:
     """Boxes of every image with their outcome, as fractions of the image size."""
-    ground_truth = _ground_truth(records, result)
+    ground_truth = record_ground_truth(records, result, {})
     index = {category.id: k for k, category in enumerate(ground_truth.categories)}
     category_ids = result.mapping.by_description
 
@@ -146,17 +145,21 @@ def _shapes(records: list[Record], predictions: list[Prediction], result: EvalRe
     shapes: dict[ImageId, list[Shape]] = {image_id: [] for image_id in ground_truth.image_ids}
     for m, image in enumerate(ground_truth.image):
         kind = "matched" if matched[m] or ground_truth.crowd[m] else "missed"
-        text = descriptions[ground_truth.annotation_id[m]] + (" (crowd)" if ground_truth.crowd[m] else "")
-        shape = _shape(kind, ground_truth.box[m], ground_truth.sizes[image], text, 1)
+        category = descriptions[ground_truth.annotation_id[m]]
+        text = category + (" (crowd)" if ground_truth.crowd[m] else "")
+        error = "missed" if kind == "missed" else ""
+        shape = _shape(kind, ground_truth.box[m], ground_truth.sizes[image], text, 1, category, error)
         shapes[ground_truth.image_ids[image]].append(shape)
     for row, image in enumerate(detections.image):
         outcome = outcomes[row]
         kind = outcome if outcome in ("correct", "ignored") else "wrong"
         if outcome == "unmapped" and federated:  # a false positive only if annotations are exhaustive
             kind = "ignored"
-        text = f"{detections.descriptions[detections.desc[row]]} {detections.score[row]:.2f}"
+        category = detections.descriptions[detections.desc[row]]
+        text = f"{category} {detections.score[row]:.2f}"
         text += f" · {OUTCOMES[outcome]}" if kind != "correct" else ""
-        shape = _shape(kind, detections.box[row], ground_truth.sizes[image], text, float(detections.score[row]))
+        error, score = OUTCOMES[outcome] if kind == "wrong" else "", float(detections.score[row])
+        shape = _shape(kind, detections.box[row], ground_truth.sizes[image], text, score, category, error)
         shapes[ground_truth.image_ids[image]].append(shape)
     return shapes
 
@@ -173,9 +176,9 @@ def _outcomes(ground_truth: GroundTruth, detections: Detections, federated: bool
     return outcomes, matches.object_matched[:, 0]
 
 
-def _shape(kind: str, box: np.ndarray, size: np.ndarray, text: str, score: float) -> Shape:
+def _shape(kind: str, box: np.ndarray, size: np.ndarray, *facts: Any) -> Shape:
     x, y, w, h = (box / np.tile(size, 2)).tolist()
-    return Shape(kind, x, y, w, h, text, score)
+    return Shape(kind, x, y, w, h, *facts)
 
 
 def _card(record: Record, prediction: Prediction, folder: Path, shapes: list[Shape]) -> Card:
@@ -187,6 +190,7 @@ def _card(record: Record, prediction: Prediction, folder: Path, shapes: list[Sha
     caption += f", {count['ignored']} not judged" if count["ignored"] else ""
     return Card(
         title=f"Image {record.metadata.image_id}",
+        file_name=record.metadata.file_name,
         caption=caption,
         image=uri,
         width=width,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from coordexp.evaluation.options import PROTOCOL_TITLES
 from coordexp.evaluation.result_types import CategoryRow, DensityRow, FrequencyRow, ProtocolResult, SizeRow
 from coordexp.evaluation.results import EvalResult, load_eval
 from coordexp.reporting import curves, gallery
+from coordexp.reporting.classes import BACKGROUND, THRESHOLDS, ClassResults, class_results
 from coordexp.reporting.figures import Series, bars, lines
 from coordexp.reporting.provenance import selection, stage_codes, without_local_paths
+from coordexp.reporting.run_facts import SplitCounts, cautions, header_facts, split_counts
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file, write_text
 
@@ -53,6 +56,10 @@ def write_report(
     DataError if the files do not belong together or an image cannot be read.
     """
     result = load_eval(eval_json)
+    check_evaluated(predictions, result.inputs.predictions.sha256)
+    classes = class_results(Path(predictions), Path(records_jsonl), result)
+    splits = split_counts(Path(records_jsonl))
+    galleries = _galleries(result, Path(predictions), Path(records_jsonl), num_examples)
     page = render(
         "report.html.j2",
         title=title or _name(result, " · "),
@@ -61,7 +68,17 @@ def write_report(
         metrics=_metric_rows(result),
         training=_training_plots(train_log),
         error_plot=_error_plot(result),
-        galleries=_galleries(result, Path(predictions), Path(records_jsonl), num_examples),
+        facts=without_local_paths(header_facts(Path(eval_json), provenance)),
+        cautions=cautions(result, provenance),
+        classes=classes,
+        thresholds=THRESHOLDS,
+        matrix=_matrix_rows(classes),
+        class_plots=_class_plots(classes),
+        splits=splits,
+        data_rows=_data_rows(splits),
+        galleries=galleries,
+        gallery_categories=_distinct(galleries, "category"),
+        gallery_errors=_distinct(galleries, "error"),
         selection=selection(provenance.get("training", {}), result.split),
         stages=stage_codes(provenance.get("training", {}), result),
         provenance=_provenance(provenance, result, records_jsonl, train_log),
@@ -232,7 +249,6 @@ def _galleries(
     image_ids = {image_id for _, image_id in chosen}
     if not image_ids:
         return []
-    check_evaluated(predictions, result.inputs.predictions.sha256)
     return gallery.cards(
         chosen,
         gallery.find_records(records, image_ids),
@@ -240,6 +256,36 @@ def _galleries(
         records.parent,
         result,
     )
+
+
+def _distinct(galleries: list[tuple[str, list[gallery.Card]]], field: str) -> list[str]:
+    """The values of a field of all shapes of the gallery, in alphabetical order."""
+    shapes = (shape for _, cards in galleries for card in cards for shape in card.shapes)
+    return sorted({getattr(shape, field) for shape in shapes} - {""})
+
+
+def _matrix_rows(classes: ClassResults) -> list[dict[str, Any]]:
+    """Rows of the confusion matrix: name, number, and (count, fraction of the row) per cell."""
+    rows = []
+    for number, (name, counts) in enumerate(
+        zip([*classes.labels, BACKGROUND], classes.matrix.tolist(), strict=True), 1
+    ):
+        total = sum(counts) or 1
+        rows.append({"name": name, "number": number, "cells": [(value, value / total) for value in counts]})
+    return rows
+
+
+def _class_plots(classes: ClassResults) -> list[Markup]:
+    options = {"x_label": "recall", "y_label": "precision", "x_range": (0, 1), "y_range": (0, 1)}
+    title = "Precision over recall by category, IoU 0.5"
+    numbers = [f" ({n} of {len(classes.plots)})" if len(classes.plots) > 1 else "" for n in range(1, 99)]
+    return [lines(f"{title}{n}", series, **options) for n, series in zip(numbers, classes.plots, strict=False)]
+
+
+def _data_rows(splits: list[SplitCounts]) -> list[tuple[str, list[int]]]:
+    """Number of objects per split of every category, most frequent first."""
+    total = sum((split.categories for split in splits), start=Counter())
+    return [(name, [split.categories[name] for split in splits]) for name, _ in total.most_common()]
 
 
 def _provenance(

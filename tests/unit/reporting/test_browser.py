@@ -42,8 +42,29 @@ if (slider) {
   slider.value = 0.5; slider.dispatchEvent(new Event('input'));
   found.slider = [before, count()];
 }
-const table = document.querySelector('table.sortable');
-table.closest('details').open = true;
+const only = document.querySelector('#only-error');
+if (only) {
+  const figures = [...document.querySelectorAll('figure.image')];
+  const visible = () => figures.filter((f) => f.offsetParent !== null).length;
+  only.value = 'missed'; only.dispatchEvent(new Event('input'));
+  const missed = figures.filter((f) => f.querySelector('.shape.missed')).length;
+  found.filter = [figures.length, visible(), missed];
+  only.value = ''; only.dispatchEvent(new Event('input'));
+}
+const threshold = document.querySelector('#class-threshold');
+if (threshold) {
+  const rows = [...document.querySelector('#class-table').tBodies[0].rows];
+  const positives = () => rows.map((r) => Number(r.cells[5].textContent)).reduce((a, b) => a + b);
+  const at = (t) => { threshold.value = t; threshold.dispatchEvent(new Event('input')); return positives(); };
+  found.positives = [at(0), at(10), at(19)];
+}
+found.saved = [];
+HTMLAnchorElement.prototype.click = () => {};
+document.addEventListener('saved', (event) => { found.saved.push([event.detail.name, event.detail.size]); });
+for (const download of document.querySelectorAll('button.download')) download.click();
+found.downloads = document.querySelectorAll('button.download').length;
+for (const details of document.querySelectorAll('details')) details.open = true;
+const table = [...document.querySelectorAll('table.sortable')].at(-1);
 const heads = [...table.querySelectorAll('thead button')];
 const column = heads.findIndex((b) => ['AP', 'change'].includes(b.textContent));
 const values = () => [...table.tBodies[0].rows].map((r) => Number(r.cells[column].dataset.value));
@@ -53,8 +74,12 @@ found.width = [document.documentElement.scrollWidth, innerWidth];
 found.tallest = Math.max(...[...document.querySelectorAll('tr')].map((r) => r.offsetHeight));
 found.requests = performance.getEntriesByType('resource').filter((e) => !e.name.startsWith('data:')).length;
 found.images = [...document.images].filter((i) => i.complete && i.naturalWidth > 0).length;
-document.title = 'PROBE' + JSON.stringify(found);
-parent.postMessage(document.title, '*');
+const finish = () => {
+  document.title = 'PROBE' + JSON.stringify(found);
+  parent.postMessage(document.title, '*');
+};
+const wait = (left) => found.saved.length === found.downloads || !left ? finish() : setTimeout(wait, 50, left - 1);
+wait(40);
 </script></body>"""
 
 # A browser window has a minimum width, a frame has none; the frame reports to the outer page.
@@ -104,6 +129,18 @@ def test_filters_sorting_and_images(page, tmp_path):
     assert found["down"] == sorted(found["down"], reverse=True) and found["up"] == sorted(found["up"])
     assert len(set(found["up"])) > 2
     assert found["requests"] == 0 and found["images"] == 6
+    every, shown, missed = found["filter"]
+    assert 0 < shown == missed < every
+    low, middle, high = found["positives"]
+    assert low > middle > high >= 0
+
+
+def test_every_figure_and_table_can_be_downloaded(page, tmp_path):
+    found = probe(page, tmp_path / "profile")
+    names = [name for name, _ in found["saved"]]
+    assert len(names) == found["downloads"] > 20
+    assert {"metrics.csv", "confusion_matrix.csv", "categories.csv", "training_loss.png"} <= set(names)
+    assert all(size > (1000 if name.endswith(".png") else 10) for name, size in found["saved"])
 
 
 def test_script_errors_are_detected(page, tmp_path):
