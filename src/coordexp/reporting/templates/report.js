@@ -87,7 +87,6 @@ const styled = (svg) => {
     const style = getComputedStyle(element);
     for (const name of names) to[i].style.setProperty(name, style.getPropertyValue(name));
   });
-  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   return copy;
 };
 const loaded = (source) => new Promise((resolve, reject) => {
@@ -110,7 +109,8 @@ const png = async (figure) => {
   pen.fillRect(0, 0, canvas.width, canvas.height);
   if (photo) pen.drawImage(photo, 0, 0, canvas.width, canvas.height);
   const text = new XMLSerializer().serializeToString(copy);
-  pen.drawImage(await loaded("data:image/svg+xml;charset=utf-8," + encodeURIComponent(text)), 0, 0);
+  const scheme = "data:";  // the only one for images that the page allows
+  pen.drawImage(await loaded(`${scheme}image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`), 0, 0);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 };
 const button = (text, label, action) => {
