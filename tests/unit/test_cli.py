@@ -200,7 +200,6 @@ WRITING = {  # all but merge, whose output is tested with it
     "compare": "compare {none} {none} --out {out}",
     "detect": "detect {none} --model {folder} --out {out}",
     "predict": "predict {none} --model {folder} --out {out}",
-    "show": "show {none} --out {out}",
     "export": "export {none} --to coco --out {out}",
     "parse": "parse {none} --records {none} --out {out}",
 }
