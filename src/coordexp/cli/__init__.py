@@ -42,16 +42,20 @@ COMMANDS = (
     merge,
     doctor,
     validate,
-    app,
-    compare,
     detect,
+    predict,
+    app,
     evaluate,
+    compare,
+    summary,
     export,
     parse,
-    predict,
     publish,
+<<<<<<< HEAD
     summary,
     row,
+=======
+>>>>>>> 98539d7 (List the commands in the order of their use)
 )
 EXIT_CODES = """\
 exit codes:
