@@ -47,15 +47,11 @@ COMMANDS = (
     app,
     evaluate,
     compare,
+    row,
     summary,
     export,
     parse,
     publish,
-<<<<<<< HEAD
-    summary,
-    row,
-=======
->>>>>>> 98539d7 (List the commands in the order of their use)
 )
 EXIT_CODES = """\
 exit codes:
