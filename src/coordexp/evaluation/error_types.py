@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -13,23 +13,48 @@ from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.result_types import ErrorType
 
 DUPLICATE_IOU = 0.9
+NEAR_DUPLICATE_IOU = 0.8
 BACKGROUND_IOU = 0.1
 ERROR_TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
 
 
-def duplicates(detections: Detections) -> np.ndarray:
-    """Whether the image has a better detection of the same label with IoU >= 0.9; bool [N]."""
+class Duplicates(NamedTuple):
+    """Detections that repeat a better one with the same label in the same image; identical boxes always count.
+
+    exact: bool [N], IoU >= 0.9. near: bool [N], IoU >= 0.8, so exact ones are among them. near_pairs: pairs of
+    detections with the same label and IoU >= 0.8.
+    """
+
+    exact: np.ndarray
+    near: np.ndarray
+    near_pairs: int
+
+
+def duplicates(detections: Detections) -> Duplicates:
+    """The duplicates among `detections`, which are in the order of their scores."""
     groups = np.where(detections.category >= 0, detections.category, -1 - detections.desc)
     low = groups.min(initial=0)
     code = detections.image * (groups.max(initial=0) - low + 1) + (groups - low)
     order = np.argsort(code, kind="stable")  # keeps the score order within a group
     code, box = code[order], detections.box[order]
-    duplicate = np.zeros(len(code), dtype=bool)
-    for later, other, _ in near_overlaps(box, code, box, code, DUPLICATE_IOU):
-        duplicate[later[other < later]] = True
-    out = np.zeros(len(code), dtype=bool)
-    out[order] = duplicate
-    return out
+    exact, near = np.zeros((2, len(code)), dtype=bool)
+    pairs = 0
+    for i, j, overlap in near_overlaps(box, code, box, code, NEAR_DUPLICATE_IOU):
+        worse = j < i
+        pairs += int(worse.sum())
+        near[i[worse]] = True
+        # identical boxes without area have an IoU of 0
+        exact[i[worse & ((overlap >= DUPLICATE_IOU) | (overlap < NEAR_DUPLICATE_IOU))]] = True
+    original = np.argsort(order)
+    return Duplicates(exact[original], near[original], pairs)
+
+
+def annotated_near_pairs(ground_truth: GroundTruth) -> int:
+    """Pairs of annotated objects, without crowds, of one image and category with IoU >= 0.8."""
+    objects = np.flatnonzero(~ground_truth.crowd)
+    box = ground_truth.box[objects]
+    code = ground_truth.image[objects] * max(ground_truth.num_categories, 1) + ground_truth.category[objects]
+    return sum(int((i < j).sum()) for i, j, _ in near_overlaps(box, code, box, code, NEAR_DUPLICATE_IOU))
 
 
 def false_positives(

@@ -11,7 +11,7 @@ import numpy as np
 
 from coordexp.evaluation import results
 from coordexp.evaluation.detections import TIE_RULE, AnswerStats, Detections, collect_detections
-from coordexp.evaluation.error_types import DUPLICATE_IOU, duplicates
+from coordexp.evaluation.error_types import DUPLICATE_IOU, NEAR_DUPLICATE_IOU, annotated_near_pairs, duplicates
 from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
 from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth, restrict_to_images
 from coordexp.evaluation.label_mapping import MAPPED, LabelMap
@@ -178,6 +178,7 @@ def _counts(
     without_record = annotated.num_images - recorded.num_images
     not_scored = annotated.num_images - scored.num_images
     note = _subset_note(scored.num_images, recorded.num_images, annotated.num_images)
+    found = duplicates(detections)
     return Counts(
         images=scored.num_images,
         images_annotated=annotated.num_images,
@@ -195,8 +196,12 @@ def _counts(
         detections=len(detections),
         calibrated_detections=stats.calibrated,
         unmapped_detections=int((detections.category < 0).sum()),
-        duplicates=int(duplicates(detections).sum()),
+        duplicates=int(found.exact.sum()),
         duplicate_rule=f"a better detection of the same image and label has IoU >= {DUPLICATE_IOU}",
+        near_duplicates=int(found.near.sum()),
+        near_duplicate_rule=f"a better detection of the same image and label has IoU >= {NEAR_DUPLICATE_IOU}",
+        near_duplicate_pairs=found.near_pairs,
+        near_duplicate_objects=annotated_near_pairs(scored),
         boxes_outside_image=stats.boxes_outside_image,
         boxes_without_area=stats.boxes_without_area,
         answers_truncated=stats.truncated,

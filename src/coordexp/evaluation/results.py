@@ -19,7 +19,7 @@ from coordexp.evaluation.result_types import Count, ErrorType, ProtocolResult, R
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
 
-EVAL_VERSION = 4
+EVAL_VERSION = 5
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -87,6 +87,14 @@ class Counts(Result):
     unmapped_detections: Annotated[Count, Meta(description="detections whose description matches no category")]
     duplicates: Annotated[Count, Meta(description="detections that repeat a higher-scoring one of the same image")]
     duplicate_rule: Annotated[str, Meta(description="when a detection counts as a duplicate")]
+    near_duplicates: Annotated[Count, Meta(description="same as `duplicates` with a lower IoU; includes `duplicates`")]
+    near_duplicate_rule: Annotated[str, Meta(description="when a detection counts as a near-duplicate")]
+    near_duplicate_pairs: Annotated[
+        Count, Meta(description="pairs of detections of one image and label with the IoU of `near_duplicate_rule`")
+    ]
+    near_duplicate_objects: Annotated[
+        Count, Meta(description="pairs of annotated objects of one image and category with that IoU, without crowds")
+    ]
     boxes_outside_image: Annotated[Count, Meta(description="boxes that extend beyond the image")]
     boxes_without_area: Annotated[Count, Meta(description="predicted boxes of zero width or height")]
     answers_truncated: Annotated[Count, Meta(description="answers that reached the token limit")]
@@ -162,7 +170,7 @@ class Examples(Result):
 class EvalResult(Result, kw_only=True):
     """eval.json: scores of one run on one split."""
 
-    schema_version: Literal[4] = EVAL_VERSION
+    schema_version: Literal[5] = EVAL_VERSION
     dataset: str
     split: Annotated[str | None, Meta(description="evaluated split; null: unknown")]
     inputs: Inputs

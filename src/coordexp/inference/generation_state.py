@@ -67,6 +67,8 @@ class GenerationLimits:
     max_desc_loops: int
     max_repeats: int
     repeat_iou: float = 1.0
+    suppress_repeats: bool = False
+    max_suppressed: int = 3
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> GenerationLimits:
@@ -87,7 +89,7 @@ class GenerationState:
     token_bytes: bytes of each token; only for styles with integer coordinates.
 
     Only complete objects count as copies of each other, and only loops of description tokens are ended: repeated
-    coordinate tokens alone are legitimate. After the `max_repeats`-th copy the answer must end.
+    coordinate tokens alone are legitimate. `ObjectCopies` defines after which copy the answer must end.
     """
 
     grammar: Grammar
@@ -106,7 +108,9 @@ class GenerationState:
         self.index = self.grammar.start
         self._current = ObjectLogprobs(0)
         self._desc_run: list[int] = []
-        self._copies = ObjectCopies(self.limits.repeat_iou)
+        limits = self.limits
+        max_suppressed = limits.max_suppressed if limits.suppress_repeats else None
+        self._copies = ObjectCopies(limits.repeat_iou, limits.max_repeats, max_suppressed)
         self._text = b""  # accepted since the last coordinate
         self._object_desc: bytes | None = None  # of the current object, if the description precedes the geometry
         self._object_slots = 0  # index of the current object's first slot
@@ -247,14 +251,14 @@ class GenerationState:
             else:
                 text += self._spelling(pending.token)
         bins = tuple(slot.bin for slot in slots)
-        if self._copies.count_at(bins) + 1 < self.limits.max_repeats:
+        if not self._copies.can_end_answer(bins):
             return tokens
         known: dict[bytes | None, bool] = {None: False}
 
         def last_copy(token: int) -> bool:
             desc = self._object_desc if self.desc_first else description(text + self._spelling(token))
             if desc not in known:
-                known[desc] = self._copies.count(desc, bins) + 1 >= self.limits.max_repeats
+                known[desc] = self._copies.end_answer(desc, bins)
             return known[desc]
 
         return [t for t in tokens if not last_copy(t) or self._can_end(node.after(t))] or tokens

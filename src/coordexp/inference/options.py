@@ -69,6 +69,20 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
             description="minimum IoU at which boxes with the same description count as copies; 1: identical bins",
         ),
     ] = 0.8
+    suppress_repeats: Annotated[
+        bool,
+        Meta(
+            description="leave out each box that is a copy (`repeat_iou`) of an earlier one with the same description, "
+            "and close the answer after `max_suppressed` of them in a row"
+        ),
+    ] = False
+    max_suppressed: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="an answer is closed after this many suppressed boxes in a row, for `suppress_repeats: true`",
+        ),
+    ] = 3
     drop_duplicates: Annotated[
         bool,
         Meta(

@@ -17,6 +17,7 @@ from coordexp.geometry.norm1000 import LAST_BIN, EmitNorm
 from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.generation_state import GenerationState, ObjectLogprobs
 from coordexp.inference.options import PredictOptions
+from coordexp.inference.repetition import SuppressedCopies
 from coordexp.records import COORD_TOKEN, Detection, Prediction, Record
 
 # Coordinate tokens outside of JSON strings; strings are matched first, so that tokens in a description do not count.
@@ -31,6 +32,11 @@ def build_prediction(
     problems: Counter[str] = Counter()
     for answer, text in answers:
         found, found_problems = detections_of(answer, text, (record.width, record.height), emit_norm)
+        if options.suppress_repeats:
+            kept = without_repeats(found, options.repeat_iou)
+            if len(kept) < len(found):
+                problems["repeats_suppressed"] += len(found) - len(kept)
+            found = kept
         detections += found
         problems.update(found_problems)
     unique, duplicates = drop_duplicates(detections, options.duplicate_iou)
@@ -139,6 +145,15 @@ def drop_duplicates(detections: Sequence[Detection], threshold: float) -> tuple[
         if all(overlap[i, j] < threshold for j in same):
             kept.append(i)
     return [detections[i] for i in sorted(kept)], len(detections) - len(kept)
+
+
+def without_repeats(detections: Sequence[Detection], threshold: float) -> list[Detection]:
+    """Detections of one answer without those that copy an earlier kept one (same description, IoU >= `threshold`).
+
+    The IoU is that of the generated bins, by which the decoder also decides when to close the answer.
+    """
+    copies = SuppressedCopies(threshold)
+    return [detection for detection in detections if copies.add(detection.desc, tuple(detection.bins))]
 
 
 def score_from_parts(parts: dict[str, float]) -> float:

@@ -16,7 +16,7 @@ BIN_ERROR = re.compile(r"(eval_)?bin_error_.*")
 # logged by trainers, neither loss nor score
 OTHER = re.compile(
     r"epoch|learning_rate|lr|grad_norm|total_flos|percentage"
-    r"|(global_step|max_steps|memory|train_|elapsed|remaining|num_).*|.*(per_second|runtime|speed).*"
+    r"|(global_step|max_steps|memory|train_|elapsed|remaining|num_).*|.*(per_second|runtime|speed|duplicates).*"
 )
 
 

@@ -68,13 +68,16 @@ class DetectionScorer(Scorer):
         return predict_records(predictor, records, self.folder, self.custom.emit_norm, self.categories)
 
     def score(self, predictions: list[Prediction]) -> dict[str, float | None]:
-        """Every metric that may select a checkpoint; federated if records list categories verified as absent."""
+        """Every metric that may select a checkpoint, and duplicates; LVIS rules if records list absent categories."""
         protocol = "lvis" if self.ground_truth.federated else "coco"
         options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
         rows = [(f"prediction {n}", prediction) for n, prediction in enumerate(predictions)]
         scores = score(rows, self.ground_truth, options, where="predictions during training")
-        metrics = scores.protocols[protocol].metrics
-        return {name: metrics[name] for name in VALUE_NAMES.names()}
+        metrics, counts = scores.protocols[protocol].metrics, scores.counts
+        return {name: metrics[name] for name in VALUE_NAMES.names()} | {
+            "duplicates_per_image": counts.duplicates / counts.images,
+            "near_duplicates_per_image": counts.near_duplicates / counts.images,
+        }
 
 
 def prompts_like_training(custom: Custom) -> dict[str, Any]:

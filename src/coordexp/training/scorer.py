@@ -24,4 +24,4 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, predictions: list[Any]) -> dict[str, float | None]:
-        """Values by the names of `custom.detection_eval.metric`, None if undefined, for all predictions."""
+        """Values for all predictions, None if undefined; includes every `custom.detection_eval.metric`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from inference_helpers import ORDERS, open_predictor, run_with, tokens_of
@@ -11,7 +12,7 @@ from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.generation_state import GenerationLimits, GenerationState, TokenChoice
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.repetition import ends_in_loop
-from coordexp.inference.scores import detections_of
+from coordexp.inference.scores import detections_of, without_repeats
 from coordexp.records import Object, coord_token
 from coordexp.runtime.config_io import convert
 from coordexp.runtime.errors import ConfigError
@@ -22,10 +23,20 @@ def objects(*pairs: tuple[str, list[int]]) -> list[Object]:
     return [Object(n, 1, [0.0] * 4, **{kinds.get(len(b), "poly"): [coord_token(k) for k in b]}) for n, b in pairs]
 
 
-def generated(predictor, labels, wanted: list[Object], repeats: int, iou: float = 0.8) -> tuple[list, dict]:
+def generated(
+    predictor, labels, wanted: list[Object], repeats: int, iou: float = 0.8, max_suppressed: int | None = None
+) -> tuple[list, dict]:
     """What is generated under the grammar by a model that prefers to write `wanted`."""
+    detections, problems = detections_and_problems(predictor, labels, wanted, repeats, iou, max_suppressed)
+    return [(d.desc, tuple(d.bins)) for d in detections], problems
+
+
+def detections_and_problems(predictor, labels, wanted, repeats, iou, max_suppressed):
+    """Detections of the answer of a model that prefers to write `wanted`."""
     grammar, desc_first = predictor.grammar(labels), predictor.style.object_field_order == "desc_first"
-    answer = GenerationState(grammar, GenerationLimits(5000, 48, 4, repeats, iou), desc_first=desc_first)
+    suppression = (False, 3) if max_suppressed is None else (True, max_suppressed)
+    limits = GenerationLimits(5000, 48, 4, repeats, iou, *suppression)
+    answer = GenerationState(grammar, limits, desc_first=desc_first)
     script = tokens_of(predictor, wanted, labels)
     original = GenerationState.advance
 
@@ -47,7 +58,7 @@ def generated(predictor, labels, wanted: list[Object], repeats: int, iou: float 
     run_with(answer, script, predictor.ids.start)
     found, problems = detections_of(answer, predictor.text(answer), (96, 96))
     assert answer.finish == "stop"
-    return [(d.desc, tuple(d.bins)) for d in found], problems
+    return found, problems
 
 
 A, B = [10, 20, 300, 400], [500, 510, 700, 800]
@@ -95,6 +106,71 @@ def test_other_objects_are_no_copies(order):
     nested = [("box", [n * 60, n * 60, 999 - n * 60, 999 - n * 60]) for n in range(8)]
     expected = [(n, tuple(b)) for n, b in names + row + nested]
     assert generated(predictor, None, objects(*names, *row, *nested), 2) == (expected, {})
+
+
+def cells(box) -> set[tuple[int, int]]:
+    """The unit squares that a box covers."""
+    return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
+
+
+def slow_suppression(wanted, iou: float, max_repeats: int, max_suppressed: int) -> tuple[list, list, bool]:
+    """Objects generated, those kept, and whether a limit ended the answer, from sets of unit squares."""
+    written, kept, in_a_row = [], [], 0
+
+    def copies(desc, box, others):
+        return [b for d, b in others if d == desc and len(cells(b) & cells(box)) >= iou * len(cells(b) | cells(box))]
+
+    for desc, box in wanted:
+        limit = len(copies(desc, box, written)) + 1 >= max_repeats
+        suppressed = bool(copies(desc, box, kept))
+        in_a_row = in_a_row + 1 if suppressed else 0
+        written.append((desc, box))
+        if not suppressed:
+            kept.append((desc, box))
+        if limit or in_a_row == max_suppressed:
+            return written, kept, True
+    return written, kept, False
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("labels", [None, ("cat", "cat food")], ids=["open", "labels"])
+def test_suppression_agrees_with_a_slow_reference(order, labels):
+    predictor, ended, bursts = open_predictor(order), 0, 0
+    for seed in range(16):
+        rng = random.Random(seed)
+        wanted = []
+        for _ in range(12):
+            x, y = rng.choice([(0, 0), (12, 3)])
+            box = [x + rng.randrange(2), y + rng.randrange(2), x + 9 + rng.randrange(2), y + 8 + rng.randrange(2)]
+            wanted.append((rng.choice(["cat", "cat", "cat food"]), box))
+        max_suppressed = rng.choice([1, 2, 3])
+        written, kept, limited = slow_suppression(wanted, 0.7, 6, max_suppressed)
+        found, problems = detections_and_problems(predictor, labels, objects(*wanted), 6, 0.7, max_suppressed)
+        assert [(d.desc, d.bins) for d in found] == written, seed
+        assert [(d.desc, d.bins) for d in without_repeats(found, 0.7)] == kept, seed
+        assert problems == ({"repetition_closed": 1} if limited and len(written) < len(wanted) else {}), seed
+        ended += limited
+        bursts += len(written) > len(kept)
+    assert ended > 4 and bursts > 4
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_boxes_with_other_descriptions_are_not_suppressed(order):
+    predictor, alternating = open_predictor(order), [("cat", A), ("dog", A)] * 3
+    found, problems = detections_and_problems(predictor, None, objects(*alternating), 9, 0.8, 3)
+    assert [d.desc for d in found] == ["cat", "dog", "cat", "dog", "cat"] and problems == {"repetition_closed": 1}
+    assert [d.desc for d in without_repeats(found, 0.8)] == ["cat", "dog"]
+    distinct = [(f"cat {name}", A) for name in "abcdefgh"]
+    found, problems = detections_and_problems(predictor, None, objects(*distinct), 9, 0.8, 1)
+    assert without_repeats(found, 0.8) == found and len(found) == 8 and problems == {}
+
+
+def test_a_drifting_row_of_boxes_is_compared_with_kept_boxes_only():
+    drifting = [
+        ("cat", [40 * n, 0, 400 + 40 * n, 400]) for n in range(4)
+    ]  # IoU .82 with the last, .67 with that before
+    found, _ = detections_and_problems(open_predictor(), None, objects(*drifting), 9, 0.8, 3)
+    assert [d.bins[0] for d in without_repeats(found, 0.8)] == [0, 80]
 
 
 def test_max_repeats_below_two_is_refused():

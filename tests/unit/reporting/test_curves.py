@@ -57,6 +57,7 @@ def test_losses_scores_and_bin_errors_are_separate_series(tmp_path):
 
 def test_detection_metrics_during_training_are_scores(tmp_path):
     rows = [{"step": 2, "loss": 3.0}, {"step": 2, "eval_AP": 0.1, "eval_F1_micro": 0.2, "eval_detection_runtime": 9.0}]
+    rows += [{"step": 2, "eval_near_duplicates_per_image": 0.5}]
     rows += [{"step": 4, "loss": 2.0}, {"step": 4, "eval_AP": 0.3, "eval_F1_micro": 0.4, "eval_detection_runtime": 8.0}]
     write_jsonl(tmp_path / "log.jsonl", rows)
     log = read_log(tmp_path / "log.jsonl")

@@ -48,7 +48,8 @@ def with_ap(ap: float, sha256: str) -> EvalResult:
         by_density=[replace(row, recall_50=ap) for row in block.by_density if row.objects],
     )
     predictions = replace(result.inputs.predictions, sha256=sha256)
-    return replace(result, coco=block, inputs=replace(result.inputs, predictions=predictions))
+    counts = replace(result.counts, images=2, near_duplicates=3)
+    return replace(result, counts=counts, coco=block, inputs=replace(result.inputs, predictions=predictions))
 
 
 def write_trial(trial: Trial, sweep: Sweep, results) -> None:
@@ -88,6 +89,7 @@ def test_a_row_is_the_mean_over_seeds(summary):
     assert row.numbers["recall_1-2"].values == pytest.approx([0.3, 0.5])
     assert row.numbers["tokens_per_object"].mean == 15
     assert row.numbers["duplicates_per_image"].mean == 1
+    assert row.numbers["near_duplicates_per_image"].mean == 1.5
     assert row.numbers["cpu_seconds_per_step"].mean == 0.5
     assert row.numbers["steps"].mean == 10
 

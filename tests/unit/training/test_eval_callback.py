@@ -32,10 +32,22 @@ def test_perfect_predictions_score_one_and_shifted_ones_less(shapes_data, tiny_m
     records = list(read_records(shapes_data / "val.coord.jsonl", "token"))[:6]
     assert scorer.ground_truth.federated
     scores = scorer.score([perfect(r) for r in reversed(records)])
-    assert list(scores) == VALUE_NAMES.names() and {"AP", "AP50", "F1_micro"} <= set(scores)
+    assert list(scores)[:-2] == VALUE_NAMES.names() and {"AP", "AP50", "F1_micro"} <= set(scores)
+    assert scores.pop("duplicates_per_image") == scores.pop("near_duplicates_per_image") == 0
     assert scores == pytest.approx(dict.fromkeys(scores, 1))
     shifted = scorer.score([perfect(r, 0.02) for r in records])
     assert 0 < shifted["AP"] < 1 and 0 < shifted["F1_micro"] < 1
+
+
+def test_near_duplicates_are_counted_beside_exact_ones(shapes_data, tiny_model):
+    scorer = scorer_of(shapes_data, tiny_model, images=2)
+    answers = [perfect(record) for record in scorer.records]
+    x1, y1, x2, y2 = answers[0].detections[0].norm
+    for height in (0.95, 0.85, 0.5):
+        box = [x1, y1, x2, y1 + height * (y2 - y1)]
+        answers[0].detections.append(Detection(answers[0].detections[0].desc, box, 0.1 * height))
+    scores = scorer.score(answers)
+    assert (scores["duplicates_per_image"], scores["near_duplicates_per_image"]) == (0.5, 1.0)
 
 
 def test_polygons_are_scored_too(shapes_data, tiny_model):
