@@ -8,7 +8,6 @@ the image is ignored.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import NOT_JSON, enumerate_lines, read_json, sha256_file, write_json, write_jsonl
 
 FEATURES = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "log_spread")
+TIE_STEP = 1e-6  # difference between calibrated scores that would be equal otherwise
 MIN_PER_CLASS = 5  # correct and wrong detections needed to fit
 
 
@@ -213,18 +213,24 @@ def _fit_logistic(terms: np.ndarray, correct: np.ndarray, fitted: dict) -> Calib
 
 
 def _fit_isotonic(scores: np.ndarray, correct: np.ndarray, fitted: dict) -> Calibration:
-    """Isotonic regression, interpolated between the centres of its blocks so that different scores rarely tie.
+    """Isotonic regression: constant over the scores of a block, and linear between two blocks.
 
     Equal scores are one point, whose value is their share of correct detections, so that the result does not depend on
-    the order of the detections.
+    the order of the detections. Values rise by up to 2 `TIE_STEP` within a block, which keeps the order of the scores.
     """
     points, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     share = np.bincount(index, weights=correct) / counts
     result = isotonic_regression(share, weights=counts)
-    blocks = [slice(a, b) for a, b in itertools.pairwise(result.blocks)]
-    knots = [float(np.average(points[block], weights=counts[block])) for block in blocks]
-    values = [float(result.x[block.start]) for block in blocks]
-    return Calibration("isotonic", fitted, knots=knots, values=values)
+    first, last = result.blocks[:-1], result.blocks[1:] - 1
+    ends = np.where(first < last, np.stack([first, last]), first)  # [2, B]
+    value = result.x[first]
+    gaps = np.diff(value, prepend=-1, append=2)
+    step = np.minimum(TIE_STEP, np.minimum(gaps[:-1], gaps[1:]) / 4) * (first < last)
+    values = np.clip(np.stack([value - step, value + step]), 0, 1)
+    kept = np.stack([np.ones_like(first, dtype=bool), first < last]).T.ravel()
+    return Calibration(
+        "isotonic", fitted, knots=points[ends].T.ravel()[kept].tolist(), values=values.T.ravel()[kept].tolist()
+    )
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -201,3 +201,13 @@ def test_isotonic_calibration_does_not_depend_on_the_order():
 def test_isotonic_calibration_of_one_score_is_the_share_of_correct_detections():
     fitted = calibrate.fit_detections(scored(np.ones(100)), np.arange(100) < 30, "isotonic", {})
     assert fitted.probability(scored(np.array([0.0, 0.5, 1.0]))) == pytest.approx([0.3] * 3)
+
+
+def test_isotonic_calibration_is_the_share_of_correct_detections_at_every_frequent_score():
+    """Also where a block of falling shares spans distant scores: 900 boxes at 0.99 of which 40 % are right."""
+    groups = {0.1: (900, 0.45), 0.99: (900, 0.4), 1.0: (900, 0.9)}
+    scores = np.repeat(list(groups), [n for n, _ in groups.values()])
+    correct = np.concatenate([np.arange(n) < share * n for n, share in groups.values()])
+    fitted = calibrate.fit_detections(scored(scores), correct, "isotonic", {})
+    assert fitted.probability(scored([0.1, 0.5, 0.99, 1.0])) == pytest.approx([0.425, 0.425, 0.425, 0.9], abs=1e-5)
+    assert np.all(np.diff(fitted.probability(scored(np.linspace(0.1, 1, 50)))) > 0)
