@@ -1,4 +1,4 @@
-"""ms-swift's training arguments: names, ranges, and those that a recipe must not set.
+"""ms-swift's training arguments: names, ranges, choices, and those that a recipe must not set.
 
 A dry run checks recipes with them, without importing ms-swift.
 """
@@ -6,7 +6,7 @@ A dry run checks recipes with them, without importing ms-swift.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -23,8 +23,29 @@ Count = Annotated[int, Meta(ge=1)] | None
 CountOrZero = Annotated[int, Meta(ge=0)] | None
 
 
+Seed = Annotated[int, Meta(ge=0, lt=2**32)] | None
+Switch = bool | None
+When = Literal["no", "steps", "epoch"] | None
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+]  # fmt: skip
+Optimizer = Literal[
+    "adafactor", "adagrad", "adalomo", "adamw_8bit", "adamw_anyprecision", "adamw_bnb_8bit", "adamw_torch",
+    "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_fused", "adamw_torch_npu_fused", "adamw_torch_xla",
+    "ademamix", "ademamix_8bit", "apollo_adamw", "apollo_adamw_layerwise", "galore_adafactor",
+    "galore_adafactor_layerwise", "galore_adamw", "galore_adamw_8bit", "galore_adamw_8bit_layerwise",
+    "galore_adamw_layerwise", "grokadamw", "lion_32bit", "lion_8bit", "lomo", "paged_adamw_32bit",
+    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "rmsprop_bnb_8bit", "schedule_free_adamw", "schedule_free_radam",
+    "schedule_free_sgd", "sgd", "stable_adamw",
+]  # fmt: skip
+ATTENTION = r"^(eager|sdpa|flash_attn|flash_attention_[234]|flex_attention|.+/.+)$"  # with a slash: a kernel of a hub
+DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")  # ms-swift's configurations
+
+
 class Ranges(msgspec.Struct, frozen=True):
-    """Ranges of the numbers that a recipe is likely to set; null is ms-swift's default."""
+    """Ranges and choices of the arguments that a recipe is likely to set; null is ms-swift's default."""
 
     max_length: Count = None
     max_pixels: Count = None
@@ -52,8 +73,21 @@ class Ranges(msgspec.Struct, frozen=True):
     save_steps: Positive = None
     eval_steps: Positive = None
     save_total_limit: Count = None
-    seed: CountOrZero = None
-    data_seed: CountOrZero = None
+    seed: Seed = None
+    data_seed: Seed = None
+    torch_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    attn_impl: Annotated[str, Meta(pattern=ATTENTION)] | None = None
+    lora_bias: Literal["none", "all"] | None = None
+    use_rslora: Switch = None
+    use_dora: Switch = None
+    bf16: Switch = None
+    fp16: Switch = None
+    tf32: Switch = None
+    gradient_checkpointing: Switch = None
+    optim: Optimizer | None = None
+    lr_scheduler_type: Scheduler | None = None
+    eval_strategy: When = None
+    logging_strategy: When = None
 
 
 BY_EPOCHS = {"max_steps": -1}  # ms-swift's value for "as many as num_train_epochs has"
@@ -115,7 +149,7 @@ NAMES = frozenset(
 
 
 def check_arguments(sections: Mapping[str, Mapping[str, Any]], file: object) -> None:
-    """ConfigError that lists unknown arguments and numbers outside their range in the sections of a recipe."""
+    """ConfigError that lists unknown arguments and invalid values in the sections of a recipe."""
     problems = []
     for section, values in sections.items():
         for key in values:
@@ -127,6 +161,11 @@ def check_arguments(sections: Mapping[str, Mapping[str, Any]], file: object) -> 
             checked({k: v for k, v in known.items() if v != BY_EPOCHS.get(k, ())}, Ranges, file, section)
         except ConfigError as error:
             problems.append(str(error))
+        name = values.get("deepspeed")
+        if isinstance(name, str) and name not in DEEPSPEED and not name.endswith(".json") and "{" not in name:
+            expected = f"one of {', '.join(DEEPSPEED)}, or a JSON file"
+            facts = {"field": f"{section}.deepspeed", "expected": expected, "found": name}
+            problems.append(located(f"unknown configuration{nearest(name, DEEPSPEED)}", file=file, **facts))
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -4,7 +4,7 @@ import typing
 
 import pytest
 
-from coordexp.ms_swift_arguments import NAMES, Ranges
+from coordexp.ms_swift_arguments import NAMES, Optimizer, Ranges, Scheduler
 from coordexp.recipe import load_recipe
 from coordexp.runtime.errors import ConfigError
 
@@ -78,3 +78,37 @@ def test_the_names_are_those_of_the_installed_ms_swift():
 
     assert set(typing.get_type_hints(SftArguments)) == NAMES
     assert set(Ranges.__struct_fields__) <= NAMES
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("training", "lr_scheduler_type", "cosin"),
+        ("training", "optim", "adamx"),
+        ("training", "bf16", "perhaps"),
+        ("training", "eval_strategy", "always"),
+        ("training", "logging_strategy", "never"),
+        ("training", "seed", 2**40),
+        ("training", "deepspeed", "zero9"),
+        ("tuner", "lora_bias", "some"),
+        ("tuner", "use_rslora", "maybe"),
+        ("model", "torch_dtype", "float17"),
+        ("model", "attn_impl", "flash9"),
+    ],
+)
+def test_a_choice_that_ms_swift_would_refuse_after_the_download_is_refused(section, key, value):
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}"):
+        load_recipe({section: {key: value}})
+
+
+def test_the_choices_are_those_of_the_installed_transformers():
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    assert set(typing.get_args(Optimizer)) == {name.value for name in OptimizerNames}
+    assert set(typing.get_args(Scheduler)) == {name.value for name in SchedulerType}
+
+
+@pytest.mark.parametrize("value", ["zero3", "ds.json", '{"zero_optimization": {}}', {"zero_optimization": {}}, None])
+def test_a_deepspeed_configuration_is_a_name_a_file_or_json(value):
+    assert load_recipe({"training": {"deepspeed": value}, "model": {"attn_impl": "org/kernel"}})
