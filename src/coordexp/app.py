@@ -76,6 +76,7 @@ def build(detector: Detector, *, title: str, examples: Sequence[Path] = ()) -> A
     """The `gradio.Blocks` of the app."""
     gradio = require_gradio()
     folder = Path(tempfile.mkdtemp(prefix="coordexp-app-"))
+    note = " (this checkpoint was trained without them)" if detector.names_categories is False else ""
 
     def on_detect(path: str | None, names: str, threshold: float) -> tuple[Any, ...]:
         if not path:
@@ -100,7 +101,7 @@ def build(detector: Detector, *, title: str, examples: Sequence[Path] = ()) -> A
                     type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", elem_id="upload"
                 )
                 names = gradio.Textbox(
-                    label="Categories or phrases, separated by commas",
+                    label="Categories or phrases, separated by commas" + note,
                     placeholder="every object",
                     elem_id="categories",
                 )

@@ -18,12 +18,13 @@ from coordexp.inference.image_detections import Detections
 from coordexp.inference.image_sources import ImageInput, ImageSource, image_sources
 from coordexp.inference.jobs import Job, run_jobs
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.overrides import resolve
+from coordexp.inference.overrides import announce, resolve
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, category_prompts
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.hub import checkpoint_folder
+from coordexp.recipe import checkpoint_custom
 from coordexp.records import Metadata, Prediction, Record
 from coordexp.runtime.errors import ConfigError, DataError, located
 
@@ -80,6 +81,7 @@ class Detector:
         self.min_blocks: int = resolve("detect", "min_blocks", min_blocks, recorded.min_blocks, MIN_BLOCKS)
         self.resize: ResizeRule = resolve("detect", "resize", resize, recorded.resize, "fill")
         self._recorded_factor = recorded.factor
+        self.names_categories = _names_categories(self.folder)
         if not lazy:
             _ = self._predictor
 
@@ -144,6 +146,9 @@ class Detector:
 
         ids: image ids of the predictions; default: the positions.
         """
+        if categories is not None and self.names_categories is False:
+            message = "the checkpoint was trained without prompts that name categories (custom.category_ratio: 0)"
+            announce("detect", message)
         prompts = [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
         records = {n: self._record(ids[n] if ids else n, source) for n, source in enumerate(sources) if n not in done}
         jobs = [
@@ -168,8 +173,23 @@ class Detector:
         return Record([source.name], *size, "pixel", [], Metadata(image_id, *source.size))
 
     def _detections(self, source: ImageSource, prediction: Prediction) -> Detections:
-        facts = prediction.text, prediction.problems, prediction.finish == "length"
-        return Detections(source.name, *source.size, tuple(prediction.detections), *facts, source)
+        return Detections(
+            name=source.name,
+            width=source.size[0],
+            height=source.size[1],
+            objects=tuple(prediction.detections),
+            answer=prediction.text,
+            problems=prediction.problems,
+            truncated=prediction.finish == "length",
+            source=source,
+        )
+
+
+def _names_categories(folder: Path) -> bool | None:
+    """Whether the training had prompts that name categories; None if the checkpoint does not record its recipe."""
+    if not (folder / "merge_manifest.json").is_file():
+        return None
+    return checkpoint_custom(folder).category_ratio > 0
 
 
 def _names(categories: str | Sequence[str]) -> list[str]:

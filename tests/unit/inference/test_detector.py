@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from coordexp.inference.predict import predict
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.scores import build_prediction
 from coordexp.runtime.errors import ConfigError, DataError
+from coordexp.runtime.io import write_json
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,16 @@ def test_one_text_is_one_phrase_and_long_lists_are_asked_in_chunks(taught, monke
 def test_invalid_categories_are_an_error(detector, names):
     with pytest.raises(ConfigError, match="invalid categories"):
         detector.detect(images(1), names)
+
+
+@pytest.mark.parametrize(("ratio", "announced"), [(0.0, True), (0.5, False), (None, False)])
+def test_categories_are_announced_as_untrained(taught, tmp_path, capsys, monkeypatch, ratio, announced):
+    merged = Path(shutil.copytree(taught, tmp_path / "merged"))
+    if ratio is not None:
+        write_json(merged / "merge_manifest.json", {"trained": {"recipe": {"custom": {"category_ratio": ratio}}}})
+    monkeypatch.setattr("coordexp.inference.detector.run_jobs", nothing_found)
+    Detector(merged, max_blocks=9).detect(images(1), ["cat"])
+    assert ("trained without prompts that name categories" in capsys.readouterr().err) == announced
 
 
 def test_an_image_that_is_too_thin_is_named(detector):
