@@ -5,6 +5,8 @@ CORES ?= 2
 BIN := $(VENV)/bin
 QUIET := --quiet --disable-pip-version-check
 READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
+# gradio and what it needs beyond our own dependencies, for `coordexp app`
+APP := gradio gradio_client groovy hf-gradio brotli orjson pydub python-multipart pytz safehttpx semantic-version tomlkit
 export PYTHONDONTWRITEBYTECODE ?=
 # Snakemake needs a cache folder, and fails without one where the home folder cannot be written.
 ifndef XDG_CACHE_HOME
@@ -31,11 +33,12 @@ photos-folder:
 
 test: lint unit workflow  ## lint, unit tests and workflow tests
 
-lint: install  ## formatting, import layers, workflow lint
+lint: install  ## formatting, import layers, types of the public modules, workflow lint
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	lint-imports
+	mypy
 	snakemake --lint
 
 unit: install  ## unit tests
@@ -67,6 +70,7 @@ $(READY):
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[dev,cluster]'
+	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --no-deps $(APP)  # gradio asks for an older Pillow
 	$(BIN)/python -m pip install $(QUIET) --no-deps lvis==0.5.3  # for tests only; its dependencies are not needed
 	@echo "$(CURDIR)" > $(VENV)/.checkout
 	@touch $(READY)

@@ -170,7 +170,8 @@ def to_coco(
     Categories are those in `categories`, in this order, then other labels in alphabetical order.
     """
     ids = category_ids(results, categories, first=1)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, found in enumerate(results, start=first_id):
         images.append({"id": image_id, "file_name": found.name, "width": found.width, "height": found.height})
         for detection, (x1, y1, x2, y2), polygon in zip(

@@ -10,7 +10,8 @@ import yaml
 from coordexp import __version__
 from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import user_text
-from coordexp.evaluation.results import EvalResult, ProtocolResult
+from coordexp.evaluation.result_types import ProtocolResult
+from coordexp.evaluation.results import EvalResult
 
 # Licences of the data sets that the repository configures (docs/notices.md).
 DATA_LICENCES = {
