@@ -84,11 +84,9 @@ def prompts_like_training(custom: Custom) -> dict[str, Any]:
     """Prediction options whose prompts are those of training: open, or naming categories if every sample does."""
     if custom.category_ratio < 1:
         return {"protocol": "open"}
-    return (
-        {"protocol": "all_categories", "chunk": custom.max_named}
-        if custom.max_named
-        else {"protocol": "image_categories"}
-    )
+    if custom.max_named is None:
+        return {"protocol": "image_categories"}
+    return {"protocol": "all_categories", "chunk": custom.max_named, "restrict_labels": True}
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:
