@@ -1,12 +1,13 @@
-"""Show one record as the model sees it in training: prompt, answer, tokens, and the boxes decoded from the tokens."""
+"""Diagnostics: one record as the model sees it in training, and whether a trained model uses the image."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -14,15 +15,19 @@ from PIL import Image
 
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry import boxes, norm1000
+from coordexp.inference.checkpoint_settings import settings_of
 from coordexp.inference.draw import draw, save_drawing
 from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.families import family_of
-from coordexp.recipe import Custom
-from coordexp.records import Detection, Record, coord_bin, decode_record
+from coordexp.recipe import Custom, checkpoint_custom
+from coordexp.records import Detection, Record, coord_bin, decode_record, read_records
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines
 from coordexp.training.ms_swift.custom_section import VARIABLE
+
+if TYPE_CHECKING:
+    from coordexp.inference.image_use import ImageUse
 
 
 def examine(
@@ -63,6 +68,24 @@ def examine(
             for d, obj in zip(detections, shown.objects, strict=True)
         ],
     }
+
+
+def image_use(file: Path, count: int, model_dir: Path) -> ImageUse:
+    """Measure with the first `count` records of `file` (pixel space) whether a merged checkpoint uses the image.
+
+    Codec, style and prompts are those that the checkpoint was trained with.
+    """
+    from coordexp.inference.image_use import measure_image_use
+    from coordexp.inference.options import PredictOptions
+    from coordexp.inference.predictor import Predictor
+    from coordexp.training.eval_callback import categories_of, prompts_like_training
+
+    records = list(itertools.islice(read_records(file, "pixel"), max(count, 0)))
+    settings, custom = settings_of(model_dir, "doctor"), checkpoint_custom(model_dir)
+    options = PredictOptions(temperature=settings.temperature, **prompts_like_training(custom))
+    predictor = Predictor.from_checkpoint(model_dir, options, settings.style)
+    names = custom.named_categories or [category.name for category in categories_of(records, None)]
+    return measure_image_use(predictor, records, file.parent, settings.emit_norm, names)
 
 
 def _stored_image(path: Path) -> Image.Image:

@@ -65,6 +65,13 @@ def test_doctor_decodes_the_boxes_from_the_tokens(shapes_data, tiny_model, tmp_p
     assert overlaps and min(overlaps) > 0.95
 
 
+def test_doctor_reports_a_model_that_does_not_use_the_image(shapes_data, tiny_model, capsys):
+    assert main(["doctor", str(shapes_data / "val.jsonl"), "--image-use", "3", "--model", str(tiny_model)]) == 0
+    printed = capsys.readouterr().out
+    assert "in 3 images" in printed and "barely uses the image" in printed
+    assert main(["doctor", str(shapes_data / "val.jsonl"), "--image-use", "0", "--model", str(tiny_model)]) == 2
+
+
 def test_doctor_shows_a_record_as_augmented(shapes_data, tiny_model, tmp_path, capsys):
     (tmp_path / "own.yaml").write_text("custom: {augmentation: {flip: 1.0}}")
     options = ["--index", "1", "--model", str(tiny_model), "--config", str(tmp_path / "own.yaml")]
