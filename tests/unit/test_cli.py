@@ -31,6 +31,7 @@ COMMANDS = (
     "export",
     "parse",
     "summary",
+    "crate",
     "row",
 )
 

@@ -14,6 +14,7 @@ from coordexp import __version__
 from coordexp.cli import (
     app,
     compare,
+    crate,
     detect,
     doctor,
     evaluate,
@@ -52,6 +53,7 @@ COMMANDS = (
     export,
     parse,
     publish,
+    crate,
 )
 EXIT_CODES = """\
 exit codes:

@@ -1,0 +1,28 @@
+"""Command `crate`: describe a run as an RO-Crate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import Commands, subparser
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    parser = subparser(
+        commands,
+        "crate",
+        "Describe the files of a run and how they were made as an RO-Crate.\n\nWrites ro-crate-metadata.json "
+        "(Process Run Crate) into the folder of the run.",
+        "coordexp crate results/shapes_9",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run with an eval.json")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the metadata."""
+    from coordexp.reporting.ro_crate import write_crate
+
+    print(f"wrote {write_crate(args.run_dir)}")
