@@ -26,10 +26,14 @@ NOT_STATED = "not stated"
 
 
 class Facts(NamedTuple):
-    """What the card states about a run. base: content of the base's model_source.json, empty if unknown."""
+    """What the card states about a run.
+
+    family: `model_type` of the merged checkpoint. base: content of the base's model_source.json, empty if unknown.
+    """
 
     name: str
     model: str
+    family: str | None
     base: dict[str, Any]
     recipe: dict[str, Any]
     settings: InferenceSettings
@@ -57,7 +61,7 @@ def model_card(facts: Facts) -> str:
 
 def _metadata(facts: Facts) -> str:
     values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    values["tags"] = ["object-detection", "coordexp", "qwen3_vl"]
+    values["tags"] = ["object-detection", "coordexp", *([facts.family] if facts.family else [])]
     if facts.licence:
         values["license"] = facts.licence
     if repo := facts.base.get("repo"):

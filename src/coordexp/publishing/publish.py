@@ -82,6 +82,7 @@ def _facts(run: Path, model: str, licence: str | None, data_licence: str | None)
     return Facts(
         name=run.resolve().name,
         model=model,
+        family=_json(merged / "config.json").get("model_type"),
         base=base,
         recipe=manifest.get("trained", {}).get("recipe") or {},
         settings=read_inference_settings(merged) or InferenceSettings(),
