@@ -9,6 +9,7 @@ import pytest
 import torch
 from inference_helpers import NAMES, SIZES, images, read, taught_checkpoint
 
+from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle
 from coordexp.inference import predict as module
 from coordexp.inference.gather import gather
@@ -121,6 +122,25 @@ def test_chunks_of_all_categories_make_one_prediction(taught, records, tmp_path)
     rows = read(tmp_path / "p.jsonl")
     assert len(rows) == len(SIZES) and all(row.text.count('{"objects"') == 3 for row in rows)
     assert {d.desc for row in rows for d in row.detections} <= set(NAMES)
+
+
+def test_repeats_are_suppressed_on_request(taught, records, tmp_path):
+    options = msgspec.structs.replace(OPTIONS, suppress_repeats=True, repeat_iou=1e-9, max_repeats=99)
+    predict(taught, records, tmp_path / "suppressed.jsonl", options, STYLE)
+    rows = read(tmp_path / "suppressed.jsonl")
+    for row in rows:
+        written = parse_answer(row.text, "token").objects
+        assert len(written) - len(row.detections) == row.problems.get("repeats_suppressed", 0)
+        kept = [(d.desc, tuple(d.bins)) for d in row.detections]
+        assert kept == [
+            pair for n, pair in enumerate(kept) if not any(pair[0] == d and a_copy(pair[1], b) for d, b in kept[:n])
+        ]
+    assert sum(row.problems.get("repeats_suppressed", 0) for row in rows) > 0
+
+
+def a_copy(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether two boxes overlap at all."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def test_duplicates_are_counted_and_dropped_on_request(taught, records, tmp_path):
