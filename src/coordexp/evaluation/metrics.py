@@ -88,10 +88,8 @@ def precision_recall(protocol: ScoredProtocol) -> dict[str, Value]:
 
 @METRICS.register("pointing_accuracy")
 def pointing(protocol: ScoredProtocol) -> Value:
-    """Pointing game: the best detection of each category annotated in an image has its centre in one of its objects."""
-    from coordexp.evaluation.pointing import pointing_accuracy  # recipes name metrics, and must not depend on scoring
-
-    return pointing_accuracy(protocol.ground_truth, protocol.detections)
+    """Pointing game: how often a category's best box is centred on an object."""
+    return protocol.pointing_accuracy
 
 
 def compute_metrics(protocol: ScoredProtocol) -> tuple[dict[str, Value], dict[str, str]]:

@@ -12,6 +12,7 @@ from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import Matches, match, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.options import ProtocolName
+from coordexp.evaluation.pointing import pointing_accuracy
 from coordexp.evaluation.reliability import calibration, correctness
 from coordexp.evaluation.result_types import CalibrationResult
 
@@ -51,6 +52,11 @@ class ScoredProtocol:
     def values(self) -> dict[str, float]:
         """`statistic` with every image counted once."""
         return self.statistic(np.ones(self.ground_truth.num_images, dtype=np.int64))
+
+    @property
+    def pointing_accuracy(self) -> float | None:
+        """Pointing accuracy of box centres."""
+        return pointing_accuracy(self.ground_truth, self.detections)
 
     def statistic(self, weights: np.ndarray) -> dict[str, float]:
         """The metrics that get confidence intervals, under image weights (int64 [I]); nan where undefined."""

@@ -118,14 +118,14 @@ print(found.labels, found.scores, found.boxes)
 With transformers, which returns the answer as text (the image should have the size of training, see below):
 
 ```python
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.image_utils import load_image
 
 processor = AutoProcessor.from_pretrained("{facts.model}")
 model = AutoModelForImageTextToText.from_pretrained("{facts.model}", dtype="auto")
 content = [{{"type": "image"}}, {{"type": "text", "text": {prompt}}}]
 text = processor.apply_chat_template([{{"role": "user", "content": content}}], add_generation_prompt=True)
-inputs = processor(text=[text], images=[[Image.open("image.jpg").convert("RGB")]], return_tensors="pt")
+inputs = processor(text=[text], images=[[load_image("image.jpg")]], return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=1024)[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(answer, skip_special_tokens=False))
 ```

@@ -21,7 +21,8 @@ def test_only_a_run_with_detection_registers_its_callback():
 
 
 def test_an_error_is_printed_without_a_traceback(tmp_path):
-    job = {"arguments": {"no_such_argument": 1}, "custom": {}, "checkpoints": str(tmp_path / "checkpoints")}
+    arguments = {"no_such_argument": 1, "logging_dir": str(tmp_path / "train" / "logs" / "tensorboard")}
+    job = {"arguments": arguments, "custom": {}, "checkpoints": str(tmp_path / "checkpoints")}
     write_json(tmp_path / "job.json", job)
     command = [sys.executable, "-m", "coordexp.training.ms_swift.eval_worker", str(tmp_path / "job.json")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
