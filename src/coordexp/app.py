@@ -125,7 +125,7 @@ def build(detector: Detector, *, title: str, examples: Sequence[Path] = ()) -> A
                     interactive=False,
                     buttons=["copy"],
                     wrap=True,
-                    label="Objects in pixels of the image; the spread is the standard deviation of each side",
+                    label="Boxes in pixels of the image; the spread is the standard deviation of each coordinate",
                     elem_id="objects",
                 )
                 download = gradio.DownloadButton("Download COCO JSON", interactive=False, elem_id="download")

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to serve on (default: 127.0.0.1, this machine only; 0.0.0.0: every network of the machine)",
+        help="address to serve on (default: 127.0.0.1, this machine only; 0.0.0.0: all network interfaces)",
     )
     parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
     parser.add_argument(

@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     )
     add_detector_options(parser)
     add_score_threshold(parser)
-    parser.add_argument("--max-objects", type=int, metavar="N", help="keep only the N best objects per image")
+    parser.add_argument("--max-objects", type=int, metavar="N", help="maximum number of objects per image, by score")
     parser.add_argument(
         "--out",
         type=Path,

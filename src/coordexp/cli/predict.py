@@ -16,8 +16,9 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "predict",
-        "Write predictions for image files, for `evaluate` and other tools.\n\nThe same call resumes after an "
-        "interruption. The image ids are paths below the folder that\nholds all images, or the ids in --gt.",
+        "Write predictions for image files, for `evaluate` and other tools.\n\nTo resume after an interruption, "
+        "run the same command again. Image ids are paths\nrelative to the folder that contains all images; "
+        "with --gt, they are the ids in that file.",
         "coordexp predict val2017/ --gt instances_val2017.json --model results/coco_768/merged --out predictions.jsonl",
     )
     add_detector_options(parser)

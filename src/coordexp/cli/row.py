@@ -1,4 +1,4 @@
-"""Command `row`: print the row of a run in a published table."""
+"""Command `row`: print the metrics of a run as a row of a published table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "row",
-        "Print the row of a run in a published table, and why it is not comparable if it is not.",
+        "Print the metrics of a run as a row of a published table, with the reasons if they are not comparable.",
         "coordexp row results/coco_1024 --protocol rex_omni",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run with an eval.json, or an eval.json")

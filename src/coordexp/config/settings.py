@@ -67,7 +67,7 @@ class Settings:
     # ------------------------------------------------------------------ data
 
     def source(self, dataset: str, split: str) -> dict[str, Any]:
-        """The part of a dataset's entry that providing one split reads; ConfigError for a split that it lacks.
+        """The options of a dataset that determine the source of one split; ConfigError for a split that it lacks.
 
         URLs are hidden (`http_download.hide_urls`), as they may contain a token.
         """
@@ -75,7 +75,7 @@ class Settings:
         return hide_urls(options_for_split(dataset, self.datasets[dataset], split))
 
     def secret_urls(self) -> dict[str, str]:
-        """The URLs of all datasets that `source` hides, by their keys."""
+        """The URLs that `source` replaces by keys, of all datasets and by key."""
         return secret_urls(self.datasets)
 
     def own_annotations(self, dataset: str, split: str) -> str | None:

@@ -47,8 +47,8 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exclude: Annotated[
         tuple[dict[str, Any], ...],
         msgspec.Meta(
-            description="combinations to leave out: those with the axis values of an entry, in which a list stands for "
-            "any of its values"
+            description="combinations to leave out: those that have all axis values of an entry; a list matches any of "
+            "its values"
         ),
     ] = ()
     baseline: Annotated[

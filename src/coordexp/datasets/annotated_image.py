@@ -26,7 +26,7 @@ PER_IMAGE = (".txt", ".xml")  # suffixes of annotation files of single images
 
 
 class AnnotatedImage(NamedTuple):
-    """An image file, its size in pixels as annotated, and its objects; `problems` are annotations that are wrong."""
+    """An image file, its size in pixels as annotated, and its objects; `problems` describes invalid annotations."""
 
     path: Path
     size: tuple[int, int]

@@ -19,7 +19,7 @@ from coordexp.runtime.errors import LISTED_PROBLEMS, DataError, listed, located
 class ConversionCounts(msgspec.Struct):
     """Counts of one chunk, or of all of them.
 
-    undecidable: names of images whose EXIF convention their size does not show. keys: of the contents of the written
+    undecidable: names of images whose size does not show their EXIF convention. keys: content keys of the written
     images, in order (see `duplicate_images`). problems: bad items, which are errors.
     """
 

@@ -30,7 +30,7 @@ def bad_entries(job: ConversionJob) -> list[SkippedItem]:
 
 
 class SharedNames(NamedTuple):
-    """Images whose files or names are not their own.
+    """Images that share a file or a name with another image.
 
     repeated: the ids of images whose file an earlier image of the list has, with the id of that image.
     alike: the ids of images whose written file would replace that of another one on a disk that ignores case, as those
@@ -73,7 +73,7 @@ def _key(image: ImageEntry) -> int:
 
 
 def _alike(name: str) -> str:
-    """The same text for names that a disk which ignores case, or the form of accents, takes for one."""
+    """The same text for names that are equal on a file system that ignores case or Unicode normalisation."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 

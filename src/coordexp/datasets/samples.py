@@ -46,18 +46,19 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0.0
     negatives: Annotated[
-        int, msgspec.Meta(ge=0, description="maximum number of absent categories in such a prompt")
+        int, msgspec.Meta(ge=0, description="maximum number of absent categories in a prompt that names categories")
     ] = 5
     max_named: Annotated[
         Annotated[int, msgspec.Meta(ge=1)] | None,
         msgspec.Meta(
-            description="maximum number of categories in such a prompt, drawn at random from the present and absent "
-            "ones; the answer lists objects of these only. Use 1 with predict.protocol: all_categories and chunk: 1"
+            description="maximum number of categories in a prompt that names categories, drawn at random from "
+            "the present and absent ones; the answer lists only their objects. Use 1 with predict.protocol: "
+            "all_categories and chunk: 1"
         ),
     ] = None
     named_categories: Annotated[
         tuple[str, ...] | None,
-        msgspec.Meta(description="categories that such prompts may name; null: every category"),
+        msgspec.Meta(description="categories that prompts may name; null: every category"),
     ] = None
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 

@@ -81,8 +81,8 @@ class PublishedF1(Result):
     precision: Annotated[
         AtIoU,
         Meta(
-            description="mean over the categories where it is positive; one without a hit takes the value of the one "
-            "before it"
+            description="mean over the categories where it is positive; a category without a true positive takes the "
+            "value of the previous category"
         ),
     ]
     recall: Annotated[AtIoU, Meta(description="mean over the categories where it is positive")]

@@ -108,8 +108,8 @@ class Detector:
             prompt, every object.
         score_threshold, max_objects: keep objects with at least this score, and of these the best.
 
-        Images are answered in batches of `options.batch_size`. DataError that names the image if one cannot be read,
-        before the first detection where the header tells.
+        Images are processed in batches of `options.batch_size`. DataError that names the image if one cannot be read;
+        if its header shows this, before the first detection.
         """
         sources = image_sources(images, allow_urls=allow_urls)
         return list(self.stream(sources, categories, score_threshold=score_threshold, max_objects=max_objects))

@@ -1,4 +1,4 @@
-"""The objects detected in one image, in pixels of that image, and their forms in other tools."""
+"""The objects detected in one image, in pixels of that image, and conversions for other tools."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Detections:
         return msgspec.json.encode(self.to_dict()).decode()
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `to_json`: numbers, texts, lists and dictionaries."""
+        """The content of `to_json`: numbers, strings, lists and dictionaries."""
         rows = zip(self.objects, self.boxes.tolist(), self.spreads, self.polygons, strict=True)
         objects = [
             {"label": found.desc, "score": found.score, "box": box, "norm": found.norm, "spread": spread.tolist()}

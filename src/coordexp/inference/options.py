@@ -72,7 +72,7 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     suppress_repeats: Annotated[
         bool,
         Meta(
-            description="leave out each box that is a copy (`repeat_iou`) of an earlier one with the same description, "
+            description="drop each box that is a copy (see `repeat_iou`) of an earlier one with the same description, "
             "and close the answer after `max_suppressed` of them in a row"
         ),
     ] = False
@@ -80,7 +80,7 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         int,
         Meta(
             ge=1,
-            description="an answer is closed after this many suppressed boxes in a row, for `suppress_repeats: true`",
+            description="with `suppress_repeats: true`, close an answer after this many suppressed boxes in a row",
         ),
     ] = 3
     drop_duplicates: Annotated[

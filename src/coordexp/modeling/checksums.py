@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a checkpoint: `SHA256SUMS`, which every reader of the folder compares.
+"""SHA-256 of every file of a checkpoint: `SHA256SUMS`, which is verified whenever the folder is read.
 
 The format is that of coreutils: `sha256sum -c SHA256SUMS` checks a folder without CoordExp. Folders without the file,
 such as those of a model hub, are not checked.

@@ -44,7 +44,7 @@ def _downloaded(repo: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[*PATTERNS, CHECKSUMS]))
-    except Exception as error:  # of the client, of HTTP, or of the disk
+    except Exception as error:  # from the client, the HTTP layer or the file system
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         problem = f"no such checkpoint folder, and the model cannot be downloaded from the hub: {reason}"
         fix = "check name, revision, network and access rights (HF_TOKEN), or pass the folder of a checkpoint"

@@ -13,7 +13,7 @@ from coordexp.answers.render import user_text
 from coordexp.evaluation.result_types import ProtocolResult
 from coordexp.evaluation.results import EvalResult
 
-# Licences of the data sets that the repository configures (docs/notices.md).
+# Licences of the datasets that the repository configures (docs/notices.md).
 DATA_LICENCES = {
     "coco": "annotations CC BY 4.0; each image has the Flickr licence given in the annotation file",
     "lvis": "annotations CC BY 4.0; the images are those of COCO, each with its Flickr licence",
@@ -95,8 +95,9 @@ def _introduction(facts: Facts) -> str:
     return (
         f"A vision-language model fine-tuned to detect objects{data} with "
         f"CoordExp {__version__}. It answers with JSON that contains "
-        f"descriptions and boxes{kinds}, whose coordinates are tokens `<|coord_0|>` to `<|coord_999|>`, thousandths of "
-        f"the image's sides.\n\n* Task: object detection, open or for named categories\n* Base model: {base}\n"
+        f"descriptions and boxes{kinds}, whose coordinates are tokens `<|coord_0|>` to `<|coord_999|>`, which divide "
+        f"each side of the image into 1,000 bins.\n\n"
+        f"* Task: object detection, open or for named categories\n* Base model: {base}\n"
         f"* Licence: {facts.licence or NOT_STATED}\n"
     )
 
@@ -115,7 +116,7 @@ detector = Detector("{facts.model}")
 print(found.labels, found.scores, found.boxes)
 ```
 
-With transformers, which returns the answer as text (the image should have the size of training, see below):
+With transformers, which returns the answer as text (resize the image as in training, see below):
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -193,7 +194,7 @@ def _data(facts: Facts) -> str:
     stats, settings = facts.stats, facts.settings
     dataset = stats["dataset"] if stats else facts.result.dataset if facts.result else NOT_STATED
     licence = facts.data_licence or DATA_LICENCES.get(dataset, NOT_STATED)
-    lines = ["## Data", "", f"* Data set: `{dataset}`", f"* Licence: {licence}"]
+    lines = ["## Data", "", f"* Dataset: `{dataset}`", f"* Licence: {licence}"]
     if stats:
         written = f"{stats['images']['written']:,} images with {stats['objects']['written']:,} objects"
         lines.append(f"* Training split: {written} in {stats['categories']:,} categories")
@@ -213,7 +214,7 @@ def _limits(facts: Facts) -> str:
         "## Limits",
         "",
         "* A score ranks the boxes of this model; it is a probability only after calibration on data of your own.",
-        "* Coordinates are thousandths of the image's sides, so boxes of very small objects are coarse.",
+        "* Coordinates are quantised to 1,000 bins per side of the image, so boxes of very small objects are coarse.",
     ]
     if facts.categories:
         lines.append(

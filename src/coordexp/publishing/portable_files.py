@@ -1,4 +1,4 @@
-"""A copy of a checkpoint for other people: no paths of this machine, no secrets."""
+"""A copy of a checkpoint for publication, without local paths and secrets."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _base(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _licence_of(base: dict[str, Any]) -> str | None:
-    """The licence of bases that are known: Qwen3-VL, and the generated tiny model."""
+    """The licence of a known base model: Qwen3-VL or the generated tiny model."""
     known = base.get("source") == "tiny" or str(base.get("repo", "")).startswith("Qwen/Qwen3-VL")
     return "apache-2.0" if known else None
 
@@ -137,7 +137,7 @@ def _upload(folder: Path, repo: str, public: bool, message: str) -> str:
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=[*PATTERNS]
         )
-    except Exception as error:  # of the client, of HTTP, or of the disk
+    except Exception as error:  # from the client, the HTTP layer or the file system
         if disk_is_full(error, folder):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -74,7 +74,7 @@ def write_crate(run: str | Path) -> Path:
         {
             "@id": LICENSE,
             "@type": "CreativeWork",
-            "name": "Apache-2.0 (of the software; data and weights have their own)",
+            "name": "Apache-2.0 (for the software; data and weights have their own licences)",
         },
         {"@id": "#coordexp", "@type": "SoftwareApplication", "name": "CoordExp", "version": __version__}
         | {"softwareRequirements": [{"@id": f"#{name}"} for name in software if name != "coordexp"]},

@@ -1,4 +1,4 @@
-"""What a report says about a run before any number: model, recipe, checkpoint, data, and what to be careful about."""
+"""What a report shows about a run before the metrics: model, recipe, checkpoint, data, and caveats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The source of a module without what no result depends on: comments, docstrings, formatting and messages.
+"""The source of a module without the parts that cannot affect a result: comments, docstrings, formatting and messages.
 
 A *message* is an argument of
 - an exception of `coordexp.runtime.errors` or a common built-in one, `located`, `nearest`, `sys.exit`, or an `assert`;

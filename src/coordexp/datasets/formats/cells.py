@@ -1,4 +1,4 @@
-"""Generated images that resemble microscope images of blood, annotated in COCO format, to train on before real ones.
+"""Generated images that resemble microscope images of blood, annotated in COCO format, for pretraining.
 
 Red cells are pale discs that overlap, white cells are large with dark purple nuclei, platelets are small and purple.
 Colours, sizes, blur and noise vary between images. A box contains the part of a cell inside the image.
@@ -172,7 +172,7 @@ def draw_cells(cells: list[Cell], options: CellsOptions, rng: np.random.Generato
     canvas = Image.new("RGB", size, _rgb(background))
     red = background * rng.uniform((0.8, 0.62, 0.55), (0.98, 0.85, 0.85))
     purple = rng.uniform((70, 40, 130), (150, 100, 210))
-    for _ in range(int(rng.integers(0, 6))):  # specks, which are no cells
+    for _ in range(int(rng.integers(0, 6))):  # specks that are not cells
         spot = Cell("", (rng.uniform(0, width), rng.uniform(0, height)), (rng.uniform(2, 5),) * 2, 0.0)
         _paint(canvas, spot, background * rng.uniform(0.75, 0.95), 0.8)
     for cell in cells:
