@@ -237,13 +237,19 @@ def _provenance(
 ) -> tuple[dict[str, str], dict[str, object]]:
     """(names of dataset and split, everything that decides the pixels of the split's images)."""
     made_from = {
-        "image_dirs": identity_of([str(d.resolve()) for d in image_dirs]),  # their names may contain that of a user
+        "image_dirs": identity_of([_location(d) for d in image_dirs]),  # hashed: names may contain that of a user
         "max_blocks": max_blocks,
         **{k: getattr(options, k) for k in ("factor", "min_blocks", "resize", "jpeg_quality", "exif")},
         "resampler": images.resampler_version(),
         "code": code_identity(images.__name__),
     }
     return {"dataset": source.dataset, "split": source.split}, made_from
+
+
+def _location(folder: Path) -> str:
+    """The path of a folder, relative if it lies in the working directory, which may be copied to another place."""
+    resolved, base = folder.resolve(), Path.cwd().resolve()
+    return str(resolved.relative_to(base) if resolved.is_relative_to(base) else resolved)
 
 
 def _job_key(source: Source, image_dirs: list[Path], options: ConvertOptions, max_blocks: int) -> str:

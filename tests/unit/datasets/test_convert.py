@@ -51,6 +51,17 @@ def test_a_record_holds_the_annotations_of_its_image(tmp_path):
     assert validate(tmp_path / "out" / "train.jsonl", open_images=True) == []
 
 
+def test_every_file_is_the_same_in_another_working_directory(tmp_path, monkeypatch):
+    written = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        convert_to(write_dataset(Path()), Path("out"))
+        written.append({str(f): f.read_bytes() for f in sorted(Path("out").rglob("*")) if f.is_file()})
+    assert any(name.endswith(".images.json") for name in written[0])
+    assert [name for name in written[0] if written[0][name] != written[1].get(name)] == []
+
+
 def test_shrink_does_not_resize_a_fitting_image(tmp_path):
     manifest = write_dataset(tmp_path, [{"id": 1, "file_name": "1.jpg", "width": 160, "height": 128}], [])
     convert_to(manifest, tmp_path / "out", resize="shrink")
