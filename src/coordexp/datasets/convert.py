@@ -40,7 +40,12 @@ from coordexp.datasets.conversion_stats import (
     summary,
     unusable_elements,
 )
-from coordexp.datasets.duplicate_images import check_duplicates, duplicate_images, forget_keys
+from coordexp.datasets.duplicate_images import (
+    check_duplicates,
+    duplicate_images,
+    forget_keys,
+    without_other_splits,
+)
 from coordexp.datasets.entry_checks import bad_entries, shared_names
 from coordexp.datasets.image_provenance import prepare_images_dir, read_provenance
 from coordexp.datasets.source import Source, load_source
@@ -94,7 +99,7 @@ def convert(
     if totals.problems:
         raise bad_input(totals.problems, job.annotations)
     statistics = _join(job, totals, out_jsonl)
-    write_json(stats_path, statistics)
+    write_json(stats_path, without_other_splits(statistics))
     if provenance_path is not None:
         write_json(provenance_path, {**read_provenance(images_dir), "image_dirs": identity_of(source.image_dirs)})
     shutil.rmtree(job.chunks.parent)

@@ -71,6 +71,13 @@ def duplicate_images(keys: Sequence[int], images_dir: Path, records_jsonl: Path)
     return found
 
 
+def without_other_splits(statistics: dict[str, Any]) -> dict[str, Any]:
+    """The statistics without the images of other splits, which depend on the split that was converted first."""
+    copies = {key: value for key, value in statistics.get("duplicate_images", {}).items() if key == "copies"}
+    kept = {key: value for key, value in statistics.items() if key != "duplicate_images"}
+    return kept | ({"duplicate_images": copies} if copies else {})
+
+
 def check_duplicates(statistics: dict[str, Any], on_duplicate: OnDuplicate, annotation_file: Path) -> None:
     """DataError for duplicates, if these are errors."""
     problems = [text for text, _ in described(statistics)]
