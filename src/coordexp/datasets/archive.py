@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from coordexp.runtime.estimates import require_space
 from coordexp.runtime.progress import Progress
 
 NAME_BYTES = 255  # longest file name of Linux file systems
+# What zipfile raises for a damaged archive, besides OSError without a number; ValueError for a name that is not UTF-8.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, struct.error)
 
 
 def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: bool = False, below: str = "") -> int:
@@ -27,7 +31,7 @@ def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: boo
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [m for m in opened.infolist() if not m.is_dir()]
+            members = [m for m in opened.infolist() if not m.filename.endswith("/")]
             for member in members:
                 _check_member(archive, member)
             _check_clashes(archive, members)
@@ -47,14 +51,20 @@ def extract(archive: Path, folder: Path, paths: Sequence[str], *, overwrite: boo
             if missing:
                 progress.finish()
             return len(selected)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        fix = "delete the file and run the same command again to download it again"
-        raise DownloadError(located(f"invalid or damaged zip archive: {error}", file=archive, fix=fix)) from error
+    except _DAMAGED as error:
+        raise _damaged(archive, error) from error
     except OSError as error:
+        if error.errno is None:  # raised by bz2
+            raise _damaged(archive, error) from error
         if error.errno not in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL):
             raise
         problem = f"a member cannot be written: {error.strerror}"
         raise DownloadError(located(problem, file=archive, found=error.filename)) from error
+
+
+def _damaged(archive: Path, error: Exception) -> DownloadError:
+    fix = "delete the file and run the same command again to download it again"
+    return DownloadError(located(f"invalid or damaged zip archive: {error}", file=archive, fix=fix))
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:

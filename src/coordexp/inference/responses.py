@@ -14,7 +14,7 @@ formats without a text is a failed request: its `error` is that of the server.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -154,5 +154,6 @@ def _paired(names: Sequence[Any], values: Any) -> list[Token] | None:
     """Tokens with their log probabilities; None if a value is missing or not the log of a probability."""
     if not names or not isinstance(values, list) or len(values) != len(names):
         return None
-    valid = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    return list(zip(names, map(float, values), strict=True)) if valid and max(values) <= MAX_LOGPROB else None
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    valid = numbers and all(-sys.float_info.max <= v <= MAX_LOGPROB for v in values)  # an int may exceed any float
+    return list(zip(names, map(float, values), strict=True)) if valid else None

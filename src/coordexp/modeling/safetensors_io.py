@@ -152,7 +152,7 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict]:
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
         raise ModelError(located("damaged index of shards", file=index, field="weight_map", fix=_REFETCH))
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or len(name.encode()) > 255:
             problem, expected = "a shard must be in the folder of the checkpoint", "a name with .safetensors"
             raise ModelError(located(problem, file=index, field=tensor, expected=expected, found=name))
     return weight_map, metadata

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -30,7 +30,9 @@ SECRET_URLS = "COORDEXP_SECRET_URLS"  # environment variable of jobs: a JSON obj
 BLOCK = 1 << 20
 MARGIN = 64 << 20  # bytes that must be free while a body arrives, checked once per as many bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_INTEGER = r"[0-9]{1,30}"
+_CONTENT_RANGE = re.compile(rf"bytes ({_INTEGER})-({_INTEGER})/({_INTEGER})")
+_VALIDATOR = re.compile(r"[\x20-\x7e\xa0-\xff]+")  # what a header can contain
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -104,12 +106,17 @@ def check_url(url: str) -> None:
     """DownloadError unless `url` is a well-formed HTTP(S) URL."""
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        unquote(parts.hostname or "").encode("idna")  # UnicodeError, a ValueError, for empty or long parts of the name
     except ValueError:
         valid = False
     if not valid or re.search(r"[\x00-\x20\x7f-\uffff]", url):
-        fix = "correct the URL; for files of your own, set `root` of the dataset to their folder"
-        raise DownloadError(located("invalid URL", expected="http:// or https://", found=shown_url(url), fix=fix))
+        raise _invalid_url(url)
+
+
+def _invalid_url(url: str, problem: str = "invalid URL") -> DownloadError:
+    fix = "correct the URL; for files of your own, set `root` of the dataset to their folder"
+    return DownloadError(located(problem, expected="http:// or https://", found=shown_url(url), fix=fix))
 
 
 def shown_url(url: str) -> str:
@@ -160,7 +167,7 @@ def _replace_urls(value: Any, new: Callable[[str], str]) -> Any:
 def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progress, size: int | None) -> None:
     """One connection: continue `part` if the file on the server is unchanged, else start over."""
     have = _length(part)
-    known = json.loads(state.read_text()) if have and state.exists() else {}
+    known = _known(state) if have else {}
     if not known or known.get("url") != url_key(url):
         have = 0
     headers = {"User-Agent": f"coordexp/{__version__}", "Accept-Encoding": "identity"}
@@ -185,6 +192,8 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
             raise DownloadError(
                 located(f"{shown_url(url)}: the server responded {error.code} {error.reason}", fix=fix)
             ) from error
+    except ValueError as error:
+        raise _invalid_url(url, f"the server redirects to an invalid URL: {error}") from error
     with answer:
         start, total = _extent(answer, have, known)
         validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
@@ -205,6 +214,17 @@ def _transfer(url: str, part: Path, state: Path, policy: Policy, progress: Progr
         raise _Again(f"the connection ended at byte {_length(part):,} of {total:,}")
 
 
+def _known(state: Path) -> dict:
+    """What an earlier run recorded about the file on the server; {} if nothing, or if the record is damaged."""
+    try:
+        known = json.loads(state.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    validator = known.get("validator") if isinstance(known, dict) else ""
+    valid = validator is None or (isinstance(validator, str) and _VALIDATOR.fullmatch(validator))
+    return known if valid else {}
+
+
 def _extent(answer, have: int, known: dict) -> tuple[int, int | None]:
     """(first byte of the response, size of the file or None); -1 if the range is not the requested one."""
     if answer.status == 206:
@@ -215,7 +235,7 @@ def _extent(answer, have: int, known: dict) -> tuple[int, int | None]:
         same = start == have and known.get("total") in (None, total)
         return (start if same else -1), total
     length = answer.headers.get("Content-Length")
-    return 0, int(length) if length is not None and length.isdigit() else None
+    return 0, int(length) if length is not None and re.fullmatch(_INTEGER, length) else None
 
 
 def _copy(answer, part: Path, start: int, progress: Progress, size: int | None) -> None:
@@ -256,7 +276,7 @@ def _retry_after(headers) -> float | None:
     value = headers.get("Retry-After")
     if value is None:
         return None
-    if value.strip().isdigit():
+    if re.fullmatch(_INTEGER, value.strip()):
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())

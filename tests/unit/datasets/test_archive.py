@@ -1,6 +1,7 @@
 """Zip archives that are unsafe, broken, or hold something else."""
 
 import os
+import random
 import stat
 import zipfile
 
@@ -75,3 +76,31 @@ def test_an_encrypted_archive_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DownloadError, match="the archive is encrypted"):
         extract(path, tmp_path / "out", ["a"])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_with_changed_bytes_is_extracted_or_refused(tmp_path, method):
+    rng, refused = random.Random(method), 0
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a/é", b"content " * 40)
+    content = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            extract(path, tmp_path / "out", ["a"], overwrite=True)
+        except DownloadError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_member_without_a_name_is_refused(tmp_path):
+    nameless = zipfile.ZipInfo("x")
+    nameless.filename = ""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a/good", b"x")
+        archive.writestr(nameless, b"x")
+    with pytest.raises(DownloadError, match="an empty name"):
+        extract(tmp_path / "a.zip", tmp_path / "out", ["a"])

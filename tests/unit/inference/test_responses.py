@@ -56,6 +56,7 @@ def test_absent_log_probabilities_are_no_problem(logprobs):
         content(logprob=True),
         content(logprob=float("nan")),
         content(logprob=float("-inf")),
+        content(logprob=-(10**400)),
         content(logprob=2.0),
         content(token=None),
         {"content": [None]},

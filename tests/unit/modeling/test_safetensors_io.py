@@ -84,6 +84,7 @@ def test_files_that_are_not_regular_are_errors(tmp_path):
         ({"weight_map": {"a": "/etc/x.safetensors"}}, "a: a shard must be in the folder"),
         ({"weight_map": {"a": ".."}}, "a: a shard must be in the folder"),
         ({"weight_map": {"a": "x.bin"}}, "a: a shard must be in the folder"),
+        ({"weight_map": {"a": "é" * 125 + ".safetensors"}}, "a: a shard must be in the folder"),
         ({"weight_map": {"a": "x\0.safetensors"}}, "a: a shard must be in the folder"),
         ({"weight_map": {"a": "missing.safetensors"}}, "weight file is missing"),
         ({"weight_map": {"b": "x.safetensors"}}, "b: x.safetensors does not contain a tensor"),

@@ -191,10 +191,59 @@ def test_an_unreachable_server_is_a_clear_error(tmp_path):
 URLS = ["file:///etc/passwd", "ftp://a/b", "", "a/b", "http://", "http://[bad/x", "http://a:99999999/x", "http://a b/x"]
 
 
+URLS += [
+    "http://a..b/x",
+    "http://.a/x",
+    f"http://{'a' * 64}/x",
+    f"http://{'%61' * 64}/x",
+    "http://%e9/x",
+    "http://a:0/x",
+]
+
+
 @pytest.mark.parametrize("url", [*URLS, "http://a/b\r\nX: y", "http://a:b/x", "http://a/é"])
 def test_other_than_web_addresses_are_refused_without_a_try(tmp_path, url):
     with pytest.raises(DownloadError, match="invalid URL"):
         fetch(url, tmp_path / "file.bin", sleep=lambda _: pytest.fail("tried again"))
+
+
+@pytest.mark.parametrize("location", ["http://[::1/", "http://a..b/", "http://\xe9/"])
+def test_a_redirection_to_an_invalid_url_is_a_clear_error(server, tmp_path, location):
+    def redirect(handler, body):
+        handler.send_response(302)
+        handler.send_header("Location", location)
+        handler.end_headers()
+
+    server.script["/file.bin"] = [redirect]
+    with pytest.raises(DownloadError, match="redirects to an invalid URL"):
+        get(server, tmp_path / "file.bin")
+
+
+@pytest.mark.parametrize("header", ["Content-Length", "Content-Range", "Retry-After"])
+@pytest.mark.parametrize("value", ["\xb2", "9" * 5000, "-5", ""])
+def test_invalid_headers_of_a_server_are_ignored(server, tmp_path, header, value):
+    def invalid(handler, body):
+        status = {"Content-Length": 200, "Content-Range": 206, "Retry-After": 503}[header]
+        handler.send_response(status)
+        handler.send_header(header, f"bytes {value}-9/9" if header == "Content-Range" else value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.script["/file.bin"] = [invalid]
+    get(server, tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+
+
+DAMAGED = [b"", b"{", b"5", b'"x"', b"\xff", b'{"url": "URL", "validator": "a\\nb"}']
+DAMAGED += [b'{"url": "URL", "validator": "\\u20ac"}', b'{"url": "URL", "validator": 5}']
+
+
+@pytest.mark.parametrize("state", DAMAGED)
+def test_a_download_with_a_damaged_record_starts_over(server, tmp_path, state):
+    (tmp_path / "file.bin.part").write_bytes(BODY[:100])
+    (tmp_path / "file.bin.part.json").write_bytes(state.replace(b"URL", f"{server.url}/file.bin".encode()))
+    get(server, tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == BODY and server.ranges_of("/file.bin") == [None]
 
 
 def test_secrets_of_a_url_are_not_shown():
