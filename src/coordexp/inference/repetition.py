@@ -91,18 +91,19 @@ def description(text: bytes) -> bytes | None:
 def ends_in_loop(tokens: Sequence[int], repeats: int, spelling: dict[int, bytes]) -> bool:
     """Whether `tokens` end in the same 1 to `MAX_PERIOD` tokens `repeats` times.
 
-    spelling: bytes of each token. Repeated digits and punctuation are no loop: they occur in numbers ("100000").
+    spelling: bytes of each token. Repeated digits and punctuation of any script are no loop: "100000" is a number.
     """
     for period in range(1, MAX_PERIOD + 1):
         tail = list(tokens[-period * repeats :])
         if len(tail) == period * repeats and tail == tail[-period:] * repeats:
-            return any(_has_letter(spelling.get(token, b"")) for token in tail[-period:])
+            return _has_letter(b"".join(spelling.get(token, b"") for token in tail))
     return False
 
 
 def _has_letter(data: bytes) -> bool:
-    """Whether a token contains a letter; a byte of a multi-byte character counts as one."""
-    return any(byte >= 0x80 or chr(byte).isalpha() for byte in data)
+    """Whether the characters that are complete include a letter; True if none is complete."""
+    text = data.decode(errors="ignore")
+    return not text or any(map(str.isalpha, text))
 
 
 def _iou(a: Sequence[int], b: Sequence[int]) -> float:

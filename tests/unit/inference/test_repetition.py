@@ -179,6 +179,7 @@ def test_max_repeats_below_two_is_refused():
 
 
 NUMBERS = ["route 100000", "0000000", "10101010101010", "1.0.0.0.0.0", "wait.....", "12 12 12 12 12", "--------"]
+NUMBERS += ["１００００００", "٠٠٠٠٠٠", "①①①①①", "½½½½½", "★★★★★", "……………"]  # in several tokens per character
 
 
 @pytest.mark.parametrize("order", ORDERS)
