@@ -27,6 +27,7 @@ MAX_EXAMPLES = 6
 DEFAULT_THRESHOLD = 0.3
 SHOWN_SIDE = 640  # smaller images are enlarged to about this many pixels
 COLUMNS = ["label", "score", "x1", "y1", "x2", "y2", "spread"]
+WIDTHS = [126, 66, 72, 72, 72, 72, 108]  # pixels; without them, the last column is cut off
 _FONTS = ("system-ui", "sans-serif")
 _MONOSPACE = ("ui-monospace", "monospace")
 _Outputs = tuple[Image.Image | None, list[list[Any]], str, str, Any]
@@ -114,6 +115,7 @@ def build(detector: Detector, *, title: str, examples: Sequence[Path] = ()) -> A
             with gradio.Column():
                 drawn = gradio.Image(
                     label="Objects",
+                    show_label=False,  # it covers the upper left corner of the drawing
                     format="png",
                     interactive=False,
                     buttons=["download", "fullscreen"],  # not `share`, which uploads the image
@@ -125,6 +127,7 @@ def build(detector: Detector, *, title: str, examples: Sequence[Path] = ()) -> A
                     interactive=False,
                     buttons=["copy"],
                     wrap=True,
+                    column_widths=WIDTHS,
                     label="Boxes in pixels of the image; the spread is the standard deviation of each coordinate",
                     elem_id="objects",
                 )

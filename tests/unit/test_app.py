@@ -117,6 +117,20 @@ def test_upload_detect_move_the_threshold_and_download(page, detector, tmp_path)
 
 
 @pytest.mark.slow
+def test_the_whole_table_and_drawing_are_visible(page, detector, tmp_path):
+    image = images()[1].resize((2560, 1280))  # coordinates of four digits
+    image.save(tmp_path / "large.png")
+    [expected] = detector.detect(tmp_path / "large.png")
+    upload_and_detect(page, tmp_path / "large.png")
+    rows(page, len(expected))
+    right = "document.querySelector('#objects').getBoundingClientRect().right"
+    hidden = f"cell.getBoundingClientRect().right > {right} + 1 || cell.scrollWidth > cell.clientWidth + 1"
+    cells = "[...document.querySelectorAll('#objects [role=gridcell]')]"
+    assert page.evaluate(f"{cells}.filter(cell => {hidden}).map(cell => cell.innerText)") == []
+    assert not page.evaluate("!!document.querySelector('#drawn label, #drawn [data-testid=block-label]')?.offsetWidth")
+
+
+@pytest.mark.slow
 def test_phrases_examples_and_errors(page, tmp_path, monkeypatch):
     asked = []
     detect = Detector.detect
