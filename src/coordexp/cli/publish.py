@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Publish, and print the files and how to load them."""
     from coordexp.publishing.publish import publish
+    from coordexp.runtime.notices import notice
 
     published = publish(
         args.run_dir,
@@ -40,6 +41,12 @@ def run(args: argparse.Namespace) -> None:
     )
     for name, size in published.files.items():
         print(f"{size:>15,}  {name}")
+    stated = {
+        "model is not stated; pass --license": published.licence,
+        "data is not stated; pass --data-license": published.data_licence,
+    }
+    for text in (text for text, licence in stated.items() if licence is None):
+        notice(f"model card: the licence of the {text}")
     if args.dry_run:
         print(f"dry run: nothing was written to {published.target}")
         return

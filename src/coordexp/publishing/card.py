@@ -190,11 +190,19 @@ def _training(facts: Facts) -> str:
     return f"## Training\n\n{table}\n\nThe complete recipe is in `merge_manifest.json`.\n"
 
 
+def data_licence_of(facts: Facts) -> str | None:
+    """The given licence of the data, or that of a dataset which the repository configures."""
+    return facts.data_licence or DATA_LICENCES.get(_dataset(facts))
+
+
+def _dataset(facts: Facts) -> str:
+    return facts.stats["dataset"] if facts.stats else facts.result.dataset if facts.result else NOT_STATED
+
+
 def _data(facts: Facts) -> str:
     stats, settings = facts.stats, facts.settings
-    dataset = stats["dataset"] if stats else facts.result.dataset if facts.result else NOT_STATED
-    licence = facts.data_licence or DATA_LICENCES.get(dataset, NOT_STATED)
-    lines = ["## Data", "", f"* Dataset: `{dataset}`", f"* Licence: {licence}"]
+    licence = data_licence_of(facts) or NOT_STATED
+    lines = ["## Data", "", f"* Dataset: `{_dataset(facts)}`", f"* Licence: {licence}"]
     if stats:
         written = f"{stats['images']['written']:,} images with {stats['objects']['written']:,} objects"
         lines.append(f"* Training split: {written} in {stats['categories']:,} categories")

@@ -16,7 +16,7 @@ from coordexp.modeling.checkpoint_files import PATTERNS, SOURCE_FILE
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums, write_checksums
 from coordexp.modeling.hub import is_repo_id
-from coordexp.publishing.card import Facts, model_card
+from coordexp.publishing.card import Facts, data_licence_of, model_card
 from coordexp.publishing.portable_files import copy_checkpoint, refuse_private_content
 from coordexp.runtime.errors import ConfigError, DownloadError, located
 from coordexp.runtime.io import atomic_dir, read_json, write_text
@@ -26,11 +26,17 @@ CARD = "README.md"
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What was published. files: size in bytes by name. revision: commit on the hub, None for a folder or dry run."""
+    """What was published.
+
+    files: size in bytes by name. revision: commit on the hub, None for a folder or dry run. licence, data_licence: as
+    stated in the model card; None if it does not state one.
+    """
 
     target: str
     files: dict[str, int]
     revision: str | None = None
+    licence: str | None = None
+    data_licence: str | None = None
 
 
 def publish(
@@ -71,13 +77,13 @@ def publish(
         verify_checksums(folder)
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
         revision = _upload(folder, to, public, message) if hub and not dry_run else None
-    return Published(to, files, revision)
+    return Published(to, files, revision, facts.licence, data_licence_of(facts))
 
 
 def _facts(run: Path, model: str, licence: str | None, data_licence: str | None) -> Facts:
     merged = run / "merged"
     manifest = _json(merged / "merge_manifest.json")
-    base = _base(manifest)
+    base = _base(manifest, run)
     categories = _json(run / "train" / "categories.json").get("names", {})
     return Facts(
         name=run.resolve().name,
@@ -95,12 +101,16 @@ def _facts(run: Path, model: str, licence: str | None, data_licence: str | None)
     )
 
 
-def _base(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What is recorded about the base model that the adapter was merged into."""
+def _base(manifest: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What is recorded about the base model that the adapter was merged into.
+
+    A relative path is that of the workflow, whose folder contains `results/{run}`.
+    """
     path = manifest.get("base", {}).get("path")
     if not path:
         return {}
-    return _json(Path(path) / SOURCE_FILE) or {"name": Path(path).name}
+    workflow = run.resolve().parent.parent
+    return _json(workflow / path / SOURCE_FILE) or _json(Path(path) / SOURCE_FILE) or {"name": Path(path).name}
 
 
 def _licence_of(base: dict[str, Any]) -> str | None:

@@ -121,6 +121,26 @@ def test_a_run_without_evaluation_and_records_has_a_card(taught, tmp_path):
     assert "has not been evaluated" in text and "Licence: not stated" in text and "license" not in text.split("---")[1]
 
 
+def test_the_base_model_is_found_from_any_working_directory(run, tmp_path, monkeypatch):
+    manifest = read_json(run / "merged" / "merge_manifest.json")
+    write_json(run / "merged/merge_manifest.json", manifest | {"base": {"path": "results/models/base"}})
+    write_checksums(run / "merged")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    publish(run, "./out")
+    assert "license: apache-2.0" in Path("out/README.md").read_text()
+
+
+def test_a_licence_that_the_card_does_not_state_is_reported(run, tmp_path, capsys):
+    assert main(["publish", str(run), "--to", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "licence of the data is not stated; pass --data-license" in (printed := capsys.readouterr().err)
+    assert "--license" not in printed
+    (tmp_path / "results/models/base/model_source.json").unlink()
+    assert main(["publish", str(run), "--to", str(tmp_path / "out"), "--data-license", "CC BY 4.0"]) == 0
+    assert "licence of the model is not stated; pass --license" in (printed := capsys.readouterr().err)
+    assert "--data-license" not in printed
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [(TOKEN, "a secret"), ("see /home/ada/data/x.png", "a path of this machine"), ("/scratch/ada/x", "a path of this")],
