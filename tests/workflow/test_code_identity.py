@@ -81,7 +81,7 @@ def test_a_changed_loss_is_reported_and_retrains_only_on_request(repository):
     repository.change(merge(repository.changes, STRICT))
     rules, printed = plan(repository)
     assert rules == {"train", *AFTER_TRAINING}
-    assert REPORTED in printed and "trained again" in printed
+    assert REPORTED in printed and "retrained because train.rerun_on_code_change is set" in printed
 
 
 def test_the_strict_option_reruns_nothing_while_the_code_is_the_same(repository):
