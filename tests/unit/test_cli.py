@@ -32,6 +32,7 @@ COMMANDS = (
     "parse",
     "summary",
     "crate",
+    "completion",
     "row",
 )
 

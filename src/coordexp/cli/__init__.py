@@ -14,6 +14,7 @@ from coordexp import __version__
 from coordexp.cli import (
     app,
     compare,
+    completion,
     crate,
     detect,
     doctor,
@@ -54,6 +55,7 @@ COMMANDS = (
     parse,
     publish,
     crate,
+    completion,
 )
 EXIT_CODES = """\
 exit codes:
@@ -67,15 +69,7 @@ exit codes:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code (EXIT_CODES); a CoordExpError is printed."""
-    plugins = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    plugins.add_argument(
-        "--plugin",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=f"Python file that registers plug-ins; may be repeated, in addition to ${VARIABLE}",
-    )
+    plugins = plugin_parser()
     given, rest = plugins.parse_known_args(argv)
     os.environ["PYTHONSAFEPATH"] = "1"  # processes that a command starts import nothing from the working directory
     try:
@@ -98,6 +92,20 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def plugin_parser() -> argparse.ArgumentParser:
+    """The parser of `--plugin`, which is read before the commands declare their options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"Python file that registers plug-ins; may be repeated, in addition to ${VARIABLE}",
+    )
+    return parser
 
 
 def build_parser(*parents: argparse.ArgumentParser) -> Parser:

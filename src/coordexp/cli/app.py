@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.arguments import Commands, subparser
+from coordexp.cli.images import add_model_options
 
 
 def add(commands: Commands) -> None:
@@ -17,7 +18,6 @@ def add(commands: Commands) -> None:
         "coordexp app results/shapes_9/merged",
     )
     parser.add_argument("model", metavar="MODEL", help="merged checkpoint: a folder, or owner/name on the hub")
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -30,14 +30,7 @@ def add(commands: Commands) -> None:
         metavar="FOLDER",
         help="example images (default: validation images of the run, if the checkpoint is in its folder)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
-    parser.add_argument(
-        "--max-blocks", type=int, metavar="N", help="maximum number of tiles per image (default: as in training)"
-    )
-    parser.add_argument("--polygons", action="store_true", help="allow polygons in answers (data.geometry: poly)")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to show calibrated scores"
-    )
+    add_model_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -24,8 +24,10 @@ def subparser(commands: Commands, name: str, description: str, *examples: str) -
     )
 
 
-def add_field(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], name: str, **given: Any) -> None:
-    """Add the option `--name` for a field of an options struct, with its description, choices and default."""
+def add_field(
+    parser: argparse.ArgumentParser, struct: type[msgspec.Struct], name: str, option: str | None = None, **given: Any
+) -> None:
+    """Add `option` (default: --name) for a field of an options struct, with its description, choices and default."""
     field = next(field for field in msgspec.structs.fields(struct) if field.name == name)
     kind, *metas = get_args(field.type) if get_origin(field.type) is Annotated else (field.type,)
     if get_origin(kind) in (Union, types.UnionType):
@@ -37,7 +39,7 @@ def add_field(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], nam
         settings |= {"choices": get_args(kind), "default": field.default, "metavar": "|".join(get_args(kind))}
     else:
         settings |= {"type": kind, "default": field.default}
-    parser.add_argument(f"--{name.replace('_', '-')}", **settings | given)
+    parser.add_argument(option or f"--{name.replace('_', '-')}", dest=name, **settings | given)
 
 
 def add_score_threshold(parser: argparse.ArgumentParser) -> None:

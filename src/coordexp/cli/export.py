@@ -16,12 +16,18 @@ def add(commands: Commands) -> None:
         commands,
         "export",
         "Write records or predictions in the format of another tool, for example to pre-label images.",
-        "coordexp export results/lvis_768/data/val.jsonl --to coco --out exported",
+        "coordexp export results/lvis_768/data/val.jsonl --to-format coco --out exported",
         "coordexp export results/lvis_768/eval/predictions.jsonl --records results/lvis_768/data/val.jsonl \\\n"
-        "    --to label_studio --score-threshold 0.3 --out exported",
+        "    --to-format label_studio --score-threshold 0.3 --out exported",
     )
     parser.add_argument("file", type=Path, metavar="JSONL", help="records or predictions")
-    parser.add_argument("--to", choices=EXPORT_FORMATS, required=True, help="format to write")
+    parser.add_argument(
+        "--to-format",
+        choices=EXPORT_FORMATS,
+        required=True,
+        metavar="FORMAT",
+        help=f"format to write: {', '.join(EXPORT_FORMATS)}",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the result")
     parser.add_argument("--records", type=Path, metavar="JSONL", help="records of the predicted images")
     add_score_threshold(parser)
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.datasets.export import export
 
     options = {"records": args.records, "min_score": args.score_threshold, "image_dirs": args.images}
-    counts = export(args.file, args.to, args.out, **options)
+    counts = export(args.file, args.to_format, args.out, **options)
     for name, count in counts.items():
         print(f"{name}: {count:,}" if name in ("images", "boxes") else f"left out: {count:,} {name}")
     print(f"wrote {args.out}")

@@ -22,8 +22,14 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="merged checkpoint: a folder, or owner/name on the hub"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="answers decoded at the same time (default: 16)")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how a merged checkpoint is loaded and applied."""
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
         "--max-blocks", type=int, metavar="N", help="maximum number of tiles per image (default: as in training)"
     )
@@ -31,7 +37,6 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="JSON", help="calibration.json of the run, to output calibrated scores"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="answers decoded at the same time (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
 
 

@@ -36,7 +36,8 @@ def add(commands: Commands) -> None:
         "--choice", type=int, metavar="N", help="number of the interpretation to use, if there are several"
     )
     parser.add_argument(
-        "--model",
+        "--base-model",
+        metavar="NAME",
         default="Qwen3-VL-4B-Instruct",
         help="base from `models` (default: Qwen3-VL-4B-Instruct; use tiny on a CPU)",
     )
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if not any(len(facts.sizes) for facts in splits):
         raise ConfigError(located("no split can be read", file=args.folder, fix="correct the problems listed above"))
-    found = propose.budget(splits, tiny=args.model == "tiny")
-    text = propose.as_yaml(propose.configuration(name, entry, splits, args.model))
+    found = propose.budget(splits, tiny=args.base_model == "tiny")
+    text = propose.as_yaml(propose.configuration(name, entry, splits, args.base_model))
     print(f"\nbudget: {name}_{found.max_blocks}: {found.reason}\n")
     if args.dry_run:
         print(text)

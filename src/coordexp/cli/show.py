@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
         metavar="FORMAT",
         help=f"format of the dataset, if several formats can read it: {', '.join(FORMATS.names())}",
     )
-    parser.add_argument("--split", help="split to show, if the dataset has several")
+    parser.add_argument("--split", metavar="NAME", help="split to show, if the dataset has several")
     parser.add_argument(
         "--images",
         type=Path,

@@ -9,7 +9,12 @@ from pathlib import Path
 from coordexp.cli.arguments import Commands, add_field, subparser
 from coordexp.runtime.errors import ConfigError
 
-DATA_OPTIONS = ("train_jsonl", "val_jsonl", "fusion_config", "categories")  # fields of recipe.Custom
+DATA_OPTIONS = {  # by field of recipe.Custom
+    "train_jsonl": "--train-jsonl",
+    "val_jsonl": "--val-jsonl",
+    "fusion_config": "--fusion-config",
+    "categories": "--categories-file",  # `--categories` of other commands is a list of names
+}
 RENDEZVOUS = (  # variables of torchrun, by which machines that are started by hand find each other
     ("NODE_RANK", int, "number of this machine, from 0"),
     ("MASTER_ADDR", str, "address of the machine with number 0"),
@@ -41,8 +46,8 @@ def add(commands: Commands) -> None:
         metavar="FOLDER",
         help="result of training; checkpoints/ and log.jsonl are written next to it",
     )
-    for name in DATA_OPTIONS:
-        add_field(parser, Custom, name, type=Path, metavar="FILE")
+    for name, option in DATA_OPTIONS.items():
+        add_field(parser, Custom, name, option, type=Path, metavar="FILE")
     processes, nodes = (int(os.environ.get(name, "1")) for name in ("NPROC_PER_NODE", "NNODES"))
     parser.add_argument(
         "--processes", type=int, default=processes, metavar="N", help="processes per machine ($NPROC_PER_NODE, or 1)"
