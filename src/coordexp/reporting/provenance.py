@@ -69,7 +69,7 @@ def selection(training: Mapping[str, Any], reported: str | None) -> str | None:
     best = training["best"]
     chosen_on = Path(training["recipe"]["custom"].get("val_jsonl") or "").name.split(".")[0]
     step = f"step {training['step']:,} of {best['last_step']:,}"
-    text = f"Checkpoint: {step}, selected by {best['metric']} on {chosen_on}."
+    text = f"Checkpoint: {step}, selected by {best['metric']}{f' on {chosen_on}' if chosen_on else ''}."
     if reported and chosen_on.removesuffix("_tiny") == reported.removesuffix("_tiny"):
         text = f"{text} The results are on the same split and therefore optimistic"
         return f"{text}: report on images that were not used for the selection (predict.split: test)."

@@ -87,6 +87,7 @@ BEST = {"metric": "AP", "value": 0.5, "last_step": 3000}
             "step 1,200, the last one .*; no checkpoint was selected. The results are on val",
         ),
         (trained(BEST), "test", "step 1,200 of 3,000, selected by AP on val. The results are on test."),
+        (trained(BEST) | {"recipe": {"custom": {}}}, None, r"selected by AP\."),
         (
             trained(BEST),
             "val",
