@@ -45,7 +45,7 @@ unit: install  ## unit tests
 	pytest tests/unit -n $(CORES)
 
 workflow: install  ## end-to-end Snakemake runs
-	pytest tests/workflow
+	pytest tests/workflow -n $(CORES) --dist loadfile
 
 test-slurm: install  ## run the demo on a local two-node SLURM cluster; needs root and Debian's slurm-wlm and munge
 	pytest tests/slurm
