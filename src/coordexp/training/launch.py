@@ -1,7 +1,7 @@
 """Start the training processes: one, several with torchrun, or several machines in a SLURM job or started by hand.
 
-Machines find each other through ms-swift's variables, which are those of torchrun: NNODES, NODE_RANK, MASTER_ADDR and
-MASTER_PORT. In a SLURM job one call starts an agent on every node, which derives them from SLURM's variables.
+Machines find each other through the environment variables of ms-swift: NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT.
+In a SLURM job one call starts an agent on every node, which derives them from SLURM's variables.
 """
 
 from __future__ import annotations
