@@ -111,8 +111,15 @@ class Detector:
         Images are processed in batches of `options.batch_size`. DataError that names the image if one cannot be read;
         if its header shows this, before the first detection.
         """
-        sources = image_sources(images, allow_urls=allow_urls)
-        return list(self.stream(sources, categories, score_threshold=score_threshold, max_objects=max_objects))
+        return list(
+            self.stream(
+                images,
+                categories,
+                score_threshold=score_threshold,
+                max_objects=max_objects,
+                allow_urls=allow_urls,
+            )
+        )
 
     def stream(
         self,
