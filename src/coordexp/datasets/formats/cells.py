@@ -16,7 +16,8 @@ from msgspec import Meta
 from PIL import Image, ImageDraw, ImageFilter
 
 from coordexp.datasets.annotation_writer import AnnotationWriter
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.formats.base import FORMATS, PerSplit
+from coordexp.datasets.formats.generated import GeneratedFormat, overrides_of
 from coordexp.datasets.source import Source
 from coordexp.geometry import boxes
 from coordexp.runtime.io import atomic_dir
@@ -58,15 +59,7 @@ class CellsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 raise ValueError(f"{name}: expected the smaller value first, found {[low, high]}")
 
 
-CellsSplit = msgspec.defstruct(
-    "CellsSplit",
-    [(f.name, f.type | None, None) for f in msgspec.structs.fields(CellsOptions)],
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    module=__name__,
-    namespace={"__doc__": "Options of one split; null takes the value of the dataset."},
-)
+CellsSplit = overrides_of(CellsOptions, "CellsSplit")
 
 
 class CellsDataset(CellsOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,22 +69,16 @@ class CellsDataset(CellsOptions, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @FORMATS.register("cells")
-class CellsFormat(DatasetFormat[CellsDataset]):
+class CellsFormat(GeneratedFormat[CellsDataset]):
     """Generated images of blood cells, annotated in COCO format."""
 
     Options = CellsDataset
-
-    def files(self, split: str) -> SplitFiles:
-        """None: the images are generated."""
-        return SplitFiles()
+    SplitOptions = CellsOptions
 
     def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
         """Generate images and annotations of `split`."""
         images, annotations = raw_dir / "images" / split, self.annotation_path(split, raw_dir)
-        own = {name: getattr(self.options, name) for name in CellsOptions.__struct_fields__}
-        changed = msgspec.structs.asdict(self.options.splits[split])
-        options = CellsOptions(**own | {name: value for name, value in changed.items() if value is not None})
-        generate(options, images, annotations)
+        generate(self.split_options(split), images, annotations)
         return self.source(split, annotations, [images])
 
 

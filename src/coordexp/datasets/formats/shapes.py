@@ -17,7 +17,8 @@ import shapely
 from PIL import Image, ImageDraw
 
 from coordexp.datasets.annotation_writer import AnnotationWriter
-from coordexp.datasets.formats.base import FORMATS, DatasetFormat, PerSplit, SplitFiles
+from coordexp.datasets.formats.base import FORMATS, PerSplit
+from coordexp.datasets.formats.generated import GeneratedFormat, overrides_of
 from coordexp.datasets.source import Source
 from coordexp.runtime.io import atomic_dir
 
@@ -103,15 +104,7 @@ class ShapesOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(f"{name}: expected 0 < smallest <= largest <= 1, found {[low, high]}")
 
 
-ShapesSplit = msgspec.defstruct(
-    "ShapesSplit",
-    [(f.name, f.type | None, None) for f in msgspec.structs.fields(ShapesOptions)],
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    module=__name__,
-    namespace={"__doc__": "Options of one split; null takes the value of the dataset."},
-)
+ShapesSplit = overrides_of(ShapesOptions, "ShapesSplit")
 
 
 class ShapesDataset(ShapesOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,15 +114,12 @@ class ShapesDataset(ShapesOptions, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 @FORMATS.register("shapes")
-class ShapesFormat(DatasetFormat[ShapesDataset]):
+class ShapesFormat(GeneratedFormat[ShapesDataset]):
     """Generated images of coloured shapes, annotated in LVIS format."""
 
     Options = ShapesDataset
+    SplitOptions = ShapesOptions
     federated = True
-
-    def files(self, split: str) -> SplitFiles:
-        """None: the images are generated."""
-        return SplitFiles()
 
     def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
         """Generate images and annotations of `split`."""
@@ -137,12 +127,6 @@ class ShapesFormat(DatasetFormat[ShapesDataset]):
         annotations = self.annotation_path(split, raw_dir)
         generate(self.split_options(split), images, annotations, f"generated shapes, {split}")
         return self.source(split, annotations, [images])
-
-    def split_options(self, split: str) -> ShapesOptions:
-        """The options of `split` over those of the dataset."""
-        own = {name: getattr(self.options, name) for name in ShapesOptions.__struct_fields__}
-        changed = msgspec.structs.asdict(self.options.splits[split])
-        return ShapesOptions(**own | {name: value for name, value in changed.items() if value is not None})
 
 
 def categories(options: ShapesOptions) -> list[dict]:
