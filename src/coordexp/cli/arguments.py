@@ -54,6 +54,20 @@ def add_score_threshold(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_records(
+    parser: argparse.ArgumentParser, help: str = "records of the predicted images", *, required: bool = False
+) -> None:
+    """Add `--records`, a file of records."""
+    parser.add_argument("--records", type=Path, required=required, metavar="JSONL", help=help)
+
+
+def add_image_folders(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add `--images`, folders of source images, as a list."""
+    parser.add_argument(
+        "--images", type=Path, action="append", default=[], metavar="FOLDER", help=f"{help}; may be repeated"
+    )
+
+
 def image_file(text: str) -> Path:
     """The path of an image to write, for `type=`; its suffix decides the format."""
     path = Path(text)

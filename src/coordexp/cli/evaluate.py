@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coordexp.cli.arguments import Commands, add_field, subparser
+from coordexp.cli.arguments import Commands, add_field, add_records, subparser
 from coordexp.runtime.output_guard import check_output_file, is_result
 
 
@@ -39,12 +39,7 @@ def add(commands: Commands) -> None:
     )
     add_field(parser, EvaluateOptions, "subset")
     add_field(parser, EvaluateOptions, "on_bad")
-    parser.add_argument(
-        "--records",
-        type=Path,
-        metavar="JSONL",
-        help="pixel-space records of the images to evaluate; other annotated images are ignored",
-    )
+    add_records(parser, "pixel-space records of the images to evaluate; other annotated images are ignored")
     parser.set_defaults(run=run)
 
 

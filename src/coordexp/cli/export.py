@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coordexp.cli.arguments import Commands, add_score_threshold, subparser
+from coordexp.cli.arguments import Commands, add_image_folders, add_records, add_score_threshold, subparser
 
 
 def add(commands: Commands) -> None:
@@ -29,16 +29,9 @@ def add(commands: Commands) -> None:
         help=f"format to write: {', '.join(EXPORT_FORMATS)}",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the result")
-    parser.add_argument("--records", type=Path, metavar="JSONL", help="records of the predicted images")
+    add_records(parser)
     add_score_threshold(parser)
-    parser.add_argument(
-        "--images",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="folder of source images to link into images/ of the result; may be repeated",
-    )
+    add_image_folders(parser, "folder of source images to link into images/ of the result")
     parser.set_defaults(run=run)
 
 

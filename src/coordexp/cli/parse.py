@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coordexp.cli.arguments import Commands, add_field, subparser
+from coordexp.cli.arguments import Commands, add_field, add_records, subparser
 from coordexp.runtime.output_guard import check_output_file, is_predictions
 
 
@@ -20,9 +20,7 @@ def add(commands: Commands) -> None:
         "coordexp parse responses.jsonl --records results/lvis_768/data/val.jsonl --out predictions.jsonl",
     )
     parser.add_argument("responses", type=Path, metavar="JSONL", help="one response per line (docs/serving.md)")
-    parser.add_argument(
-        "--records", type=Path, required=True, metavar="JSONL", help="pixel-space records of the requests"
-    )
+    add_records(parser, "pixel-space records of the requests", required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="JSONL", help="file for the predictions")
     parser.add_argument(
         "--model",

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordexp.cli.arguments import Commands, add_score_threshold, image_file, subparser
+from coordexp.cli.arguments import (
+    Commands,
+    add_image_folders,
+    add_records,
+    add_score_threshold,
+    image_file,
+    subparser,
+)
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.output_guard import check_output_file
 
@@ -38,15 +45,8 @@ def add(commands: Commands) -> None:
         help=f"format of the dataset, if several formats can read it: {', '.join(FORMATS.names())}",
     )
     parser.add_argument("--split", metavar="NAME", help="split to show, if the dataset has several")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="folder of the images of a COCO or LVIS file, if not found automatically; may be repeated",
-    )
-    parser.add_argument("--records", type=Path, metavar="JSONL", help="records of the predicted images")
+    add_image_folders(parser, "folder of the images of a COCO or LVIS file, if not found automatically")
+    add_records(parser)
     add_score_threshold(parser)
     parser.add_argument(
         "--out", type=image_file, default=Path("show.png"), metavar="IMAGE", help="image to write (default: show.png)"
