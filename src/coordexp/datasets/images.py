@@ -19,6 +19,7 @@ from PIL import __version__ as pillow_version
 
 from coordexp.datasets.jpeg import decode_jpeg
 from coordexp.runtime.errors import DataError, located
+from coordexp.runtime.io import file_mode
 
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = 5  # orientations from 5 on swap width and height
@@ -343,7 +344,7 @@ def _write(target: Path, write: Callable[[IO[bytes]], object], modified: int) ->
     try:
         with os.fdopen(fd, "wb") as handle:
             write(handle)
-        Path(scratch).chmod(0o644)
+        Path(scratch).chmod(file_mode())
         os.utime(scratch, ns=(modified, modified))
         Path(scratch).replace(target)
     except BaseException:

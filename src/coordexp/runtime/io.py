@@ -40,7 +40,7 @@ def atomic_open(path: str | Path, mode: str = "wb", *, durable: bool = True) -> 
             if durable:
                 handle.flush()
                 os.fsync(handle.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, file_mode())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -54,7 +54,8 @@ def atomic_open(path: str | Path, mode: str = "wb", *, durable: bool = True) -> 
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """A temporary folder next to `path`, renamed to it on success and removed on failure.
 
-    An existing folder is replaced only when the new one is complete.
+    An existing folder is replaced only when the new one is complete. Files get the permissions of the umask, except
+    hard links.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         for file in scratch.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 _sync_file(file)
+                if file.stat().st_nlink == 1:  # the permissions of a link are those of the original as well
+                    os.chmod(file, file_mode())  # safetensors and tempfile create files that only the owner can read
         os.chmod(scratch, 0o777 & ~_umask())
         old = None
         if path.exists():
@@ -195,6 +198,11 @@ def _remove_unlocked(part: Path) -> None:
         lock.unlink()
     finally:
         os.close(fd)
+
+
+def file_mode() -> int:
+    """The permissions of a new file according to the umask."""
+    return 0o666 & ~_umask()
 
 
 def _umask() -> int:
