@@ -10,7 +10,7 @@ from typing import Any
 from coordexp.modeling import checkpoint_files as contents
 from coordexp.modeling import safetensors_io as shards
 from coordexp.modeling import tiny
-from coordexp.modeling.checkpoint_files import PATTERNS, SOURCE_FILE
+from coordexp.modeling.checkpoint_files import LICENCES, PATTERNS, SOURCE_FILE
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.families import family_of
@@ -67,7 +67,7 @@ def _link_checkpoint(folder: Path, out: Path, facts: dict) -> None:
     methods = set()
     with output_dir(out, "fetch") as scratch:
         own = contents.own_files(folder, "fetch")
-        for file in sorted(set(contents.files(folder)) & set(own)):
+        for file in sorted({*contents.files(folder), *contents.licence_files(folder)} & set(own)):
             method = shards.link_or_copy(file, scratch / file.name)
             if file.suffix == ".safetensors":
                 methods.add(method)
@@ -88,10 +88,10 @@ def _download(name: str, source: str, repo: str, revision: str) -> Path:
         if source == "hf":
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=list(PATTERNS)))
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=[*PATTERNS, *LICENCES]))
         from modelscope import snapshot_download
 
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*PATTERNS, *LICENCES]))
     except Exception as error:  # each hub client has its own exception classes
         if disk_is_full(error, nearest_existing_dir(cache)):
             otherwise = f", or set {variable} to a folder on another disk,"

@@ -12,6 +12,7 @@ from coordexp.runtime.io import read_json
 
 SOURCE_FILE = "model_source.json"
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")  # kept with the weights, but no result depends on them
 _READ = (".safetensors", ".json", ".jinja")  # files of these types are never left out of a copy
 
 
@@ -20,6 +21,12 @@ def files(folder: Path) -> list[Path]:
     own, outside = _regular_files(folder)
     found = [*own, *(file for file in outside if file.suffix in _READ)]
     return sorted(file for file in found if file.name != SOURCE_FILE and any(map(file.match, PATTERNS)))
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """The texts of licences and notices in `folder`."""
+    own, _ = _regular_files(folder)
+    return [file for file in own if any(map(file.match, LICENCES))]
 
 
 def own_files(folder: Path, stage: str | None = None) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from coordexp.modeling.checkpoint_files import PATTERNS
+from coordexp.modeling.checkpoint_files import LICENCES, PATTERNS
 from coordexp.modeling.checksums import FILE_NAME as CHECKSUMS
 from coordexp.runtime.errors import ModelError, located
 
@@ -43,7 +43,7 @@ def _downloaded(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*PATTERNS, CHECKSUMS]))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*PATTERNS, *LICENCES, CHECKSUMS]))
     except Exception as error:  # from the client, the HTTP layer or the file system
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         problem = f"no such checkpoint folder, and the model cannot be downloaded from the hub: {reason}"

@@ -29,6 +29,7 @@ class Facts(NamedTuple):
     """What the card states about a run.
 
     family: `model_type` of the merged checkpoint. base: content of the base's model_source.json, empty if unknown.
+    licence_file: name of the file that has the text of the licence.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Facts(NamedTuple):
     step: int | None
     licence: str | None
     data_licence: str | None
+    licence_file: str | None
 
 
 def model_card(facts: Facts) -> str:
@@ -92,18 +94,24 @@ def _introduction(facts: Facts) -> str:
         base += f" at revision `{revision}`"
     kinds = " and polygons" if "poly" in (facts.settings.geometry or ()) else ""
     data = f" on `{facts.result.dataset}`" if facts.result else ""
+    tokens = facts.settings.style.coordinates == "token"
+    notation = "tokens `<|coord_0|>` to `<|coord_999|>`" if tokens else "integers from 0 to 999"
+    text = f" ([text of the licence]({facts.licence_file}))" if facts.licence_file else ""
     return (
         f"A vision-language model fine-tuned to detect objects{data} with "
         f"CoordExp {__version__}. It answers with JSON that contains "
-        f"descriptions and boxes{kinds}, whose coordinates are tokens `<|coord_0|>` to `<|coord_999|>`, which divide "
+        f"descriptions and boxes{kinds}, whose coordinates are {notation}, which divide "
         f"each side of the image into 1,000 bins.\n\n"
         f"* Task: object detection, open or for named categories\n* Base model: {base}\n"
-        f"* Licence: {facts.licence or NOT_STATED}\n"
+        f"* Licence: {facts.licence or NOT_STATED}{text}\n"
     )
 
 
 def _usage(facts: Facts) -> str:
     prompt = json.dumps(user_text(facts.settings.style))
+    vllm = "With vLLM; `coordexp parse` reads the responses"
+    if facts.settings.style.coordinates == "token":
+        vllm = 'With vLLM, requests need `"skip_special_tokens": false`; `coordexp parse` reads the responses'
     return f"""## Use
 
 With CoordExp, which decodes under a grammar and returns boxes in pixels with scores:
@@ -131,7 +139,7 @@ answer = model.generate(**inputs, max_new_tokens=1024)[0, inputs["input_ids"].sh
 print(processor.decode(answer, skip_special_tokens=False))
 ```
 
-With vLLM, requests need `"skip_special_tokens": false`; `coordexp parse` reads the responses:
+{vllm}:
 
 ```bash
 vllm serve {facts.model} --max-model-len 8192

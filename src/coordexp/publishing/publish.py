@@ -12,12 +12,12 @@ import msgspec
 
 from coordexp.answers.inference_settings import InferenceSettings, read_inference_settings
 from coordexp.evaluation.results import load_eval
-from coordexp.modeling.checkpoint_files import PATTERNS, SOURCE_FILE
+from coordexp.modeling.checkpoint_files import LICENCES, PATTERNS, SOURCE_FILE
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums, write_checksums
 from coordexp.modeling.hub import is_repo_id
 from coordexp.publishing.card import Facts, data_licence_of, model_card
-from coordexp.publishing.portable_files import copy_checkpoint, refuse_private_content
+from coordexp.publishing.portable_files import add_licence, copy_checkpoint, refuse_private_content
 from coordexp.runtime.errors import ConfigError, DownloadError, located
 from coordexp.runtime.io import atomic_dir, read_json, write_text
 from coordexp.runtime.locks import disk_is_full
@@ -71,6 +71,7 @@ def publish(
     facts = _facts(run, to if hub else Path(to).name, licence, data_licence)
     with _folder(None if hub or dry_run else Path(to)) as folder:
         copy_checkpoint(merged, folder)
+        facts = facts._replace(licence_file=add_licence(folder, facts.licence))
         write_checksums(folder)  # before the card, which may be edited on the hub
         write_text(folder / CARD, model_card(facts))
         refuse_private_content(folder)
@@ -98,6 +99,7 @@ def _facts(run: Path, model: str, licence: str | None, data_licence: str | None)
         step=_json(run / "train" / "adapter" / "train_manifest.json").get("step"),
         licence=licence or _licence_of(base),
         data_licence=data_licence,
+        licence_file=None,
     )
 
 
@@ -145,7 +147,7 @@ def _upload(folder: Path, repo: str, public: bool, message: str) -> str:
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=[*PATTERNS]
+            repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=[*PATTERNS, *LICENCES]
         )
     except Exception as error:  # from the client, the HTTP layer or the file system
         if disk_is_full(error, folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,24 +73,3 @@ def selection(training: Mapping[str, Any], reported: str | None) -> str | None:
         text = f"{text} The results are on the same split and therefore optimistic"
         return f"{text}: report on images that were not used for the selection (predict.split: test)."
     return f"{text} {results}"
-
-
-_LOCATION = re.compile(r"(?:file:/{2,}|(?<![\w/.~-])/)(?!/)(?:[^/\s\"'<>|,;:]+/)+")  # directories of a path
-
-
-def without_local_paths(value: Any) -> Any:
-    """The same JSON-compatible value without absolute paths, which would publish home folders and user names.
-
-    Paths in the working directory become relative; of others only the last part stays, after `.../`.
-    """
-    if isinstance(value, dict):
-        return {without_local_paths(key): without_local_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_local_paths(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    value = value.replace(f"{Path.cwd()}/", "").replace(f"{Path.home()}/", "/~/")
-    path = Path(value)
-    if path.is_absolute():  # also with spaces
-        return f".../{path.name}"
-    return _LOCATION.sub(".../", value)

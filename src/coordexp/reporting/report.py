@@ -19,10 +19,11 @@ from coordexp.evaluation.results import EvalResult, load_eval
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.classes import BACKGROUND, THRESHOLDS, ClassResults, class_results
 from coordexp.reporting.figures import Series, bars, lines
-from coordexp.reporting.provenance import selection, stage_codes, without_local_paths
+from coordexp.reporting.provenance import selection, stage_codes
 from coordexp.reporting.run_facts import SplitCounts, cautions, header_facts, split_counts
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import sha256_file, write_text
+from coordexp.runtime.local_paths import replace_paths, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 RECALLS = [i / 100 for i in range(101)]
@@ -68,7 +69,7 @@ def write_report(
         metrics=_metric_rows(result),
         training=_training_plots(train_log),
         error_plot=_error_plot(result),
-        facts=without_local_paths(header_facts(Path(eval_json), provenance)),
+        facts=replace_paths(header_facts(Path(eval_json), provenance), shown),
         cautions=cautions(result, provenance),
         classes=classes,
         thresholds=THRESHOLDS,
@@ -295,9 +296,10 @@ def _provenance(
     files["records"] = sha256_file(records)
     if train_log is not None:
         files["train log"] = sha256_file(train_log)
-    shown = {
+    made_by = result.inputs.predictions.made_by
+    entries = {
         **provenance,
-        "prediction": result.inputs.predictions.made_by,
+        "prediction": "not recorded" if made_by is None else made_by,
         "evaluation": {
             "options": result.options,
             "software": result.software,
@@ -306,8 +308,8 @@ def _provenance(
         },
         "files (SHA-256)": files,
     }
-    return without_local_paths(msgspec.to_builtins(shown))
+    return replace_paths(msgspec.to_builtins(entries), shown)
 
 
 def _json(value: Any) -> str:
-    return json.dumps(without_local_paths(msgspec.to_builtins(value)), indent=2, ensure_ascii=False)
+    return json.dumps(replace_paths(msgspec.to_builtins(value), shown), indent=2, ensure_ascii=False)

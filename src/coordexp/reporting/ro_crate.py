@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coordexp import __version__
-from coordexp.reporting.provenance import without_local_paths
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, sha256_file, write_json
+from coordexp.runtime.local_paths import replace_paths, shown
 
 NAME = "ro-crate-metadata.json"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
@@ -86,7 +86,7 @@ def write_crate(run: str | Path) -> Path:
         *(_file(name, path) for name, path in files.items()),
         *(_action(run, stage) for stage in STAGES if _made(run, stage)),
     ]
-    write_json(run / NAME, without_local_paths({"@context": CONTEXT, "@graph": graph}))
+    write_json(run / NAME, replace_paths({"@context": CONTEXT, "@graph": graph}, shown))
     return run / NAME
 
 

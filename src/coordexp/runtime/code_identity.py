@@ -27,7 +27,13 @@ from coordexp.runtime.io import canonical_json, sha256_file
 from coordexp.runtime.normalised_source import INFRASTRUCTURE, normalise
 from coordexp.runtime.plugins import VARIABLE as PLUGINS
 
-PACKAGE_DATA = (".css", ".j2", ".js", ".json")  # files of packages that count as code: package-data in pyproject.toml
+PACKAGE_DATA = (
+    ".css",
+    ".j2",
+    ".js",
+    ".json",
+    ".txt",
+)  # files of packages that count as code: package-data in pyproject.toml
 EXCLUDED = (INFRASTRUCTURE, "workflow_scripts.arguments")
 SOURCES = Path(__file__).resolve().parents[2]
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10  # of a safetensors file: 4 MB whatever its size

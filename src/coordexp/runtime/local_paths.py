@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from coordexp.runtime.io import read_json, write_json, write_text
 
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # whose entries look like paths
+_LOCATION = re.compile(r"(?:file:/{2,}|(?<![\w/.~-])/)(?!/)(?:[^/\s\"'<>|,;:]+/)+")  # directories of a path
 
 
 def portable_path(path: str | Path, beside: str | Path | None = None) -> str:
@@ -28,13 +31,37 @@ def portable_path(path: str | Path, beside: str | Path | None = None) -> str:
     return f".../{path.name}" if path.is_absolute() else path.as_posix()
 
 
-def portable_paths(value: Any) -> Any:
-    """The same JSON-compatible value with the absolute paths of this machine's files made portable, at any depth."""
+def replace_paths(value: Any, rule: Callable[[str], str]) -> Any:
+    """The same JSON-compatible value with `rule` applied to every text, including the keys, at any depth."""
     if isinstance(value, dict):
-        return {key: portable_paths(inner) for key, inner in value.items()}
+        return {replace_paths(key, rule): replace_paths(inner, rule) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [portable_paths(inner) for inner in value]
-    return portable_path(value) if isinstance(value, str) and _exists(value) else value
+        return [replace_paths(inner, rule) for inner in value]
+    return rule(value) if isinstance(value, str) else value
+
+
+def recorded(text: str) -> str:
+    """Rule for manifests: the absolute path of an existing file becomes portable, other text stays as it is."""
+    return portable_path(text) if text.startswith("/") and len(Path(text).parts) > 2 and _exists(text) else text
+
+
+def shown(text: str) -> str:
+    """Rule for pages: no absolute path, also within a sentence, because it would publish home folders and user names.
+
+    Paths in the working directory become relative; of others only the last part stays, after `.../`.
+    """
+    text = text.replace(f"{Path.cwd()}/", "").replace(f"{Path.home()}/", "/~/")
+    path = Path(text)
+    if path.is_absolute():  # also with spaces
+        return f".../{path.name}"
+    return _LOCATION.sub(".../", text)
+
+
+def published(text: str) -> str:
+    """Rule for published files: as `shown`, and of the relative path of an existing file only the last part stays."""
+    if "/" in text and not text.startswith("/") and _exists(text):
+        return f".../{Path(text).name}"
+    return shown(text)
 
 
 def make_files_portable(folder: Path, *known: Path) -> None:
@@ -42,7 +69,7 @@ def make_files_portable(folder: Path, *known: Path) -> None:
     for file in sorted(folder.rglob("*.json")):
         if file.name not in VOCABULARIES:
             content = read_json(file)
-            if (changed := portable_paths(content)) != content:
+            if (changed := replace_paths(content, recorded)) != content:
                 write_json(file, changed)
     for file in sorted(folder.rglob("*.md")):
         before = text = file.read_text("utf-8")
@@ -54,6 +81,6 @@ def make_files_portable(folder: Path, *known: Path) -> None:
 
 def _exists(text: str) -> bool:
     try:
-        return text.startswith("/") and len(Path(text).parts) > 2 and Path(text).exists()
+        return Path(text).exists()
     except (OSError, ValueError):  # longer than a path can be, or with a null character
         return False

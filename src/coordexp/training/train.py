@@ -24,7 +24,7 @@ from coordexp.recipe import DetectionEval, Recipe
 from coordexp.runtime.code_identity import content_identity
 from coordexp.runtime.errors import ConfigError, ModelError, located
 from coordexp.runtime.io import read_json, write_json, write_jsonl
-from coordexp.runtime.local_paths import make_files_portable, portable_paths
+from coordexp.runtime.local_paths import make_files_portable, recorded, replace_paths
 from coordexp.runtime.locks import disk_is_full, full_disk
 from coordexp.runtime.notices import notice
 from coordexp.runtime.output_guard import is_output, output_dir, refuse_foreign_folder
@@ -189,7 +189,7 @@ def _publish(
         "step": step_of(chosen),
         "best": best if detection.every else None,
         "kind": "adapter" if (chosen / "adapter_config.json").exists() else "full",
-        "recipe": portable_paths(msgspec.to_builtins(recipe)),
+        "recipe": replace_paths(msgspec.to_builtins(recipe), recorded),
         "distributed": {"processes": distributed.processes, "nodes": distributed.nodes},
         "base": weights_identity(model_dir),
         "weights": content_identity(sorted(chosen.glob(WEIGHTS))),

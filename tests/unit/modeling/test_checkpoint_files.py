@@ -43,6 +43,19 @@ def test_only_weights_are_shared_with_the_source(folders, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_licence_and_notices_stay_with_the_weights(folders, tmp_path, kind):
+    texts = [folders / folder / name for folder in ("base", "expanded") for name in ("LICENSE", "NOTICE.md")]
+    for text in texts:
+        text.write_text("permitted\n")
+    try:
+        copy(kind, folders, tmp_path / "out")
+    finally:
+        for text in texts:
+            text.unlink()
+    assert {(tmp_path / "out" / text.name).read_text() for text in texts} == {"permitted\n"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_link_that_leads_out_of_the_folder_is_skipped_and_reported(folders, tmp_path, capsys, kind):
     (tmp_path / "secret").write_text("secret")
     links = [folders / name / "extra.txt" for name in ("base", "expanded")]

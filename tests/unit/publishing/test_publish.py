@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import huggingface_hub
@@ -17,13 +18,14 @@ from hub_server import Hub, serving
 from inference_helpers import images
 
 from coordexp.answers.inference_settings import FILE_NAME, InferenceSettings
+from coordexp.answers.render import PromptStyle
 from coordexp.cli import main
 from coordexp.evaluation.evaluate import EvaluateOptions, evaluate
 from coordexp.inference.detector import Detector
 from coordexp.modeling.checksums import verify_checksums, write_checksums
 from coordexp.publishing.publish import publish
 from coordexp.runtime.errors import ConfigError, DownloadError, ModelError
-from coordexp.runtime.io import read_json, write_json
+from coordexp.runtime.io import file_mode, read_json, write_json
 
 TOKEN = "hf_" + "x" * 30
 RECIPE = {
@@ -80,6 +82,7 @@ def test_a_folder_has_a_card_checksums_and_no_local_paths(run, tmp_path):
         if file.suffix in (".json", ".md"):
             assert str(tmp_path) not in file.read_text(), file
     assert read_json(out / "merge_manifest.json")["base"]["path"] == ".../base"
+    assert {stat.S_IMODE(file.stat().st_mode) for file in out.iterdir()} == {file_mode()}
     [before] = Detector(run / "merged").detect(images(1))
     [after] = Detector(out).detect(images(1))
     assert before.objects == after.objects
@@ -102,6 +105,33 @@ def test_the_card_states_base_data_recipe_results_use_and_limits(run, tmp_path):
         *("vllm serve out", 'Detector("out")', "## Limits", "at most 15 tiles", "| loss weights | ce 1 |"),
     ):
         assert fact in body, fact
+
+
+def test_the_card_of_text_integers_mentions_no_coordinate_tokens(run, tmp_path):
+    write_json(run / "merged" / FILE_NAME, InferenceSettings(style=PromptStyle(coordinates="integer")))
+    write_checksums(run / "merged")
+    publish(run, str(tmp_path / "out"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "whose coordinates are integers from 0 to 999" in text
+    assert "<|coord_" not in text and 'skip_special_tokens": false' not in text
+
+
+def test_the_licence_of_the_weights_is_published_with_them(run, tmp_path):
+    publish(run, str(tmp_path / "known"))
+    assert "Version 2.0, January 2004" in (tmp_path / "known/LICENSE").read_text()
+    assert "apache-2.0 ([text of the licence](LICENSE))" in (tmp_path / "known/README.md").read_text()
+    publish(run, str(tmp_path / "other"), licence="cc-by-4.0")
+    assert (
+        not (tmp_path / "other/LICENSE").exists()
+        and "* Licence: cc-by-4.0\n" in (tmp_path / "other/README.md").read_text()
+    )
+
+    (run / "merged/LICENSE").write_text("do as you like\n")
+    (run / "merged/NOTICE").write_text("by Ada\n")
+    write_checksums(run / "merged")
+    publish(run, str(tmp_path / "own"))
+    assert (tmp_path / "own/LICENSE").read_text() == "do as you like\n" and (tmp_path / "own/NOTICE").exists()
+    assert {"LICENSE", "NOTICE"} <= set(verify_checksums(tmp_path / "own"))
 
 
 def test_the_transformers_example_of_the_card_runs(run, tmp_path, monkeypatch, capsys):
@@ -160,7 +190,7 @@ def test_published_to_a_hub_and_loaded_from_it(run, hub, tmp_path, capsys):
     printed = capsys.readouterr().out
     first = re.search(r"revision='(\w{40})'", printed)[1]
     assert hub.private["ada/cats"] and {path for _, path, _ in hub.requests if "lfs" in path}
-    assert "model.safetensors" in hub.files("ada/cats")
+    assert {"model.safetensors", "LICENSE"} <= set(hub.files("ada/cats"))
     [expected] = Detector(run / "merged").detect(images(1))
     for revision in (first, None):
         [found] = Detector("ada/cats", revision=revision).detect(images(1))

@@ -165,6 +165,7 @@ def test_page_has_no_absolute_path(tmp_path, monkeypatch):
     }
     write_report(tmp_path / "report.html", **files)
     page = (tmp_path / "report.html").read_text()
+    assert "<pre>not recorded</pre>" in page and "<pre>null</pre>" not in page  # predictions without a manifest
     assert "Checkpoint: step 4, the last one of the run; no checkpoint was selected. The results are on val." in page
     for leak in (f"{home}/", "/scratch", "jdoe/", str(tmp_path), str(Path.cwd())):
         assert leak not in page, leak

@@ -1,7 +1,7 @@
 """Paths of this machine in files that may be published."""
 
 from coordexp.runtime.io import read_json, write_json
-from coordexp.runtime.local_paths import make_files_portable, portable_path, portable_paths
+from coordexp.runtime.local_paths import make_files_portable, portable_path, published, recorded, replace_paths, shown
 
 
 def test_paths_in_the_working_directory_become_relative_and_others_lose_their_folders(tmp_path, monkeypatch):
@@ -12,7 +12,7 @@ def test_paths_in_the_working_directory_become_relative_and_others_lose_their_fo
     assert portable_path(tmp_path / "home" / "alice") == ".../alice"
     kept = {"prompt": "/detect every/object", "url": "https://a/b", "other": "/no/such/file", "number": 1}
     value = {"files": [str(tmp_path / "work" / "data"), str(tmp_path / "home" / "alice")], **kept}
-    assert portable_paths(value) == {"files": ["data", ".../alice"], **kept}
+    assert replace_paths(value, recorded) == {"files": ["data", ".../alice"], **kept}
 
 
 def test_files_of_a_folder_are_rewritten(tmp_path):
@@ -35,3 +35,15 @@ def test_paths_beside_a_file_are_relative_to_it_unless_they_name_users(monkeypat
     assert portable_path("/home/other/val.json", "/home/me/out/eval.json") == ".../val.json"
     assert portable_path("/home/me/val.json", "/data/out/eval.json") == ".../val.json"
     assert portable_path("val.json", "/data/out/eval.json") == "val.json"
+
+
+def test_every_rule_applies_to_keys_and_values_at_any_depth(tmp_path, monkeypatch):
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    inside, outside = str(tmp_path / "work/data"), "/home/ada/cats"
+    value = [{"data/": ({outside: f"read {outside}/x.png, 3 files"}, "a/b", inside, None, 4)}]
+    assert replace_paths(value, recorded) == [
+        {"data/": [{outside: f"read {outside}/x.png, 3 files"}, "a/b", "data", None, 4]}
+    ]
+    assert replace_paths(value, shown) == [{"data/": [{".../cats": "read .../x.png, 3 files"}, "a/b", "data", None, 4]}]
+    assert replace_paths(value, published)[0].keys() == {".../data"}
