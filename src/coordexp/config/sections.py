@@ -209,7 +209,7 @@ MODELS = {"hf": HubModel, "modelscope": HubModel, "path": FolderModel, "tiny": T
 Dataset = variants(
     "format",
     lambda: {name: FORMATS[name].Options for name in FORMATS.names()},
-    "format of the annotations, or `shapes` or `cells` for generated images",
+    "format of the annotations, or `shapes`, `cells` or `shelf` for generated images",
 )
 Model = variants("source", lambda: MODELS, "where the checkpoint comes from")
 

@@ -52,6 +52,7 @@ from coordexp.datasets.formats import (  # noqa: F401
     odvg,
     qwen,
     shapes,
+    shelf,
     voc,
     yolo,
 )
