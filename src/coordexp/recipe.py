@@ -347,6 +347,7 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
     box_weight, shuffled = "a weight for a box term (l1, giou, ciou)", custom.object_ordering == "random"
     for field, given, has_effect, needs in (
         ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
+        ("loss.balance", loss.balance > 0, loss.set_targets == "marginal", "custom.loss.set_targets: marginal"),
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
         ("loss.matching", loss.matching != "none", loss.uses("box"), box_weight),
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),

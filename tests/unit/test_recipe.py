@@ -94,6 +94,7 @@ def test_circular_extends_is_an_error_that_shows_the_chain(tmp_path):
         ),
         ("data: {columns: {a: b}}", r"data\.columns: must not be set: it has no effect"),
         ("custom: {coord_tokens: {enabled: false}, loss: {set_targets: remaining}}", "set_targets: has no effect"),
+        ("custom: {loss: {set_targets: remaining, balance: 0.5}}", "balance: has no effect"),
         (
             "custom: {coord_tokens: {enabled: false}, loss: {matching: hungarian, weights: {l1: 1}}}",
             "matching: has no effect",

@@ -75,7 +75,8 @@ class DetectionCriterion(nn.Module):
 
         slots = self._coordinate_slots(gathered, found, targets)
         expected = expectation(slots.p)
-        text = TextLogits(gathered.lse[found.text], gathered.target, target_weights)
+        target_index = torch.searchsorted(found.text, positions)
+        text = TextLogits(gathered.lse[found.text], gathered.target, target_weights, target_index)
         sums = self._text_sums(text) | self._coordinate_sums(slots) | self._box_sums(expected, targets)
 
         loss = logits.new_zeros(())

@@ -59,12 +59,17 @@ class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(ge=0, description="cost that the matching adds when the descriptions differ (L1 + 1 - GIoU is the rest)"),
     ] = 1.0
     set_targets: Annotated[
-        Literal["none", "remaining"],
+        Literal["none", "remaining", "marginal"],
         Meta(
-            description="`remaining` spreads the target over all remaining objects at the first token at which their "
-            "answers differ; `none` uses the next object of the answer alone"
+            description="target at the first token at which the answers of the remaining objects differ: `none` uses "
+            "the next object of the answer alone; `remaining` spreads the target evenly over all remaining objects; "
+            "`marginal` maximises the summed probability of all remaining objects, so any of them will do"
         ),
     ] = "none"
+    balance: Annotated[
+        float,
+        Meta(ge=0, le=1, description="with `set_targets: marginal`, weight of the loss of `remaining` in a mixture"),
+    ] = 0.0
     geometry_warmup: Annotated[
         GeometryWarmup, Meta(description="linear increase of the box terms from 0 to their weights")
     ] = msgspec.field(default_factory=GeometryWarmup)

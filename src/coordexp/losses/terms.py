@@ -62,18 +62,20 @@ def loss_term(name: str, *, level: Level, default_weight: float = 0.0) -> Callab
 
 
 class TextLogits(NamedTuple):
-    """Logits at T supervised text positions with P (position, token) targets; P > T where set targets are soft.
+    """Logits at T supervised text positions with P (position, token) targets; P > T where there are set targets.
 
     lse: [T] log-sum-exp over the vocabulary. target_logits: [P]. target_weights: [P], summing to 1 per position.
+    target_index: [P] int64, non-decreasing index of each target's position among the T.
     """
 
     lse: torch.Tensor
     target_logits: torch.Tensor
     target_weights: torch.Tensor
+    target_index: torch.Tensor
 
 
 class CoordinateSlots(NamedTuple):
-    """Predicted distributions and targets at S coordinate slots; F targets in all, F > S where set targets are soft.
+    """Predicted distributions and targets at S coordinate slots; F targets in all, F > S where there are set targets.
 
     log_p: [S, 1000] log-probabilities over coordinate ids at `LossOptions.temperature`. p: their exponential.
     log_mass: [S] log of the full-vocabulary probability of all coordinate ids together (temperature 1).
@@ -89,32 +91,41 @@ class CoordinateSlots(NamedTuple):
 
 @loss_term("text", level="text", default_weight=1.0)
 def text_cross_entropy(text: TextLogits, options: LossOptions) -> torch.Tensor:
-    """Cross-entropy at text positions, summed: sum(lse) - sum(weight * target logit)."""
-    return text.lse.sum() - (text.target_weights * text.target_logits).sum()
+    """Cross-entropy at text positions, summed: sum(lse) - sum(weight * target logit).
+
+    With `set_targets: marginal`, the `marginal` of the targets of a position, mixed with their mean by `balance`.
+    """
+    if options.set_targets != "marginal":
+        return text.lse.sum() - (text.target_weights * text.target_logits).sum()
+    values = text.lse[text.target_index] - text.target_logits
+    any_target = marginal(values, text.target_index, text.lse.shape[0]).sum()
+    return any_target.lerp((text.target_weights * values).sum(), options.balance)
 
 
 @loss_term("ce", level="coordinate", default_weight=1.0)
 def hard_cross_entropy(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
-    """-log p_t over coordinate ids, t the target bin; the weighted mean where a slot has several targets."""
+    """-log p_t over coordinate ids, t the target bin; see `_combine_in_slots` for several targets."""
     target = slots.targets
-    values = target.weight * slots.log_p[target.slot, target.bins]
-    return slots.log_p.new_zeros(slots.log_p.shape[0]).index_add(0, target.slot, -values)
+    return _combine_in_slots(-slots.log_p[target.slot, target.bins], slots, options)
 
 
 @loss_term("soft_ce", level="coordinate")
 def soft_cross_entropy(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
     """-sum_i q_i log p_i, q the Gaussian target around the unrounded coordinate (`sigma`, `truncate`)."""
-    target, (bins, q) = slots.targets, slots.gaussian
-    values = target.weight * (q * slots.log_p[target.slot[:, None], bins]).sum(dim=-1)
-    return slots.log_p.new_zeros(slots.log_p.shape[0]).index_add(0, target.slot, -values)
+    return _combine_in_slots(_soft_cross_entropies(slots), slots, options)
 
 
 @loss_term("w1", level="coordinate")
 def wasserstein1(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
-    """Wasserstein-1 distance between p and the Gaussian target q, in [0, 1]: sum_i |CDF_p(i) - CDF_q(i)| / 999."""
+    """Wasserstein-1 distance between p and the Gaussian target q, in [0, 1]: sum_i |CDF_p(i) - CDF_q(i)| / 999.
+
+    Where a slot has several targets, q is their mean: weighted, or with `set_targets: marginal` by how likely the model
+    means each of them (the posterior under `soft_ce`, without gradient).
+    """
     target, (bins, q) = slots.targets, slots.gaussian
+    weight = _posterior(slots, options) if options.set_targets == "marginal" else target.weight
     index = (target.slot[:, None].expand_as(bins), bins)
-    difference = slots.p.index_put(index, -target.weight[:, None] * q, accumulate=True)
+    difference = slots.p.index_put(index, -weight[:, None] * q, accumulate=True)
     return difference.cumsum(dim=-1)[:, :-1].abs().sum(dim=-1) / (COORD_BINS - 1)
 
 
@@ -159,6 +170,46 @@ def ciou(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         iou = intersection / (_area(a) + _area(b) - intersection + EPS)
         alpha = aspect / (1 - iou + aspect + EPS)
     return distance_box_iou_loss(a, b, eps=EPS) + alpha * aspect
+
+
+def marginal(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """-log sum exp(-values) of each position, [count]: the negative log probability of any of its targets."""
+    least = values.new_full((count,), math.inf).scatter_reduce(0, index, values.detach(), "amin")
+    return least - values.new_zeros(count).index_add(0, index, (least[index] - values).exp()).log()
+
+
+def _combine_in_slots(values: torch.Tensor, slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
+    """Loss of each slot, [S], from the losses `values` [F] of its targets.
+
+    It is their weighted mean; with `set_targets: marginal` it is their `marginal`, mixed with the mean by `balance`.
+    Objects with the same bin share a token, whose probability is summed once.
+    """
+    target, count = slots.targets, slots.log_p.shape[0]
+    mean = values.new_zeros(count).index_add(0, target.slot, target.weight * values)
+    if options.set_targets != "marginal":
+        return mean
+    return marginal(values + _log_multiplicity(target), target.slot, count).lerp(mean, options.balance)
+
+
+def _log_multiplicity(target: SlotTargets) -> torch.Tensor:
+    """Log of the number of targets of the same slot with the same bin, [F]; mostly 0."""
+    key = target.slot * COORD_BINS + target.bins
+    _, inverse, counts = key.unique(return_inverse=True, return_counts=True)
+    return counts[inverse].float().log()
+
+
+def _soft_cross_entropies(slots: CoordinateSlots) -> torch.Tensor:
+    """-sum_i q_i log p_i of each target, [F]."""
+    bins, q = slots.gaussian
+    return -(q * slots.log_p[slots.targets.slot[:, None], bins]).sum(dim=-1)
+
+
+def _posterior(slots: CoordinateSlots, options: LossOptions) -> torch.Tensor:
+    """How likely the model means each target, [F]: its share in the `marginal` of `soft_ce`, mixed by `balance`."""
+    target = slots.targets
+    values = _soft_cross_entropies(slots).detach() + _log_multiplicity(target)
+    total = marginal(values, target.slot, slots.log_p.shape[0])
+    return (total[target.slot] - values).exp().lerp(target.weight, options.balance)
 
 
 def sort_corners(boxes: torch.Tensor) -> torch.Tensor:
