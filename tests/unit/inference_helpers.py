@@ -7,6 +7,7 @@ import functools
 import random
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -128,35 +129,53 @@ def run_with(answer: GenerationState, tokens: list[int], first_coord: int) -> No
         answer.advance(choices)
 
 
+def allowed_tokens(predictor: Predictor, tokens: Sequence[int]) -> list[int]:
+    """The tokens that may follow `tokens` in an answer; empty at its end. Repeats the rules of the grammar."""
+    grammar, first = predictor.grammar(), predictor.ids.start
+    node, box = grammar.node(grammar.start), []
+    for token in tokens:
+        if node.kind == "slot":
+            box = [*(box if node.role in BOX_ROLES[1:] else []), token - first]
+        node = grammar.node(node.after(token))
+    if node.kind == "slot":
+        corner = BOX_ROLES.index(node.role) if node.role in BOX_ROLES else 0
+        low = box[corner - 2] + 1 if corner >= 2 else 0
+        high = 998 if node.role in ("x1", "y1") else 999
+        return list(range(first + low, first + high + 1))
+    return {"choice": list(node.follow), "text": np.flatnonzero(node.allowed).tolist(), "end": []}[node.kind]
+
+
 def slow_answer(predictor: Predictor, image: Image.Image, limit: int) -> tuple[list[int], list[float]]:
-    """One token at a time without a cache, with the rules of the grammar written out again."""
+    """One token at a time without a cache."""
     inputs = predictor.encode([image], [predictor.prompt_text()])
-    grammar, ids = predictor.grammar(), predictor.ids
-    index, tokens, logprobs, box = grammar.start, [], [], []
-    while grammar.node(index).kind != "end" and len(tokens) < limit:
-        node = grammar.node(index)
+    tokens, logprobs = [], []
+    while len(tokens) < limit and (allowed := allowed_tokens(predictor, tokens)):
         generated = torch.tensor([tokens], dtype=torch.long)
         full = dict(inputs)
         full["input_ids"] = torch.cat([inputs["input_ids"], generated], 1)
         full["attention_mask"] = torch.ones_like(full["input_ids"])
         full["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(generated)], 1)
         with torch.inference_mode():
-            logits = predictor.model(**full, use_cache=False).logits[0, -1].float()
-        allowed = torch.zeros(len(logits), dtype=torch.bool)
-        if node.kind == "slot":
-            corner = BOX_ROLES.index(node.role) if node.role in BOX_ROLES else 0
-            low = box[corner - 2] + 1 if corner >= 2 else 0
-            high = 998 if node.role in ("x1", "y1") else 999
-            allowed[ids.start + low : ids.start + high + 1] = True
-        elif node.kind == "choice":
-            allowed[list(node.follow)] = True
-        else:
-            allowed[: len(node.allowed)] = torch.from_numpy(node.allowed)
-        scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-        token = int(scores.argmax())
-        if node.kind == "slot":
-            box = [*box, token - ids.start] if corner else [token - ids.start]
-        tokens.append(token)
-        logprobs.append(float(scores[token]))
-        index = node.after(token)
+            scores = predictor.model(**full, use_cache=False).logits[0, -1, allowed].float().log_softmax(-1)
+        best = int(scores.argmax())
+        tokens.append(allowed[best])
+        logprobs.append(float(scores[best]))
     return tokens, logprobs
+
+
+def generated_answer(predictor: Predictor, image: Image.Image, limit: int) -> tuple[list[int], list[float]]:
+    """By `generate` of transformers, greedy, with the constraint of the grammar and then the end of the turn."""
+    inputs = predictor.encode([image], [predictor.prompt_text()])
+    start, end = inputs["input_ids"].shape[1], predictor.processor.tokenizer.eos_token_id
+    with torch.inference_mode():
+        generated = predictor.model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=limit,
+            prefix_allowed_tokens_fn=lambda _, ids: allowed_tokens(predictor, ids[start:].tolist()) or [end],
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    tokens = [token for token in generated.sequences[0, start:].tolist() if token != end]
+    scores = [score[0].float().log_softmax(-1) for score in generated.scores]
+    return tokens, [float(score[token]) for score, token in zip(scores, tokens, strict=False)]
