@@ -19,8 +19,9 @@ from PIL import Image
 
 from coordexp.datasets.folder_listing import IMAGE_SUFFIXES
 from coordexp.inference.detector import Detector
-from coordexp.inference.image_detections import Detections, library
+from coordexp.inference.image_detections import Detections
 from coordexp.runtime.errors import ConfigError, CoordExpError, located
+from coordexp.runtime.software import library
 
 MAX_UPLOAD = "100mb"
 MAX_EXAMPLES = 6
@@ -197,4 +198,4 @@ def shown_name(model: str) -> str:
 def require_gradio() -> Any:
     """The module gradio, without its usage statistics; ConfigError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-    return library("gradio", extra="app")
+    return library("gradio", "pip install 'coordexp[app]'")

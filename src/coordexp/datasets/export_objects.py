@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from coordexp.datasets.export import Export, ExportedImage
-from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.software import library
 
 
 def supervision_detections(content: Export) -> Iterator[tuple[ExportedImage, Any]]:
@@ -20,14 +18,14 @@ def supervision_detections(content: Export) -> Iterator[tuple[ExportedImage, Any
     `class_id` counts from 0 in the order of `content.categories`, `data["class_name"]` are the names, and `confidence`
     is None for ground truth.
     """
-    library = _library("supervision")
+    supervision = library("supervision")
     index = {category_id: k for k, category_id in enumerate(content.categories)}
     for image in content.images():
         boxes = image.boxes
         scores = np.array([box.score for box in boxes], dtype=np.float32) if content.is_predictions else None
         yield (
             image,
-            library.Detections(
+            supervision.Detections(
                 xyxy=np.array([box.xyxy for box in boxes], dtype=np.float32).reshape(-1, 4),
                 class_id=np.array([index[box.category_id] for box in boxes], dtype=int),
                 confidence=scores,
@@ -41,14 +39,14 @@ def fiftyone_samples(content: Export, image_dirs: Sequence[str | Path]) -> Itera
 
     `image_dirs` are the folders of the source images; `dataset.add_samples` adds the samples to a dataset.
     """
-    library = _library("fiftyone")
+    fiftyone = library("fiftyone", "pip install fiftyone")
     field = "predictions" if content.is_predictions else "ground_truth"
     for image in content.images():
         files = [Path(folder) / image.file_name for folder in image_dirs]
         file = next((file for file in files if file.is_file()), files[0])
-        detections = [library.Detection(**fields) for fields in fiftyone_fields(image)]
-        sample = library.Sample(filepath=str(file.resolve()))
-        sample[field] = library.Detections(detections=detections)
+        detections = [fiftyone.Detection(**fields) for fields in fiftyone_fields(image)]
+        sample = fiftyone.Sample(filepath=str(file.resolve()))
+        sample[field] = fiftyone.Detections(detections=detections)
         yield sample
 
 
@@ -61,10 +59,3 @@ def fiftyone_fields(image: ExportedImage) -> list[dict[str, Any]]:
         score = {"confidence": box.score} if box.score is not None else {}
         rows.append({"label": box.name, "bounding_box": relative, **score})
     return rows
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(located(f"the library {name} is not installed", fix=f"pip install {name}")) from error

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -18,7 +16,7 @@ from coordexp.datasets.export_formats import coco_annotation
 from coordexp.inference.draw import draw
 from coordexp.inference.image_sources import ImageSource
 from coordexp.records import Detection
-from coordexp.runtime.errors import ConfigError, located
+from coordexp.runtime.software import library
 
 Floats = NDArray[np.float64]
 
@@ -138,7 +136,7 @@ class Detections:
 
     def to_fiftyone(self) -> Any:
         """`fiftyone.Detections`, whose boxes are x, y, width and height as fractions; polygons become masks."""
-        fiftyone = library("fiftyone")
+        fiftyone = library("fiftyone", "pip install fiftyone")
         found = []
         for n, (x1, y1, x2, y2) in enumerate(self.norm.tolist()):
             mask = {"mask": self._mask_in_box(n)} if self.objects[n].poly else {}
@@ -189,12 +187,3 @@ def category_ids(results: Iterable[Detections], categories: Sequence[str] | None
     names = dict.fromkeys(categories or ())
     names |= dict.fromkeys(sorted({label for found in results for label in found.labels}))
     return {name: number for number, name in enumerate(names, start=first)}
-
-
-def library(name: str, extra: str | None = None) -> ModuleType:
-    """An optional library; ConfigError with the command that installs it (`extra` defaults to its name)."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        fix = f"pip install 'coordexp[{extra or name}]'"
-        raise ConfigError(located(f"the library {name} is not installed", fix=fix)) from error

@@ -45,6 +45,8 @@ def header_facts(eval_json: Path, provenance: Mapping[str, Any]) -> dict[str, st
     recipe = training.get("recipe") or {}
     if recipe:
         arguments = {**recipe.get("tuner", {}), **recipe.get("training", {})}
+        if (arguments.get("max_steps") or 0) > 0:  # which takes precedence
+            arguments.pop("num_train_epochs", None)
         shown = [str(arguments.get("tuner_type", "lora"))]
         shown += [f"{name.replace('_', ' ')} {arguments[name]}" for name in SHOWN_ARGUMENTS if name in arguments]
         facts["recipe"] = ", ".join(shown)

@@ -1,14 +1,17 @@
-"""Versions of the packages and the commit of the code of this process, for manifests."""
+"""Versions of the packages and the commit of the code of this process, for manifests; optional libraries."""
 
 from __future__ import annotations
 
+import importlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import coordexp
+from coordexp.runtime.errors import ConfigError, located
 
 PACKAGES = (
     "torch",
@@ -21,6 +24,15 @@ PACKAGES = (
     "safetensors",
     "snakemake",
 )
+
+
+def library(name: str, install: str | None = None) -> ModuleType:
+    """An optional library; ConfigError with the command that installs it, which defaults to the extra of its name."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        fix = install or f"pip install 'coordexp[{name}]'"
+        raise ConfigError(located(f"the library {name} is not installed", fix=fix)) from error
 
 
 def versions() -> dict[str, str]:
