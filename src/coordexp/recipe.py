@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from coordexp.answers.render import PromptStyle
+from coordexp.datasets.augmentation_options import Augmentation
 from coordexp.datasets.samples import SampleOptions
 from coordexp.evaluation.metrics import VALUE_NAMES
 from coordexp.geometry.norm1000 import EmitNorm
@@ -28,8 +29,6 @@ SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Share = Annotated[float, Meta(gt=0, le=1)]
-Factor = Annotated[float, Meta(gt=0)]
 
 
 class CoordTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,41 +69,6 @@ class CoordOffset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tie_head: Annotated[
         bool, Meta(description="share one table between input and output if the base model ties its embeddings")
     ] = True
-
-
-class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Augmentation of the training images, drawn independently in every epoch; off by default."""
-
-    flip: Annotated[Fraction, Meta(description="probability of a horizontal flip")] = 0.0
-    flip_words: Annotated[
-        tuple[str, ...],
-        Meta(description="no flip if a description or category contains a word that starts with one of these"),
-    ] = ("left", "right")
-    scale: Annotated[
-        tuple[Factor, Factor], Meta(description="smallest and largest factor by which both sides are scaled")
-    ] = (1.0, 1.0)
-    crop: Annotated[Fraction, Meta(description="probability of a random crop")] = 0.0
-    crop_area: Annotated[
-        tuple[Share, Share], Meta(description="smallest and largest fraction of the image area that a crop keeps")
-    ] = (0.5, 1.0)
-    min_visible: Annotated[
-        Fraction, Meta(description="objects with a smaller fraction of their area inside the crop are removed")
-    ] = 0.3
-    max_blocks: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Meta(description="maximum number of tiles of an augmented image; null: as many as the original has"),
-    ] = None
-
-    def __post_init__(self) -> None:
-        for name in ("scale", "crop_area"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: expected the smaller value first, found [{low}, {high}]")
-
-    @property
-    def active(self) -> bool:
-        """Whether any image may be changed."""
-        return bool(self.flip or self.crop or self.scale != (1.0, 1.0))
 
 
 class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

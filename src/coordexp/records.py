@@ -116,7 +116,8 @@ class Detection(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     norm: decoded continuous box [x1, y1, x2, y2] in [0, 1]. bins: the generated coordinate tokens (0..999). spread:
     standard deviation of each coordinate's distribution, in units of [0, 1]. score_parts: the terms that `score` was
-    computed from. poly: decoded polygon [x, y, ...] in [0, 1].
+    computed from. poly: decoded polygon [x, y, ...] in [0, 1]. slice: index into the prediction's `slices`; only `bins`
+    are relative to that slice.
     """
 
     desc: str
@@ -126,13 +127,16 @@ class Detection(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     spread: list[float] = []
     score_parts: dict[str, float] = {}
     poly: list[float] | None = None
+    slice: int | None = None
 
 
 class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The answer for one image: a line of `predictions.jsonl`. Sizes are pixels of the source image.
 
     Every evaluated image has a line, even without detections. finish: why generation ended. problems: number of parts
-    of the answer that the parser could not use, by reason.
+    of the answer that the parser could not use, by reason. slices: [x1, y1, x2, y2] in [0, 1] of each slice, if the
+    image was predicted in slices; `text` has the answers to all prompts of the first slice, then of the second, ...
+    merged: number of detections that were merged into one of another slice.
     """
 
     image_id: int | str
@@ -145,6 +149,8 @@ class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     problems: dict[str, int] = {}
     token_ids: list[int] = []
     token_logprobs: list[float] = []
+    slices: list[list[float]] = []
+    merged: int = 0
 
 
 def read_records(path: str | Path, expect: CoordSpace) -> Iterator[Record]:

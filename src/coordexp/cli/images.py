@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coordexp.runtime.errors import ConfigError, DataError, located
 
 if TYPE_CHECKING:
+    from coordexp.geometry.slices import SliceOptions
     from coordexp.inference.detector import Detector
 
 
@@ -24,7 +25,23 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="answers decoded at the same time (default: 16)")
+    add_slice_options(parser)
     add_model_options(parser)
+
+
+def add_slice_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for detection in overlapping slices."""
+    parser.add_argument(
+        "--slices",
+        metavar="CxR,...",
+        help="detect in overlapping slices of each image, in one or more grids of columns x rows, for example 4x3",
+    )
+    parser.add_argument("--slice-size", type=int, metavar="N", help="the same with square slices of N x N pixels")
+    parser.add_argument(
+        "--slice-overlap", type=float, metavar="F", help="fraction shared by neighbours (default: 0.25)"
+    )
+    parser.add_argument("--slice-blocks", type=int, metavar="N", help="maximum number of tiles per slice")
+    parser.add_argument("--whole-image", action="store_true", help="detect in the whole image as well as its slices")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +64,41 @@ def detector_of(args: argparse.Namespace) -> Detector:
     from coordexp.inference.detector import Detector
 
     names = ("revision", "max_blocks", "polygons", "calibration", "device")
-    detector = Detector(args.model, lazy=True, **{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in names}
+    detector = Detector(args.model, lazy=True, slices=slices_from(args), **given)
     if args.batch_size is not None:
         if args.batch_size < 1:
             raise ConfigError(located("out of range", field="--batch-size", expected=">= 1", found=args.batch_size))
         detector.options = msgspec.structs.replace(detector.options, batch_size=args.batch_size)
     return detector
+
+
+def slices_from(args: argparse.Namespace) -> SliceOptions | None:
+    """The slices that the options describe, None without any; ConfigError for invalid ones."""
+    import msgspec
+
+    from coordexp.geometry.slices import SliceOptions
+
+    options: dict[str, Any] = {
+        "overlap": args.slice_overlap,
+        "max_blocks": args.slice_blocks,
+        "whole_image": args.whole_image or None,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if args.slices is None and args.slice_size is None:
+        if options:
+            fix = "add --slices, for example --slices 2x2, or --slice-size"
+            raise ConfigError(located("options of slices have no effect without slices", found=options, fix=fix))
+        return None
+    grids = [text.lower().split("x") for text in (args.slices or "").split(",") if text]
+    if not all(len(grid) == 2 and all(map(str.isdecimal, grid)) for grid in grids):
+        fix = "give columns x rows, for example --slices 4x3"
+        raise ConfigError(located("invalid grid", field="--slices", found=args.slices, fix=fix))
+    sizes = [] if args.slice_size is None else [args.slice_size]
+    try:
+        return msgspec.convert({"grids": [list(map(int, g)) for g in grids], "sizes": sizes, **options}, SliceOptions)
+    except msgspec.ValidationError as error:
+        raise ConfigError(located(f"invalid slices: {error}", field="--slices, --slice-*")) from error
 
 
 def expanded(images: Sequence[str]) -> list[Any]:

@@ -243,7 +243,7 @@ class Settings:
             "poly_max_points": settings.data.poly_max_points,
         }
         options = {**trained, **{key: value for key, value in given.items() if value is not None}}
-        options = {key: options[key] for key in PredictOptions.__struct_fields__ if key not in ("split", "shards")}
+        options = {key: options.get(key) for key in PredictOptions.__struct_fields__ if key not in ("split", "shards")}
         return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
 
     def evaluation(self, run: str) -> dict[str, Any]:

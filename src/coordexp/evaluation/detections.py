@@ -88,6 +88,8 @@ class AnswerStats:
     with_problems: int
     problems: dict[str, int]  # parsing problems by reason
     protocols: dict[str, int]  # answers by prompt protocol
+    slices: int  # of all images; 0 if none was predicted in slices
+    merged: int  # detections merged into one of another slice
     boxes_outside_image: int
     boxes_without_area: int
     calibrated: int  # detections
@@ -139,6 +141,8 @@ def collect_detections(
         count["without_detections"] += not row.detections
         count["truncated"] += row.finish == "length"
         count["with_problems"] += bool(row.problems)
+        count["slices"] += len(row.slices)
+        count["merged"] += row.merged
         for i, det in enumerate(row.detections):
             _check_shape(where, i, det)
             columns.add(index, det)
@@ -152,6 +156,8 @@ def collect_detections(
         with_problems=count["with_problems"],
         problems=dict(sorted(problems.items())),
         protocols=dict(sorted(protocols.items())),
+        slices=count["slices"],
+        merged=count["merged"],
         boxes_outside_image=int(((norm < -1e-9) | (norm > 1 + 1e-9)).any(axis=1).sum()),
         boxes_without_area=int((detections.box[:, 2:] <= 0).any(axis=1).sum()),
         calibrated=count["calibrated"],

@@ -208,6 +208,8 @@ def _counts(
         answers_with_problems=stats.with_problems,
         problems=stats.problems,
         prompt_protocols=stats.protocols,
+        slices=stats.slices,
+        merged_detections=stats.merged,
         subset=note is not None,
         subset_note=note,
     )

@@ -103,6 +103,10 @@ class Counts(Result):
     prompt_protocols: Annotated[dict[str, Count], Meta(description="answers by prompt protocol")]
     subset: Annotated[bool, Meta(description="true if annotated images are not scored")]
     subset_note: Annotated[str | None, Meta(description="which images are not scored, and why")]
+    slices: Annotated[Count, Meta(description="slices predicted, over all images; 0 if none was sliced")] = 0
+    merged_detections: Annotated[
+        Count, Meta(description="detections merged into one of another slice; not part of `detections`")
+    ] = 0
 
 
 class RenamedLabel(Result):

@@ -36,6 +36,11 @@ def area(boxes: np.ndarray) -> np.ndarray:
     return sides[..., 0] * sides[..., 1]
 
 
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pairwise areas [N, M] that `a` [N, 4] and `b` [M, 4] share."""
+    return _overlap(a, b)[0]
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pairwise IoU [N, M] of `a` [N, 4] and `b` [M, 4]; the IoU of two empty boxes is 0."""
     inter, union, _ = _overlap(a, b)

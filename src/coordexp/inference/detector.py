@@ -12,11 +12,12 @@ from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import PromptStyle
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import ResizeRule, grid_size
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference import calibrate
 from coordexp.inference.checkpoint_settings import settings_of
 from coordexp.inference.image_detections import Detections
 from coordexp.inference.image_sources import ImageInput, ImageSource, image_sources
-from coordexp.inference.jobs import Job, run_jobs
+from coordexp.inference.jobs import ImageTask, jobs_of, run_jobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce, resolve
 from coordexp.inference.predictor import Predictor
@@ -42,6 +43,8 @@ class Detector:
     polygons: allow polygons as well as boxes; also allowed if the checkpoint was trained with `data.geometry: poly`.
     calibration: file written by `calibrate.fit`; scores become probabilities.
     options, style, emit_norm: default to those that the checkpoint was trained with.
+    slices: detect objects in overlapping slices of each image, taken from it in its own size, and merge them;
+        `slices.max_blocks` defaults to `max_blocks`.
     lazy: load the weights at the first detection; the checkpoint is checked at once.
 
     Values that override those recorded in the checkpoint, and defaults for those that it does not record, are announced
@@ -65,6 +68,7 @@ class Detector:
         polygons: bool = False,
         calibration: str | Path | None = None,
         options: PredictOptions | None = None,
+        slices: SliceOptions | None = None,
         style: PromptStyle | None = None,
         emit_norm: EmitNorm | None = None,
         lazy: bool = False,
@@ -80,6 +84,9 @@ class Detector:
         self.max_blocks: int = resolve("detect", "max_blocks", max_blocks, recorded.max_blocks, MAX_BLOCKS)
         self.min_blocks: int = resolve("detect", "min_blocks", min_blocks, recorded.min_blocks, MIN_BLOCKS)
         self.resize: ResizeRule = resolve("detect", "resize", resize, recorded.resize, "fill")
+        if slices := slices or self.options.slices:
+            slices = msgspec.structs.replace(slices, max_blocks=slices.max_blocks or self.max_blocks)
+            self.options = msgspec.structs.replace(self.options, slices=slices)
         self._recorded_factor = recorded.factor
         self.names_categories = _names_categories(self.folder)
         if not lazy:
@@ -158,11 +165,11 @@ class Detector:
             announce("detect", message)
         prompts = [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
         records = {n: self._record(ids[n] if ids else n, source) for n, source in enumerate(sources) if n not in done}
-        jobs = [
-            Job(n, part, record, prompt, partial(sources[n].load, (record.width, record.height)))
+        tasks = (
+            ImageTask(n, record, prompts, partial(sources[n].load, (record.width, record.height)))
             for n, record in records.items()
-            for part, prompt in enumerate(prompts)
-        ]
+        )
+        jobs = jobs_of(tasks, self._predictor.options)
         for rows in run_jobs(self._predictor, jobs, self.emit_norm) if jobs else ():
             yield [(n, self._calibrated(prediction)) for n, prediction in rows]
 
@@ -170,7 +177,9 @@ class Detector:
         return calibrate.calibrated(prediction, self.calibration) if self.calibration else prediction
 
     def _record(self, image_id: int | str, source: ImageSource) -> Record:
-        """The record of an image, in the size that the model sees."""
+        """The record of an image, in the size that the model sees; of one to be sliced, in its own size."""
+        if self.options.slices is not None:
+            return Record([source.name], *source.size, "pixel", [], Metadata(image_id, *source.size))
         factor = self._predictor.factor
         budget = {"factor": factor, "max_blocks": self.max_blocks, "min_blocks": self.min_blocks}
         try:

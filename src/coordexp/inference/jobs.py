@@ -1,27 +1,39 @@
-"""Prompts about images as jobs, answered in batches; the answers about one image become one prediction."""
+"""Prompts about images or their slices as jobs in batches; all answers about one image become one prediction."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import groupby
 from typing import NamedTuple
 
+import msgspec
 import torch
 from PIL import Image
 
+from coordexp.datasets.images import resample
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.geometry.resize import grid_size
+from coordexp.geometry.slices import Slice, slices_of
 from coordexp.inference.generation_state import GenerationState
+from coordexp.inference.merge_slices import merge_slices
+from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor, Request
 from coordexp.inference.prompts import Prompt
 from coordexp.inference.scores import build_prediction
 from coordexp.records import Prediction, Record
+from coordexp.runtime.errors import DataError, located
+
+SHARED_IMAGES = 4  # images in memory whose slices are being predicted
 
 
 class Job(NamedTuple):
     """One prompt of one record: `position` is the record's in the shard, `part` the prompt's among the record's.
 
     load: loads the image in the size that the record states; called once per job, possibly in another thread.
+    window: the slice of the image that the prompt is about; None: the whole image, in the size that the model sees.
     """
 
     position: int
@@ -29,15 +41,47 @@ class Job(NamedTuple):
     record: Record
     prompt: Prompt
     load: Callable[[], Image.Image]
+    window: Slice | None = None
+
+
+class ImageTask(NamedTuple):
+    """An image and the prompts to ask about it, or about each of its slices; the fields are those of `Job`."""
+
+    position: int
+    record: Record
+    prompts: Sequence[Prompt]
+    load: Callable[[], Image.Image]
+
+
+def jobs_of(tasks: Iterable[ImageTask], options: PredictOptions) -> list[Job]:
+    """The jobs of images. With `options.slices`, the jobs of an image load it once as long as they are consecutive."""
+    if options.slices is None:
+        return [
+            Job(task.position, part, task.record, prompt, task.load)
+            for task in tasks
+            for part, prompt in enumerate(task.prompts)
+        ]
+    by_position = {task.position: task for task in tasks}
+    load = lru_cache(maxsize=SHARED_IMAGES)(lambda position: by_position[position].load())
+    jobs: list[Job] = []
+    for position, task in by_position.items():
+        size = (task.record.width, task.record.height)
+        windows = slices_of(size, task.record.metadata.source_width, options.slices)
+        asked = [(window, prompt) for window in windows for prompt in task.prompts]
+        jobs += [
+            Job(position, part, task.record, prompt, partial(load, position), window)
+            for part, (window, prompt) in enumerate(asked)
+        ]
+    return jobs
 
 
 def run_jobs(predictor: Predictor, jobs: Sequence[Job], emit_norm: EmitNorm) -> Iterator[list[tuple[int, Prediction]]]:
     """(position, prediction) of records as they are finished; the batch size is halved when memory runs out."""
-    unfinished: dict[int, dict[int, tuple[GenerationState, str]]] = {}
+    unfinished: dict[int, dict[int, tuple[Job, GenerationState, str]]] = {}
     parts = Counter(job.position for job in jobs)
     capacity = predictor.options.batch_size
     while jobs:
-        requests = (Request(job, job.load, job.prompt) for job in jobs)
+        requests = (Request(job, partial(_load, job, predictor), job.prompt) for job in jobs)
         answered: set[tuple[int, int]] = set()
         try:
             for finished in predictor.stream(requests, capacity):
@@ -45,11 +89,10 @@ def run_jobs(predictor: Predictor, jobs: Sequence[Job], emit_norm: EmitNorm) -> 
                 for job, answer in finished:
                     answered.add((job.position, job.part))
                     answers = unfinished.setdefault(job.position, {})
-                    answers[job.part] = answer, predictor.text(answer)
+                    answers[job.part] = job, answer, predictor.text(answer)
                     if len(answers) == parts[job.position]:
                         ordered = [answers[part] for part in sorted(unfinished.pop(job.position))]
-                        prediction = build_prediction(ordered, job.record, predictor.options, emit_norm)
-                        rows.append((job.position, prediction))
+                        rows.append((job.position, _prediction(ordered, predictor, emit_norm)))
                 if rows:
                     yield rows
             return
@@ -61,3 +104,46 @@ def run_jobs(predictor: Predictor, jobs: Sequence[Job], emit_norm: EmitNorm) -> 
         capacity //= 2
         torch.cuda.empty_cache()
         jobs = [job for job in jobs if (job.position, job.part) not in answered]
+
+
+def _prediction(
+    answers: Sequence[tuple[Job, GenerationState, str]], predictor: Predictor, emit_norm: EmitNorm
+) -> Prediction:
+    """The prediction for an image from the answers to all its prompts, in their order."""
+    found = []
+    record = answers[0][0].record
+    for window, group in groupby(answers, key=lambda answer: answer[0].window):
+        parts = list(group)
+        size = _seen_size(parts[0][0], predictor)
+        seen = msgspec.structs.replace(record, width=size[0], height=size[1])
+        pairs = [(answer, text) for _, answer, text in parts]
+        found.append((window, build_prediction(pairs, seen, predictor.options, emit_norm)))
+    options = predictor.options.slices
+    if options is None:
+        return found[0][1]
+    return merge_slices(found, (record.width, record.height), options)
+
+
+def _load(job: Job, predictor: Predictor) -> Image.Image:
+    """The image or slice of a job, in the size that the model sees."""
+    image = job.load()
+    if job.window is None:
+        return image
+    left, top, width, height = job.window
+    return resample(image.crop((left, top, left + width, top + height)), _seen_size(job, predictor))
+
+
+def _seen_size(job: Job, predictor: Predictor) -> tuple[int, int]:
+    """(width, height) in pixels of the image or slice of a job as the model sees it."""
+    record, window, options = job.record, job.window, predictor.options.slices
+    if window is None or options is None:
+        return record.width, record.height
+    factor = predictor.factor
+    budget = options.max_blocks or max((record.width // factor) * (record.height // factor), 1)
+    try:
+        return grid_size(window.width, window.height, "fill", factor=factor, max_blocks=budget, min_blocks=1)
+    except ValueError as error:
+        fix = "choose another number of columns and rows, or sizes"
+        raise DataError(
+            located(f"slice of image {record.metadata.image_id}: {error}", field="predict.slices", fix=fix)
+        ) from error

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.coordinates import CoordinateOptions
 
 CalibrationMethod = Literal["logistic", "isotonic"]
@@ -45,6 +46,13 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     ] = 4096
     shards: Annotated[int, Meta(ge=1, description="number of jobs that the images are divided among")] = 1
     chunk: Annotated[int, Meta(ge=1, description="categories per prompt, for `protocol: all_categories`")] = 80
+    slices: Annotated[
+        SliceOptions | None,
+        Meta(
+            description="predict overlapping slices of each image and merge their detections, for objects that are "
+            "small in the whole image; null: predict the whole image only"
+        ),
+    ] = None
     restrict_labels: Annotated[
         bool,
         Meta(description="allow only category names as descriptions: those in the prompt, or all if it names none"),

@@ -13,7 +13,7 @@ from coordexp.answers.render import PromptStyle
 from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.inference.jobs import Job, run_jobs
+from coordexp.inference.jobs import ImageTask, Job, jobs_of, run_jobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce_overrides
 from coordexp.inference.predictor import Predictor
@@ -107,11 +107,11 @@ def predict_records(
     categories: category names, for the protocols that need them.
     """
     prompts = (prompts_of(record, predictor.options, categories) or [Prompt()] for record in records)
-    jobs = [
-        Job(n, part, record, prompt, partial(_image, record, folder))
+    tasks = [
+        ImageTask(n, record, parts, partial(_image, record, folder))
         for n, (record, parts) in enumerate(zip(records, prompts, strict=True))
-        for part, prompt in enumerate(parts)
     ]
+    jobs = jobs_of(tasks, predictor.options)
     done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
     return [done[n] for n in range(len(records))]
 
@@ -140,16 +140,17 @@ def _jobs(
     writer: ResumableWriter,
 ) -> list[Job]:
     """Prompts still to run, larger images first; a record without prompts gets an empty prediction at once."""
-    jobs: list[Job] = []
+    tasks: list[ImageTask] = []
     for position, record in enumerate(records):
         if position in writer:
             continue
         prompts = prompts_of(record, options, categories)
         if not prompts:
             writer.add([(position, build_prediction([], record, options, "norm1000"))])
-        load = partial(_image, record, folder)
-        jobs += [Job(position, part, record, prompt, load) for part, prompt in enumerate(prompts)]
-    return sorted(jobs, key=lambda job: (-job.record.width * job.record.height, job.position, job.part))
+        tasks.append(ImageTask(position, record, prompts, partial(_image, record, folder)))
+    return sorted(
+        jobs_of(tasks, options), key=lambda job: (-job.record.width * job.record.height, job.position, job.part)
+    )
 
 
 def _image(record: Record, folder: Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Augmentation in pixel space: crop, scale and horizontal flip of an image with its boxes and polygons.
+"""Augmentation in pixel space: crop, scale and flips of an image with its boxes and polygons.
 
 The augmentation of a sample depends on (seed, epoch, index) alone. Geometry uses torchvision, clipping of polygons
 shapely; coordinates remain floats in `norm` and are quantised afterwards, as for any record.
@@ -16,12 +16,12 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from coordexp.datasets.augmentation_options import Augmentation
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.datasets.ordering import AnswerOrder, answer_order
 from coordexp.datasets.samples import Sample
 from coordexp.geometry import boxes, polygons
 from coordexp.geometry.resize import grid_size
-from coordexp.recipe import Augmentation
 from coordexp.records import Object, Record
 from coordexp.runtime.errors import DataError
 
@@ -29,11 +29,12 @@ STREAM = 1  # random stream, separate from that of the sample's order and prompt
 
 
 class Plan(NamedTuple):
-    """Crop, resize and flip, in this order. window: left, top, width, height; size: width, height; in pixels."""
+    """Crop, resize and flips, in this order. window: left, top, width, height; size: width, height; in pixels."""
 
     window: tuple[int, int, int, int]
     size: tuple[int, int]
     flip: bool
+    vertical_flip: bool = False
 
 
 class Augmented(NamedTuple):
@@ -53,9 +54,11 @@ def augment(
     `order` again, or keep their random order.
     """
     record, rng = sample.record, np.random.default_rng([*seed, STREAM])
-    plan = draw_plan(record, options, rng, factor, may_flip(sample, options))
+    plan = draw_plan(record, options, rng, factor, may_flip(sample, options.flip_words))
+    if rng.random() < options.vertical_flip and may_flip(sample, options.vertical_flip_words):
+        plan = plan._replace(vertical_flip=True)
     objects = _transformed(record, plan, options)
-    if sample.categories and not _remaining_categories(sample, objects):
+    if sample.categories and not options.empty_answers and not _remaining_categories(sample, objects):
         # Without a category left, the open prompt would be used, but the sample may not list all objects in the image.
         plan = Plan((0, 0, record.width, record.height), (record.width, record.height), flip=False)
         objects = _transformed(record, plan, options)
@@ -65,7 +68,9 @@ def augment(
     width, height = plan.size
     objects = [_in_pixels(obj, width, height) for obj in objects]
     changed = msgspec.structs.replace(record, width=width, height=height, coord_space="pixel", objects=objects)
-    categories = _remaining_categories(sample, objects) if sample.categories else None
+    categories = sample.categories
+    if categories and not options.empty_answers:
+        categories = _remaining_categories(sample, objects)
     removed = len(record.objects) - len(objects)
     return Augmented(sample._replace(record=changed, categories=categories), image, removed)
 
@@ -100,23 +105,28 @@ def _load_image(sample: Sample, plan: Plan) -> Image.Image:
     return transform_image(pixels, plan)
 
 
-def may_flip(sample: Sample, options: Augmentation) -> bool:
-    """Whether no text of the sample contains a word of `flip_words`."""
+def may_flip(sample: Sample, words: tuple[str, ...]) -> bool:
+    """Whether no text of the sample contains a word that starts with one of `words`."""
     texts = [obj.desc for obj in sample.record.objects] + (sample.categories or [])
-    words = "|".join(map(re.escape, options.flip_words))
-    return not (words and any(re.search(rf"\b({words})", text, re.IGNORECASE) for text in texts))
+    pattern = "|".join(map(re.escape, words))
+    return not (words and any(re.search(rf"\b({pattern})", text, re.IGNORECASE) for text in texts))
 
 
 def draw_plan(record: Record, options: Augmentation, rng: np.random.Generator, factor: int, may_flip: bool) -> Plan:
     """Draw a plan. All random numbers are always drawn, so that one option does not change the draws of another."""
     width, height = record.width, record.height
-    crop, area, x, y, scale, flip = rng.random(6).tolist()
+    crop, area, x, y, scale, flip, around, which = rng.random(8).tolist()
     window = (0, 0, width, height)
     if crop < options.crop:
-        low, high = options.crop_area
-        side = (low + area * (high - low)) ** 0.5
-        size = [max(round(extent * side), 1) for extent in (width, height)]
-        window = (round(x * (width - size[0])), round(y * (height - size[1])), *size)
+        obj = record.objects[int(which * len(record.objects))] if record.objects else None
+        if around >= options.crop_on_object:
+            obj = None
+        size = _crop_size(record, obj, options, area)
+        ranges = [(0, width - size[0]), (0, height - size[1])]
+        if obj is not None:
+            ranges = _starts_around(obj, (width, height), size) or ranges
+        (left, right), (top, bottom) = ranges
+        window = (round(left + x * (right - left)), round(top + y * (bottom - top)), *size)
     low, high = options.scale
     factor_drawn = low + scale * (high - low)
     scaled = [max(round(extent * factor_drawn), 1) for extent in window[2:]]
@@ -125,12 +135,37 @@ def draw_plan(record: Record, options: Augmentation, rng: np.random.Generator, f
     return Plan(window, size, may_flip and flip < options.flip)
 
 
+def _crop_size(record: Record, obj: Object | None, options: Augmentation, drawn: float) -> list[int]:
+    """Width and height in pixels of a crop, which is placed on `obj`, if any. drawn: random number in [0, 1)."""
+    if obj is not None and options.object_side is not None:
+        x1, y1, x2, y2 = obj.norm_box
+        low, high = options.object_side
+        side = min(max(x2 - x1, y2 - y1) / (low + drawn * (high - low)), 1.0)
+    else:
+        low, high = options.crop_area
+        side = (low + drawn * (high - low)) ** 0.5
+    return [max(round(extent * side), 1) for extent in (record.width, record.height)]
+
+
+def _starts_around(obj: Object, size: tuple[int, int], window: list[int]) -> list[tuple[int, int]] | None:
+    """Smallest and largest left and top of a window that contains the object; None if it is too large."""
+    points = np.reshape(obj.norm, (-1, 2)) * size
+    ranges = []
+    for low, high, extent, side in zip(points.min(axis=0), points.max(axis=0), size, window, strict=True):
+        first, last = max(int(np.ceil(high)) - side, 0), min(int(low), extent - side)
+        if first > last:
+            return None
+        ranges.append((first, last))
+    return ranges
+
+
 def transform_image(image: Image.Image, plan: Plan) -> Image.Image:
     """Apply the plan to an RGB image."""
     left, top, width, height = plan.window
     image = F.crop(image, top, left, height, width)
     image = F.resize(image, plan.size[::-1], antialias=True)
-    return F.horizontal_flip(image) if plan.flip else image
+    image = F.horizontal_flip(image) if plan.flip else image
+    return F.vertical_flip(image) if plan.vertical_flip else image
 
 
 def transform_object(obj: Object, size: tuple[int, int], plan: Plan, min_visible: float) -> Object | None:
@@ -175,6 +210,7 @@ def _points(points: np.ndarray, size: tuple[int, int], plan: Plan) -> np.ndarray
     corners = tv_tensors.BoundingBoxes(torch.as_tensor(np.tile(points, 2), dtype=torch.float64), **canvas)
     corners = F.resize(F.crop(corners, top, left, height, width), plan.size[::-1])
     corners = F.horizontal_flip(corners) if plan.flip else corners
+    corners = F.vertical_flip(corners) if plan.vertical_flip else corners
     return corners.as_subclass(torch.Tensor)[:, :2].numpy()
 
 

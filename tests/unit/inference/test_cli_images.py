@@ -51,6 +51,30 @@ def test_the_threshold_limits_what_is_printed(model, photos, capsys):
     assert kept == [score for score in scores if score >= limit] and len(kept) < len(scores)
 
 
+def test_slices_are_predicted_and_recorded(model, photos, tmp_path):
+    out = tmp_path / "predictions.jsonl"
+    sliced = ["--slices", "2x1,1X1", "--slice-overlap", "0.5", "--slice-blocks", "4"]
+    assert main(["predict", str(photos), *model, *sliced, "--out", str(out)]) == 0
+    rows = [row for _, row in read_predictions(out)]
+    assert [row.slices[-1] for row in rows] == [[0, 0, 1, 1]] * 2
+    assert all(len(row.slices) == row.text.count('{"objects"') == 3 for row in rows)
+    assert all(row.detections for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--slices", "3"], "invalid grid"),
+        (["--slices", "0x2"], "invalid slices"),
+        (["--slice-overlap", "0.5"], "no effect without slices"),
+        (["--slice-size", "50", "--slice-overlap", "2"], "overlap"),
+    ],
+)
+def test_invalid_slices_are_refused(model, photos, capsys, given, message):
+    assert main(["detect", str(photos), *model, *given]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_image_as_output_needs_a_single_image(model, photos, tmp_path, capsys):
     command = ["detect", str(photos), *model, "--out", str(tmp_path / "boxes.png")]
     assert main(command) == 2

@@ -14,6 +14,7 @@ from PIL import Image
 from coordexp.answers.render import PromptStyle
 from coordexp.cli import main
 from coordexp.datasets.images import prepare_image, upright_size
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.detector import Detector
 from coordexp.inference.generation_state import GenerationLimits, GenerationState
 from coordexp.inference.image_sources import image_sources
@@ -67,6 +68,19 @@ def test_results_are_in_the_order_of_the_images_and_as_from_rule_predict(detecto
         prediction = expected[100 + int(path.stem)]
         assert (found.name, found.answer, found.problems) == (str(path), prediction.text, prediction.problems)
         assert [box.tolist() for box in found.norm] == [pytest.approx(d.norm, abs=1e-4) for d in prediction.detections]
+
+
+def test_slices_are_taken_from_the_image_in_its_own_size(taught, tmp_path):
+    big = images()[3].resize((640, 384))
+    big.save(tmp_path / "big.png")
+    sliced = Detector(taught, max_blocks=6, slices=SliceOptions(grids=((2, 2),), overlap=0.0, iou=1.0, containment=1.0))
+    [found] = sliced.detect(tmp_path / "big.png")
+    corners = [(left, top) for top in (0, 192) for left in (0, 320)]
+    crops = [big.crop((left, top, left + 320, top + 192)) for left, top in corners]
+    separate = Detector(taught, max_blocks=6).detect(crops)
+    assert found.answer == "\n".join(part.answer for part in separate)
+    moved = [part.boxes + np.array([left, top] * 2) for part, (left, top) in zip(separate, corners, strict=True)]
+    np.testing.assert_allclose(found.boxes, np.concatenate(moved), atol=0.1)
 
 
 def test_the_model_is_loaded_once_and_only_when_it_is_needed(taught, monkeypatch):

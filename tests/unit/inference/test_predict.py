@@ -11,13 +11,17 @@ from inference_helpers import NAMES, SIZES, images, read, taught_checkpoint
 
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle
+from coordexp.datasets.images import resample
+from coordexp.geometry.resize import grid_size
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference import predict as module
 from coordexp.inference.gather import gather
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 from coordexp.inference.resumable_writer import ResumableWriter
-from coordexp.records import Prediction, software_file
+from coordexp.records import Metadata, Prediction, Record, software_file
 from coordexp.runtime.errors import DataError
+from coordexp.runtime.io import write_jsonl
 
 STYLE = PromptStyle()
 
@@ -105,6 +109,50 @@ def test_the_batch_is_halved_when_memory_runs_out(taught, records, complete, tmp
     predict(taught, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), complete)
     assert "out of memory with 5 answers at a time, retrying with 2" in capsys.readouterr().err and calls[0] == 5
+
+
+SLICED = msgspec.structs.replace(OPTIONS, slices=SliceOptions(grids=((2, 1),), max_blocks=4, iou=1.0, containment=1.0))
+
+
+def test_slices_are_predicted_like_images_of_their_own(taught, records, tmp_path):
+    predict(taught, records, tmp_path / "sliced.jsonl", SLICED, STYLE)
+    rows = read(tmp_path / "sliced.jsonl")
+    assert [len(row.slices) for row in rows] == [2] * len(SIZES)
+    crops = []
+    for n, (image, (width, height), row) in enumerate(zip(images(), SIZES, rows, strict=True)):
+        for part, (x1, y1, x2, y2) in enumerate(row.slices):
+            crop = image.crop((round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)))
+            size = grid_size(*crop.size, "fill", factor=32, max_blocks=4, min_blocks=1)
+            resample(crop, size).save(tmp_path / f"{n}-{part}.png")
+            crops.append(Record([f"{n}-{part}.png"], *size, "pixel", [], Metadata(len(crops), *size)))
+    write_jsonl(tmp_path / "crops.jsonl", crops)
+    predict(taught, tmp_path / "crops.jsonl", tmp_path / "separate.jsonl", OPTIONS, STYLE)
+    separate = read(tmp_path / "separate.jsonl")
+    for n, row in enumerate(rows):
+        parts = separate[2 * n : 2 * n + 2]
+        assert row.text == "\n".join(part.text for part in parts)
+        assert [d.bins for d in row.detections] == [d.bins for part in parts for d in part.detections]
+        for detection in row.detections:
+            (left, top, right, bottom), norm = row.slices[detection.slice], detection.norm
+            assert left <= norm[0] <= norm[2] <= right and top <= norm[1] <= norm[3] <= bottom
+
+
+def test_each_image_is_loaded_once_for_all_its_slices_and_prompts(taught, records, tmp_path, monkeypatch):
+    original, loaded = module.load_image, []
+    monkeypatch.setattr(module, "load_image", lambda path, *args: loaded.append(path.name) or original(path, *args))
+    options = msgspec.structs.replace(SLICED, protocol="all_categories", chunk=2, restrict_labels=True)
+    predict(taught, records, tmp_path / "p.jsonl", options, STYLE, categories=NAMES)
+    assert sorted(loaded) == [f"{n}.png" for n in range(len(SIZES))]
+    assert all(row.text.count('{"objects"') == 6 for row in read(tmp_path / "p.jsonl"))
+
+
+def test_predictions_with_other_slices_are_not_resumed(taught, records, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_jsonl", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict(taught, records, tmp_path / "p.jsonl", SLICED, STYLE)
+    whole = predict(taught, records, tmp_path / "p.jsonl", OPTIONS, STYLE)
+    assert whole["images"] == len(SIZES) and "resuming" not in capsys.readouterr().err
 
 
 def test_image_categories_names_the_categories_of_the_image(taught, records, tmp_path):

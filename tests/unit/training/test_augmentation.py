@@ -10,9 +10,10 @@ import shapely
 from hypothesis import given, settings, strategies
 from PIL import Image
 
+from coordexp.datasets.augmentation_options import Augmentation
 from coordexp.datasets.samples import Sample
 from coordexp.datasets.tokenize import to_tokens
-from coordexp.recipe import Augmentation, Custom, load_recipe
+from coordexp.recipe import Custom, load_recipe
 from coordexp.records import Metadata, Object, Record, read_records
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.training import augmentation as module
@@ -65,7 +66,8 @@ THREE = [box(16, 8, 80, 60), box(100, 20, 180, 110), box(8, 70, 90, 120)]
 @given(flip=strategies.booleans(), scale=FRACTION, crop=strategies.booleans(), index=strategies.integers(0, 10**6))
 def test_boxes_follow_the_pixels(tmp_path_factory, flip, scale, crop, index):
     folder = tmp_path_factory.mktemp("one")
-    options = Augmentation(flip=float(flip), scale=(0.5, 0.5 + scale), crop=float(crop), min_visible=0.05)
+    sizes = {"scale": (0.5, 0.5 + scale), "crop": float(crop), "min_visible": 0.05}
+    options = Augmentation(flip=float(flip), vertical_flip=0.5, **sizes)
     sample = sample_of(folder, THREE)
     changed = augment(sample, options, (17, 0, index), 32, "random")
     record = changed.sample.record
@@ -87,7 +89,7 @@ def test_boxes_follow_the_pixels(tmp_path_factory, flip, scale, crop, index):
 def test_polygons_follow_the_pixels(tmp_path_factory, flip, crop, index):
     shape = poly(60, 10, 150, 40, 120, 110, 30, 90)
     sample = sample_of(tmp_path_factory.mktemp("one"), [shape])
-    options = Augmentation(flip=float(flip), crop=float(crop), min_visible=0.05)
+    options = Augmentation(flip=float(flip), vertical_flip=0.5, crop=float(crop), min_visible=0.05)
     changed = augment(sample, options, (17, 0, index), 32, "random")
     (obj,) = changed.sample.record.objects
     drawn, seen = inside(obj, changed.image.size), np.asarray(changed.image)[..., 0] > 127
@@ -192,10 +194,60 @@ def test_objects_are_sorted_in_reading_order_again(tmp_path):
 )
 def test_texts_about_left_and_right_are_not_flipped(tmp_path, desc, categories, free):
     sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc=desc)], categories=categories)
-    assert may_flip(sample, Augmentation(flip=1.0)) is free
-    assert may_flip(sample, Augmentation(flip=1.0, flip_words=()))
+    assert may_flip(sample, Augmentation().flip_words) is free
+    assert may_flip(sample, ())
     changed = augment(sample, Augmentation(flip=1.0), (1, 0, 0), 32, "random")
     assert (changed.sample.record.objects[0].norm[0] > 0.5) is free
+
+
+@pytest.mark.parametrize(("desc", "free"), [("upper shelf", False), ("the bottom drawer", False), ("supper", True)])
+def test_texts_about_top_and_bottom_are_not_flipped_vertically(tmp_path, desc, free):
+    sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc=desc)])
+    changed = augment(sample, Augmentation(vertical_flip=1.0), (1, 0, 0), 32, "random")
+    assert (changed.sample.record.objects[0].norm[1] > 0.5) is free
+
+
+def test_a_crop_on_an_object_contains_it_and_may_be_anywhere_around_it(tmp_path):
+    sample = sample_of(tmp_path, [box(100, 50, 130, 80)])
+    crops = {"crop": 1.0, "crop_area": (0.2, 0.3), "min_visible": 0.99}
+    objects = [
+        [
+            augment(sample, Augmentation(**crops, crop_on_object=on), (17, 0, n), 32, "random").sample.record.objects
+            for n in range(40)
+        ]
+        for on in (0.0, 0.5, 1.0)
+    ]
+    counts = [sum(map(len, found)) for found in objects]
+    assert counts[0] < counts[1] < counts[2] == 40
+    corners = np.array([obj.norm[:2] for found in objects[2] for obj in found])
+    assert (np.ptp(corners, axis=0) > 0.4).all()
+
+
+def test_objects_of_any_size_take_up_the_stated_part_of_their_crop(tmp_path):
+    options = Augmentation(crop=1.0, crop_on_object=1.0, object_side=(0.4, 0.6), scale=(9.0, 9.0), min_visible=0.9)
+    for size in ((12, 8), (40, 10), (30, 60)):
+        sample = sample_of(tmp_path, [box(50, 40, 50 + size[0], 40 + size[1])])
+        sides = []
+        for n in range(20):
+            [obj] = augment(sample, options, (17, 0, n), 32, "random").sample.record.objects
+            sides.append(max(obj.norm[2] - obj.norm[0], obj.norm[3] - obj.norm[1]))
+        assert 0.35 < min(sides) < 0.47 and 0.53 < max(sides) < 0.65
+
+
+def test_a_crop_smaller_than_its_object_is_placed_anywhere(tmp_path):
+    record = sample_of(tmp_path, [box(0, 0, *SIZE)]).record
+    options = Augmentation(crop=1.0, crop_area=(0.2, 0.2), crop_on_object=1.0)
+    windows = {draw_plan(record, options, np.random.default_rng(n), 32, may_flip=True).window for n in range(20)}
+    assert len(windows) > 15
+
+
+def test_an_answer_may_be_empty_on_request(tmp_path):
+    sample = sample_of(tmp_path, [box(0, 0, 20, 20, desc="cup")], categories=["cup"])
+    options = Augmentation(crop=1.0, crop_area=(0.2, 0.3), empty_answers=True)
+    changed = [augment(sample, options, (17, 0, n), 32, "random") for n in range(20)]
+    assert all(one.sample.categories == ["cup"] for one in changed)
+    assert {len(one.sample.record.objects) for one in changed} == {0, 1}
+    assert all(one.image.size != SIZE or one.sample.record.objects for one in changed)
 
 
 def test_an_image_of_another_size_is_refused(tmp_path):
