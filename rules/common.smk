@@ -140,6 +140,18 @@ def predicted(wildcards):
     return evaluated(wildcards) if wildcards.part == "eval" else settings.records(wildcards.run, "calibration")
 
 
+def conversion_of(wildcards):
+    """What determines the records and images of a split, as canonical JSON."""
+    options = settings.conversion(own_records(wildcards).name, wildcards.split)
+    return keys(options=options, max_blocks=settings.run(wildcards.run).max_blocks)
+
+
+def conversion_shards(wildcards):
+    """Markers of the converted shards of a split; none if it is converted in one job."""
+    count, folder = settings.run(wildcards.run).data.shards, f"{RESULTS}/{wildcards.run}/data/shards/{wildcards.split}"
+    return [f"{folder}/{n}-of-{count}" for n in range(1, count + 1)] if count > 1 else []
+
+
 def shards_of(wildcards):
     """Predictions of every shard, in order."""
     count = settings.run(wildcards.run).predict.shards

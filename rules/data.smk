@@ -26,10 +26,38 @@ rule download:
         " --raw {params.raw:q} --source {output.source:q} > {log:q} 2>&1"
 
 
+rule convert_shard:
+    """Convert one shard of the images; convert_resize joins the shards."""
+    input:
+        source=source_of,
+    output:
+        done=temp(f"{RESULTS}/{{run}}/data/shards/{{split}}/{{shard}}-of-{{shards}}"),
+    log:
+        f"{RESULTS}/{{run}}/logs/convert_shard.{{split}}.{{shard}}-of-{{shards}}.log",
+    benchmark:
+        f"{RESULTS}/{{run}}/benchmarks/convert_shard.{{split}}.{{shard}}-of-{{shards}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    threads: lambda w: settings.run(w.run).data.num_workers or 16
+    resources:
+        mem_mb=memory(2500),
+        runtime=240,
+    params:
+        config=conversion_of,
+        records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
+        images=f"{RESULTS}/{{run}}/data/images/{{split}}",
+        code=code("convert_shard"),
+    shell:
+        "COORDEXP_CONSOLE_FD=3 python -m workflow_scripts.convert_shard --config {params.config:q}"
+        " --source {input.source:q} --records {params.records:q} --images {params.images:q} --workers {threads}"
+        " --shard {wildcards.shard} --shards {wildcards.shards} --done {output.done:q} 3>&2 > {log:q} 2>&1"
+
+
 rule convert_resize:
     """Resize images to the grid, within MAX_BLOCKS tiles, and write their annotations as pixel-space records."""
     input:
         source=source_of,
+        shards=conversion_shards,
     output:
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         stats=f"{RESULTS}/{{run}}/data/{{split}}.stats.json",
@@ -45,10 +73,7 @@ rule convert_resize:
         mem_mb=memory(2500),
         runtime=240,
     params:
-        config=lambda w: keys(
-            options=settings.conversion(own_records(w).name, w.split),
-            max_blocks=settings.run(w.run).max_blocks,
-        ),
+        config=conversion_of,
         images=f"{RESULTS}/{{run}}/data/images/{{split}}",
         code=code("convert_resize"),
     shell:

@@ -35,6 +35,7 @@ def workflow(tmp_path_factory):
             "own": {"model": "tiny", "recipe": "config/train/full_tiny.yaml", "data": {"roles": roles}},
             "own_test": {"checkpoint_from": "own_9", "predict": {"split": "test"}},
         },
+        "data": {"shards": 2},
     }
     (top / "work").mkdir()
     return Workflow(top / "work", merge(SMALL, changes))
@@ -58,6 +59,8 @@ def test_every_split_is_converted_and_test_is_evaluated(workflow):
     workflow.run(*records)
     trainval, dev, test = (ids(workflow.path(path)) for path in records[:3])
     assert (len(trainval), len(dev), len(test)) == (18, 6, 6) and not trainval & dev
+    assert "18 finished earlier" in workflow.path(f"{RUN}/logs/convert_resize.trainval.log").read_text()
+    assert not workflow.path(f"{RUN}/data/shards/trainval/1-of-2").exists()
     answer(workflow.folder, records[2], f"{TEST}/eval/shards/1-of-1.jsonl", 1)
     answer(workflow.folder, records[1], f"{RUN}/eval/shards/1-of-1.jsonl", 2)
     done = workflow.run("--allowed-rules", *AFTER_PREDICT, "--", f"{TEST}/eval.json", f"{RUN}/eval.json")
@@ -70,4 +73,4 @@ def test_every_split_is_converted_and_test_is_evaluated(workflow):
 def test_another_fraction_reruns_the_splits_that_share_images(workflow):
     workflow.change(merge(workflow.changes, {"datasets": {"own": {"derived_splits": {"dev": {"fraction": 0.5}}}}}))
     targets = [f"{RUN}/data/{name}.jsonl" for name in ("trainval", "dev", "test-dev")]
-    assert workflow.planned(*targets) == {"download": 2, "convert_resize": 2}
+    assert workflow.planned(*targets) == {"download": 2, "convert_shard": 4, "convert_resize": 2}

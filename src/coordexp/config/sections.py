@@ -48,6 +48,10 @@ class DataOptions(ConvertOptions, frozen=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="NUM_WORKERS: worker processes of the conversion; null: 16, or `--cores` if fewer"),
     ] = None
+    shards: Annotated[
+        int,
+        Meta(ge=1, description="number of jobs that convert the images of a split; the result does not depend on it"),
+    ] = 1
     tiny: Annotated[int, Meta(ge=1, description="TINY: number of images in the tiny split")] = 256
     roles: Annotated[
         Roles, Meta(description="names of the dataset's splits by role, where they differ from train, val and test")

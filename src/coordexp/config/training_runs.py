@@ -30,7 +30,7 @@ from coordexp.training.short_training import TrainingData, warnings
 
 MANIFEST = "train/adapter/train_manifest.json"
 LOG = "train/log.jsonl"
-NOT_CONVERTED = ("num_workers", "tiny", "roles")  # options of `data` that do not change the content of its records
+NOT_CONVERTED = ("num_workers", "shards", "tiny", "roles")  # do not change the content of records
 
 
 class FinishedRun(msgspec.Struct, frozen=True):

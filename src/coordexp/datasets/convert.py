@@ -1,7 +1,7 @@
 """Stage `convert_resize`: the annotations and images of a source to pixel-space records and resized images.
 
 Images are converted in chunks. A finished chunk is a file next to the output, so a killed run resumes after it. The
-output is the chunks in order, whatever the number of processes.
+output is the chunks in order, whatever the number of processes, or of jobs that convert a shard of the chunks each.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from coordexp.runtime.code_identity import code_identity, identity_of
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.estimates import announce_measured
 from coordexp.runtime.io import write_json
-from coordexp.runtime.locks import end_with_parent
+from coordexp.runtime.locks import end_with_parent, sole_writer
 from coordexp.runtime.notices import notice
 from coordexp.runtime.progress import Progress
 
@@ -77,14 +77,56 @@ def convert(
     DataError with file and id for bad input; with `options.on_bad == "skip"` bad items are listed in the statistics,
     and only a source without any usable image is an error.
     """
-    manifest, out_jsonl, images_dir = Path(manifest), Path(out_jsonl), Path(images_dir)
+    out_jsonl, images_dir = Path(out_jsonl), Path(images_dir)
+    job = _prepare(Path(manifest), out_jsonl, images_dir, options, max_blocks)
+    forget_keys(images_dir)
+    totals = _convert_all(job, job.options.num_workers)
+    if totals.problems:
+        raise bad_input(totals.problems, job.annotations)
+    statistics = _join(job, totals, out_jsonl)
+    write_json(stats_path, without_other_splits(statistics))
+    if provenance_path is not None:
+        made_from = {**read_provenance(images_dir), "image_dirs": identity_of(job.source.image_dirs)}
+        write_json(provenance_path, made_from)
+    shutil.rmtree(job.chunks.parent)
+    for text in notices(statistics):
+        notice(text)
+
+
+def convert_shard(
+    manifest: str | Path,
+    out_jsonl: str | Path,
+    images_dir: str | Path,
+    options: ConvertOptions,
+    max_blocks: int,
+    shard: int,
+    shards: int,
+) -> None:
+    """Convert every `shards`-th chunk of what `convert` with the same arguments converts, starting with `shard` (1..).
+
+    The jobs of all shards may run at the same time on several machines with a common file system. `convert` then finds
+    their chunks; it converts those that are missing, and its output does not depend on the shards.
+    """
+    job = _prepare(Path(manifest), Path(out_jsonl), Path(images_dir), options, max_blocks)
+    totals = _convert_all(job, job.options.num_workers, shard, shards)
+    if totals.problems:
+        raise bad_input(totals.problems, job.annotations)
+
+
+def _prepare(
+    manifest: Path, out_jsonl: Path, images_dir: Path, options: ConvertOptions, max_blocks: int
+) -> ConversionJob:
+    """The job of a conversion, whose folders exist and hold nothing of another conversion."""
     options = ConvertOptions.from_config(msgspec.to_builtins(options))  # validates them
     source = load_source(manifest)
     base = manifest.parent
     image_dirs = [base / folder for folder in source.image_dirs]
-    prepare_images_dir(images_dir, *_provenance(source, image_dirs, options, max_blocks))
-    forget_keys(images_dir)
-    job = ConversionJob(
+    key = _job_key(source, image_dirs, options, max_blocks)
+    out_jsonl.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(out_jsonl.with_name(f".{out_jsonl.name}.prepare")):  # shards start at the same time
+        prepare_images_dir(images_dir, *_provenance(source, image_dirs, options, max_blocks))
+        chunks = chunk_cache.chunk_folder(out_jsonl, key)
+    return ConversionJob(
         source=source,
         annotations=base / source.annotations,
         image_dirs=[str(folder) for folder in image_dirs],
@@ -93,18 +135,8 @@ def convert(
         max_blocks=max_blocks,
         images_dir=str(images_dir),
         image_prefix=f"{os.path.relpath(images_dir, out_jsonl.parent)}/".removeprefix("./"),
-        chunks=chunk_cache.chunk_folder(out_jsonl, _job_key(source, image_dirs, options, max_blocks)),
+        chunks=chunks,
     )
-    totals = _convert_all(job, options.num_workers)
-    if totals.problems:
-        raise bad_input(totals.problems, job.annotations)
-    statistics = _join(job, totals, out_jsonl)
-    write_json(stats_path, without_other_splits(statistics))
-    if provenance_path is not None:
-        write_json(provenance_path, {**read_provenance(images_dir), "image_dirs": identity_of(source.image_dirs)})
-    shutil.rmtree(job.chunks.parent)
-    for text in notices(statistics):
-        notice(text)
 
 
 def _join(job: ConversionJob, totals: ConversionCounts, out_jsonl: Path) -> dict[str, Any]:
@@ -127,24 +159,27 @@ def _join(job: ConversionJob, totals: ConversionCounts, out_jsonl: Path) -> dict
     return statistics
 
 
-def _convert_all(job: ConversionJob, workers: int) -> ConversionCounts:
-    """Index the annotation file and convert every chunk; returns the counts of all of them."""
+def _convert_all(job: ConversionJob, workers: int, shard: int = 1, shards: int = 1) -> ConversionCounts:
+    """Index the annotation file and convert the chunks of a shard, by default all; returns their counts."""
+
+    def own() -> range:
+        return range(shard - 1, chunk_count(job.index), shards)
+
     images.reuse_memory()
     if workers <= 1:
-        totals = _start(job, build_index(job.annotations), workers)
-        chunks = (convert_chunk(job, k) for k in range(chunk_count(job.index)))
-        return _add_up(totals, job.index, chunks)
+        totals = _start(job, build_index(job.annotations), workers, shards)
+        return _add_up(totals, job.index, own(), (convert_chunk(job, k) for k in own()))
     try:
         with _pool(workers, initializer=end_with_parent) as pool:
-            totals = _start(job, build_index(job.annotations, pool.map), workers)
+            totals = _start(job, build_index(job.annotations, pool.map), workers, shards)
         with _pool(workers, initializer=_set_worker_job, initargs=(job,)) as pool:
-            return _add_up(totals, job.index, pool.map(_convert_in_worker, range(chunk_count(job.index))))
+            return _add_up(totals, job.index, own(), pool.map(_convert_in_worker, own()))
     except BrokenProcessPool as error:
         fix = "give it more memory, or set fewer workers; the next run keeps finished chunks"
         raise DataError(located("a conversion process was killed", file=job.annotations, fix=fix)) from error
 
 
-def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> ConversionCounts:
+def _start(job: ConversionJob, index: AnnotationIndex, workers: int, shards: int) -> ConversionCounts:
     """Complete the job, check it and announce it; returns the counts of the elements that belong to no image."""
     job.index = index
     _check_pixels(index)
@@ -156,7 +191,7 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int) -> Conversi
         raise bad_input(problems, job.annotations)
     for item in (*unusable, *skipped_lines(index)):
         totals.drop_listed(item)
-    _announce(job, workers)
+    _announce(job, workers, shards)
     return totals
 
 
@@ -171,10 +206,10 @@ def _check_pixels(index: AnnotationIndex) -> None:
         raise DataError(located(problem, file=index.path, field="annotations.bbox", fix=fix))
 
 
-def _announce(job: ConversionJob, workers: int) -> None:
+def _announce(job: ConversionJob, workers: int, shards: int) -> None:
     """Announce the time and disk that the remaining chunks need; SpaceError if the disk is too small."""
-    total = len(job.index)
-    remaining = total - chunk_cache.stored_chunks(job.chunks) * chunk_size(job.index)
+    total = len(job.index) // shards
+    remaining = (len(job.index) - chunk_cache.stored_chunks(job.chunks) * chunk_size(job.index)) // shards
     fd = os.open(job.index.path, os.O_RDONLY)
 
     def process(i: int, scratch: str) -> None:
@@ -194,10 +229,14 @@ def _pool(workers: int, **options) -> ProcessPoolExecutor:
 
 
 def _add_up(
-    totals: ConversionCounts, index: AnnotationIndex, chunks: Iterable[tuple[ConversionCounts, dict[str, int]]]
+    totals: ConversionCounts,
+    index: AnnotationIndex,
+    numbers: range,
+    chunks: Iterable[tuple[ConversionCounts, dict[str, int]]],
 ) -> ConversionCounts:
-    """Add the counts of all chunks to `totals`, in their order."""
-    progress = Progress("convert", len(index), "images")
+    """Add the counts of `chunks`, which are those with the given `numbers`, to `totals`, in their order."""
+    size = chunk_size(index)
+    progress = Progress("convert", sum(min(size, len(index) - k * size) for k in numbers), "images")
     outcomes: Counter = Counter()
     for counts, chunk_outcomes in chunks:
         totals.add(counts)

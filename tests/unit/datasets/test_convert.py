@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from coordexp.datasets import chunk_cache, chunk_conversion
+from coordexp.datasets.convert import ConvertOptions, convert_shard
 from coordexp.datasets.ordering import reading_order
 from coordexp.datasets.source import Source
 from coordexp.datasets.tokenize import tokenize
@@ -238,6 +239,42 @@ def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch):
     for name in ("train.jsonl", "stats.json", "images/images/0003.jpg"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
     assert sorted(p.name for p in (tmp_path / "3").iterdir()) == ["images", "stats.json", "train.jsonl"]
+
+
+def convert_own_shard(manifest, out, shard, shards):
+    tuning.IMAGES_PER_CHUNK = 2
+    convert_shard(manifest, out / "train.jsonl", out / "images", ConvertOptions(), 64, shard, shards)
+
+
+def test_shards_that_are_converted_at_the_same_time_change_nothing(tmp_path, monkeypatch):
+    manifest, out = write_dataset(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
+    convert_to(manifest, tmp_path / "whole")
+    (out / "images").mkdir(parents=True)
+    write_json(out / "images" / ".images.json", {"dataset": "test", "split": "train", "code": "of an earlier version"})
+    (out / "images" / "0001.jpg").write_text("made by it")
+    fork = multiprocessing.get_context("fork")
+    jobs = [fork.Process(target=convert_own_shard, args=(manifest, out, n, 2)) for n in (1, 2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0] and not (out / "train.jsonl").exists()
+    monkeypatch.setattr(chunk_conversion, "read_images", None)  # nothing is left to convert
+    convert_to(manifest, out)
+    for name in ("train.jsonl", "stats.json", "images/images/0003.jpg"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == ["images", "stats.json", "train.jsonl"]
+
+
+def test_a_missing_shard_is_converted_when_the_shards_are_joined(tmp_path, monkeypatch):
+    manifest, out = write_dataset(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
+    convert_own_shard(manifest, out, 2, 3)
+    assert len(list(out.rglob("*.chunk"))) == 1
+    convert_to(manifest, out)
+    convert_to(manifest, tmp_path / "whole")
+    assert (out / "train.jsonl").read_bytes() == (tmp_path / "whole" / "train.jsonl").read_bytes()
 
 
 def convert_slowly(manifest, out):
