@@ -175,6 +175,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "norm1000"
     user_prompt: declared(PromptStyle, "user_prompt") = PromptStyle().user_prompt
     category_prompt: declared(PromptStyle, "category_prompt") = PromptStyle().category_prompt
+    answer_format: declared(PromptStyle, "answer_format") = PromptStyle().answer_format
     object_field_order: declared(PromptStyle, "object_field_order") = PromptStyle().object_field_order
     json_format: declared(PromptStyle, "json_format") = PromptStyle().json_format
     coord_tokens: Annotated[CoordTokens, Meta(description="coordinates in files and answers")] = CoordTokens()
@@ -207,6 +208,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return PromptStyle(
             user_prompt=self.user_prompt,
             category_prompt=self.category_prompt,
+            answer_format=self.answer_format,
             object_field_order=self.object_field_order,
             json_format=self.json_format,
             coordinates="token" if self.coord_tokens.enabled else "integer",
@@ -309,7 +311,12 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
     """ConfigError for an option that would have no effect because of another."""
     loss, tokens = custom.loss, "custom.coord_tokens.enabled: true"
     box_weight, shuffled = "a weight for a box term (l1, giou, ciou)", custom.object_ordering == "random"
+    in_json, default = custom.answer_format == "json", Custom()
     for field, given, has_effect, needs in (
+        *(
+            (name, getattr(custom, name) != getattr(default, name), in_json, "custom.answer_format: json")
+            for name in ("object_field_order", "json_format")
+        ),
         ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
         ("loss.balance", loss.balance > 0, loss.set_targets == "marginal", "custom.loss.set_targets: marginal"),
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),

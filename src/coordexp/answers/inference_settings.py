@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from coordexp.answers.parse import Kind
+from coordexp.answers.parsed_answer import Kind
 from coordexp.answers.render import PromptStyle
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import ResizeRule

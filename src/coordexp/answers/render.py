@@ -1,21 +1,20 @@
-"""Render prompts and answers, for training and for inference.
+"""Render prompts and answers, for training and for inference, in the style that `PromptStyle` describes.
 
-An answer is one line of JSON: {"objects": [{"desc": "black cat", "bbox_2d": [<|coord_110|>, <|coord_310|>, ...]}]}
-
-There is one answer format. Its variants (field order, spacing, notation of coordinates) are options of `PromptStyle`.
+The answer formats are in `answers.formats`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from coordexp.answers.parse import Coordinates
-from coordexp.records import Object, coord_bin
+from coordexp.answers.formats import FORMATS, format_of
+from coordexp.answers.parsed_answer import Coordinates
+from coordexp.records import Object
+from coordexp.runtime.config_io import choice
 
 FieldOrder = Literal["desc_first", "geometry_first"]
 JsonFormat = Literal["standard", "compact"]
@@ -32,6 +31,7 @@ class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category_prompt: Annotated[
         str, Meta(description="text of the prompt that names categories, inserted at `{categories}`")
     ] = CATEGORY_PROMPT
+    answer_format: choice(FORMATS, "how answers list objects, see docs/method.md#answer-formats") = "json"
     object_field_order: Annotated[
         FieldOrder,
         Meta(description="whether the description of an object precedes or follows its geometry"),
@@ -44,16 +44,6 @@ class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Coordinates,
         Meta(description="bins as coordinate tokens, or as integers 0..999 for a model without coordinate tokens"),
     ] = "token"
-
-    @property
-    def comma(self) -> str:
-        """The separator of items."""
-        return ", " if self.json_format == "standard" else ","
-
-    @property
-    def colon(self) -> str:
-        """The separator of key and value."""
-        return ": " if self.json_format == "standard" else ":"
 
 
 def user_text(style: PromptStyle, categories: Sequence[str] | None = None) -> str:
@@ -79,19 +69,4 @@ def hf_chat(style: PromptStyle, categories: Sequence[str] | None = None) -> list
 
 def render_answer(objects: Iterable[Object], style: PromptStyle) -> str:
     """The answer for objects in token space, in the given order."""
-    return opening(style) + style.comma.join(render_object(obj, style) for obj in objects) + "]}"
-
-
-def opening(style: PromptStyle) -> str:
-    """The start of every answer, up to its first object."""
-    return f'{{"objects"{style.colon}['
-
-
-def render_object(obj: Object, style: PromptStyle) -> str:
-    """The text of one object in token space."""
-    name = "bbox_2d" if obj.bbox_2d is not None else "poly"
-    tokens = style.comma.join(obj.coords if style.coordinates == "token" else (str(coord_bin(c)) for c in obj.coords))
-    desc = f'"desc"{style.colon}{json.dumps(obj.desc, ensure_ascii=False)}'
-    geometry = f'"{name}"{style.colon}[{tokens}]'
-    fields = (desc, geometry) if style.object_field_order == "desc_first" else (geometry, desc)
-    return "{" + style.comma.join(fields) + "}"
+    return format_of(style).render(objects)

@@ -26,9 +26,10 @@ def add(commands: Commands) -> None:
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="merged checkpoint whose codec and coordinate format are used",
+        help="merged checkpoint whose codec and answer format are used",
     )
     add_field(parser, Custom, "emit_norm", default=None)
+    add_field(parser, Custom, "answer_format", default=None)
     parser.set_defaults(run=run)
 
 
@@ -37,6 +38,6 @@ def run(args: argparse.Namespace) -> None:
     from coordexp.inference.import_responses import import_responses
 
     check_output_file(args.out, is_predictions, args.responses, args.records)
-    options = {"emit_norm": args.emit_norm, "model_dir": args.model}
+    options = {"emit_norm": args.emit_norm, "answer_format": args.answer_format, "model_dir": args.model}
     for reason, count in import_responses(args.responses, args.records, args.out, **options).items():
         print(f"{reason}: {count}")

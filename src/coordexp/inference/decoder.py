@@ -168,7 +168,8 @@ class ConstrainedDecoder:
             chosen |= zip(texts, tokens, strict=True)
         if few:
             indices, candidates = zip(*few, strict=True)
-            chosen |= zip(indices, self._choose_among(vectors[list(indices)], candidates), strict=True)
+            closes = [open_choices[n].node.closes for n in indices]
+            chosen |= zip(indices, self._choose_among(vectors[list(indices)], candidates, closes), strict=True)
         return [chosen[n] for n in range(len(open_choices))]
 
     def _choose_coordinates(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
@@ -190,16 +191,20 @@ class ConstrainedDecoder:
         logprobs = best - logits.logsumexp(-1)
         return [TokenChoice(*pair) for pair in zip(token.tolist(), logprobs.tolist(), strict=True)]
 
-    def _choose_among(self, vectors: torch.Tensor, candidates: Sequence[list[int]]) -> list[TokenChoice]:
-        """A token of each list of candidates, for `vectors` [N, H]."""
+    def _choose_among(
+        self, vectors: torch.Tensor, candidates: Sequence[list[int]], closes: Sequence[frozenset[int]]
+    ) -> list[TokenChoice]:
+        """A token of each list of candidates, for `vectors` [N, H]; `closes` are those that end the answer."""
         union = sorted({token for tokens in candidates for token in tokens})
         column = {token: n for n, token in enumerate(union)}
         logits = self._columns(vectors, torch.tensor(union, device=self.device)).cpu()
         choices = []
-        for tokens, row in zip(candidates, logits, strict=True):
+        for tokens, ends, row in zip(candidates, closes, logits, strict=True):
             logprobs = row[[column[token] for token in tokens]].log_softmax(-1)
             best = int(logprobs.argmax())
-            choices.append(TokenChoice(tokens[best], float(logprobs[best])))
+            others = [n for n, token in enumerate(tokens) if token not in ends] if ends else []
+            next_logprob = float(logprobs[others].logsumexp(-1)) if others else 0.0
+            choices.append(TokenChoice(tokens[best], float(logprobs[best]), next_logprob=next_logprob))
         return choices
 
     def _columns(self, vectors: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:

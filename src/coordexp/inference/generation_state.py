@@ -15,7 +15,7 @@ from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.grammar.automaton import FIRST_ROLES
 from coordexp.inference.grammar.token_grammar import Grammar, Node
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.repetition import ObjectCopies, description, ends_in_loop
+from coordexp.inference.repetition import ObjectCopies, ends_in_loop
 
 
 @dataclass
@@ -36,11 +36,15 @@ class ObjectLogprobs:
 
 
 class TokenChoice(NamedTuple):
-    """The token that the model chooses at one position, its log probability, and the coordinate if it is a slot."""
+    """The token that the model chooses at one position, its log probability, and the coordinate if it is a slot.
+
+    next_logprob: where the answer may end, log probability of all tokens together that do not end it.
+    """
 
     token: int
     logprob: float
     coordinate: DecodedCoordinate | None = None
+    next_logprob: float = 0.0
 
 
 @dataclass
@@ -56,6 +60,7 @@ class PendingToken:
     index: int = 0
     draft: bool = False
     coordinate: DecodedCoordinate | None = None
+    next_logprob: float = 0.0
 
 
 @dataclass
@@ -158,7 +163,7 @@ class GenerationState:
         pending, drafts = self.pending, self.drafts
         accepted, choice = len(pending), choices[-1]
         for position, verified in zip(drafts, choices, strict=False):
-            pending[position].logprob = verified.logprob
+            pending[position].logprob, pending[position].next_logprob = verified.logprob, verified.next_logprob
             if verified.token != pending[position].token:
                 accepted, choice, self.index = position, verified, pending[position].index
                 break
@@ -168,7 +173,8 @@ class GenerationState:
         self.pending = []
         self._count_closed(node, choice.token)
         self.index = node.after(choice.token)
-        self.pending = [PendingToken(choice.token, choice.logprob, node, index, coordinate=choice.coordinate)]
+        chosen = PendingToken(choice.token, choice.logprob, node, index, False, choice.coordinate, choice.next_logprob)
+        self.pending = [chosen]
         self._extend()
         return accepted
 
@@ -204,7 +210,8 @@ class GenerationState:
         if pending.coordinate is not None:
             self._accept_coordinate(pending)
         elif node is not None and node.kind == "choice" and node.closes:
-            self._current.next_logprob += 0.0 if pending.token in node.closes else pending.logprob
+            if pending.token not in node.closes:
+                self._accept_next(node, pending)
         elif node is not None and not (node.kind == "choice" and pending.token == node.draft):
             # an opening quote alone is part of the format, not of the description
             self._current.desc_logprob += pending.logprob
@@ -214,6 +221,16 @@ class GenerationState:
         self._text = b"" if pending.coordinate else self._text + self._spelling(pending.token)
         self.tokens.append(pending.token)
         self.logprobs.append(pending.logprob)
+
+    def _accept_next(self, node: Node, pending: PendingToken) -> None:
+        """Where objects share a description, going on is also the choice between the same and another description."""
+        if not self.grammar.format.shares_descriptions:
+            self._current.next_logprob += pending.logprob
+            return
+        self._current.next_logprob += pending.next_logprob
+        if self.grammar.node(node.after(pending.token)).role != "x":  # another object, not another point of a polygon
+            self._current.desc_logprob += pending.logprob - pending.next_logprob
+            self._current.desc_tokens += 1
 
     def _accept_coordinate(self, pending: PendingToken) -> None:
         assert pending.node is not None and pending.coordinate is not None
@@ -235,11 +252,12 @@ class GenerationState:
 
     def _begin_object(self) -> None:
         """Record the previous object, which is complete at the first slot of another one."""
-        desc = description(self._text)
+        desc = self.grammar.format.description(self._text)
         previous = self._object_desc if self.desc_first else desc
         if self.slots and previous is not None:
             self._copies.add(previous, tuple(slot.bin for slot in self.slots[self._object_slots :]))
-        self._object_desc = desc
+        if desc is not None or not self.desc_first:  # otherwise the object shares the previous one's description
+            self._object_desc = desc
         self._object_slots = len(self.slots)
 
     def _without_copies(self, node: Node, tokens: list[int]) -> list[int]:
@@ -256,7 +274,9 @@ class GenerationState:
         known: dict[bytes | None, bool] = {None: False}
 
         def last_copy(token: int) -> bool:
-            desc = self._object_desc if self.desc_first else description(text + self._spelling(token))
+            desc = (
+                self._object_desc if self.desc_first else self.grammar.format.description(text + self._spelling(token))
+            )
             if desc not in known:
                 known[desc] = self._copies.end_answer(desc, bins)
             return known[desc]
@@ -264,7 +284,7 @@ class GenerationState:
         return [t for t in tokens if not last_copy(t) or self._can_end(node.after(t))] or tokens
 
     def _spelling(self, token: int) -> bytes:
-        return self.grammar.vocabulary.spelling.get(token) or b"<%d>" % token  # an added token in a label
+        return self.grammar.vocabulary.bytes_of(token)
 
     def _can_end(self, index: int) -> bool:
         """Whether the answer can end at or after node `index` without another object."""

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from PIL import Image
 
-from coordexp.answers.render import render_answer
+from coordexp.answers.formats import format_of
 from coordexp.datasets.tokenize import to_tokens
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.predict import load_image
@@ -96,7 +96,8 @@ def _answers(
     for prompt in prompts_of(record, predictor.options, categories):
         objects = [obj for obj in tokens.objects if prompt.categories is None or obj.desc in prompt.categories]
         if objects:
-            found.append((prompt, render_answer(objects, predictor.style)))
+            answer_format = format_of(predictor.style)
+            found.append((prompt, answer_format.render(answer_format.arrange(objects))))
     return found
 
 

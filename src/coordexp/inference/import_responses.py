@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from coordexp.answers.formats import AnswerFormat, format_of
 from coordexp.answers.inference_settings import InferenceSettings
-from coordexp.answers.parse import Coordinates, parse_answer
+from coordexp.answers.parsed_answer import Coordinates
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.checkpoint_settings import settings_of
 from coordexp.inference.overrides import resolve
@@ -33,7 +34,7 @@ class ParseSettings(NamedTuple):
 
     emit_norm: EmitNorm
     protocol: str
-    coordinates: Coordinates
+    answer_format: AnswerFormat
     default_score: float
 
 
@@ -45,12 +46,13 @@ def import_responses(
     protocol: str = "served",
     coordinates: Coordinates | None = None,
     model_dir: str | Path | None = None,
+    answer_format: str | None = None,
 ) -> dict[str, int]:
     """Write one `records.Prediction` per record; returns counts, those of problems by reason included.
 
     records_jsonl: the pixel-space records that were asked about; each needs exactly one response.
-    emit_norm, coordinates: as in training; default to what the checkpoint `model_dir` records, or without it to
-        `norm1000` and `token`. An override of a recorded value is announced on stderr.
+    emit_norm, coordinates, answer_format: as in training; default to what the checkpoint `model_dir` records, or
+        without it to `norm1000`, `token` and `json`. An override of a recorded value is announced on stderr.
 
     A coordinate is the bin of its token. Scores come from log probabilities in the responses. If no response has any,
     every score is 1.0, which ranks nothing. If only some have usable ones, the other detections get 0.0, so that they
@@ -61,13 +63,16 @@ def import_responses(
     if model_dir:
         emit_norm = resolve("parse", "emit_norm", emit_norm, recorded.emit_norm, None)
         coordinates = resolve("parse", "coordinates", coordinates, recorded.style.coordinates, None)
+        answer_format = resolve("parse", "answer_format", answer_format, recorded.style.answer_format, None)
     records = list(read_records(records_jsonl, "pixel"))
     responses = _match_to_records(responses_jsonl, [str(record.metadata.image_id) for record in records])
     _report_failed(responses, responses_jsonl)
-    aligned = [align_tokens(response.text, response.tokens) for response in responses]
+    changes = {"coordinates": coordinates, "answer_format": answer_format}
+    style = msgspec.structs.replace(recorded.style, **{name: value for name, value in changes.items() if value})
+    written = format_of(style)
+    aligned = [align_tokens(response.text, response.tokens, written.terminator) for response in responses]
     default_score = 0.0 if any(aligned) else 1.0
-    codec, notation = emit_norm or recorded.emit_norm, coordinates or recorded.style.coordinates
-    settings = ParseSettings(codec, protocol, notation, default_score)
+    settings = ParseSettings(emit_norm or recorded.emit_norm, protocol, written, default_score)
     rows = [
         _prediction(response, tokens, record, settings)
         for response, tokens, record in zip(responses, aligned, records, strict=True)
@@ -79,35 +84,37 @@ def import_responses(
     return dict(counts)
 
 
-def align_tokens(text: str, tokens: Sequence[Token]) -> list[Token] | None:
+def align_tokens(text: str, tokens: Sequence[Token], terminator: str = '"') -> list[Token] | None:
     """`tokens`, adjusted so that their bytes spell `text` from its start; None if that is impossible.
 
     Engines that return tokens as text replace parts of a multi-byte character by U+FFFD. Such tokens occur in
-    descriptions: from the first token that does not match up to the one with the closing quote, they are merged into
-    one token with the sum of their log probabilities.
+    descriptions: from the first token that does not match up to the one with the `terminator` of the description, they
+    are merged into one token with the sum of their log probabilities.
     """
     data, position, aligned, at = text.encode(), 0, [], 0
     while at < len(tokens) and position < len(data):
         token, logprob = tokens[at]
         if not data.startswith(token, position):
-            following = _after_description(data, position, tokens, at)
+            following = _after_description(data, position, tokens[at:], terminator.encode())
             if following is None:
                 return None
-            stop, end = following
-            token, logprob = data[position:end], sum(value for _, value in tokens[at:stop])
-            at = stop - 1
+            count, end = following
+            token, logprob = data[position:end], sum(value for _, value in tokens[at : at + count])
+            at += count - 1
         aligned.append((token, logprob))
         position, at = position + len(token), at + 1
     return aligned if position == len(data) else None
 
 
-def _after_description(data: bytes, position: int, tokens: Sequence[Token], at: int) -> tuple[int, int] | None:
-    """(token index, byte offset) after the next token with a quote, if it matches the next quote of `data`."""
-    quote = data.find(b'"', position)
-    for stop, (token, _) in enumerate(tokens[at:], at + 1):
-        if (offset := token.find(b'"')) >= 0:
+def _after_description(
+    data: bytes, position: int, tokens: Sequence[Token], terminator: bytes
+) -> tuple[int, int] | None:
+    """(number of tokens, byte offset) up to the next terminator in `tokens`, if it matches the next one in `data`."""
+    end = data.find(terminator, position)
+    for count, (token, _) in enumerate(tokens, 1):
+        if (offset := token.find(terminator)) >= 0:
             tail = token[offset:]
-            return (stop, quote + len(tail)) if quote >= 0 and data.startswith(tail, quote) else None
+            return (count, end + len(tail)) if end >= 0 and data.startswith(tail, end) else None
     return None
 
 
@@ -147,7 +154,7 @@ def _report_failed(responses: Sequence[Response], path: str | Path) -> None:
 
 
 def _prediction(response: Response, tokens: list[Token] | None, record: Record, settings: ParseSettings) -> Prediction:
-    parsed = parse_answer(response.text, settings.coordinates)
+    parsed = settings.answer_format.parse(response.text)
     problems = Counter(parsed.problems if response.error is None else {"failed_requests": 1})
     problems["logprobs_unaligned"] += bool(response.tokens) and tokens is None
     problems["logprobs_invalid"] += response.invalid_logprobs

@@ -172,7 +172,7 @@ class Predictor:
         for finished in self.decoder.stream(refill, capacity):
             if self.style.coordinates == "integer":
                 for state in finished:
-                    state.token_bytes = [self.vocabulary.spelling.get(token, b"") for token in state.tokens]
+                    state.token_bytes = list(map(self.vocabulary.bytes_of, state.tokens))
             yield [(keys.pop(id(state)), state) for state in finished]
 
     def text(self, answer: GenerationState) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 MAX_PERIOD = 4  # tokens of the longest loop that is detected in a description
-_DESC = re.compile(rb'"desc"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
 
 
 class ObjectCopies:
@@ -80,12 +78,6 @@ class SuppressedCopies:
 def is_copy(a: tuple[int, ...], b: tuple[int, ...], iou: float) -> bool:
     """Whether two objects with the same description are copies: identical bins, or boxes with an IoU of >= `iou`."""
     return a == b or (len(a) == len(b) == 4 and _iou(a, b) >= iou)
-
-
-def description(text: bytes) -> bytes | None:
-    """The JSON-escaped description in the text of an answer between two coordinates; None if it has not begun."""
-    match = _DESC.search(text)
-    return match[1] if match else None
 
 
 def ends_in_loop(tokens: Sequence[int], repeats: int, spelling: dict[int, bytes]) -> bool:

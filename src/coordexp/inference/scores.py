@@ -5,13 +5,12 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from coordexp.answers.parse import ParsedObject, parse_answer
+from coordexp.answers.parsed_answer import ParsedObject
 from coordexp.geometry.boxes import iou
 from coordexp.geometry.norm1000 import LAST_BIN, EmitNorm
 from coordexp.inference.coordinates import DecodedCoordinate
@@ -19,9 +18,6 @@ from coordexp.inference.generation_state import GenerationState, ObjectLogprobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.repetition import SuppressedCopies
 from coordexp.records import COORD_TOKEN, Detection, Prediction, Record
-
-# Coordinate tokens outside of JSON strings; strings are matched first, so that tokens in a description do not count.
-_STRING_OR_SLOT = re.compile(rf'"(?:[^"\\]++|\\.)*+"|{COORD_TOKEN.pattern}', re.DOTALL)
 
 
 def build_prediction(
@@ -67,7 +63,8 @@ def detections_of(
     Answers with integer coordinates have no slots: their boxes are the integers, and their scores come from the log
     probabilities of the tokens.
     """
-    parsed = parse_answer(text, "token" if answer.token_bytes is None else "integer")
+    answer_format = answer.grammar.format
+    parsed = answer_format.parse(text)
     problems = Counter(answer.problems)
     problems.update(parsed.problems)
     if answer.token_bytes is not None:
@@ -76,7 +73,7 @@ def detections_of(
         pairs = zip(parsed.objects, parts, strict=True)
         return [detection_from_text(obj, part, size, emit_norm) for obj, part in pairs], dict(problems)
     logprobs = {obj.first_slot: obj for obj in answer.objects}
-    starts = [match.start() for match in _STRING_OR_SLOT.finditer(text) if match[0][0] != '"']
+    starts = answer_format.coordinate_starts(text)
     detections = []
     for obj in parsed.objects:
         first = bisect.bisect_left(starts, obj.span[0])

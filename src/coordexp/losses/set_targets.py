@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from coordexp.answers import render
+from coordexp.answers.formats import format_of
 from coordexp.answers.render import PromptStyle
-from coordexp.records import COORD_TOKEN, Object, coord_bin
+from coordexp.records import Object, coord_bin
 from coordexp.runtime.errors import DataError
 
 Encode = Callable[[str], list[int]]
@@ -39,21 +39,23 @@ def branch_targets(
     """
     targets = BranchTargets([], [])
     slot_positions = [position for position, slot in enumerate(is_slot) if slot]
-    rendered = [render.render_object(obj, style) for obj in objects]
-    prefix, start, slot = render.opening(style), 0, 0
+    answer_format = format_of(style)
+    items = [answer_format.item(obj) for obj in objects]
+    previous, start, slot = None, 0, 0
     for i, obj in enumerate(objects):
         end = slot_positions[slot]
-        heads = [prefix + _before_coordinates(text) for text in rendered[i:]]
+        following = [i + j for j in answer_format.candidates(previous, items[i:])]
+        heads = [answer_format.between(previous, items[j]) for j in following]
         encoded = {head: encode(head) for head in set(heads)}
         if encoded[heads[0]] != list(labels[start:end]):
             fix = "set custom.loss.set_targets: none for this data"
             raise DataError(f"description {obj.desc!r} is encoded differently inside its answer\n  -> {fix}")
         same = _add_text_branches(targets, [encoded[head] for head in heads], start)
         if len(same) > 1:
-            candidates = [objects[i + j] for j in same]
+            candidates = [objects[following[j]] for j in same]
             targets.slots.extend((slot, coord_bin(o.coords[0]), o.norm[0], 1 / len(candidates)) for o in candidates)
         slot += len(obj.coords)
-        prefix, start = _after_coordinates(rendered[i]) + style.comma, slot_positions[slot - 1] + 1
+        previous, start = items[i], slot_positions[slot - 1] + 1
     return targets
 
 
@@ -66,11 +68,3 @@ def _add_text_branches(targets: BranchTargets, candidates: list[list[int]], star
             targets.text.extend((start + step, option, n / len(alive)) for option, n in sorted(options.items()))
         alive = [j for j in alive if candidates[j][step] == token]
     return [j for j in alive if len(candidates[j]) == len(candidates[0])]
-
-
-def _before_coordinates(rendered: str) -> str:
-    return rendered[: COORD_TOKEN.search(rendered).start()]  # type: ignore[union-attr]
-
-
-def _after_coordinates(rendered: str) -> str:
-    return rendered[[match.end() for match in COORD_TOKEN.finditer(rendered)][-1] :]

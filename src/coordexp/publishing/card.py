@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from coordexp import __version__
+from coordexp.answers.formats import format_of
 from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import user_text
 from coordexp.evaluation.result_types import ProtocolResult
@@ -98,20 +99,21 @@ def _introduction(facts: Facts) -> str:
     notation = "tokens `<|coord_0|>` to `<|coord_999|>`" if tokens else "integers from 0 to 999"
     text = f" ([text of the licence]({facts.licence_file}))" if facts.licence_file else ""
     return (
-        f"A vision-language model fine-tuned to detect objects{data} with "
-        f"CoordExp {__version__}. It answers with JSON that contains "
-        f"descriptions and boxes{kinds}, whose coordinates are {notation}, which divide "
-        f"each side of the image into 1,000 bins.\n\n"
+        f"A vision-language model fine-tuned to detect objects{data} with CoordExp {__version__}. "
+        f"It answers with {format_of(facts.settings.style).summary}{kinds}, whose coordinates are {notation}, which "
+        f"divide each side of the image into 1,000 bins.\n\n"
         f"* Task: object detection, open or for named categories\n* Base model: {base}\n"
         f"* Licence: {facts.licence or NOT_STATED}{text}\n"
     )
 
 
 def _usage(facts: Facts) -> str:
-    prompt = json.dumps(user_text(facts.settings.style))
-    vllm = "With vLLM; `coordexp parse` reads the responses"
-    if facts.settings.style.coordinates == "token":
-        vllm = 'With vLLM, requests need `"skip_special_tokens": false`; `coordexp parse` reads the responses'
+    style = facts.settings.style
+    prompt = json.dumps(user_text(style))
+    parse = "coordexp parse" + ("" if style.answer_format == "json" else f" --answer-format {style.answer_format}")
+    vllm = f"With vLLM; `{parse}` reads the responses"
+    if style.coordinates == "token" or format_of(style).special_tokens:
+        vllm = f'With vLLM, requests need `"skip_special_tokens": false`; `{parse}` reads the responses'
     return f"""## Use
 
 With CoordExp, which decodes under a grammar and returns boxes in pixels with scores:

@@ -10,7 +10,8 @@ import time
 import msgspec
 import pytest
 
-from coordexp.answers.parse import REASONS, parse_answer
+from coordexp.answers.parse import parse_answer
+from coordexp.answers.parsed_answer import REASONS
 from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.records import Object, coord_bin, coord_token
 

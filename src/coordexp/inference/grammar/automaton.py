@@ -1,17 +1,20 @@
-"""The answer format as a finite automaton over bytes, with coordinate slots as atoms.
+"""An answer format as a finite automaton over bytes, with coordinate slots and special tokens as atoms.
 
 A state is an index into `Automaton.edges` (byte -> next state). Slots, the end state and the two states inside a
 description are listed separately. Everything that `answers.render.render_answer` can write is a path from `start` to
-`end`, and no text that `answers.parse` would reject is one.
+`end`, and no text that `answers.parse` would reject is one. It is built from the texts between coordinates that
+`AnswerFormat.between` writes for every combination of two objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coordexp.answers.parse import Kind
+from coordexp.answers.formats import AnswerFormat, Item, format_of
+from coordexp.answers.parsed_answer import Kind
 from coordexp.answers.render import PromptStyle
 
 Role = Literal["x1", "y1", "x2", "y2", "x0", "x", "y"]
@@ -29,17 +32,22 @@ WIDE_SPACES = [char for char in map(chr, range(0x80, 0x10000)) if char.isspace()
 
 @dataclass
 class Automaton:
-    """States and edges of the answer format.
+    """States and edges of an answer format.
 
+    format: the answer format.
     edges: byte transitions of each state.
+    special: transitions of a state by special tokens.
     slots: state -> (role, state after the coordinate token).
     number: states inside an integer coordinate, for styles without coordinate tokens; `number_start` are the states
         before the first digit.
     blank, text: states inside a description before and after its first visible character.
+    after_desc: the state after the terminator of a description.
     context: state -> text since the last coordinate token, with `SAMPLE_DESC` for the description.
     """
 
+    format: AnswerFormat
     edges: list[dict[int, int]] = field(default_factory=list)
+    special: dict[int, dict[str, int]] = field(default_factory=dict)
     slots: dict[int, tuple[Role, int]] = field(default_factory=dict)
     context: dict[int, str] = field(default_factory=dict)
     number: set[int] = field(default_factory=set)
@@ -48,9 +56,10 @@ class Automaton:
     end: int = 0
     blank: int = 0
     text: int = 0
+    after_desc: int = 0
 
     def walk(self, state: int, data: bytes) -> int | None:
-        """The state after `data`, or None if `data` does not match the format."""
+        """The state after `data`, or None if `data` does not match the format; `data` has no special tokens."""
         for byte in data:
             following = self.edges[state].get(byte)
             if following is None:
@@ -58,81 +67,110 @@ class Automaton:
             state = following
         return state
 
+    def steps(self, state: int) -> Iterator[tuple[str, int]]:
+        """(text, next state) of every edge outside of descriptions."""
+        yield from ((chr(byte), following) for byte, following in self.edges[state].items())
+        yield from self.special.get(state, {}).items()
+
     def endings(self, state: int, descriptions: Sequence[str] = (SAMPLE_DESC,)) -> list[tuple[str, int]]:
         """Every text from `state` to the next slot or the end, with the state reached.
 
-        `descriptions` are the description texts to insert, JSON-escaped and without quotes.
+        `descriptions` are the description texts to insert, escaped and without what ends them.
         """
         if state in self.slots or state == self.end:
             return [("", state)]
         if state in self.number:
             return [(SAMPLE_NUMBER if state in self.number_start else "", state)]
         if state in (self.blank, self.text):
-            after = self.endings(self.edges[self.text][ord('"')])
-            return [(f'{desc}"{rest}', target) for rest, target in after for desc in descriptions]
+            after = self.endings(self.after_desc)
+            return [(f"{desc}{self.format.terminator}{rest}", end) for rest, end in after for desc in descriptions]
         return [
-            (chr(byte) + rest, target)
-            for byte, following in self.edges[state].items()
+            (text + rest, target)
+            for text, following in self.steps(state)
             for rest, target in self.endings(following, descriptions)
         ]
 
 
 def build(style: PromptStyle, kinds: tuple[Kind, ...] = ("bbox_2d",), poly_max_points: int = 20) -> Automaton:
     """The automaton of answers in `style` whose objects have a geometry of one of `kinds`."""
-    return _Builder(style, kinds, poly_max_points).build()
+    return _Builder(format_of(style), kinds, poly_max_points).build()
 
 
 class _Builder:
-    """Builds an automaton backwards: each method takes the state that follows and returns the first state."""
+    """Builds the automaton of a format.
 
-    def __init__(self, style: PromptStyle, kinds: tuple[Kind, ...], poly_max_points: int):
-        self.style, self.kinds, self.poly_max_points = style, kinds, poly_max_points
-        self.out = Automaton()
+    Texts become paths that share their beginnings. `MARKS` stand for descriptions in them: objects with the same or
+    with different descriptions.
+    """
+
+    MARKS = ("\0", "\1")
+
+    def __init__(self, format: AnswerFormat, kinds: tuple[Kind, ...], poly_max_points: int):
+        self.format, self.kinds, self.poly_max_points = format, kinds, poly_max_points
+        self.out = Automaton(format)
+        special = map(re.escape, (*format.special_tokens, *filter(None, [format.end_token])))
+        self.symbol = re.compile("|".join([*special, "."]), re.DOTALL)
+        self.continued: list[tuple[int, int]] = []  # (state, state whose edges it has as well, once they are known)
 
     def build(self) -> Automaton:
-        out, style = self.out, self.style
+        out = self.out
         out.end = self.state()
-        after_object = self.state()
-        if style.object_field_order == "desc_first":
-            heads = self.geometries(self.literal("}", after_object))
-            self.description(self.literal(style.comma + '"', self.geometry_name(heads)))
-            fields = lambda: self.literal(f'"desc"{style.colon}"', out.blank)  # noqa: E731
-        else:
-            self.description(self.literal("}", after_object))
-            heads = self.geometries(self.literal(f'{style.comma}"desc"{style.colon}"', out.blank))
-            fields = lambda: self.literal('"', self.geometry_name(heads))  # noqa: E731
-        following = self.literal(style.comma[1:] + "{", fields())
-        out.edges[after_object] = {ord("]"): self.literal("}", out.end), ord(","): following}
-        first_object = self.state({ord("]"): self.literal("}", out.end), ord("{"): fields()})
-        out.start = self.literal(f'{{"objects"{style.colon}[', first_object)
+        last = {kind: self.state() for kind in self.kinds}  # states after the last coordinate
+        heads = {"bbox_2d": self.box, "poly": self.polygon}
+        first = {kind: heads[kind](last[kind]) for kind in self.kinds}
+        self.description()
+        out.start = self.state()
+        same, other = self.MARKS
+        following = [(Item(same, kind), first[kind]) for kind in self.kinds]
+        self.add_between(out.start, None, following)
+        for kind in self.kinds:
+            self.add_between(last[kind], Item(same, kind), following)
+            self.add_between(last[kind], Item(other, kind), following)
+        for state, continuation in self.continued:
+            out.edges[state] |= out.edges[continuation]
+            if continuation in out.special:
+                out.special[state] = out.special[continuation]
         self.set_contexts()
         return out
+
+    def add_between(self, state: int, previous: Item | None, following: Iterable[tuple[Item, int]]) -> None:
+        """Add the texts after `previous` that lead to the first slot of an object or to the end."""
+        texts = [(self.format.between(previous, None) + (self.format.end_token or ""), self.out.end)]
+        texts += [(self.format.between(previous, item), head) for item, head in following]
+        for text, target in texts:
+            before, *after = re.split("[" + "".join(self.MARKS) + "]", text)
+            if not after:
+                self.add(state, before, target)
+                continue
+            self.add(state, before, self.out.blank)
+            self.add(self.out.after_desc, after[0].removeprefix(self.format.terminator), target)
+
+    def add(self, state: int, text: str, target: int) -> None:
+        """Add a path that spells `text` from `state` to `target`, along existing edges as far as they match."""
+        symbols = [match[0] for match in self.symbol.finditer(text)]
+        labels = [label for symbol in symbols for label in ([symbol] if len(symbol) > 1 else symbol.encode())]
+        for n, label in enumerate(labels, 1):
+            edges: dict = self.out.special.setdefault(state, {}) if isinstance(label, str) else self.out.edges[state]
+            following = target if n == len(labels) else edges.get(label)
+            following = self.state() if following is None else following
+            if edges.setdefault(label, following) != following:
+                raise AssertionError(f"{text!r} continues a text that ends at {label!r}")
+            state = following
 
     def state(self, edges: Mapping[int, int] | None = None) -> int:
         self.out.edges.append(dict(edges or {}))
         return len(self.out.edges) - 1
 
-    def literal(self, text: str, following: int) -> int:
-        """First state of a chain that spells `text` and leads to `following`."""
-        for byte in reversed(text.encode()):
-            following = self.state({byte: following})
-        return following
-
-    def geometries(self, after: int) -> dict[Kind, int]:
-        """First slot of each kind; its closing bracket leads to `after`."""
-        heads = {"bbox_2d": self.box, "poly": self.polygon}
-        return {kind: heads[kind](after) for kind in self.kinds}
-
-    def geometry_name(self, heads: dict[Kind, int]) -> int:
-        """State after the opening quote of a geometry's key; each key leads to its first slot in `heads`."""
-        edges: dict[int, int] = {}
-        for kind, head in heads.items():
-            name = f'{kind}"{self.style.colon}['
-            edges[ord(name[0])] = self.literal(name[1:], head)
-        return self.state(edges)
+    def path(self, text: str, following: int) -> int:
+        """First state of a path that spells `text` and leads to `following`."""
+        if not text:
+            return following
+        state = self.state()
+        self.add(state, text, following)
+        return state
 
     def slot(self, role: Role, following: int) -> int:
-        if self.style.coordinates == "integer":
+        if self.format.style.coordinates == "integer":
             return self.number(following)
         state = self.state()
         self.out.slots[state] = (role, following)
@@ -141,49 +179,52 @@ class _Builder:
     def number(self, following: int) -> int:
         """An integer 0..999 without leading zeros, continued by the edges of `following`."""
         out = self.out
-        first = state = self.state(out.edges[following])
-        out.number.add(state)
+        first = state = self.state()
+        numbers = [first]
         for _ in range(2):
-            state = self.state(out.edges[following] | dict.fromkeys(DIGITS, state))
-            out.number.add(state)
+            state = self.state(dict.fromkeys(DIGITS, state))
+            numbers.append(state)
         start = self.state({ord("0"): first} | dict.fromkeys(DIGITS - {ord("0")}, state))
-        out.number.add(start)
+        self.continued += [(number, following) for number in numbers]
+        out.number.update(numbers, [start])
         out.number_start.add(start)
         return start
 
-    def box(self, after: int) -> int:
-        following = self.literal("]", after)
-        for role in reversed(BOX_ROLES):
+    def box(self, following: int) -> int:
+        for n, role in reversed(list(enumerate(BOX_ROLES))):
             slot = self.slot(role, following)
-            following = self.literal(self.style.comma, slot)
-        return slot
+            following = self.path(self.format.separator("bbox_2d", n), slot) if n else slot
+        return following
 
-    def polygon(self, after: int) -> int:
-        following = self.state({ord("]"): after})
+    def polygon(self, last: int) -> int:
+        following, separator = last, self.format.separator
         for point in range(self.poly_max_points, 0, -1):
             y = self.slot("y", following)
-            x = self.slot("x" if point > 1 else "x0", self.literal(self.style.comma, y))
-            edges = {ord(","): self.literal(self.style.comma[1:], x)}
+            x = self.slot("x" if point > 1 else "x0", self.path(separator("poly", 2 * point - 1), y))
+            if point == 1:
+                return x
+            following = self.state()
+            self.add(following, separator("poly", 2 * point - 2), x)
             if point > MIN_POLY_POINTS:
-                edges[ord("]")] = after
-            following = self.state(edges)
-        return x
+                self.continued.insert(0, (following, last))  # before the numbers, which copy its edges
+        raise AssertionError("a polygon has at least one point")
 
-    def description(self, after: int) -> None:
-        """States of a JSON string with at least one visible character; its closing quote leads to `after`.
+    def description(self) -> None:
+        """States of a description with at least one visible character.
 
         Only escapes that JSON encoders write are allowed, and only valid UTF-8.
         """
         out = self.out
-        out.blank, out.text = self.state(), self.state()
+        out.blank, out.text, out.after_desc = self.state(), self.state(), self.state()
         lead_bytes = self.utf8_lead_bytes(out.text)
         for state, plain in ((out.blank, out.blank), (out.text, out.text)):
             edges = dict.fromkeys(range(33, 128), out.text)
             edges |= {ord(" "): plain, ord("\\"): self.escape(plain)}
             edges |= lead_bytes
-            del edges[ord('"')]
+            for char in {'"', *self.format.reserved}:
+                del edges[ord(char)]
             out.edges[state] = edges
-        out.edges[out.text][ord('"')] = after
+        self.add(out.text, self.format.terminator, out.after_desc)
         self.wide_spaces()
 
     def wide_spaces(self) -> None:
@@ -203,7 +244,9 @@ class _Builder:
         """State after a backslash; an escape that is not visible text leads to `plain`."""
         hexadecimal = self.state(dict.fromkeys(b"0123456789abcdef", plain))
         low = self.state({ord("0"): hexadecimal, ord("1"): hexadecimal})
-        unicode = self.literal("00", low)
+        unicode = self.path("00", low)
+        for char in self.format.reserved:
+            self.add(unicode, f"{ord(char):04x}", self.out.text)
         edges = dict.fromkeys(b"bfnrt", plain) | {ord('"'): self.out.text, ord("\\"): self.out.text}
         return self.state(edges | {ord("u"): unicode})
 
@@ -225,7 +268,7 @@ class _Builder:
         out = self.out
         waiting = [(out.start, "")]
         waiting += [(following, "") for _, following in out.slots.values()]
-        waiting += [(out.edges[out.text][ord('"')], SAMPLE_DESC + '"')]
+        waiting += [(out.after_desc, SAMPLE_DESC + out.format.terminator)]
         for number in out.number - out.number_start:
             edges = out.edges[number].items()
             waiting += [(state, SAMPLE_NUMBER + chr(byte)) for byte, state in edges if byte not in DIGITS]
@@ -236,4 +279,4 @@ class _Builder:
             if out.context.setdefault(state, context) != context:
                 raise AssertionError(f"state {state} has two contexts, {out.context[state]!r} and {context!r}")
             out.context[state] = context
-            waiting += [(following, context + chr(byte)) for byte, following in out.edges[state].items()]
+            waiting += [(following, context + text) for text, following in out.steps(state)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from coordexp.inference.grammar.automaton import Automaton
 from coordexp.inference.grammar.token_bytes import Vocabulary
-from coordexp.inference.grammar.token_grammar import Grammar, Node
+from coordexp.inference.grammar.token_grammar import Grammar, Node, likely_next
 from coordexp.runtime.errors import DataError
 
 
@@ -21,8 +20,8 @@ class LabelGrammar(Grammar):
     def __init__(self, vocabulary: Vocabulary, automaton: Automaton, labels: Sequence[str]):
         if not labels or not all(label.strip() for label in labels):
             raise DataError("labels: expected at least one and none of them blank\n  -> pass the categories to detect")
-        self.vocabulary, self.automaton = vocabulary, automaton
-        self.spellings = [json.dumps(label, ensure_ascii=False)[1:-1] for label in dict.fromkeys(labels)]
+        self.vocabulary, self.automaton, self.format = vocabulary, automaton, automaton.format
+        self.spellings = [automaton.format.escape(label) for label in dict.fromkeys(labels)]
         self.start = automaton.start
         self._nodes: dict[int, Node] = {automaton.end: Node("end")}
         self._next_index = len(automaton.edges)
@@ -53,6 +52,6 @@ class LabelGrammar(Grammar):
                 follow[token] = rest[0][1]
         end = self.automaton.end
         closes = {token for token, rest in branches.items() if all(target == end for _, target in rest)}
-        others = [token for token in follow if token not in closes]
-        draft = others[0] if closes and len(others) == 1 else None
-        self._nodes[index] = Node("choice", follow, frozenset(closes if others else ()), draft)
+        closes = frozenset(closes if len(closes) < len(follow) else ())
+        draft = likely_next(follow, closes, self.automaton) if closes else None
+        self._nodes[index] = Node("choice", follow, closes, draft)

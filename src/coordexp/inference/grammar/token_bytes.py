@@ -11,6 +11,7 @@ class Vocabulary:
     """Bytes of every ordinary token (added tokens excluded), grouped for walking an automaton.
 
     spelling: token -> its bytes.
+    special: text of an added token -> token.
     plain: tokens that are allowed anywhere inside a JSON string: complete UTF-8 characters without a quote, a
         backslash or a control character, at least one of them visible.
     others: the remaining tokens and their bytes.
@@ -21,7 +22,9 @@ class Vocabulary:
     def __init__(self, tokenizer: Any):
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         entries = backend.get_vocab(with_added_tokens=False)
-        added = set(backend.get_added_tokens_decoder())
+        added = {token: entry.content for token, entry in backend.get_added_tokens_decoder().items()}
+        self.special = {content: token for token, content in added.items()}
+        self._added = {token: content.encode() for token, content in added.items()}
         self.size = backend.get_vocab_size(with_added_tokens=True)
         self._backend = backend
         decode = _byte_decoder()
@@ -42,6 +45,10 @@ class Vocabulary:
                 self.plain.append(token)
             else:
                 self.others.append((token, data))
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of an ordinary or an added token; b"" for an id that is neither."""
+        return self.spelling.get(token) or self._added.get(token, b"")
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens in it are recognised, none are added."""

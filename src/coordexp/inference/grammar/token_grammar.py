@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from coordexp.answers.parse import Kind
+from coordexp.answers.formats import AnswerFormat, format_of
+from coordexp.answers.parsed_answer import Kind
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.grammar import automaton as byte_automaton
-from coordexp.inference.grammar.automaton import Automaton, Role
+from coordexp.inference.grammar.automaton import FIRST_ROLES, Automaton, Role
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.runtime.errors import ConfigError
 
@@ -64,6 +65,7 @@ class Grammar:
 
     start: int
     vocabulary: Vocabulary
+    format: AnswerFormat = format_of(PromptStyle())
 
     def node(self, index: int) -> Node:
         """The node with an index from `start` or `Node.after`."""
@@ -81,7 +83,8 @@ class Grammar:
             if node.kind == "choice" and token not in node.follow:
                 return False
             index = node.after(token)
-        return self.node(index).kind == "end"
+        node, end_token = self.node(index), self.vocabulary.special.get(self.format.end_token)
+        return node.kind == "end" or (end_token is not None and end_token in node.follow)
 
 
 def compile_grammar(
@@ -95,6 +98,7 @@ def compile_grammar(
     """The grammar of answers in `style`; with `labels`, they are the only descriptions allowed."""
     vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary(tokenizer)
     automaton = byte_automaton.build(style, kinds, poly_max_points)
+    automaton.format.check_tokens(vocabulary.special)
     if labels is None:
         return OpenGrammar(vocabulary, automaton)
     if style.coordinates == "integer":
@@ -104,11 +108,19 @@ def compile_grammar(
     return LabelGrammar(vocabulary, automaton, labels)
 
 
+def likely_next(follow: dict[int, int], closes: frozenset[int], automaton: Automaton) -> int | None:
+    """The token of a further object: the only one that does not end the answer, or the one to its first coordinate."""
+    others = [token for token in follow if token not in closes]
+    first = [token for token in others if automaton.slots.get(follow[token], (None,))[0] in FIRST_ROLES]
+    found = others if len(others) == 1 else first
+    return found[0] if len(found) == 1 else None
+
+
 class OpenGrammar(Grammar):
     """Any description is allowed; node indices are the states of the automaton."""
 
     def __init__(self, vocabulary: Vocabulary, automaton: Automaton):
-        self.vocabulary, self.automaton = vocabulary, automaton
+        self.vocabulary, self.automaton, self.format = vocabulary, automaton, automaton.format
         self.start = automaton.start
         self._nodes: dict[int, Node] = {}
 
@@ -146,8 +158,7 @@ class OpenGrammar(Grammar):
     def _draft(self, state: int, prefix: str, follow: dict[int, int], closes: frozenset[int]) -> int | None:
         """A further object rather than the end, and an opening quote alone rather than with a character after it."""
         if closes:
-            others = [token for token in follow if token not in closes]
-            return others[0] if len(others) == 1 else None
+            return likely_next(follow, closes, self.automaton)
         if len(follow) == 1 or state in self.automaton.number:
             return None
         usual = self._token_at(prefix + self.automaton.endings(state)[0][0], len(prefix))
@@ -170,21 +181,28 @@ class OpenGrammar(Grammar):
         allowed = np.zeros(vocabulary.size, dtype=bool)
         allowed[list(follow)] = True
         if inside:
-            allowed[vocabulary.plain] = True
+            allowed[self._plain()] = True
         default = automaton.text if inside else None
         return Node("text", follow, closes, allowed=allowed, default=default, finish=frozenset(finish))
+
+    def _plain(self) -> list[int]:
+        """The tokens that are allowed anywhere inside a description."""
+        reserved, spelling = self.format.reserved.encode(), self.vocabulary.spelling
+        return [token for token in self.vocabulary.plain if not any(byte in reserved for byte in spelling[token])]
 
     def _reachable(self, state: int, tokens: Iterable[tuple[int, bytes]] | None = None) -> dict[int, int]:
         """Token -> the state that it leads to from `state`, for each of `tokens` (default: all) that leads to one."""
         by_first_byte = self.vocabulary.by_first_byte
         tokens = tokens or (entry for byte in self.automaton.edges[state] for entry in by_first_byte.get(byte, ()))
         walked = ((token, self.automaton.walk(state, data)) for token, data in tokens)
-        return {token: following for token, following in walked if following is not None}
+        found = {token: following for token, following in walked if following is not None}
+        special = self.automaton.special.get(state, {})
+        return found | {self.vocabulary.special[text]: following for text, following in special.items()}
 
     def _occurs(self, prefix: str, token: int, following: int) -> bool:
         """Whether the tokenizer itself produces `token` after `prefix`, in some text that continues at `following`."""
         try:
-            text = prefix + self.vocabulary.spelling[token].decode()
+            text = prefix + self.vocabulary.bytes_of(token).decode()
         except UnicodeDecodeError:
             return True
         position = len(prefix.encode())
@@ -201,5 +219,5 @@ class OpenGrammar(Grammar):
         for token in self.vocabulary.tokenize(text):
             if position == 0:
                 return token
-            position -= len(self.vocabulary.spelling[token])
+            position -= len(self.vocabulary.bytes_of(token))
         return None

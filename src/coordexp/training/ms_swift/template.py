@@ -18,6 +18,7 @@ from swift.template import TEMPLATE_MAPPING, MaxLengthError, register_template
 from swift.utils import get_logger
 
 from coordexp.answers import render
+from coordexp.answers.formats import format_of
 from coordexp.datasets.samples import Sample
 from coordexp.datasets.tokenize import to_tokens
 from coordexp.geometry.norm1000 import legacy_targets
@@ -76,13 +77,14 @@ class CoordTemplate:
             enabled = custom_section().coord_tokens.enabled
             ids = coord_ids(self.tokenizer) if enabled else None
             self.coord_start, self.wildcard = (ids.start, ids.wildcard) if ids else (len(self.tokenizer), None)
+            format_of(custom_section().style).check_tokens(self.tokenizer.get_added_vocab())
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A row as input ids, labels, images, and the targets of its coordinate slots."""
         if not (isinstance(inputs, dict) and "index" in inputs):
             return super().encode(inputs, *args, **kwargs)
         sample, image, cropped = augmented_sample(inputs, self.tile)
-        sample = sample._replace(record=as_tokens(sample.record))
+        sample = arranged(sample._replace(record=as_tokens(sample.record)))
         options, rng = prefix_of(inputs)
         given = 0
         if sample.record.objects and rng.random() < options.continued:
@@ -202,6 +204,12 @@ class SkippingTemplate(CoordTemplate):
 def as_tokens(record: Record) -> Record:
     """The record in token space, quantised from `norm` if it is in pixel space."""
     return record if record.coord_space == "token" else to_tokens(record, custom_section().emit_norm)
+
+
+def arranged(sample: Sample) -> Sample:
+    """The sample with its objects in the order in which the answer format lists them."""
+    objects = format_of(style_of(sample)).arrange(sample.record.objects)
+    return sample._replace(record=msgspec.structs.replace(sample.record, objects=objects))
 
 
 def objects_in_codec(record: Record) -> list[Object]:
