@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from inference_helpers import SIZES, images, open_predictor, taught_checkpoint
 
+from coordexp.answers.formats import FORMATS as ANSWER_FORMATS
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.formats import FORMATS
 from coordexp.evaluation.metrics import METRICS
@@ -44,7 +45,7 @@ def records(tmp_path_factory) -> Path:
     return folder / "val.jsonl"
 
 
-REGISTRIES = (DECODERS, FAMILIES, FORMATS, LOSS_TERMS, METRICS)
+REGISTRIES = (ANSWER_FORMATS, DECODERS, FAMILIES, FORMATS, LOSS_TERMS, METRICS)
 
 
 @pytest.fixture(autouse=True)

@@ -97,9 +97,9 @@ def taught_checkpoint(style: PromptStyle, *, poly: bool = False, steps: int = 10
     return folder / "taught"
 
 
-def open_predictor(order: str = "desc_first", **options) -> Predictor:
-    """A predictor of boxes and polygons, with a checkpoint that was taught in this field order."""
-    style = PromptStyle(object_field_order=order)
+def open_predictor(order: str = "desc_first", answer_format: str = "json", **options) -> Predictor:
+    """A predictor of boxes and polygons, with a checkpoint that was taught in this field order and answer format."""
+    style = PromptStyle(object_field_order=order, answer_format=answer_format)
     options = {"max_new_tokens": 300, "geometry": ("bbox_2d", "poly"), **options}
     folder = taught_checkpoint(style, poly=True, steps=50)
     return Predictor.from_checkpoint(folder, PredictOptions(**options), style)

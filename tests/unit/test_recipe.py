@@ -111,6 +111,12 @@ def test_circular_extends_is_an_error_that_shows_the_chain(tmp_path):
         ),
         ("custom: {loss: {sigma: 0}}", r"custom\.loss\.sigma: expected `float` > 0.0"),
         ("custom: {loss: {temperature: 0}}", r"custom\.loss\.temperature: expected `float` > 0.0"),
+        ("custom: {answer_format: group}", r"custom\.answer_format: unknown(.|\n)*grouped"),
+        ("custom: {answer_format: grouped, json_format: compact}", "json_format: has no effect"),
+        (
+            "custom: {answer_format: box_tokens, object_field_order: geometry_first}",
+            r"object_field_order: has no effect(.|\n)*it needs custom\.answer_format: json",
+        ),
         ("custom: {orders_per_sample: 3}", "orders_per_sample: has no effect"),
         ("custom: {category_prompt: Find the listed things.}", "category_prompt: has no effect"),
         ("- a list", "expected a map of settings"),

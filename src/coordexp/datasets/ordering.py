@@ -1,4 +1,4 @@
-"""Orders of objects: sorted (top to bottom, then left to right), also within each category, or random with a seed."""
+"""Orders of objects: sorted by position, also within each category, or random with a seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from coordexp.records import Object
 
 ObjectOrder = Literal["sorted", "random"]
-AnswerOrder = Literal["sorted", "by_category", "random"]
+AnswerOrder = Literal["sorted", "left_to_right", "by_category", "random"]
 
 
 def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
@@ -25,7 +25,10 @@ def reading_order(norm_boxes: np.ndarray, groups: np.ndarray | None = None) -> n
 
 
 def answer_order(objects: Sequence[Object], order: AnswerOrder) -> list[Object]:
-    """The objects in reading order; with `by_category`, those with the smallest category id first."""
+    """The objects sorted by position; with `by_category`, those with the smallest category id first."""
+    if order == "left_to_right":
+        boxes = np.array([obj.norm_box for obj in objects]).reshape(-1, 4)
+        return [objects[i] for i in reading_order(boxes[:, [1, 0, 3, 2]]).tolist()]
     groups = np.array([obj.category_id for obj in objects]) if order == "by_category" else None
     return [objects[i] for i in reading_order(np.array([obj.norm_box for obj in objects]), groups).tolist()]
 

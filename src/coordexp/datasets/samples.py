@@ -26,8 +26,8 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     object_ordering: Annotated[
         AnswerOrder,
         msgspec.Meta(
-            description="order of objects: `sorted`: top to bottom, then left to right; `by_category`: by category id, "
-            "then as `sorted`; `random`: a new order every epoch"
+            description="order of objects: `sorted`: top to bottom, then left to right; `left_to_right`: by x1 first, "
+            "then y1; `by_category`: by category id, then as `sorted`; `random`: a new order every epoch"
         ),
     ] = "sorted"
     orders_per_sample: Annotated[

@@ -228,7 +228,8 @@ class GenerationState:
             self._current.next_logprob += pending.logprob
             return
         self._current.next_logprob += pending.next_logprob
-        if self.grammar.node(node.after(pending.token)).role != "x":  # another object, not another point of a polygon
+        another_point = self.grammar.node(node.after(pending.token)).role == "x"
+        if len(node.follow) - len(node.closes) > 1 and not another_point:
             self._current.desc_logprob += pending.logprob - pending.next_logprob
             self._current.desc_tokens += 1
 

@@ -52,15 +52,23 @@ def test_without_a_grammar_tokens_equal_those_of_generate(predictor):
         assert len(answer.tokens) == new or answer.tokens[-1] in ends
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_batched_decoding_equals_the_slow_loop(order):
-    predictor = open_predictor(order, max_desc_tokens=500, max_desc_loops=500, max_repeats=500)
+@pytest.mark.parametrize(
+    ("order", "answer_format"),
+    [*((order, "json") for order in ORDERS), ("desc_first", "grouped"), ("desc_first", "box_tokens")],
+)
+def test_batched_decoding_equals_the_slow_loop(order, answer_format):
+    limits = dict.fromkeys(("max_desc_tokens", "max_desc_loops", "max_repeats"), 500)
+    predictor = open_predictor(order, answer_format, **limits)
     answers = predictor.answer(images(), [OPEN] * len(SIZES))
     for image, answer in zip(images(), answers, strict=True):
         tokens, logprobs = slow_answer(predictor, image, 60)
         shared = answer.tokens[:60]
         assert shared == tokens[: len(shared)] and len(shared) >= min(len(tokens), 55)
         assert np.allclose(answer.logprobs[: len(shared)], logprobs[: len(shared)], atol=1e-4)
+        detections, _ = detections_of(answer, predictor.text(answer), image.size)
+        assert len(detections) == len(answer.objects) or answer.finish == "length"
+        for detection in detections:
+            assert detection.score_parts["next_logprob"] <= 1e-6 and detection.score_parts["desc_logprob"] <= 1e-6
 
 
 def test_batching_and_order_do_not_change_answers(predictor):

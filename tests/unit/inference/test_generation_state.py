@@ -56,6 +56,41 @@ def test_repeated_objects_close_the_answer_if_quote_and_end_are_one_token():
     assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1 and len(answer.objects) == 3
 
 
+@pytest.mark.parametrize("answer_format", ["grouped", "box_tokens"])
+def test_sharing_a_description_counts_as_its_choice(answer_format):
+    """The score of a further box contains the choice of its description, but not that of going on."""
+    grammar = compile_grammar(qwen3_tokenizer(), PromptStyle(answer_format=answer_format))
+    answer, spelled = GenerationState(grammar, LIMITS), grammar.vocabulary.bytes_of
+    opening, further, other, end = {
+        "grouped": (b'{"', b",", b';"', b"}"),
+        "box_tokens": (b"<|object_ref_start|>", b"<|box_start|>", b"<|object_ref_start|>", b"<|im_end|>"),
+    }[answer_format]
+    after_objects = iter([further, other, end])
+    while answer.finish is None:
+        nodes = [answer.pending[index].node for index in answer.drafts] + [answer.node]
+        choices = []
+        for node in nodes:
+            if node.kind == "slot":
+                low, _ = answer.bin_range(node.role)
+                choices.append(TokenChoice(5000 + low, -0.5, DecodedCoordinate(low, low, 1.0, -0.5, 0.9)))
+            elif node.kind == "text":
+                began = any(spelled(token.token) == b"cat" for token in answer.pending)
+                tokens = (b'":', b"<|object_ref_end|>") if began else (b"cat",)
+                choices.append(
+                    TokenChoice(next(t for t in np.flatnonzero(node.allowed) if spelled(t) in tokens), -0.25)
+                )
+            else:
+                chosen, logprobs = (next(after_objects), (-0.75, -0.125)) if answer.slots else (opening, (-0.0625,) * 2)
+                token = next(t for t in node.follow if spelled(t) == chosen)
+                choices.append(TokenChoice(token, logprobs[0], next_logprob=logprobs[1]))
+        answer.advance(choices)
+    assert answer.finish == "stop" and spelled(answer.tokens[-1]) == end
+    first, second, third = answer.objects
+    assert (first.next_logprob, second.next_logprob, third.next_logprob) == (-0.0625, -0.125, -0.125)
+    assert (first.desc_logprob, second.desc_logprob, third.desc_logprob) == (-0.5, -0.625, -0.625 - 0.5)
+    assert second.desc_tokens == 1
+
+
 def test_a_looping_description_is_closed(predictor):
     answer = GenerationState(predictor.grammar(), GenerationLimits(400, 48, 4, 2))
     word = predictor.vocabulary.tokenize("cat")[0]

@@ -7,13 +7,14 @@ import math
 import pytest
 from inference_helpers import SIZES, images, read
 
+from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.import_responses import import_responses
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 from coordexp.inference.predictor import Predictor
 from coordexp.runtime.errors import DataError
-from coordexp.runtime.io import write_jsonl
+from coordexp.runtime.io import write_json, write_jsonl
 
 ANSWER = '{"objects": [{"desc": "cat", "bbox_2d": [<|coord_100|>, <|coord_200|>, <|coord_300|>, <|coord_999|>]}]}'
 
@@ -86,6 +87,34 @@ def test_another_object_does_not_lower_a_score(records, tmp_path):
     replies = [reply(p, [{"token": piece, "logprob": logprob_of(piece)} for piece in p]) for p in (one, many)]
     _, rows = parsed(records, tmp_path, [*replies, *replies, replies[0]])
     assert [d.score for row in rows for d in row.detections] == pytest.approx([SCORE] * 7)
+
+
+@pytest.mark.parametrize("answer_format", ["grouped", "box_tokens"])
+def test_boxes_that_share_a_description_have_its_probability(records, tmp_path, answer_format):
+    box = [f"<|coord_{k}|>" for k in (1, 2, 3, 4)]
+    other = [f"<|coord_{k}|>" for k in (5, 6, 7, 8)]
+    pieces = ['{"', "cat", '":', *box, ",", *other, "}"]
+    if answer_format == "box_tokens":
+        first = ["<|object_ref_start|>", "cat", "<|object_ref_end|>", "<|box_start|>", *box, "<|box_end|>"]
+        pieces = [*first, "<|box_start|>", *other, "<|box_end|>"]
+    value = {"cat": -0.1, '":': -0.05, "<|object_ref_end|>": -0.05}
+    content = [{"token": p, "logprob": value.get(p, -0.2 if "coord" in p else -3.0)} for p in pieces]
+    counts, rows = parsed(records, tmp_path, [reply(pieces, content)] * 5, answer_format=answer_format)
+    assert counts == {"images": 5, "detections": 10}
+    assert [d.score for row in rows for d in row.detections] == pytest.approx([SCORE] * 10)
+    assert [d.bins for d in rows[0].detections] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_the_checkpoint_says_how_answers_are_written(records, tmp_path, capsys):
+    style = PromptStyle(answer_format="grouped")
+    write_json(tmp_path / "coordexp_inference.json", InferenceSettings(style=style))
+    answer = '{"cat":<|coord_1|><|coord_2|><|coord_3|><|coord_4|>}'
+    replies = [{"image_id": 100 + n, "text": answer} for n in range(len(SIZES))]
+    counts, _ = parsed(records, tmp_path, replies, model_dir=tmp_path)
+    assert counts == {"images": 5, "detections": 5} and "answer_format" not in capsys.readouterr().err
+    counts, _ = parsed(records, tmp_path, replies, model_dir=tmp_path, answer_format="json")
+    assert counts == {"images": 5, "detections": 0, "no_answer": 5}
+    assert "answer_format 'json' overrides 'grouped'" in capsys.readouterr().err
 
 
 def test_integer_coordinates_contribute_the_mean_over_coordinates(records, tmp_path):

@@ -24,4 +24,4 @@ def format_of(style: PromptStyle) -> AnswerFormat:
 
 
 # Registers the formats; last, so that their modules can import the names above from this package, like a plug-in.
-from coordexp.answers.formats import json_objects  # noqa: E402, F401
+from coordexp.answers.formats import box_tokens, grouped, json_objects  # noqa: E402, F401

@@ -127,9 +127,7 @@ class _Builder:
             self.add_between(last[kind], Item(same, kind), following)
             self.add_between(last[kind], Item(other, kind), following)
         for state, continuation in self.continued:
-            out.edges[state] |= out.edges[continuation]
-            if continuation in out.special:
-                out.special[state] = out.special[continuation]
+            self.extend(state, continuation)
         self.set_contexts()
         return out
 
@@ -156,6 +154,21 @@ class _Builder:
             if edges.setdefault(label, following) != following:
                 raise AssertionError(f"{text!r} continues a text that ends at {label!r}")
             state = following
+
+    def extend(self, state: int, other: int) -> None:
+        """Give `state` the edges of `other` as well; an edge that both have leads to a state with the edges of both."""
+        out = self.out
+        for label, target in out.edges[other].items():
+            own = out.edges[state].get(label, target)
+            if own != target:
+                both = self.state()
+                self.extend(both, own)
+                self.extend(both, target)
+                out.edges[state][label] = both
+            else:
+                out.edges[state][label] = target
+        if other in out.special:
+            out.special[state] = out.special.get(state, {}) | out.special[other]
 
     def state(self, edges: Mapping[int, int] | None = None) -> int:
         self.out.edges.append(dict(edges or {}))

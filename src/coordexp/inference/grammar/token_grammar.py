@@ -157,11 +157,11 @@ class OpenGrammar(Grammar):
 
     def _draft(self, state: int, prefix: str, follow: dict[int, int], closes: frozenset[int]) -> int | None:
         """A further object rather than the end, and an opening quote alone rather than with a character after it."""
-        if closes:
-            return likely_next(follow, closes, self.automaton)
+        if closes and (found := likely_next(follow, closes, self.automaton)) is not None:
+            return found
         if len(follow) == 1 or state in self.automaton.number:
             return None
-        usual = self._token_at(prefix + self.automaton.endings(state)[0][0], len(prefix))
+        usual = self._token_at(prefix + self.automaton.endings(state)[-1][0], len(prefix.encode()))
         return usual if usual in follow and follow[usual] == self.automaton.blank else None
 
     def _only_end(self, state: int) -> bool:

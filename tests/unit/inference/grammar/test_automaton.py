@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from coordexp.answers.render import PromptStyle, opening, render_answer
+from coordexp.answers.formats.box_tokens import BoxTokens
+from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.inference.grammar import automaton
 from coordexp.records import Object, coord_token
 
@@ -13,7 +16,19 @@ STYLES = [
     for o in ("desc_first", "geometry_first")
     for f in ("standard", "compact")
 ]
+STYLES += [PromptStyle(answer_format=name) for name in ("grouped", "box_tokens")]
+SPECIAL = {*BoxTokens.special_tokens, BoxTokens.end_token}
 BOX = [coord_token(k) for k in (1, 2, 3, 4)]
+
+
+def walk(built: automaton.Automaton, state: int, text: str) -> int | None:
+    """The state after `text`, which may contain special tokens."""
+    for piece in re.split(r"(<\|\w+\|>)", text):
+        known = built.special.get(state, {})
+        state = known.get(piece) if piece in SPECIAL else built.walk(state, piece.encode())
+        if state is None:
+            return None
+    return state
 
 
 def roles(text: str, built: automaton.Automaton) -> list[str] | None:
@@ -25,7 +40,7 @@ def roles(text: str, built: automaton.Automaton) -> list[str] | None:
             if role is None:
                 return None
             found.append(role)
-        state = built.walk(state, piece.split("|>", 1)[-1].encode())
+        state = walk(built, state, piece.split("|>", 1)[-1] if n else piece)
         if state is None:
             return None
     return found if state == built.end else None
@@ -35,10 +50,11 @@ def roles(text: str, built: automaton.Automaton) -> list[str] | None:
 def test_rendered_answers_are_paths(style):
     built = automaton.build(style, ("bbox_2d", "poly"), poly_max_points=4)
     box, triangle = Object("cat", 1, [0.0] * 4, bbox_2d=BOX), Object("é \\", 1, [0.0] * 6, poly=[*BOX, *BOX[:2]])
-    assert roles(render_answer([], style), built) == []
-    text = render_answer([box, triangle], style)
+    end = built.format.end_token or ""
+    assert roles(render_answer([], style) + end, built) == []
+    text = render_answer([box, triangle], style) + end
     assert roles(text, built) == ["x1", "y1", "x2", "y2", "x0", "y", "x", "y", "x", "y"]
-    for wrong in (text[:-1], text + " ", text.replace("cat", " "), text.replace("bbox_2d", "box")):
+    for wrong in (text[:-1], text + " ", text.replace("cat", " "), text.replace("<|coord_1|>", "1")):
         assert roles(wrong, built) is None
 
 
@@ -55,8 +71,8 @@ def test_endings_are_the_texts_up_to_the_next_slot(style):
     built = automaton.build(style)
     texts = dict(built.endings(built.start, ("cat", "dog")))
     assert set(texts.values()) <= {built.end, *built.slots}
-    assert opening(style) + "]}" in texts
+    assert render_answer([], style) + (built.format.end_token or "") in texts
     for text, state in texts.items():
-        assert built.walk(built.start, text.encode()) == state
+        assert walk(built, built.start, text) == state
     named = [text for text in texts if "cat" in text]
     assert len(named) == (style.object_field_order == "desc_first")

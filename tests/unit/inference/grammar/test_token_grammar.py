@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from coordexp.answers.parse import parse_answer
+from coordexp.answers.formats import format_of
 from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.inference.grammar import automaton
 from coordexp.inference.grammar.token_bytes import Vocabulary
@@ -21,6 +21,7 @@ STYLES = [
     for order in ("desc_first", "geometry_first")
     for spacing in ("standard", "compact")
 ]
+COMPACT = [PromptStyle(answer_format=name) for name in ("grouped", "box_tokens")]
 WORDS = ["cat", "black cat", "bun (food)", "St. Bernard dog", "café 3.5%", "漢字", "🐈 x", "it's", "é", "2%milk"]
 SIGNS = [
     'a "q" \\ b',
@@ -76,7 +77,7 @@ def make_object(desc: str, poly: int = 0) -> Object:
 
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [*STYLES, *COMPACT])
 def test_every_rendered_answer_is_a_path(vocabulary, style, labels):
     grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels)
     assert grammar.admits(vocabulary.tokenize(render_answer([], style)), vocabulary.coords)
@@ -90,7 +91,7 @@ def test_every_rendered_answer_is_a_path(vocabulary, style, labels):
 
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
-@pytest.mark.parametrize("style", [STYLES[0], STYLES[3]])
+@pytest.mark.parametrize("style", [STYLES[0], STYLES[3], *COMPACT])
 def test_every_rendered_answer_is_a_path_in_the_published_vocabulary(published, style, labels):
     grammar = compile_grammar(published, style, kinds=("bbox_2d", "poly"), labels=labels)
     assert grammar.admits(published.tokenize(render_answer([], style)), published.coords)
@@ -126,8 +127,26 @@ def test_text_that_the_parser_rejects_is_not_a_path(vocabulary, style):
         assert not grammar.admits(vocabulary.tokenize(text), vocabulary.coords), text
 
 
+@pytest.mark.parametrize("style", COMPACT, ids=lambda style: style.answer_format)
+def test_malformed_text_in_a_compact_format_is_not_a_path(vocabulary, style):
+    grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), poly_max_points=5)
+    good = render_answer([make_object("cat"), make_object("cat"), make_object("dog", 3)], style)
+    assert grammar.admits(vocabulary.tokenize(good), vocabulary.coords)
+    for text in (
+        good + "}",
+        good + " ",
+        good.replace("cat", " "),
+        render_answer([make_object("cat", 6)], style),
+        good.replace("<|coord_3|>", "3"),
+        good.replace("<|coord_3|>", ""),
+        good.replace("cat", "c<|box_start|>t"),
+        good.replace("cat", "c<t") if style.answer_format == "box_tokens" else good.replace(":", "~"),
+    ):
+        assert not grammar.admits(vocabulary.tokenize(text), vocabulary.coords), text
+
+
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["open", "labels"])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [*STYLES, *COMPACT])
 def test_random_walks_parse(vocabulary, style, labels):
     """Any path to the end, however unlikely, is an answer that the parser accepts without problems."""
     grammar = compile_grammar(vocabulary, style, kinds=("bbox_2d", "poly"), labels=labels, poly_max_points=4)
@@ -151,7 +170,7 @@ def test_random_walks_parse(vocabulary, style, labels):
             tokens.append(token)
             index = node.after(token)
         text = tokenizer.decode(tokens, skip_special_tokens=False)
-        parsed = parse_answer(text)
+        parsed = format_of(style).parse(text)
         assert parsed.complete and parsed.problems == {}, text
         assert "\ufffd" not in text
         objects += len(parsed.objects)
@@ -159,22 +178,24 @@ def test_random_walks_parse(vocabulary, style, labels):
 
 
 @pytest.mark.parametrize("name", ["vocabulary", "published"])
-def test_syntax_needs_no_choices(name, request):
+@pytest.mark.parametrize("style", [STYLES[0], *COMPACT], ids=lambda style: style.answer_format)
+def test_syntax_needs_no_choices(name, style, request):
     """Only the tokens of descriptions, the coordinates and the end of the answer are open choices."""
     vocabulary = request.getfixturevalue(name)
-    grammar = compile_grammar(vocabulary, STYLES[0])
-    tokens = vocabulary.tokenize(render_answer([make_object("cat")] * 3, STYLES[0]))
+    grammar = compile_grammar(vocabulary, style)
+    tokens = vocabulary.tokenize(render_answer([make_object("cat")] * 3, style) + (grammar.format.end_token or ""))
     index, free = grammar.start, 0
     for token in tokens:
         node = grammar.node(index)
         free += node.forced is None and node.draft != token
         index = node.after(token)
     descriptions = len(vocabulary.tokenize("cat")) + 1
-    assert free == 3 * (descriptions + 4) + 1
+    described = 1 if grammar.format.shares_descriptions else 3
+    assert free == described * descriptions + 3 * 4 + 1
 
 
 @pytest.mark.parametrize("name", ["vocabulary", "published"])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [*STYLES, *COMPACT])
 def test_integers_instead_of_coordinate_tokens(name, style, request):
     vocabulary = request.getfixturevalue(name)
     style = msgspec.structs.replace(style, coordinates="integer")
@@ -199,7 +220,7 @@ MARKS = "!#$%&'()*+,-./:;<=>?@[]^_`{|}~\"\\"
 OPENINGS = [start + rest for start in MARKS for rest in ("", " x", "3", "a)", "] b", ":)", ">", "猫")]
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [*STYLES, *COMPACT])
 @pytest.mark.parametrize("name", ["vocabulary", "published"])
 def test_descriptions_may_begin_with_punctuation(name, style, request):
     """In compact JSON a tokenizer merges the opening quote with what precedes it, or with what follows."""

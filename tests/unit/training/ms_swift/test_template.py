@@ -1,10 +1,12 @@
 """The template: prompts equal those of inference, and targets equal the records."""
 
+import msgspec
 import pytest
 import torch
 from template_cases import encoder_of
 
 from coordexp.answers import render
+from coordexp.answers.formats import format_of
 from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE
 from coordexp.modeling import tiny, vocab
@@ -69,6 +71,24 @@ def test_the_prompt_of_every_family_is_that_of_inference(family, shapes_data, tm
         ids = [i for i in encoded["input_ids"][:answer] if i != encode.image_token_id]
         assert ids == encode.tokenizer.encode(expected.replace(pad, ""), add_special_tokens=False)
         assert encode.tokenizer.decode(encoded["input_ids"][answer:]).startswith('{"objects": [')
+
+
+@pytest.mark.parametrize("answer_format", ["grouped", "box_tokens"])
+@pytest.mark.parametrize("set_targets", ["none", "remaining"])
+def test_answers_in_every_format(shapes_data, tiny_model, answer_format, set_targets):
+    """Also an answer without objects; the labels are those of inference, and targets are in the order of the answer."""
+    custom = {"answer_format": answer_format, "loss": LossOptions(set_targets=set_targets), "object_ordering": "random"}
+    style = render.PromptStyle(answer_format=answer_format)
+    with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), **custom) as (encode, rows):
+        for row in rows:
+            encoded, record = encode.encode(dict(row)), sample(row).record
+            objects = format_of(style).arrange(record.objects)
+            labels = [label for label in encoded["labels"] if label != IGNORE]
+            assert encode.tokenizer.decode(labels).rstrip() == render.render_answer(objects, style) + "<|im_end|>"
+            assert encoded["coord_targets"].coords == [value for obj in objects for value in obj.norm]
+        empty = sample(row)._replace(record=msgspec.structs.replace(record, objects=[]))
+        labels = [label for label in encode.encode_sample(empty)["labels"] if label != IGNORE]
+        assert encode.tokenizer.decode(labels).rstrip() == render.render_answer([], style) + "<|im_end|>"
 
 
 def test_exactly_the_answer_is_supervised(encoder):
