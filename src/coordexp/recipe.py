@@ -18,6 +18,7 @@ from coordexp.datasets.augmentation_options import Augmentation
 from coordexp.datasets.samples import SampleOptions
 from coordexp.evaluation.metrics import VALUE_NAMES
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.geometry.slices import SliceOptions
 from coordexp.losses.options import LossOptions
 from coordexp.ms_swift_arguments import check_arguments, check_refusals
 from coordexp.runtime.config_io import check_finite, choice, convert, declared, merge, read_extended
@@ -125,6 +126,10 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
     batch_size: Annotated[int, Meta(ge=1, description="images decoded at the same time")] = 16
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest answer, in tokens")] = 2048
+    slices: Annotated[
+        SliceOptions | None,
+        Meta(description="evaluate on slices of the images, with the keys of predict.slices; null: on whole images"),
+    ] = None
 
     def is_due(self, step: int, epoch: float | None, last_step: int) -> bool:
         """Whether to evaluate after optimizer step `step` of `last_step`, at the end of `epoch` if it is integral."""

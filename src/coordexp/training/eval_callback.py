@@ -54,6 +54,7 @@ class DetectionScorer(Scorer):
         self.options = PredictOptions(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
+            slices=settings.slices,
             temperature=custom.loss.temperature,
             geometry=geometry_kinds(self.records),
             poly_max_points=max_polygon_points(self.records),

@@ -5,6 +5,7 @@ from modeling_helpers import adapted, expanded
 
 from coordexp.answers.render import PromptStyle
 from coordexp.evaluation.metrics import VALUE_NAMES
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt
@@ -98,6 +99,14 @@ def test_ranks_together_predict_all_images(shapes_data, tiny_model):
     halves = scorer.predict(model, 0, 2) + scorer.predict(model, 1, 2)
     assert [row.image_id for row in everything] == [r.metadata.image_id for r in scorer.records]
     assert sorted(halves, key=lambda row: row.image_id) == sorted(everything, key=lambda row: row.image_id)
+
+
+def test_images_are_evaluated_in_slices_on_request(shapes_data, tiny_model):
+    slices = SliceOptions(grids=((2, 1),))
+    scorer = scorer_of(shapes_data, tiny_model, images=2, max_new_tokens=24, slices=slices)
+    predictions = scorer.predict(Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model, 0, 1)
+    assert [len(prediction.slices) for prediction in predictions] == [2, 2]
+    assert scorer.score(predictions)["AP"] is not None
 
 
 def test_images_without_objects_are_refused(shapes_data, tiny_model, tmp_path):
