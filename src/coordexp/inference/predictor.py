@@ -42,7 +42,7 @@ class Request(NamedTuple):
 class Predictor:
     """A model and its processor, ready to generate answers.
 
-    model: Qwen3-VL, also one in training with its adapters.
+    model: of one of the model families, also in training with its adapters.
     processor: the checkpoint's Hugging Face processor.
     ids: coordinate token ids; None if coordinates are integers in text.
     options, style: how answers are decoded, and how prompts and answers are written.

@@ -97,7 +97,7 @@ def _facts(run: Path, model: str, licence: str | None, data_licence: str | None)
         result=load_eval(run / "eval.json") if (run / "eval.json").is_file() else None,
         categories=list(categories.values()) if isinstance(categories, dict) else [],
         step=_json(run / "train" / "adapter" / "train_manifest.json").get("step"),
-        licence=licence or _licence_of(base),
+        licence=licence or licence_of(base),
         data_licence=data_licence,
         licence_file=None,
     )
@@ -115,9 +115,9 @@ def _base(manifest: dict[str, Any], run: Path) -> dict[str, Any]:
     return _json(workflow / path / SOURCE_FILE) or _json(Path(path) / SOURCE_FILE) or {"name": Path(path).name}
 
 
-def _licence_of(base: dict[str, Any]) -> str | None:
-    """The licence of a known base model: Qwen3-VL or the generated tiny model."""
-    known = base.get("source") == "tiny" or str(base.get("repo", "")).startswith("Qwen/Qwen3-VL")
+def licence_of(base: dict[str, Any]) -> str | None:
+    """The licence of a known base model: Qwen3-VL, Qwen3.5, or the generated tiny model."""
+    known = base.get("source") == "tiny" or str(base.get("repo", "")).startswith(("Qwen/Qwen3-VL", "Qwen/Qwen3.5"))
     return "apache-2.0" if known else None
 
 
