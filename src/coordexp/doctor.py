@@ -27,7 +27,7 @@ from coordexp.runtime.io import enumerate_lines
 from coordexp.training.ms_swift.custom_section import VARIABLE
 
 if TYPE_CHECKING:
-    from coordexp.inference.image_use import ImageUse
+    from coordexp.evaluation.image_use import AnswerUse, ImageUse
 
 
 def examine(
@@ -70,12 +70,13 @@ def examine(
     }
 
 
-def image_use(file: Path, count: int, model_dir: Path) -> ImageUse:
+def image_use(file: Path, count: int, model_dir: Path) -> tuple[ImageUse, AnswerUse]:
     """Measure with the first `count` records of `file` (pixel space) whether a merged checkpoint uses the image.
 
-    Codec, style and prompts are those that the checkpoint was trained with.
+    Returns results for annotated coordinates and for the answers to the records with objects. Codec, style and prompts
+    are those that the checkpoint was trained with.
     """
-    from coordexp.inference.image_use import measure_image_use
+    from coordexp.inference.image_use import answer_swapped_images, measure_image_use, score_swapped_images
     from coordexp.inference.options import PredictOptions
     from coordexp.inference.predictor import Predictor
     from coordexp.training.eval_callback import categories_of, prompts_like_training
@@ -84,8 +85,12 @@ def image_use(file: Path, count: int, model_dir: Path) -> ImageUse:
     settings, custom = settings_of(model_dir, "doctor"), checkpoint_custom(model_dir)
     options = PredictOptions(temperature=settings.temperature, **prompts_like_training(custom))
     predictor = Predictor.from_checkpoint(model_dir, options, settings.style)
-    names = custom.named_categories or [category.name for category in categories_of(records, None)]
-    return measure_image_use(predictor, records, file.parent, settings.emit_norm, names)
+    table = categories_of(records, None)
+    names = custom.named_categories or [category.name for category in table]
+    coordinates = measure_image_use(predictor, records, file.parent, settings.emit_norm, names)
+    records = [record for record in records if record.objects]
+    swapped = answer_swapped_images(predictor, records, file.parent, settings.emit_norm, names)
+    return coordinates, score_swapped_images(swapped, table)
 
 
 def _stored_image(path: Path) -> Image.Image:

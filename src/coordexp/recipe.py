@@ -120,6 +120,22 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0
     images: Annotated[int, Meta(ge=1, description="number of images evaluated")] = 64
+    train_images: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="number of training images evaluated in addition (the first ones of `train_jsonl`); a large "
+            "difference from the validation images indicates overfitting",
+        ),
+    ] = 16
+    image_use: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="number of validation images on which to measure whether the model uses the image: coordinates "
+            "and answers with the right image, another one and a blank one",
+        ),
+    ] = 16
     metric: choice(VALUE_NAMES, "metric of eval.json by which the best checkpoint is selected; higher is better") = "AP"
     patience: Annotated[
         int, Meta(ge=0, description="stop after this many evaluations without improvement; 0: never")

@@ -11,7 +11,7 @@ from coordexp.cli.arguments import Commands, image_file, subparser
 from coordexp.runtime.output_guard import check_output_file
 
 if TYPE_CHECKING:
-    from coordexp.inference.image_use import ImageUse
+    from coordexp.evaluation.image_use import AnswerUse, ImageUse
 
 
 def add(commands: Commands) -> None:
@@ -37,8 +37,9 @@ def add(commands: Commands) -> None:
         "--image-use",
         type=int,
         metavar="N",
-        help="instead of showing a record, compare the probability of the annotated coordinates of the first N records "
-        "with the right image, another image and a blank one; needs a merged checkpoint and records in pixel space",
+        help="instead of showing a record, compare the probability of the annotated coordinates and the answers of the "
+        "first N records with the right image, another image and a blank one; needs a merged checkpoint and records in "
+        "pixel space",
     )
     parser.set_defaults(run=run)
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_output_file(args.out, is_drawing, args.file, args.config)
     if args.image_use is not None:
-        _print_image_use(image_use(args.file, args.image_use, args.model))
+        _print_image_use(*image_use(args.file, args.image_use, args.model))
         return
     custom = load_recipe(args.config).custom if args.config else Custom()
     report = examine(args.file, args.index, args.model, custom, args.out, args.epoch)
@@ -66,14 +67,24 @@ def run(args: argparse.Namespace) -> None:
         print(f"image: {args.out}")
 
 
-def _print_image_use(use: ImageUse) -> None:
-    print(f"mean log probability of {use.coordinates:,} annotated coordinates in {use.images:,} images, in nats:")
-    for name, value in (("the right image", use.right), ("another image", use.other), ("a grey image", use.blank)):
+def _print_image_use(coordinates: ImageUse, answers: AnswerUse) -> None:
+    from coordexp.evaluation.image_use import caution
+
+    names = ("the right image", "another image", "a grey image")
+    print(
+        f"mean log probability of {coordinates.coordinates:,} annotated coordinates in {coordinates.images:,} images, "
+        "in nats:"
+    )
+    for name, value in zip(names, (coordinates.right, coordinates.other, coordinates.blank), strict=True):
         print(f"  with {name}: {value:.3f}")
-    if use.uses_image:
-        print(f"the model uses the image: it adds {use.gain:.2f} nats per coordinate")
-    else:
+    print(f"AP (COCO) of the answers to {answers.images:,} images:")
+    for name, value in zip(names, (answers.right, answers.other, answers.blank), strict=True):
+        print(f"  with {name}: {'undefined' if value is None else f'{value:.3f}'}")
+    print(f"boxes that are the same with another image: {answers.agreement:.0%}")
+    if text := caution(coordinates.gain, answers.agreement):
         print(
-            f"the model barely uses the image: it adds {use.gain:.2f} nats per coordinate. Do not trust teacher-forced "
-            "losses and errors; train longer, on more images, or with noise in the prefixes (custom.prefix)"
+            f"{text}. Do not trust teacher-forced losses and errors; train longer, on more images, or with noise in "
+            "the prefixes (custom.prefix)"
         )
+    else:
+        print(f"the model uses the image: it adds {coordinates.gain:.2f} nats per coordinate")

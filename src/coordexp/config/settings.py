@@ -232,8 +232,7 @@ class Settings:
     def prediction(self, run: str) -> dict[str, Any]:
         """Options, prompt style and codec of a run's predictions, for params.
 
-        Options that are null default to what the model was trained with: the temperature of the loss, and the geometry
-        of the records.
+        The temperature of the loss and the geometry of the records are used where these options are null.
         """
         settings, custom = self.run(run), self.recipe(self.run(run).checkpoint).custom
         given = msgspec.to_builtins(settings.predict)
@@ -242,8 +241,8 @@ class Settings:
             "geometry": ["bbox_2d"] if settings.data.geometry == "bbox" else ["bbox_2d", "poly"],
             "poly_max_points": settings.data.poly_max_points,
         }
-        options = {**trained, **{key: value for key, value in given.items() if value is not None}}
-        options = {key: options.get(key) for key in PredictOptions.__struct_fields__ if key not in ("split", "shards")}
+        options = given | {key: value for key, value in trained.items() if given[key] is None}
+        options = {key: options[key] for key in PredictOptions.__struct_fields__ if key not in ("split", "shards")}
         return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
 
     def evaluation(self, run: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from coordexp.records import RAW_SCORE, Detection, Metadata, Prediction, Record,
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import NOT_JSON, enumerate_lines, read_json, sha256_file, write_json, write_jsonl
 
-FEATURES = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "log_spread")
+REQUIRED = ("next_logprob", "desc_logprob", "slot_logmass", "slot_logprob", "spread")
+FEATURES = (*REQUIRED[:-1], "log_spread", "continued_logprob", "votes")
 TIE_STEP = 1e-6  # difference between calibrated scores that would be equal otherwise
 MIN_PER_CLASS = 5  # correct and wrong detections needed to fit
 
@@ -54,7 +55,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Probability that each detection is correct, float64 [N] in [0, 1]."""
         if self.method == "isotonic":
             return np.interp([raw_score(d) for d in detections], self.knots, self.values)
-        terms = (features(detections) - self.means) / self.scales
+        terms = (features(detections)[:, : len(self.means)] - self.means) / self.scales
         return _sigmoid(terms @ np.array(self.weights) + self.bias)
 
 
@@ -64,15 +65,16 @@ def raw_score(detection: Detection) -> float:
 
 
 def features(detections: Sequence[Detection]) -> np.ndarray:
-    """`FEATURES` of each detection, float64 [N, 5]; DataError if a detection has no score parts."""
+    """`FEATURES` of each detection, float64 [N, 7]; DataError if a detection has no score parts."""
     rows = []
     for detection in detections:
         parts = detection.score_parts
-        missing = [name for name in (*FEATURES[:-1], "spread") if name not in parts]
+        missing = [name for name in REQUIRED if name not in parts]
         if missing:
             fix = "calibrate predictions written by `predict`, or use method isotonic"
             raise DataError(located("a detection has no score parts", field=missing[0], found=sorted(parts), fix=fix))
-        rows.append([*(parts[name] for name in FEATURES[:-1]), math.log(parts["spread"] + 1e-4)])
+        row = [*(parts[name] for name in REQUIRED[:-1]), math.log(parts["spread"] + 1e-4)]
+        rows.append([*row, parts.get("continued_logprob", 0.0), parts.get("votes", 1.0)])
     return np.array(rows, dtype=np.float64).reshape(-1, len(FEATURES))
 
 
@@ -196,7 +198,8 @@ def _image_key(metadata: Metadata) -> tuple[int | str, str]:
 
 def _fit_logistic(terms: np.ndarray, correct: np.ndarray, fitted: dict) -> Calibration:
     """Logistic regression with a weak L2 penalty, so that separable data has a finite solution."""
-    means, scales = terms.mean(0), terms.std(0) + 1e-9
+    means, spread = terms.mean(0), terms.std(0)
+    scales = np.where(spread > 0, spread + 1e-9, 1.0)  # a constant term has no weight
     scaled = (terms - means) / scales
     sign = np.where(correct, 1.0, -1.0)
 

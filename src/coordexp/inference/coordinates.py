@@ -83,18 +83,23 @@ class DecodedCoordinate:
 
 
 def decode_slots(
-    logits: torch.Tensor, low: torch.Tensor, high: torch.Tensor, options: CoordinateOptions
+    logits: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    options: CoordinateOptions,
+    choose: Callable[[Any], Any] | None = None,
 ) -> list[DecodedCoordinate]:
     """Decode N coordinate slots.
 
     logits: float32 [N, 1000], one column per bin. low, high: int64 [N], the first and last bin that the grammar
-    allows; all others get probability zero. ConfigError for a decoding mode that is not registered.
+    allows; all others get probability zero. choose: the bins, int64 [N], to use instead of the modes, from the log
+    probabilities [N, 1000]. ConfigError for a decoding mode that is not registered.
     """
     bins = _bins_like(logits)
     allowed = (bins >= low[:, None]) & (bins <= high[:, None])
     logprobs = (logits / options.temperature).masked_fill(~allowed, float("-inf")).log_softmax(-1)
     probs = logprobs.exp()
-    mode = logprobs.argmax(-1)
+    mode = logprobs.argmax(-1) if choose is None else choose(logprobs)
     value = DECODERS[options.decode](probs, mode, options)
     mean = probs @ bins
     variance = (probs * (bins - mean[:, None]) ** 2).sum(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.grammar.token_grammar import Node
 from coordexp.inference.kv_cache import RowCache
 from coordexp.inference.options import PredictOptions
+from coordexp.inference.sampling import draw
 from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds
 from coordexp.runtime.errors import ModelError, located
@@ -60,16 +62,19 @@ class ConstrainedDecoder:
     def stream(self, refill: Refill, capacity: int) -> Iterator[list[GenerationState]]:
         """Finished answers, as soon as they are finished, with at most `capacity` in progress.
 
-        `refill(n)` returns the inputs and unfinished states of up to `n` more rows, or None if there are no more. It is
-        called when a quarter of the rows are free, so that short answers do not wait for long ones.
+        `refill(n)` returns the inputs of more prompts and up to `n` unfinished states, or None if there are no more
+        prompts. Several answers to each prompt share its forward pass: their states follow each other. It is called
+        when a quarter of the rows, and at least `options.samples`, are free, so that short answers do not wait for long
+        ones; if no row is in use, it may return more than `n` states.
         """
         active: list[GenerationState] = []
         cache: RowCache | None = None
         positions = torch.empty(0)
         more = True
         while more or active:
-            if more and (not active or 4 * (capacity - len(active)) >= capacity):
-                group = refill(capacity - len(active))
+            free = capacity - len(active)
+            if more and (not active or free >= max(capacity / 4, self.options.samples)):
+                group = refill(free)
                 more = group is not None
                 if group is not None:
                     new_cache, new_positions = self._admit(*group)
@@ -93,6 +98,10 @@ class ConstrainedDecoder:
     ) -> tuple[RowCache, torch.Tensor]:
         """Process the prompts of new rows; returns their cache and the rope positions [B] of their first tokens."""
         cache, positions, last = self._prefill(inputs)
+        if len(states) > len(last):
+            copies = torch.arange(len(last), device=self.device).repeat_interleave(len(states) // len(last))
+            cache.keep(copies.tolist())
+            positions, last = positions[copies], last[copies]
         open_start = [row for row, state in enumerate(states) if state.finish is None and not state.pending]
         self._advance(last[open_start], [states[row] for row in open_start])
         return cache, positions
@@ -168,8 +177,8 @@ class ConstrainedDecoder:
             chosen |= zip(texts, tokens, strict=True)
         if few:
             indices, candidates = zip(*few, strict=True)
-            closes = [open_choices[n].node.closes for n in indices]
-            chosen |= zip(indices, self._choose_among(vectors[list(indices)], candidates, closes), strict=True)
+            tokens = self._choose_among(vectors[list(indices)], candidates, [open_choices[n] for n in indices])
+            chosen |= zip(indices, tokens, strict=True)
         return [chosen[n] for n in range(len(open_choices))]
 
     def _choose_coordinates(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
@@ -178,7 +187,7 @@ class ConstrainedDecoder:
         logits = self._columns(vectors, slice(self.ids.start, self.ids.end + 1))
         ranges = [choice.state.bin_range(choice.node.role) for choice in open_choices]
         low, high = torch.tensor(ranges, device=self.device).unbind(-1)
-        coordinates = decode_slots(logits, low, high, self.options)
+        coordinates = decode_slots(logits, low, high, self.options, partial(_pick, open_choices=open_choices))
         return [TokenChoice(self.ids.id_of(c.bin), c.logprob, c) for c in coordinates]
 
     def _choose_text(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
@@ -187,24 +196,29 @@ class ConstrainedDecoder:
         masks = torch.stack([self._mask(choice.node, logits.shape[-1]) for choice in open_choices])
         for row, choice in enumerate(open_choices):
             masks[row, choice.state.forbidden(choice.node)] = False
-        best, token = logits.masked_fill_(~masks, -torch.inf).max(-1)
-        logprobs = best - logits.logsumexp(-1)
+        token = _pick(logits.masked_fill_(~masks, -torch.inf), open_choices)
+        logprobs = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
         return [TokenChoice(*pair) for pair in zip(token.tolist(), logprobs.tolist(), strict=True)]
 
     def _choose_among(
-        self, vectors: torch.Tensor, candidates: Sequence[list[int]], closes: Sequence[frozenset[int]]
+        self, vectors: torch.Tensor, candidates: Sequence[list[int]], open_choices: Sequence[OpenChoice]
     ) -> list[TokenChoice]:
-        """A token of each list of candidates, for `vectors` [N, H]; `closes` are those that end the answer."""
+        """A token of each list of candidates, for `vectors` [N, H]; another object than the end if it continues."""
         union = sorted({token for tokens in candidates for token in tokens})
         column = {token: n for n, token in enumerate(union)}
         logits = self._columns(vectors, torch.tensor(union, device=self.device)).cpu()
         choices = []
-        for tokens, ends, row in zip(candidates, closes, logits, strict=True):
-            logprobs = row[[column[token] for token in tokens]].log_softmax(-1)
-            best = int(logprobs.argmax())
+        for tokens, row, choice in zip(candidates, logits, open_choices, strict=True):
+            logprobs, ends = row[[column[token] for token in tokens]].log_softmax(-1), choice.node.closes
+            best = int(_pick(logprobs[None], [choice]))
             others = [n for n, token in enumerate(tokens) if token not in ends] if ends else []
             next_logprob = float(logprobs[others].logsumexp(-1)) if others else 0.0
-            choices.append(TokenChoice(tokens[best], float(logprobs[best]), next_logprob=next_logprob))
+            continued = False
+            if others and tokens[best] in ends:
+                further = max(others, key=lambda n: float(logprobs[n]))
+                continued = choice.state.continues(float(logprobs[further]), next_logprob)
+                best = further if continued else best
+            choices.append(TokenChoice(tokens[best], float(logprobs[best]), None, next_logprob, continued))
         return choices
 
     def _columns(self, vectors: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
@@ -219,3 +233,15 @@ class ConstrainedDecoder:
             allowed = torch.from_numpy(node.allowed)
             self._masks[id(node)] = node, F.pad(allowed, (0, size - len(allowed))).to(self.device)
         return self._masks[id(node)][1]
+
+
+def _pick(logits: torch.Tensor, open_choices: Sequence[OpenChoice]) -> torch.Tensor:
+    """The most likely column of each row of `logits` [N, V], or a random one for a sampled answer; int64 [N]."""
+    columns = logits.argmax(-1)
+    sampled = [(n, c, c.state.sampler) for n, c in enumerate(open_choices) if c.state.sampler is not None]
+    if sampled:
+        rows = [n for n, *_ in sampled]
+        temperatures = logits.new_tensor([sampler.temperature for *_, sampler in sampled])
+        uniforms = [sampler.uniform(len(c.state.tokens) + c.column + 1) for _, c, sampler in sampled]
+        columns[rows] = draw(logits[rows] / temperatures[:, None], uniforms)
+    return columns

@@ -6,6 +6,7 @@ grammar forces after it and with draft tokens that are nearly always chosen. The
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from coordexp.inference.grammar.automaton import FIRST_ROLES
 from coordexp.inference.grammar.token_grammar import Grammar, Node
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.repetition import ObjectCopies, ends_in_loop
+from coordexp.inference.sampling import Sampler
 
 
 @dataclass
@@ -24,6 +26,8 @@ class ObjectLogprobs:
 
     first_slot: index of its first coordinate among the answer's slots.
     next_logprob: of generating another object rather than ending the answer.
+    continued_logprob: that the object exists although the model would have ended the answer: the sum of `next_logprob`
+        over the objects since then; 0 before.
     desc_logprob: sum over the `desc_tokens` tokens of the description, without forced ones.
 
     Every choice is normalised over the tokens that the grammar allows, so forced tokens contribute nothing.
@@ -31,6 +35,7 @@ class ObjectLogprobs:
 
     first_slot: int
     next_logprob: float = 0.0
+    continued_logprob: float = 0.0
     desc_logprob: float = 0.0
     desc_tokens: int = 0
 
@@ -39,12 +44,14 @@ class TokenChoice(NamedTuple):
     """The token that the model chooses at one position, its log probability, and the coordinate if it is a slot.
 
     next_logprob: where the answer may end, log probability of all tokens together that do not end it.
+    continued: the model would have ended the answer, which `continue_above` does not allow yet.
     """
 
     token: int
     logprob: float
     coordinate: DecodedCoordinate | None = None
     next_logprob: float = 0.0
+    continued: bool = False
 
 
 @dataclass
@@ -61,6 +68,7 @@ class PendingToken:
     draft: bool = False
     coordinate: DecodedCoordinate | None = None
     next_logprob: float = 0.0
+    continued: bool = False
 
 
 @dataclass
@@ -74,6 +82,7 @@ class GenerationLimits:
     repeat_iou: float = 1.0
     suppress_repeats: bool = False
     max_suppressed: int = 3
+    continue_above: float | None = None
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> GenerationLimits:
@@ -92,6 +101,8 @@ class GenerationState:
     finish: None while generating, `stop` at the end of the grammar, `length` at `max_new_tokens`.
     pending: tokens that the model reads in the next step.
     token_bytes: bytes of each token; only for styles with integer coordinates.
+    sample: index among the answers to the same prompt; 0 is the most likely one.
+    sampler: draws the tokens; None for the most likely ones.
 
     Only complete objects count as copies of each other, and only loops of description tokens are ended: repeated
     coordinate tokens alone are legitimate. `ObjectCopies` defines after which copy the answer must end.
@@ -108,10 +119,13 @@ class GenerationState:
     finish: Literal["stop", "length"] | None = None
     pending: list[PendingToken] = field(default_factory=list)
     token_bytes: list[bytes] | None = None
+    sample: int = 0
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         self.index = self.grammar.start
         self._current = ObjectLogprobs(0)
+        self._continued: float | None = None  # sum of `next_logprob` since the model would have ended the answer
         self._desc_run: list[int] = []
         limits = self.limits
         max_suppressed = limits.max_suppressed if limits.suppress_repeats else None
@@ -144,6 +158,17 @@ class GenerationState:
         ends = sorted(node.finish) if node.closes else []
         return sorted(set(ends) - set(self._without_copies(node, ends)))
 
+    def continues(self, logprob: float, next_logprob: float) -> bool:
+        """Whether another object follows although the model would end the answer.
+
+        logprob: of the most likely token that starts another object. next_logprob: of all of them together.
+        """
+        threshold = self.limits.continue_above
+        if threshold is None or self.sampler is not None:
+            return False
+        further = next_logprob if self.grammar.format.shares_descriptions else logprob
+        return math.exp((self._continued or 0.0) + further) >= threshold
+
     def bin_range(self, role: str) -> tuple[int, int]:
         """First and last bin (norm1000) allowed for a coordinate: a box is at least one bin wide and high."""
         if role in ("x1", "y1"):
@@ -164,6 +189,7 @@ class GenerationState:
         accepted, choice = len(pending), choices[-1]
         for position, verified in zip(drafts, choices, strict=False):
             pending[position].logprob, pending[position].next_logprob = verified.logprob, verified.next_logprob
+            pending[position].continued = verified.continued
             if verified.token != pending[position].token:
                 accepted, choice, self.index = position, verified, pending[position].index
                 break
@@ -173,8 +199,7 @@ class GenerationState:
         self.pending = []
         self._count_closed(node, choice.token)
         self.index = node.after(choice.token)
-        chosen = PendingToken(choice.token, choice.logprob, node, index, False, choice.coordinate, choice.next_logprob)
-        self.pending = [chosen]
+        self.pending = [PendingToken(choice.token, choice.logprob, node, index, False, *choice[2:])]
         self._extend()
         return accepted
 
@@ -211,7 +236,11 @@ class GenerationState:
             self._accept_coordinate(pending)
         elif node is not None and node.kind == "choice" and node.closes:
             if pending.token not in node.closes:
+                before = self._current.next_logprob
                 self._accept_next(node, pending)
+                if pending.continued or self._continued is not None:
+                    self._continued = (self._continued or 0.0) + self._current.next_logprob - before
+                    self._current.continued_logprob = self._continued
         elif node is not None and not (node.kind == "choice" and pending.token == node.draft):
             # an opening quote alone is part of the format, not of the description
             self._current.desc_logprob += pending.logprob
@@ -237,7 +266,8 @@ class GenerationState:
         assert pending.node is not None and pending.coordinate is not None
         if pending.node.role in FIRST_ROLES:
             self._assign_description()
-            new = ObjectLogprobs(len(self.slots), next_logprob=self._current.next_logprob)
+            current = self._current
+            new = ObjectLogprobs(len(self.slots), current.next_logprob, current.continued_logprob)
             if self.desc_first:
                 new.desc_logprob, new.desc_tokens = self._current.desc_logprob, self._current.desc_tokens
             self.objects.append(new)

@@ -7,47 +7,28 @@ a model gives the annotated coordinates about the same probability when it sees 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import msgspec
 import torch
 from PIL import Image
 
 from coordexp.answers.formats import format_of
+from coordexp.datasets.categories import Category
 from coordexp.datasets.tokenize import to_tokens
+from coordexp.evaluation.evaluate import score
+from coordexp.evaluation.ground_truth import ground_truth_from_records
+from coordexp.evaluation.image_use import AnswerUse, ImageUse, agreement
+from coordexp.evaluation.options import EvaluateOptions
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.inference.jobs import Job, run_jobs
 from coordexp.inference.predict import load_image
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, prompts_of
-from coordexp.records import Record
+from coordexp.records import Prediction, Record
 from coordexp.runtime.errors import ConfigError, DataError, located
 
-MIN_GAIN = 0.1  # nats per coordinate: the right image makes each coordinate 10% more likely
 GREY = (127, 127, 127)
-
-
-class ImageUse(msgspec.Struct, frozen=True):
-    """Mean log probability (natural) of the annotated coordinate bins, teacher-forced, over all coordinates.
-
-    right: with the image of the record. other: with the image of another record, in the same size. blank: with a grey
-    image. images, coordinates: how many were measured.
-    """
-
-    images: int
-    coordinates: int
-    right: float
-    other: float
-    blank: float
-
-    @property
-    def gain(self) -> float:
-        """What the right image adds to the log probability of a coordinate, over the better of the other two."""
-        return self.right - max(self.other, self.blank)
-
-    @property
-    def uses_image(self) -> bool:
-        """Whether `gain` is at least `MIN_GAIN`."""
-        return self.gain >= MIN_GAIN
 
 
 @torch.inference_mode()
@@ -74,17 +55,57 @@ def measure_image_use(
         raise DataError(located(problem, expected="at least 2", found=len(measured)))
     total, count = torch.zeros(3, dtype=torch.float64), 0
     for n, (record, pairs) in enumerate(measured):
-        other = measured[(n + 1) % len(measured)][0]
-        image, another = (
-            load_image(folder / r.images[0], (r.width, r.height), r.metadata.image_id) for r in (record, other)
-        )
-        images = [image, another.resize(image.size), Image.new("RGB", image.size, GREY)]
+        images = _images(record, measured[(n + 1) % len(measured)][0], folder)
         for prompt, answer in pairs:
             logprobs = _coordinate_logprobs(predictor, images, prompt, answer)
             total += logprobs.sum(-1, dtype=torch.float64).cpu()
             count += logprobs.shape[1]
     right, other_image, blank = (total / count).tolist()
     return ImageUse(len(measured), count, right, other_image, blank)
+
+
+Swapped = tuple[Record, list[Prediction]]  # a record, and its predictions with the right, another and a blank image
+
+
+def answer_swapped_images(
+    predictor: Predictor,
+    records: Sequence[Record],
+    folder: Path,
+    emit_norm: EmitNorm = "norm1000",
+    categories: Sequence[str] | None = None,
+) -> list[Swapped]:
+    """Answers to the prompts of each record with the right image, with that of the next record, and with a grey one."""
+    jobs = []
+    for n, record in enumerate(records):
+        images = _images(record, records[(n + 1) % len(records)], folder)
+        for part, prompt in enumerate(prompts_of(record, predictor.options, categories) or [Prompt()]):
+            jobs += [Job(3 * n + k, part, record, prompt, partial(_same, image)) for k, image in enumerate(images)]
+    done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
+    return [(record, [done[3 * n + k] for k in range(3)]) for n, record in enumerate(records)]
+
+
+def score_swapped_images(swapped: Sequence[Swapped], categories: list[Category]) -> AnswerUse:
+    """AP of the answers with each kind of image, by COCO's rules, and the agreement of the first two."""
+    ground_truth = ground_truth_from_records([record for record, _ in swapped], categories, federated=False)
+    options = EvaluateOptions(protocols=("coco",), bootstrap=0, examples=0)
+    found = []
+    for k in range(3):
+        rows = [(f"prediction {n}", predictions[k]) for n, (_, predictions) in enumerate(swapped)]
+        found.append(score(rows, ground_truth, options, where="answers to swapped images").protocols["coco"].metrics)
+    same = [agreement(right.detections, other.detections) for _, (right, other, _) in swapped]
+    return AnswerUse(len(swapped), *(metrics["AP"] for metrics in found), agreement=sum(same) / len(same))
+
+
+def _images(record: Record, other: Record, folder: Path) -> list[Image.Image]:
+    """The image of a record, that of another one in the same size, and a grey one."""
+    image, another = (
+        load_image(folder / r.images[0], (r.width, r.height), r.metadata.image_id) for r in (record, other)
+    )
+    return [image, another.resize(image.size), Image.new("RGB", image.size, GREY)]
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image
 
 
 def _answers(
@@ -110,6 +131,7 @@ def _coordinate_logprobs(
     inputs = predictor.encode(images, [predictor.prompt_text(prompt.categories) + answer] * len(images))
     tokens = inputs["input_ids"]
     slots = ((tokens[0] >= ids.start) & (tokens[0] <= ids.end)).nonzero()[:, 0]
-    logits = predictor.model(**inputs, use_cache=False, logits_to_keep=slots - 1).logits[..., ids.start : ids.end + 1]
+    hidden = predictor.model.model(**inputs, use_cache=False).last_hidden_state[:, slots - 1]
+    logits = predictor.model.get_output_embeddings()(hidden)[..., ids.start : ids.end + 1]
     logprobs = (logits.float() / predictor.options.temperature).log_softmax(-1)
     return logprobs.gather(-1, (tokens[:, slots] - ids.start)[..., None])[..., 0]

@@ -77,21 +77,21 @@ def jobs_of(tasks: Iterable[ImageTask], options: PredictOptions) -> list[Job]:
 
 def run_jobs(predictor: Predictor, jobs: Sequence[Job], emit_norm: EmitNorm) -> Iterator[list[tuple[int, Prediction]]]:
     """(position, prediction) of records as they are finished; the batch size is halved when memory runs out."""
-    unfinished: dict[int, dict[int, tuple[Job, GenerationState, str]]] = {}
+    unfinished: dict[int, dict[tuple[int, int], tuple[Job, GenerationState, str]]] = {}
     parts = Counter(job.position for job in jobs)
-    capacity = predictor.options.batch_size
+    samples, capacity = predictor.options.samples, predictor.options.batch_size
     while jobs:
-        requests = (Request(job, partial(_load, job, predictor), job.prompt) for job in jobs)
-        answered: set[tuple[int, int]] = set()
+        requests = (Request(job, partial(_load, job, predictor), job.prompt, _identity(job)) for job in jobs)
+        answered: Counter[tuple[int, int]] = Counter()
         try:
             for finished in predictor.stream(requests, capacity):
                 rows = []
                 for job, answer in finished:
-                    answered.add((job.position, job.part))
+                    answered[job.position, job.part] += 1
                     answers = unfinished.setdefault(job.position, {})
-                    answers[job.part] = job, answer, predictor.text(answer)
-                    if len(answers) == parts[job.position]:
-                        ordered = [answers[part] for part in sorted(unfinished.pop(job.position))]
+                    answers[job.part, answer.sample] = job, answer, predictor.text(answer)
+                    if len(answers) == parts[job.position] * samples:
+                        ordered = [answers[key] for key in sorted(unfinished.pop(job.position))]
                         rows.append((job.position, _prediction(ordered, predictor, emit_norm)))
                 if rows:
                     yield rows
@@ -103,7 +103,11 @@ def run_jobs(predictor: Predictor, jobs: Sequence[Job], emit_norm: EmitNorm) -> 
             print(message, file=sys.stderr, flush=True)
         capacity //= 2
         torch.cuda.empty_cache()
-        jobs = [job for job in jobs if (job.position, job.part) not in answered]
+        jobs = [job for job in jobs if answered[job.position, job.part] < samples]
+
+
+def _identity(job: Job) -> tuple[int | str, ...]:
+    return job.record.metadata.image_id, job.part
 
 
 def _prediction(

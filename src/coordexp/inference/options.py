@@ -91,6 +91,30 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
             description="with `suppress_repeats: true`, close an answer after this many suppressed boxes in a row",
         ),
     ] = 3
+    continue_above: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)] | None,
+        Meta(
+            description="list further objects after the model would end the answer, as long as the probability that "
+            "they exist is at least this (see the section on missed objects in docs/inference.md); null: end where "
+            "the model ends"
+        ),
+    ] = None
+    samples: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="answers to each prompt, merged by description and IoU: the most likely one and, above 1, "
+            "sampled ones",
+        ),
+    ] = 1
+    sample_temperature: Annotated[
+        float, Meta(gt=0, description="divides all logits when an answer is sampled, those of the bins in addition")
+    ] = 1.0
+    sample_seed: Annotated[int, Meta(ge=0, description="seed of the sampled answers")] = 17
+    merge_iou: Annotated[
+        float,
+        Meta(gt=0, le=1, description="minimum IoU at which boxes of different answers are merged, with `samples` > 1"),
+    ] = 0.5
     drop_duplicates: Annotated[
         bool,
         Meta(

@@ -19,24 +19,27 @@ from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Prompt
+from coordexp.inference.sampling import Sampler
 from coordexp.modeling.chat_template import prompt_frame
 from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
 from coordexp.modeling.families import family_named, family_of
 from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime import tuning
-from coordexp.runtime.errors import DataError, ModelError, located
+from coordexp.runtime.errors import ConfigError, DataError, ModelError, located
 
 
 class Request(NamedTuple):
     """One prompt about one image; `key` identifies the answer and is chosen by the caller.
 
     image: the image, or a function that loads it; that runs in another thread on a machine with an accelerator.
+    identity: with the options, it determines the sampled answers; the image's id and the number of the prompt.
     """
 
     key: Any
     image: Image.Image | Callable[[], Image.Image]
     prompt: Prompt
+    identity: tuple[int | str, ...] = ()
 
 
 class Predictor:
@@ -50,7 +53,7 @@ class Predictor:
 
     def __init__(self, model: Any, processor: Any, ids: CoordIds | None, options: PredictOptions, style: PromptStyle):
         self.model, self.processor, self.ids = model, processor, ids
-        self.options, self.style = options, style
+        self.options, self.style = checked_options(options, style), style
         self.decoder = ConstrainedDecoder(model, ids, options)
         family, config = family_named(model.config.model_type), model.config.to_dict()
         self.patch, self.factor = family.patch_size(config), family.tile_size(config)
@@ -144,14 +147,16 @@ class Predictor:
         return self._grammars[key]
 
     def answer(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[GenerationState]:
-        """A finished answer to each image and its prompt, in one batch."""
+        """The most likely answer to each image and its prompt, in one batch."""
         requests = [Request(n, *pair) for n, pair in enumerate(zip(images, prompts, strict=True))]
-        answers = dict(pair for finished in self.stream(requests, len(requests)) for pair in finished)
+        finished = (pair for group in self.stream(requests, len(requests)) for pair in group)
+        answers = {key: answer for key, answer in finished if answer.sample == 0}
         return [answers[n] for n in range(len(requests))]
 
     def stream(self, requests: Iterable[Request], capacity: int) -> Iterator[list[tuple[Any, GenerationState]]]:
         """(key, answer) of each request, as soon as they are finished, with at most `capacity` in progress.
 
+        A request has `options.samples` answers (see `GenerationState.sample`), which are decoded at the same time.
         `requests` is read lazily, and no more than `capacity` images are prepared ahead.
         """
         waiting = encoded_ahead(requests, self._encode_one, capacity, self._workers())
@@ -160,12 +165,17 @@ class Predictor:
         desc_first = self.style.object_field_order == "desc_first"
 
         def refill(free: int) -> tuple[dict[str, torch.Tensor], list[GenerationState]] | None:
-            taken = list(itertools.islice(waiting, free))
+            taken = list(itertools.islice(waiting, max(1, free // self.options.samples)))
             if not taken:
                 return None
-            answered = [request for request, _ in taken]
-            states = [GenerationState(self.grammar(request.prompt.labels), limits, desc_first) for request in answered]
-            keys.update({id(state): request.key for state, request in zip(states, answered, strict=True)})
+            states = []
+            for request, _ in taken:
+                for sample in range(self.options.samples):
+                    state = GenerationState(self.grammar(request.prompt.labels), limits, desc_first, sample=sample)
+                    if sample:
+                        state.sampler = self._sampler(request, sample)
+                    states.append(state)
+                    keys[id(state)] = request.key
             batch = left_padded([inputs for _, inputs in taken], self.processor.tokenizer.pad_token_id)
             return self._to_device(batch), states
 
@@ -175,6 +185,22 @@ class Predictor:
                     state.token_bytes = list(map(self.vocabulary.bytes_of, state.tokens))
             yield [(keys.pop(id(state)), state) for state in finished]
 
+    def _sampler(self, request: Request, sample: int) -> Sampler:
+        options = self.options
+        return Sampler(options.sample_seed, request.identity, sample, options.sample_temperature)
+
     def text(self, answer: GenerationState) -> str:
         """The answer as text, special tokens included."""
         return self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=False)
+
+
+def checked_options(options: PredictOptions, style: PromptStyle) -> PredictOptions:
+    """`options`; ConfigError for `continue_above` with a style in which another object is no choice of its own."""
+    boxes = options.geometry == ("bbox_2d",)
+    supported = boxes and style.coordinates == "token" and style.object_field_order == "desc_first"
+    if options.continue_above is not None and not supported:
+        problem = "needs boxes as coordinate tokens, and descriptions before the geometry"
+        fix = "set it to null"
+        found = [*options.geometry, style.coordinates, style.object_field_order]
+        raise ConfigError(located(problem, field="predict.continue_above", found=found, fix=fix))
+    return options

@@ -17,24 +17,31 @@ from coordexp.inference.coordinates import DecodedCoordinate
 from coordexp.inference.generation_state import GenerationState, ObjectLogprobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.repetition import SuppressedCopies
+from coordexp.inference.voting import merge_answers
 from coordexp.records import COORD_TOKEN, Detection, Prediction, Record
 
 
 def build_prediction(
     answers: Sequence[tuple[GenerationState, str]], record: Record, options: PredictOptions, emit_norm: EmitNorm
 ) -> Prediction:
-    """The prediction for one record from the (answer, text) pairs of its prompts, in the order of the prompts."""
+    """The prediction for one record from its answers with their texts, in the order of the prompts.
+
+    The `options.samples` answers to one prompt follow each other and are merged.
+    """
     detections: list[Detection] = []
     problems: Counter[str] = Counter()
-    for answer, text in answers:
-        found, found_problems = detections_of(answer, text, (record.width, record.height), emit_norm)
-        if options.suppress_repeats:
-            kept = without_repeats(found, options.repeat_iou)
-            if len(kept) < len(found):
-                problems["repeats_suppressed"] += len(found) - len(kept)
-            found = kept
-        detections += found
-        problems.update(found_problems)
+    for start in range(0, len(answers), options.samples):
+        to_one_prompt = []
+        for answer, text in answers[start : start + options.samples]:
+            found, found_problems = detections_of(answer, text, (record.width, record.height), emit_norm)
+            if options.suppress_repeats:
+                kept = without_repeats(found, options.repeat_iou)
+                if len(kept) < len(found):
+                    problems["repeats_suppressed"] += len(found) - len(kept)
+                found = kept
+            to_one_prompt.append(found)
+            problems.update(found_problems)
+        detections += to_one_prompt[0] if options.samples == 1 else merge_answers(to_one_prompt, options.merge_iou)
     unique, duplicates = drop_duplicates(detections, options.duplicate_iou)
     if duplicates:
         problems["duplicates_dropped" if options.drop_duplicates else "duplicates"] = duplicates
@@ -157,9 +164,10 @@ def score_from_parts(parts: dict[str, float]) -> float:
     """Uncalibrated score in [0, 1]: probability of the description times that of the box.
 
     The box contributes the geometric mean over its slots of the probability near the mode. `next_logprob` is used only
-    by the calibration: whether a model generates another object depends on the order of objects in training.
+    by the calibration: whether a model generates another object depends on the order of objects in training. An object
+    after the end that the model would have chosen counts with the probability that it exists (`continued_logprob`).
     """
-    return math.exp(min(0.0, parts["desc_logprob"] + parts["slot_logmass"]))
+    return math.exp(min(0.0, parts["desc_logprob"] + parts["slot_logmass"] + parts.get("continued_logprob", 0.0)))
 
 
 def _detection_from_slots(
@@ -181,6 +189,8 @@ def _detection_from_slots(
         "slot_logmass": sum(math.log(max(coordinate.mass, 1e-12)) for coordinate in coordinates) / count,
         "spread": sum(coordinate.spread for coordinate in coordinates) / count / LAST_BIN,
     }
+    if logprobs.continued_logprob:
+        parts["continued_logprob"] = logprobs.continued_logprob
     return Detection(
         desc=obj.desc,
         norm=[min(xs), min(ys), max(xs), max(ys)],

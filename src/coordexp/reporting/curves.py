@@ -7,11 +7,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from coordexp.evaluation.image_use import caution
 from coordexp.reporting.figures import Series, drawing_style
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open, read_jsonl
 
-SCORE = re.compile(r"(eval_)?(AP|AR|F1|coco/|lvis/|token_acc|coord_accuracy|coord_probability)")
+SCORE = re.compile(
+    r"(eval_)?(train_)?(AP|AR|F1|coco/|lvis/|precision_50|recall_50|pointing_accuracy|answer_agreement)"
+    r"|(eval_)?(token_acc|coord_accuracy|coord_probability)"
+)
+IMAGE_USE = re.compile(r"eval_(logprob_(right|other|blank)_image|image_gain)")
 BIN_ERROR = re.compile(r"(eval_)?bin_error_.*")
 # logged by trainers, neither loss nor score
 OTHER = re.compile(
@@ -47,7 +52,8 @@ def losses(log: dict[str, Series]) -> list[Series]:
     kept = [
         series
         for name, series in log.items()
-        if not (_is_score(name) or OTHER.fullmatch(name) or BIN_ERROR.fullmatch(name)) and any(series.y)
+        if not (_is_score(name) or any(kind.fullmatch(name) for kind in (OTHER, BIN_ERROR, IMAGE_USE)))
+        and any(series.y)
     ]
     return sorted(kept, key=lambda s: (s.name != "loss", s.name))
 
@@ -60,6 +66,17 @@ def scores(log: dict[str, Series]) -> list[Series]:
 def bin_errors(log: dict[str, Series]) -> list[Series]:
     """Errors of the expected coordinate, in bins of 1/1000 of the image size."""
     return sorted((s for name, s in log.items() if BIN_ERROR.fullmatch(name)), key=lambda s: s.name)
+
+
+def image_use(log: dict[str, Series]) -> list[Series]:
+    """Mean log probability of annotated coordinates with the right image, another one and a blank one, in nats."""
+    return sorted((s for name, s in log.items() if name.startswith("eval_logprob_")), key=lambda s: s.name)
+
+
+def image_use_caution(log: dict[str, Series]) -> str | None:
+    """A sentence about a model that did not use the image at the last evaluation during training."""
+    last = [log[name].y[-1] if name in log else None for name in ("eval_image_gain", "eval_answer_agreement")]
+    return caution(*last)
 
 
 def smooth(series: Series, points: int = 400) -> Series:

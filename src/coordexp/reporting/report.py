@@ -70,7 +70,7 @@ def write_report(
         training=_training_plots(train_log),
         error_plot=_error_plot(result),
         facts=replace_paths(header_facts(Path(eval_json), provenance), shown),
-        cautions=cautions(result, provenance),
+        cautions=cautions(result, provenance) + _training_cautions(train_log),
         classes=classes,
         thresholds=THRESHOLDS,
         matrix=_matrix_rows(classes),
@@ -197,6 +197,11 @@ def _metric_rows(result: EvalResult) -> list[dict[str, Any]]:
     return rows
 
 
+def _training_cautions(train_log: str | Path | None) -> list[str]:
+    text = None if train_log is None else curves.image_use_caution(curves.read_log(train_log))
+    return [] if text is None else [f"{text[0].upper()}{text[1:]} (last evaluation during training)."]
+
+
 def _training_plots(train_log: str | Path | None) -> list[Markup]:
     if train_log is None:
         return []
@@ -205,6 +210,10 @@ def _training_plots(train_log: str | Path | None) -> list[Markup]:
         "Training loss": (curves.losses(log), {"y_label": "loss", "log_y": True}),
         "Error of the expected coordinate": (curves.bin_errors(log), {"y_label": "bins (of 1000)", "log_y": True}),
         "Scores during training": (curves.scores(log), {"y_label": "score", "y_range": (0, 1)}),
+        "Annotated coordinates with the right, another and a blank image": (
+            curves.image_use(log),
+            {"y_label": "mean log probability (nats)"},
+        ),
     }
     return [
         lines(title, [curves.smooth(s) for s in series], x_label="step", **settings)

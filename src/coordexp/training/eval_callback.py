@@ -17,9 +17,12 @@ from transformers import AutoProcessor
 from coordexp.datasets.categories import Category
 from coordexp.datasets.samples import read_category_table
 from coordexp.evaluation.evaluate import score
-from coordexp.evaluation.ground_truth import ground_truth_from_records
+from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
+from coordexp.evaluation.image_use import ImageUse, caution, combined
 from coordexp.evaluation.metrics import VALUE_NAMES
 from coordexp.evaluation.options import EvaluateOptions
+from coordexp.evaluation.results import Counts
+from coordexp.inference.image_use import answer_swapped_images, measure_image_use, score_swapped_images
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict_records
 from coordexp.inference.predictor import Predictor
@@ -61,6 +64,11 @@ class DetectionScorer(Scorer):
             **prompts_like_training(custom),
         )
         self.categories = [category.name for category in categories]
+        self.table = categories
+        count = settings.train_images if custom.train_jsonl else 0
+        self.train_records = list(islice(read_records(custom.train_jsonl, space), count)) if count else []
+        if not any(record.objects for record in self.train_records):
+            self.train_records = []
 
     def predict(self, model: nn.Module, rank: int, world_size: int) -> list[Prediction]:
         """Predictions for every `world_size`-th record from `rank` on."""
@@ -70,15 +78,69 @@ class DetectionScorer(Scorer):
 
     def score(self, predictions: list[Prediction]) -> dict[str, float | None]:
         """Every metric that may select a checkpoint, and duplicates; LVIS rules if records list absent categories."""
-        protocol = "lvis" if self.ground_truth.federated else "coco"
-        options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
-        rows = [(f"prediction {n}", prediction) for n, prediction in enumerate(predictions)]
-        scores = score(rows, self.ground_truth, options, where="predictions during training")
-        metrics, counts = scores.protocols[protocol].metrics, scores.counts
+        metrics, counts = _scored(predictions, self.ground_truth)
         return {name: metrics[name] for name in VALUE_NAMES.names()} | {
             "duplicates_per_image": counts.duplicates / counts.images,
             "near_duplicates_per_image": counts.near_duplicates / counts.images,
         }
+
+    def diagnose(self, model: nn.Module, rank: int, world_size: int) -> list[Any]:
+        """Predictions for training images, the likelihood of coordinates, and answers to swapped images."""
+        predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
+        shared = (self.custom.emit_norm, self.categories)
+        measured: list[Any] = []
+        if records := self.train_records[rank::world_size]:
+            assert self.custom.train_jsonl is not None
+            folder = Path(self.custom.train_jsonl).parent
+            measured += predict_records(predictor, records, folder, *shared)
+        with_objects = [record for record in self.records if record.objects]
+        records = with_objects[: self.custom.detection_eval.image_use][rank::world_size]
+        if len(records) < 2:
+            return measured
+        measured += answer_swapped_images(predictor, records, self.folder, *shared)
+        if self.ids is not None:
+            measured.append(measure_image_use(predictor, records, self.folder, *shared))
+        return measured
+
+    def diagnostics(self, measured: list[Any]) -> dict[str, float | None]:
+        """Metrics on training images (`train_AP`), and what changes with another and with a blank image."""
+        values: dict[str, float | None] = {}
+        if predictions := [item for item in measured if isinstance(item, Prediction)]:
+            federated = self.ground_truth.federated
+            path = Path(self.custom.train_jsonl or "records")
+            truth = ground_truth_from_records(
+                self.train_records,
+                categories_of(self.train_records, self.custom.categories),
+                federated=federated,
+                path=path,
+            )
+            metrics, _ = _scored(predictions, truth)
+            values |= {f"train_{name}": metrics[name] for name in VALUE_NAMES.names()}
+        if swapped := [item for item in measured if isinstance(item, tuple)]:
+            answers = score_swapped_images(swapped, self.table)
+            values |= {
+                "AP_right_image": answers.right,
+                "AP_other_image": answers.other,
+                "AP_blank_image": answers.blank,
+            }
+            values["answer_agreement"] = answers.agreement
+        if parts := [item for item in measured if isinstance(item, ImageUse)]:
+            use = combined(parts)
+            values |= {"logprob_right_image": use.right, "logprob_other_image": use.other}
+            values |= {"logprob_blank_image": use.blank, "image_gain": use.gain}
+        return values
+
+    def caution(self, values: dict[str, float | None]) -> str | None:
+        """A sentence about a model that does not use the image."""
+        return caution(values.get("image_gain"), values.get("answer_agreement"))
+
+
+def _scored(predictions: list[Prediction], ground_truth: GroundTruth) -> tuple[dict[str, float | None], Counts]:
+    protocol = "lvis" if ground_truth.federated else "coco"
+    options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
+    rows = [(f"prediction {n}", prediction) for n, prediction in enumerate(predictions)]
+    scores = score(rows, ground_truth, options, where="predictions during training")
+    return scores.protocols[protocol].metrics, scores.counts
 
 
 def prompts_like_training(custom: Custom) -> dict[str, Any]:

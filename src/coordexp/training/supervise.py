@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coordexp.evaluation.image_use import caution
 from coordexp.runtime.notices import CONSOLE_FD, notice
 
 SECONDS_BETWEEN_READS, SECONDS_UNTIL_NOTICE = 0.5, 60.0
@@ -54,7 +55,9 @@ def supervise(command: list[str], env: Mapping[str, str], checkpoints: Path) -> 
 
 
 def progress_line(row: Mapping[str, Any]) -> str | None:
-    """A row of the log as a line for the console; None for a row without a loss, such as an evaluation's."""
+    """A row of the log as a line for the console: of a step, or of an evaluation; None for other rows."""
+    if "eval_AP" in row:
+        return _evaluation_line(row)
     if "loss" not in row:
         return None
     step, _, total = row["global_step/max_steps"].partition("/")
@@ -64,6 +67,18 @@ def progress_line(row: Mapping[str, Any]) -> str | None:
     if "images_per_second" in row:
         parts.append(f"{row['images_per_second']:,.3g} images/s")
     return ", ".join([*parts, f"{row['remaining_time']} left"])
+
+
+def _evaluation_line(row: Mapping[str, Any]) -> str:
+    """Detection at one step, and whether the model uses the image."""
+    step, _, total = row["global_step/max_steps"].partition("/")
+    parts = [f"train: evaluation at step {int(step):,} of {int(total):,}, AP {row['eval_AP']:.3f}"]
+    if "eval_train_AP" in row:
+        parts.append(f"on training images {row['eval_train_AP']:.3f}")
+    if "eval_AP_other_image" in row:
+        parts.append(f"with another image {row['eval_AP_other_image']:.3f}")
+    text = caution(row.get("eval_image_gain"), row.get("eval_answer_agreement"))
+    return ", ".join([*parts, f"warning: {text}"] if text else parts)
 
 
 class LogReader:

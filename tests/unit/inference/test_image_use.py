@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from inference_helpers import NAMES, images, objects, taught_checkpoint
+from PIL import Image
 
 from coordexp.answers.render import PromptStyle, render_answer
-from coordexp.inference.image_use import measure_image_use
+from coordexp.datasets.categories import Category
+from coordexp.inference.image_use import answer_swapped_images, measure_image_use, score_swapped_images
 from coordexp.inference.options import PredictOptions
+from coordexp.inference.predict import predict_records
 from coordexp.inference.predictor import Predictor
 from coordexp.records import Metadata, Record, coord_bin
 from coordexp.runtime.errors import ConfigError, DataError
 
 STYLE = PromptStyle()
+TABLE = [Category(id=n, name=name) for n, name in enumerate(NAMES)]
+BLACK = Image.new("RGB", (64, 64))
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor.from_checkpoint(taught_checkpoint(STYLE), PredictOptions(temperature=0.5), STYLE)
+    return Predictor.from_checkpoint(
+        taught_checkpoint(STYLE), PredictOptions(temperature=0.5, max_new_tokens=120), STYLE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,33 @@ def test_a_model_that_ignores_the_image_is_reported(predictor, records, monkeypa
     monkeypatch.setattr(predictor, "encode", lambda images, texts: encode([images[0]] * len(images), texts))
     use = measure_image_use(predictor, *records)
     assert use.gain == pytest.approx(0, abs=1e-4) and not use.uses_image
+
+
+def with_geometry(record: Record) -> Record:
+    """The record with the exact geometry of its tokens, and categories of `TABLE`."""
+    objects = [
+        msgspec.structs.replace(
+            obj, category_id=NAMES.index(obj.desc), norm=[coord_bin(token) / 999 for token in obj.coords]
+        )
+        for obj in record.objects
+    ]
+    return msgspec.structs.replace(record, objects=objects)
+
+
+def test_answers_of_a_model_that_learned_the_images_change_with_them(predictor, records):
+    rows, folder = [with_geometry(record) for record in records[0]], records[1]
+    found = answer_swapped_images(predictor, rows[:3], folder)
+    plain = predict_records(predictor, rows[:3], folder)
+    assert [right.token_ids for _, (right, _, _) in found] == [row.token_ids for row in plain]
+    use = score_swapped_images(found, TABLE)
+    assert use.images == 3 and use.uses_image and use.right > use.other
+
+
+def test_answers_that_do_not_change_with_the_image_are_reported(predictor, records, monkeypatch):
+    process = predictor._process
+    monkeypatch.setattr(predictor, "_process", lambda images, texts: process([BLACK] * len(images), texts))
+    use = score_swapped_images(answer_swapped_images(predictor, *records), TABLE)
+    assert use.agreement == 1 and not use.uses_image and use.right == use.other == use.blank
 
 
 def test_only_objects_that_the_prompt_names_are_in_the_answer(records):

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from coordexp.reporting.curves import bin_errors, losses, plot_losses, read_log, scores
+from coordexp.reporting.curves import bin_errors, image_use, image_use_caution, losses, plot_losses, read_log, scores
 from coordexp.reporting.figures import lines
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_jsonl
@@ -66,3 +66,16 @@ def test_detection_metrics_during_training_are_scores(tmp_path):
         ("eval_F1_micro", [2, 4], [0.2, 0.4]),
     ]
     assert [s.name for s in losses(log)] == ["loss"]
+
+
+def test_image_use_has_a_plot_of_its_own_and_training_images_are_among_the_scores(tmp_path):
+    use = {"eval_logprob_right_image": -4.0, "eval_logprob_other_image": -4.05, "eval_image_gain": 0.05}
+    row = {"step": 2, "eval_train_AP": 0.5, "eval_recall_50": 0.4, "eval_train_recall_50": 0.6, **use}
+    write_jsonl(tmp_path / "log.jsonl", [{"step": 2, "loss": 3.0}, row])
+    log = read_log(tmp_path / "log.jsonl")
+    assert [s.name for s in losses(log)] == ["loss"]
+    assert [s.name for s in scores(log)] == ["eval_recall_50", "eval_train_AP", "eval_train_recall_50"]
+    assert [s.name for s in image_use(log)] == ["eval_logprob_other_image", "eval_logprob_right_image"]
+    assert "0.05 nats" in image_use_caution(log)
+    write_jsonl(tmp_path / "log.jsonl", [row, {"step": 4, "eval_image_gain": 0.5}])  # the last evaluation counts
+    assert image_use_caution(read_log(tmp_path / "log.jsonl")) is None

@@ -1,5 +1,6 @@
 """Scores of a model in training."""
 
+import msgspec
 import pytest
 from modeling_helpers import adapted, expanded
 
@@ -107,6 +108,23 @@ def test_images_are_evaluated_in_slices_on_request(shapes_data, tiny_model):
     predictions = scorer.predict(Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model, 0, 1)
     assert [len(prediction.slices) for prediction in predictions] == [2, 2]
     assert scorer.score(predictions)["AP"] is not None
+
+
+def test_image_use_and_training_images_are_measured_beside_the_scores(shapes_data, tiny_model):
+    from coordexp.training.eval_callback import DetectionScorer
+
+    watched = DetectionEval(every=1, images=4, train_images=3, image_use=4, max_new_tokens=24)
+    files = {name: str(shapes_data / f"{name.split('_')[0]}.coord.jsonl") for name in ("train_jsonl", "val_jsonl")}
+    scorer = DetectionScorer(Custom(**files, detection_eval=watched), tiny_model)
+    model = Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
+    together = scorer.diagnostics(scorer.diagnose(model, 0, 1))
+    assert {"train_AP", "train_recall_50", "AP_right_image", "AP_other_image", "answer_agreement"} <= set(together)
+    assert abs(together["image_gain"]) < 0.1 and "image" in scorer.caution(together)  # it has random weights
+    halves = scorer.diagnostics(scorer.diagnose(model, 0, 2) + scorer.diagnose(model, 1, 2))
+    assert halves["logprob_right_image"] == pytest.approx(together["logprob_right_image"])
+    assert halves["train_AP"] == together["train_AP"]
+    nothing = msgspec.structs.replace(watched, train_images=0, image_use=0)
+    assert DetectionScorer(Custom(**files, detection_eval=nothing), tiny_model).diagnose(model, 0, 1) == []
 
 
 def test_images_without_objects_are_refused(shapes_data, tiny_model, tmp_path):

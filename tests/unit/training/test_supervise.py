@@ -64,6 +64,8 @@ def test_the_console_shows_a_line_per_logged_step(tmp_path, monkeypatch, capfd):
     rows = [
         {"loss": 60.0621, "global_step/max_steps": "1/1400", "remaining_time": "3m 1s"},
         {"eval_loss": 2.0, "global_step/max_steps": "1300/1400"},
+        {"eval_AP": 0.25, "eval_train_AP": 0.5, "eval_AP_other_image": 0.2469, "eval_answer_agreement": 0.9}
+        | {"global_step/max_steps": "1300/1400"},
         {"loss": 1.25, "bin_error_median": 3.21, "images_per_second": 41.5}
         | {"global_step/max_steps": "1300/1400", "remaining_time": "12s"},
     ]
@@ -82,6 +84,8 @@ def test_the_console_shows_a_line_per_logged_step(tmp_path, monkeypatch, capfd):
     assert supervise.supervise([sys.executable, "-c", code], os.environ, tmp_path).code == 0
     expected = [
         "train: step 1 of 1,400, loss 60.06, 3m 1s left",
+        "train: evaluation at step 1,300 of 1,400, AP 0.250, on training images 0.500, with another image 0.247, "
+        "warning: the model barely uses the image: 90% of the boxes are the same with another image",
         "train: step 1,300 of 1,400, loss 1.25, median error 3.21 bins, 41.5 images/s, 12s left",
     ]
     assert os.read(console, 10000).decode().splitlines() == capfd.readouterr().err.splitlines() == expected

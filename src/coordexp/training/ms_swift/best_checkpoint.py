@@ -82,18 +82,28 @@ class BestCheckpointCallback(TrainerCallback):
         with evaluation_mode(trainer.model):
             with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, gather) as model:
                 base = model.get_base_model() if isinstance(model, PeftModel) else model
-                predictions = self.scorer.predict(base, trainer.args.process_index, world_size)
-            if world_size > 1:
-                parts: list[Any] = [None] * world_size
-                torch.distributed.all_gather_object(parts, predictions)
-                predictions = [prediction for part in parts for prediction in part]
-            values = self.scorer.score(predictions)
+                rank = trainer.args.process_index
+                predictions = self.scorer.predict(base, rank, world_size)
+                measured = self.scorer.diagnose(base, rank, world_size)
+            values = self.scorer.score(_gathered(predictions, world_size))
+            values |= self.scorer.diagnostics(_gathered(measured, world_size))
+            if text := self.scorer.caution(values):
+                logger.warning(f"step {trainer.state.global_step}: {text}")
             # Logged in evaluation mode, so that the running means of the loss terms are not reset within an interval.
             logs = {f"eval_{name}": value for name, value in values.items() if value is not None}
             due = trainer.control.should_log
             trainer.log({**logs, "eval_detection_runtime": round(time.monotonic() - start, 3)})
             trainer.control.should_log = due  # cleared by logging, although the log line of this step is still due
         return values[self.settings.metric] or 0.0  # undefined: no better than nothing
+
+
+def _gathered(items: list[Any], world_size: int) -> list[Any]:
+    """The items of all ranks."""
+    if world_size == 1:
+        return items
+    parts: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 @contextmanager
