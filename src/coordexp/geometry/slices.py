@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,10 @@ class SliceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "covers the image"
         ),
     ] = ()
+    category_grids: Annotated[
+        dict[str, tuple[tuple[Count, Count], ...]],
+        Meta(description="grids of a category instead of all others, for prompts that name only this category"),
+    ] = {}
     whole_image: Annotated[
         bool, Meta(description="predict the whole image as well, for objects larger than a slice")
     ] = False
@@ -72,17 +76,33 @@ class SliceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "box of the same description in another slice",
         ),
     ] = 0.5
+    score: Annotated[
+        Literal["best", "mean"],
+        Meta(
+            description="score of merged boxes: `best`: the best one; `mean`: the mean over the slices that contain "
+            "the box entirely, 0 for those without a matching box"
+        ),
+    ] = "best"
 
     def __post_init__(self) -> None:
         if not (self.grids or self.sizes):
             raise ValueError("grids, sizes: expected at least one of the two, for example grids: [[2, 2]]")
+        for name, grids in self.category_grids.items():
+            if not grids:
+                raise ValueError(f"category_grids.{name}: expected at least one grid, for example [[1, 1]]")
 
 
-def slices_of(size: tuple[int, int], source_width: int, options: SliceOptions) -> list[Slice]:
+def slices_of(
+    size: tuple[int, int], source_width: int, options: SliceOptions, category: str | None = None
+) -> list[Slice]:
     """The slices of an image of `size` (width, height), grid by grid and row by row, the whole image last.
 
-    source_width: width in pixels of the source image, to which `options.sizes` refers. No slice is listed twice.
+    source_width: width in pixels of the source image, to which `options.sizes` refers. category: the only one that the
+    prompt names, if any. No slice is listed twice.
     """
+    own = options.category_grids.get(category or "")
+    if own is not None:
+        options = msgspec.structs.replace(options, grids=own, sizes=(), whole_image=False)
     grids = [
         [_by_count(extent, count, options.overlap) for extent, count in zip(size, grid, strict=True)]
         for grid in options.grids

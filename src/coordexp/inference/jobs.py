@@ -18,7 +18,7 @@ from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import grid_size
 from coordexp.geometry.slices import Slice, slices_of
 from coordexp.inference.generation_state import GenerationState
-from coordexp.inference.merge_slices import merge_slices
+from coordexp.inference.merge_slices import SlicePrediction, merge_slices
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor, Request
 from coordexp.inference.prompts import Prompt
@@ -66,11 +66,16 @@ def jobs_of(tasks: Iterable[ImageTask], options: PredictOptions) -> list[Job]:
     jobs: list[Job] = []
     for position, task in by_position.items():
         size = (task.record.width, task.record.height)
-        windows = slices_of(size, task.record.metadata.source_width, options.slices)
-        asked = [(window, prompt) for window in windows for prompt in task.prompts]
+        asked: dict[Slice, list[Prompt]] = {}
+        for prompt in task.prompts:
+            names = prompt.categories or ()
+            category = names[0] if len(names) == 1 else None
+            for window in slices_of(size, task.record.metadata.source_width, options.slices, category):
+                asked.setdefault(window, []).append(prompt)
+        pairs = [(window, prompt) for window, prompts in asked.items() for prompt in prompts]
         jobs += [
             Job(position, part, task.record, prompt, partial(load, position), window)
-            for part, (window, prompt) in enumerate(asked)
+            for part, (window, prompt) in enumerate(pairs)
         ]
     return jobs
 
@@ -115,17 +120,21 @@ def _prediction(
 ) -> Prediction:
     """The prediction for an image from the answers to all its prompts, in their order."""
     found = []
-    record = answers[0][0].record
+    record, options = answers[0][0].record, predictor.options
     for window, group in groupby(answers, key=lambda answer: answer[0].window):
         parts = list(group)
-        size = _seen_size(parts[0][0], predictor)
-        seen = msgspec.structs.replace(record, width=size[0], height=size[1])
-        pairs = [(answer, text) for _, answer, text in parts]
-        found.append((window, build_prediction(pairs, seen, predictor.options, emit_norm)))
-    options = predictor.options.slices
-    if options is None:
-        return found[0][1]
-    return merge_slices(found, (record.width, record.height), options)
+        seen = record
+        if window is not None:
+            width, height = _seen_size(parts[0][0], predictor)
+            seen = msgspec.structs.replace(record, width=width, height=height)
+        prediction = build_prediction([(answer, text) for _, answer, text in parts], seen, options, emit_norm)
+        if window is None or options.slices is None:
+            return prediction
+        names = [job.prompt.categories for job, _, _ in parts]
+        asked = None if None in names else frozenset(name for given in names for name in given or ())
+        found.append(SlicePrediction(window, prediction, asked))
+    assert options.slices is not None
+    return merge_slices(found, (record.width, record.height), options.slices)
 
 
 def _load(job: Job, predictor: Predictor) -> Image.Image:

@@ -59,6 +59,14 @@ def test_the_whole_image_is_added_once():
     assert slices_of(SIZE, 640, SliceOptions(grids=((2, 1),), whole_image=True))[-1] == (0, 0, 640, 480)
 
 
+def test_a_category_may_have_grids_of_its_own():
+    options = SliceOptions(grids=((3, 2),), sizes=(100,), whole_image=True, category_grids={"big": ((1, 1),)})
+    assert slices_of(SIZE, 640, options, "big") == [(0, 0, 640, 480)]
+    assert slices_of(SIZE, 640, options, "other") == slices_of(SIZE, 640, options)
+    with pytest.raises(msgspec.ValidationError, match=r"category_grids\.big: expected at least one grid"):
+        msgspec.convert({"grids": [[2, 2]], "category_grids": {"big": []}}, SliceOptions)
+
+
 def test_options_without_slices_are_refused():
     with pytest.raises(msgspec.ValidationError, match="grids, sizes: expected at least one"):
         msgspec.convert({"overlap": 0.3}, SliceOptions)

@@ -1,12 +1,13 @@
 """Merging the detections of slices, compared with a slow reference."""
 
+import msgspec
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.geometry.slices import Slice, SliceOptions, slices_of
-from coordexp.inference.merge_slices import merge_slices
+from coordexp.inference.merge_slices import SlicePrediction, merge_slices
 from coordexp.records import Detection, Prediction
 
 SIZE = (100, 80)
@@ -26,9 +27,8 @@ def found(window, *boxes, **changes):
         )
         for desc, score, *box in boxes
     ]
-    return window, Prediction(
-        7, 1000, 800, "open", "stop", "text", detections, token_ids=[1], token_logprobs=[-0.5], **changes
-    )
+    fields = (7, 1000, 800, "open", "stop", "text", detections)
+    return SlicePrediction(window, Prediction(*fields, token_ids=[1], token_logprobs=[-0.5], **changes))
 
 
 def merged(*slices, options=OPTIONS):
@@ -83,21 +83,40 @@ def test_an_object_inside_another_one_is_kept():
 
 def test_answers_tokens_and_problems_of_all_slices_are_kept():
     left, right = found(LEFT, problems={"x": 1}), found(RIGHT, problems={"x": 2, "y": 1})
-    right[1].finish = "length"
+    right.prediction.finish = "length"
     whole = merge_slices([left, right], SIZE, OPTIONS)
     assert (whole.finish, whole.text, whole.problems) == ("length", "text\ntext", {"x": 3, "y": 1})
     assert (whole.token_ids, whole.token_logprobs) == ([1, 1], [-0.5, -0.5])
 
 
 def test_polygons_are_placed_like_boxes():
-    window, prediction = found(RIGHT, ("a", 0.5, 60, 20, 80, 40))
-    prediction.detections[0].poly = [0.0, 0.0, 1.0, 0.0, 0.5, 1.0]
-    [detection] = merge_slices([(window, prediction)], SIZE, OPTIONS).detections
+    one = found(RIGHT, ("a", 0.5, 60, 20, 80, 40))
+    one.prediction.detections[0].poly = [0.0, 0.0, 1.0, 0.0, 0.5, 1.0]
+    [detection] = merge_slices([one], SIZE, OPTIONS).detections
     assert detection.poly == pytest.approx([0.4, 0, 1, 0, 0.7, 1])
 
 
+MEAN = msgspec.structs.replace(OPTIONS, score="mean")
+
+
+def test_the_mean_score_counts_the_slices_that_contain_the_box():
+    both, one = ("a", 0.8, 42, 10, 55, 30), ("a", 0.6, 10, 10, 30, 30)
+    assert merged(found(LEFT, both, one), found(RIGHT, ("a", 0.4, 43, 10, 56, 30)), options=MEAN) == [
+        ("a", pytest.approx(0.6), 42, 10, 55, 30),
+        one,
+    ]
+    assert merged(found(LEFT, both), found(RIGHT), options=MEAN) == [("a", 0.4, *both[2:])]
+    assert merged(found(LEFT, both), found(RIGHT)) == [both]
+
+
+def test_a_slice_that_was_not_asked_about_a_category_does_not_lower_its_score():
+    left, right = found(LEFT, ("a", 0.8, 42, 10, 55, 30)), found(RIGHT)
+    for asked, score in ((None, 0.4), (frozenset("ab"), 0.4), (frozenset("b"), 0.8)):
+        assert merged(left, right._replace(asked=asked), options=MEAN)[0][1] == pytest.approx(score)
+
+
 def reference(slices, options):
-    """Merging box by box with shapely; boxes are (description, score, box in pixels)."""
+    """Merging box by box with shapely: score by index; boxes are (description, score, box in pixels)."""
     rows = []
     for n, (window, boxes) in enumerate(slices):
         right, bottom = window.left + window.width, window.top + window.height
@@ -109,25 +128,36 @@ def reference(slices, options):
             rows.append((cut, -score, len(rows), n, desc, shapely.box(x1, y1, x2, y2)))
     kept = []
     for row in sorted(rows, key=lambda row: row[:3]):
-        cut, _, _, n, desc, box = row
-        for *_, other_slice, other_desc, other in kept:
+        cut, score, _, n, desc, box = row
+        for group in kept:
+            *_, other_slice, other_desc, other = group[0]
             if other_slice == n or other_desc != desc:
                 continue
             shared = box.intersection(other).area
-            if shared / box.union(other).area >= options.iou:
-                break
-            if cut and shared / min(box.area, other.area) >= options.containment:
+            if shared / box.union(other).area >= options.iou or (
+                cut and shared / min(box.area, other.area) >= options.containment
+            ):
+                group.append(row)
                 break
         else:
-            kept.append(row)
-    return sorted(row[2] for row in kept)
+            kept.append([row])
+    windows = [shapely.box(w.left, w.top, w.left + w.width, w.top + w.height) for w, _ in slices]
+    result = {}
+    for group in kept:
+        best = {n: max(-row[1] for row in group if row[3] == n) for n in {row[3] for row in group}}
+        showing = {n for n, window in enumerate(windows) if window.covers(group[0][5])} | set(best)
+        result[group[0][2]] = -group[0][1] if options.score == "best" else sum(best.values()) / len(showing)
+    return result
+
+
+SCORES = st.sampled_from(["best", "mean"])
 
 
 @settings(deadline=None, max_examples=60)
-@given(data=st.data(), columns=st.integers(1, 3), rows=st.integers(1, 2), whole=st.booleans())
-def test_merging_agrees_with_the_reference(data, columns, rows, whole):
+@given(data=st.data(), columns=st.integers(1, 3), rows=st.integers(1, 2), whole=st.booleans(), score=SCORES)
+def test_merging_agrees_with_the_reference(data, columns, rows, whole, score):
     options = SliceOptions(
-        grids=((columns, rows),), overlap=0.3, border=0.021, iou=0.45, containment=0.55, whole_image=whole
+        grids=((columns, rows),), overlap=0.3, border=0.021, iou=0.45, containment=0.55, whole_image=whole, score=score
     )
     slices = []
     for window in slices_of(SIZE, SIZE[0], options):
@@ -140,7 +170,8 @@ def test_merging_agrees_with_the_reference(data, columns, rows, whole):
             boxes.append((data.draw(st.sampled_from("ab")), data.draw(st.floats(0, 1)), x1, y1, x2, y2))
         slices.append((window, boxes))
     everything = [box for _, boxes in slices for box in boxes]
-    expected = [everything[n] for n in reference(slices, options)]
+    expected = reference(slices, options)
     actual = merged(*(found(window, *boxes) for window, boxes in slices), options=options)
-    assert [row[:2] for row in actual] == [row[:2] for row in expected]
-    assert [row[2:] for row in actual] == [pytest.approx(row[2:]) for row in expected]
+    assert [row[0] for row in actual] == [everything[n][0] for n in sorted(expected)]
+    assert [row[1] for row in actual] == pytest.approx([expected[n] for n in sorted(expected)])
+    assert [row[2:] for row in actual] == [pytest.approx(everything[n][2:]) for n in sorted(expected)]

@@ -146,6 +146,15 @@ def test_each_image_is_loaded_once_for_all_its_slices_and_prompts(taught, record
     assert all(row.text.count('{"objects"') == 6 for row in read(tmp_path / "p.jsonl"))
 
 
+def test_a_category_with_grids_of_its_own_is_asked_for_in_these_alone(taught, records, tmp_path):
+    slices = SliceOptions(grids=((2, 1),), overlap=0.0, category_grids={"cat": ((1, 1), (2, 1))}, score="mean")
+    options = msgspec.structs.replace(OPTIONS, protocol="all_categories", chunk=1, restrict_labels=True, slices=slices)
+    predict(taught, records, tmp_path / "p.jsonl", options, STYLE, categories=["cat", "a dog"])
+    for row in read(tmp_path / "p.jsonl"):
+        assert len(row.slices) == 3 and row.text.count('{"objects"') == 5
+        assert all(d.desc == "cat" for d in row.detections if row.slices[d.slice] == [0, 0, 1, 1])
+
+
 def test_predictions_with_other_slices_are_not_resumed(taught, records, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_jsonl", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
