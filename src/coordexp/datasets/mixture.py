@@ -14,6 +14,7 @@ epochs.
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,26 +85,33 @@ class MixtureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Mixture:
     """The sources of a mixture: the offset of each record, and the records of each epoch.
 
-    Memory is one integer per image. DataError with file and line if a source is empty, or if a record is not in space
-    `expect`.
+    A record's position is its number among those of all sources, in their order. Memory is 8 bytes per record, and 4
+    per record of an epoch (8 from 2**31 records on). DataError with file and line if a source is empty, or if a record
+    is not in space `expect`.
     """
 
     def __init__(self, config: MixtureConfig, expect: CoordSpace):
         self.config, self.expect = config, expect
         self.names = list(config.sources)
         self.offsets = [_line_offsets(source.jsonl, expect) for source in config.sources.values()]
+        self.starts = np.cumsum([0, *map(len, self.offsets)])
         self.quotas = quotas(config, [len(o) for o in self.offsets])
 
     def epoch(self, number: int) -> np.ndarray:
-        """(source, line) int64 [N, 2] of epoch `number` (from 0), shuffled; the same on every call and machine."""
-        rows = []
-        for i, (source, lines, quota) in enumerate(
-            zip(self.config.sources.values(), self.offsets, self.quotas, strict=True)
-        ):
-            chosen = _rounds(len(lines), number * quota, quota, (self.config.seed, source.seed, i))
-            rows.append(np.stack([np.full(quota, i), chosen], axis=1))
-        mixed = np.concatenate(rows)
-        return mixed[np.random.default_rng([self.config.seed, number]).permutation(len(mixed))]
+        """Shuffled positions of the records of epoch `number` (from 0), int [N]; the same on every call and machine."""
+        positions = np.empty(sum(self.quotas), dtype=_integer(self.starts[-1]))
+        end = 0
+        for i, (source, quota) in enumerate(zip(self.config.sources.values(), self.quotas, strict=True)):
+            own, end = positions[end : end + quota], end + quota
+            _draw_rounds(own, len(self.offsets[i]), number * quota, (self.config.seed, source.seed, i))
+            own += self.starts[i].astype(own.dtype)
+        np.random.default_rng([self.config.seed, number]).shuffle(positions)
+        return positions
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(source, line from 0 among its records) of a position."""
+        source = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return source, int(position - self.starts[source])
 
     def record(self, source: int, line: int) -> tuple[Record, Path, MixtureSource]:
         """The record on a line (from 0) of a source, with the file and the source's settings."""
@@ -180,13 +188,21 @@ def quotas(config: MixtureConfig, lengths: list[int]) -> list[int]:
     return counts.tolist()
 
 
-def _rounds(length: int, start: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """`count` line numbers from position `start` of an endless sequence of shuffled rounds."""
-    if count == 0:
-        return np.zeros(0, dtype=np.int64)
-    first, last = start // length, (start + count - 1) // length
-    rounds = [np.random.default_rng([*seed, r]).permutation(length) for r in range(first, last + 1)]
-    return np.concatenate(rounds)[start - first * length :][:count]
+def _integer(limit: int) -> type[np.signedinteger]:
+    """The smallest type, of 4 or 8 bytes, for integers up to `limit`."""
+    return np.int32 if limit < 2**31 else np.int64
+
+
+def _draw_rounds(out: np.ndarray, length: int, start: int, seed: tuple[int, ...]) -> None:
+    """Fill `out` with line numbers below `length`, from position `start` of an endless sequence of shuffled rounds."""
+    filled = 0
+    while filled < len(out):
+        number, skipped = divmod(start + filled, length)
+        count = min(length - skipped, len(out) - filled)
+        lines = np.arange(length, dtype=out.dtype)
+        np.random.default_rng([*seed, number]).shuffle(lines)
+        out[filled : filled + count] = lines[skipped : skipped + count]
+        filled += count
 
 
 class _RecordHead(msgspec.Struct):
@@ -197,7 +213,7 @@ _decode_head = msgspec.json.Decoder(_RecordHead).decode
 
 
 def _line_offsets(path: str, expect: CoordSpace) -> np.ndarray:
-    offsets, position = [], 0
+    offsets, position = array("q"), 0  # a list would take 40 bytes per record
     with Path(path).open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             if line.strip():
@@ -207,7 +223,7 @@ def _line_offsets(path: str, expect: CoordSpace) -> np.ndarray:
     if not offsets:
         fix = "remove the source, or check the statistics of its conversion"
         raise DataError(located("no records", file=path, fix=fix))
-    return np.array(offsets, dtype=np.int64)
+    return np.frombuffer(offsets, dtype=np.int64)
 
 
 def _check_space(line: bytes, expect: CoordSpace, path: str, number: int) -> None:

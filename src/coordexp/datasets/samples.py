@@ -102,8 +102,9 @@ class Samples:
     def get(self, index: int, epoch: int) -> Sample:
         """Sample `index` of an epoch (both from 0)."""
         if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = None  # frees the order of the previous epoch first
             self._epoch = (epoch, self.mixture.epoch(epoch))
-        source, line = self._epoch[1][index // self.options.orders_per_sample].tolist()
+        source, line = self.mixture.locate(self._epoch[1][index // self.options.orders_per_sample])
         record, path, settings = self.mixture.record(source, line)
         rng = np.random.default_rng([self.options.seed, epoch, index])
         table, source_line = self.tables[source], f"{path}:{line + 1}"

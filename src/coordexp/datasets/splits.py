@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from coordexp.datasets.ordering import stable_hash
 from coordexp.records import CoordSpace, Record, read_records
@@ -23,14 +24,21 @@ def tiny_split(src: str | Path, dst: str | Path, count: int, seed: int, space: C
     """
     if count < 1:
         raise ConfigError(located("expected at least one image", field="data.tiny", found=count))
-    ranks = (stable_hash(seed, record.metadata.image_id) for record in read_records(src, space))
-    chosen = heapq.nsmallest(count, ((rank, line) for line, rank in enumerate(ranks)))
-    lines = {line for _, line in chosen}
-    return write_jsonl(dst, _pick(src, lines, space))
+    order = _ranking(src, seed, space)
+    return write_jsonl(dst, itertools.compress(read_records(src, space), _mask(order, order[:count])))
 
 
-def _pick(src: str | Path, lines: set[int], space: CoordSpace) -> Iterator[Record]:
-    return (record for line, record in enumerate(read_records(src, space)) if line in lines)
+def _ranking(src: str | Path, seed: int, space: CoordSpace) -> np.ndarray:
+    """The record numbers of `src` (from 0), int64 [N], in the order of the hashes of seed and image id."""
+    hashes = (stable_hash(seed, record.metadata.image_id) for record in read_records(src, space))
+    return np.argsort(np.fromiter(hashes, np.uint64), kind="stable")
+
+
+def _mask(order: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """Bool [N]: whether the record of each number is `selected`."""
+    mask = np.zeros(len(order), dtype=bool)
+    mask[selected] = True
+    return mask
 
 
 def calibration_split(
@@ -48,19 +56,21 @@ def calibration_split(
     taken from the other end of the ranking of `tiny_split`, so the tiny split stays among the training images. Returns
     the number of images that remain for training.
     """
-    ranks = [
-        (stable_hash(seed, record.metadata.image_id), n) for n, record in enumerate(read_records(records, "pixel"))
-    ]
-    if not 1 <= count < len(ranks):
-        facts = {"expected": f"1 to {len(ranks) - 1}", "found": count}
+    order = _ranking(records, seed, "pixel")
+    if not 1 <= count < len(order):
+        facts = {"expected": f"1 to {len(order) - 1}", "found": count}
         fix = "set calibrate.images to fewer images than the training split has"
         problem = "too many images are reserved for calibration"
         raise ConfigError(located(problem, file=records, field="calibrate.images", fix=fix, **facts))
-    selected = {n for _, n in heapq.nlargest(count, ranks)}
-    remaining = set(range(len(ranks))) - selected
-    write_jsonl(calibration, _relocated(_pick(records, selected, "pixel"), records, calibration))
-    write_jsonl(rest, _relocated(_pick(records, remaining, "pixel"), records, rest))
-    return write_jsonl(rest_tokens, _relocated(_pick(tokens, remaining, "token"), tokens, rest_tokens))
+    selected = _mask(order, order[-count:])
+    del order
+
+    def part(src: str | Path, space: CoordSpace, mask: np.ndarray, dst: str | Path) -> int:
+        return write_jsonl(dst, _relocated(itertools.compress(read_records(src, space), mask), src, dst))
+
+    part(records, "pixel", selected, calibration)
+    part(records, "pixel", ~selected, rest)
+    return part(tokens, "token", ~selected, rest_tokens)
 
 
 def _relocated(records: Iterable[Record], src: str | Path, dst: str | Path) -> Iterator[Record]:

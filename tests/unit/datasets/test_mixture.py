@@ -28,6 +28,11 @@ def config(tmp_path, text, name="mix.yaml"):
     return path
 
 
+def drawn(mixture, number) -> np.ndarray:
+    """(source, line) of each record of an epoch."""
+    return np.array([mixture.locate(position) for position in mixture.epoch(number)])
+
+
 def source_counts(rows) -> list[int]:
     return np.bincount(rows[:, 0]).tolist()
 
@@ -44,7 +49,7 @@ def test_a_mixture_with_its_own_prompts(tmp_path):
     mixture = load_mixture(path)
     opened = Mixture(mixture, "token")
     assert opened.quotas == [10, 10]
-    rows = opened.epoch(0)
+    rows = drawn(opened, 0)
     assert source_counts(rows) == [10, 10]
     found, file, settings = opened.record(*rows[np.argmin(rows[:, 0])])
     assert file == tmp_path / "a.jsonl"
@@ -69,10 +74,21 @@ def test_epochs_are_reproducible_and_different(tmp_path):
     one, two = (Mixture(load_mixture(config(tmp_path, text)), "token") for _ in range(2))
     assert np.array_equal(one.epoch(3), two.epoch(3))
     assert not np.array_equal(one.epoch(0), one.epoch(1))
-    assert one.epoch(0)[:, 0].tolist() != sorted(one.epoch(0)[:, 0].tolist())  # mixed, not in a row
+    sources = drawn(one, 0)[:, 0].tolist()
+    assert sources != sorted(sources)  # mixed, not in a row
     other = Mixture(load_mixture(config(tmp_path, text.replace("seed: 4", "seed: 5"))), "token")
-    a, b = ([sorted(map(tuple, f.epoch(0)[f.epoch(0)[:, 0] == s])) for s in (0, 1)] for f in (one, other))
-    assert a == b  # a whole round holds every image, whatever the seed
+    assert sorted(one.epoch(0)) == sorted(other.epoch(0))  # a whole round holds every image, whatever the seed
+
+
+def test_the_order_is_that_of_shuffled_rounds_that_are_shuffled_once_more(tmp_path):
+    files(tmp_path, a=7, b=11)
+    text = "sources:\n  a: {jsonl: a.jsonl, ratio: 1.4}\n  b: {jsonl: b.jsonl, seed: 4}\n"
+    mixture = Mixture(load_mixture(config(tmp_path, text)), "token")
+    rounds = [np.random.default_rng([17, 0, 0, n]).permutation(7) for n in (4, 5)]
+    expected = [(0, line) for line in np.concatenate(rounds)[2:12]]  # epoch 3: draws 30 to 39
+    expected += [(1, line) for line in np.random.default_rng([17, 4, 1, 3]).permutation(11)]
+    order = np.random.default_rng([17, 3]).permutation(len(expected))
+    assert drawn(mixture, 3).tolist() == np.array(expected)[order].tolist()
 
 
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 1.7, 2.5])
@@ -81,7 +97,7 @@ def test_no_image_repeats_before_all_others_were_drawn(tmp_path, ratio):
     opened = Mixture(load_mixture(config(tmp_path, f"sources: {{a: {{jsonl: a.jsonl, ratio: {ratio}}}}}")), "token")
     seen: Counter = Counter()
     for number in range(8):
-        lines = opened.epoch(number)[:, 1].tolist()
+        lines = drawn(opened, number)[:, 1].tolist()
         assert len(lines) == round(17 * ratio)
         seen.update(lines)
         every = [seen[line] for line in range(17)]
@@ -103,7 +119,7 @@ def test_an_epoch_of_a_given_size(tmp_path):
     files(tmp_path, a=5, b=50)
     text = "epoch_size: 40\nsources: {a: {jsonl: a.jsonl, ratio: 1}, b: {jsonl: b.jsonl, ratio: 3}}"
     opened = Mixture(load_mixture(config(tmp_path, text)), "token")
-    assert source_counts(opened.epoch(2)) == [10, 30]
+    assert source_counts(drawn(opened, 2)) == [10, 30]
 
 
 def test_extends_merges_and_keeps_each_files_own_paths(tmp_path):

@@ -1,18 +1,24 @@
 """Samples as an ms-swift dataset whose rows are indices; a record is read when its row is encoded.
 
-Memory is constant in the size of the files, and the prompt and the objects of a sample may change every epoch.
+Memory is 8 bytes per row and does not depend on the size of the records. The prompt and the objects of a sample may
+change every epoch.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
-from swift.dataset import DatasetMeta, register_dataset
+from datasets.table import InMemoryTable
+from swift.dataset import DatasetMeta, LazyLLMDataset, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
+from swift.pipelines.train import sft
 
 from coordexp.datasets.mixture import load_mixture, single_file_mixture
 from coordexp.datasets.samples import Sample, Samples, read_category_table
@@ -20,11 +26,13 @@ from coordexp.runtime.errors import ConfigError
 from coordexp.training.ms_swift.custom_section import custom_section
 
 TRAIN, VAL = "coordexp_train", "coordexp_val"
+ROWS_PER_CHUNK = 65_536
 _epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with loader workers, which may outlive an epoch
 
 
 def register() -> None:
     """Register `--dataset coordexp_train --val_dataset coordexp_val`, which read the recipe's JSONL files."""
+    sft.LazyLLMDataset = EncodedRows
     for name in (TRAIN, VAL):
         meta = DatasetMeta(dataset_name=name, ms_dataset_id=name, hf_dataset_id=name, loader=_Loader)
         register_dataset(meta, exist_ok=True)
@@ -65,6 +73,42 @@ def samples(split: str) -> Samples:
     return Samples(single_file_mixture(path), expect, options, table)
 
 
+class EncodedRows(LazyLLMDataset):
+    """ms-swift's dataset of encoded rows without its list of substitutes, which takes 40 bytes per row.
+
+    Substitutes are not used: an error of a row ends the training, and `SkippingTemplate` skips long samples.
+    """
+
+    def __init__(self, dataset: Dataset, encode_func: Callable[..., dict[str, Any]], **_: Any):
+        self.dataset, self.encode_func = dataset, encode_func
+
+    def __getitem__(self, index: int | str) -> Any:
+        """The encoded row `index`, or the column of that name."""
+        if isinstance(index, str):
+            return self.dataset[index]
+        return self.encode_func(self.dataset[index], return_length=True)
+
+
+class RowIndex(Dataset):
+    """The rows of a split: `index`, the name of the split, and the number of rows.
+
+    The last two are equal in all rows, and their chunks share the memory of the first chunk.
+    """
+
+    @classmethod
+    def of(cls, split: str, count: int) -> RowIndex:
+        """The rows of a split with `count` samples."""
+        size = min(count, ROWS_PER_CHUNK)
+        constants = {"split": pa.array([split] * size), "count": pa.array(np.full(size, count))}
+        sizes = [min(size, count - low) for low in range(0, count, ROWS_PER_CHUNK)]
+        columns = {name: pa.chunked_array([values[:n] for n in sizes]) for name, values in constants.items()}
+        return cls(InMemoryTable(pa.table({"index": np.arange(count), **columns})), fingerprint=f"{split}-{count}")
+
+    def add_column(self, *_: Any, **__: Any) -> RowIndex:
+        """The same rows: ms-swift adds the name of the dataset, which is in `split` already."""
+        return self
+
+
 class _Loader(BaseDatasetLoader):
     """Called by ms-swift with its loading options; the files come from the recipe."""
 
@@ -73,8 +117,7 @@ class _Loader(BaseDatasetLoader):
 
     def load(self, dataset_syntax: Any = None, dataset_meta: Any = None, *, use_hf: bool | None = None) -> Dataset:
         split = dataset_meta.dataset_name
-        count = len(samples(split))
-        return Dataset.from_dict({"index": list(range(count)), "split": [split] * count, "count": [count] * count})
+        return RowIndex.of(split, len(samples(split)))
 
     def post_process(self, dataset: Dataset, **options: Any) -> tuple[Dataset, None]:
         """All rows in their own order; the trainer's sampler shuffles."""

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import torch
-from swift.trainers import Seq2SeqTrainer, TrainerFactory
+from swift.trainers import Seq2SeqTrainer, TrainerFactory, mixin
 from swift.utils import get_logger
 
 from coordexp.losses.criterion import Counts
@@ -15,7 +15,7 @@ from coordexp.modeling.adapter import OFFSET_MODULE
 from coordexp.recipe import Custom
 from coordexp.runtime.errors import ConfigError, DataError, located
 from coordexp.training.ms_swift.custom_section import custom_section
-from coordexp.training.ms_swift.dataloader import sigterm_safe_loader
+from coordexp.training.ms_swift.dataloader import ShuffledBatches, sigterm_safe_loader
 from coordexp.training.ms_swift.log_file import replace_printer
 from coordexp.training.ms_swift.template import TARGETS
 
@@ -26,7 +26,8 @@ logger = get_logger()
 
 
 def register() -> None:
-    """Make ms-swift's SFT use this trainer."""
+    """Make ms-swift's SFT use this trainer and its batches."""
+    mixin.BatchSamplerShard = ShuffledBatches
     TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{__name__}.CoordTrainer"
 
 
