@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sqlite3
+from importlib.util import find_spec
 
 import pytest
 from PIL import Image, ImageDraw
@@ -32,13 +34,23 @@ def write_parts(folder, images_per_split=(8, 4)):
             csv.writer(out).writerows(rows)
 
 
+OFFLINE = {"wandb": "wandb", "swanlab": "swanboard", "mlflow": "mlflow"}  # the package that writes to local files
+TRACKERS = [name for name, package in OFFLINE.items() if find_spec(package)]  # the test environment has wandb
+
+
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A finished run that uses a dataset format, a loss term, a decoding mode and a metric of plug-in files."""
+    """A finished run that uses a dataset format, a loss term, a decoding mode and a metric of plug-in files.
+
+    It reports to the experiment trackers that are installed, in their offline modes.
+    """
     folder = tmp_path_factory.mktemp("recipes")
     write_parts(folder / "parts")
     names = ("csv_boxes", "smooth_l1", "median", "detections_per_image")
     loss = {"weights": {"smooth_l1": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}
+    training = SHORT["training"] | {"report_to": TRACKERS}
+    if "swanlab" in TRACKERS:
+        training["swanlab_mode"] = "local"
     changes = {
         "plugins": [str(PLUGINS / f"{name}.py") for name in names],
         "datasets": {
@@ -49,13 +61,15 @@ def extended(tmp_path_factory):
                 "categories": ["bolt", "nut"],
             }
         },
-        "runs": {"parts": {"model": "tiny", "recipe": {**SHORT, "custom": {"loss": loss}}}},
+        "runs": {"parts": {"model": "tiny", "recipe": {**SHORT, "training": training, "custom": {"loss": loss}}}},
         "data": {"tiny": 4},
         "predict": {"decode": "median", "max_new_tokens": 96},
         "evaluate": {"protocols": ["coco"], "bootstrap": 10},
     }
     workflow = Workflow(folder, changes)
-    workflow.run("results/parts_9/eval.json", "results/parts_9/report.html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        workflow.run("results/parts_9/eval.json", "results/parts_9/report.html")
     return workflow
 
 
@@ -70,6 +84,21 @@ def test_loss_term_is_trained_and_logged(extended):
     assert rows and all(row["smooth_l1"] > 0 for row in rows)
     manifest = read_json(extended.path("results/parts_9/train/adapter/train_manifest.json"))
     assert manifest["recipe"]["custom"]["loss"]["weights"]["smooth_l1"] == 1.0
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_experiment_trackers_record_the_loss_beside_the_tensorboard_files(extended, name):
+    if name not in TRACKERS:
+        pytest.skip(f"{name} is not installed")
+    folder = extended.path("results/parts_9/train")
+    assert list(folder.glob("tensorboard/**/events.out.tfevents.*"))
+    if name == "mlflow":
+        with sqlite3.connect(folder / "mlflow.db") as database:
+            steps = database.execute("SELECT step FROM metrics WHERE key = 'loss' ORDER BY step").fetchall()
+        assert [step for (step,) in steps] == [1, 2, 3, 4]
+    else:
+        written = [file for file in folder.rglob("*") if file.is_file() and name in str(file.relative_to(folder))]
+        assert any(b"train/loss" in file.read_bytes() for file in written), written
 
 
 def test_decoding_mode_is_accepted_and_used(extended):
