@@ -124,8 +124,8 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="number of training images evaluated in addition (the first ones of `train_jsonl`); a large "
-            "difference from the validation images indicates overfitting",
+            description="number of training images evaluated in addition, at most `images` (the first ones of "
+            "`train_jsonl`); a large difference from the validation images indicates overfitting",
         ),
     ] = 16
     image_use: Annotated[
@@ -186,6 +186,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category_ratio: declared(SampleOptions, "category_ratio") = SampleOptions().category_ratio
     negatives: declared(SampleOptions, "negatives") = SampleOptions().negatives
     max_named: declared(SampleOptions, "max_named") = SampleOptions().max_named
+    absent_only: declared(SampleOptions, "absent_only") = SampleOptions().absent_only
     named_categories: declared(SampleOptions, "named_categories") = SampleOptions().named_categories
     sample_seed: declared(SampleOptions, "seed") = SampleOptions().seed
     emit_norm: Annotated[
@@ -219,6 +220,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             category_ratio=self.category_ratio,
             negatives=self.negatives,
             max_named=self.max_named,
+            absent_only=self.absent_only,
             named_categories=self.named_categories,
             seed=self.sample_seed,
         )
@@ -345,6 +347,12 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("prefix", custom.prefix.active, custom.coord_tokens.enabled, tokens),
         ("max_named", custom.max_named is not None, custom.category_ratio > 0, "custom.category_ratio above 0"),
+        (
+            "absent_only",
+            custom.absent_only > 0,
+            custom.category_ratio > 0 and custom.negatives > 0,
+            "custom.category_ratio and custom.negatives above 0",
+        ),
         (
             "named_categories",
             custom.named_categories is not None,

@@ -1,5 +1,6 @@
 """Recipes: `extends`, inline recipes, merging, and errors that name the key."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def test_every_shipped_recipe_loads(path):
     recipe = load_recipe(path)
     assert recipe.custom.emit_norm == "norm1000"
     assert recipe.template["truncation_strategy"] == "raise"
+
+
+def test_the_recipe_for_coco_has_the_values_of_the_record_and_names_what_is_absent():
+    coco, lvis = (load_recipe(REPOSITORY / f"config/train/{name}.yaml") for name in ("coco", "lvis"))
+    loss, training = coco.custom.loss, coco.training
+    kept = {name: weight for name, weight in loss.weights.items() if weight}
+    assert kept == {"text": 1, "ce": 1, "soft_ce": 1, "w1": 1, "coord_mass": 2}
+    assert (loss.temperature, loss.sigma, loss.truncate) == (0.7, 1, 8)
+    assert (training["learning_rate"], training["vit_lr"], training["aligner_lr"]) == (2e-4, 1e-4, 4e-4)
+    assert (coco.custom.coord_offset.embed_lr, coco.tuner["use_dora"], coco.tuner["lora_rank"]) == (1e-4, True, 16)
+    for recipe, images in ((coco, 118_287), (lvis, 100_170)):
+        epoch = math.ceil(images / recipe.training["gradient_accumulation_steps"])
+        assert abs(recipe.training["save_steps"] - epoch) <= 1
+    assert coco.custom.category_ratio == 1 and coco.custom.negatives >= 80
+    assert 0 < lvis.custom.category_ratio < 1 and lvis.custom.absent_only > 0
 
 
 def test_extends_merges_maps_and_replaces_lists(tmp_path):

@@ -56,6 +56,14 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "all_categories and chunk: 1"
         ),
     ] = None
+    absent_only: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            le=1,
+            description="fraction of the prompts with categories that name only absent ones; the answer is empty",
+        ),
+    ] = 0.0
     named_categories: Annotated[
         tuple[str, ...] | None,
         msgspec.Meta(description="categories that prompts may name; null: every category"),
@@ -127,7 +135,8 @@ class Samples:
 
         The prompt names the categories that have objects and some that are *known* to be absent: those listed as
         negative or, with exhaustive annotations, all without an object. A category that is not exhaustively annotated
-        is not named, and its objects are not part of the answer. Of all these, at most `max_named` are named.
+        is not named, and its objects are not part of the answer. Of all these, at most `max_named` are named. With
+        probability `absent_only`, no present category is named, unless no category is known to be absent.
         """
         not_exhaustive = set(record.metadata.not_exhaustive_category_ids)
         present = {obj.category_id for obj in record.objects} - not_exhaustive
@@ -136,6 +145,9 @@ class Samples:
         absent = [absent[i] for i in rng.permutation(len(absent))[: self.options.negatives].tolist()]
         allowed = self.options.named_categories
         named = [i for i in (*sorted(present), *absent) if allowed is None or table.names[i] in allowed]
+        without = [i for i in named if i not in present]
+        if self.options.absent_only and rng.random() < self.options.absent_only and without:
+            named = without
         if not named:
             return None, record.objects
         chosen = [named[i] for i in rng.permutation(len(named))[: self.options.max_named].tolist()]

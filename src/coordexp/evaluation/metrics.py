@@ -92,6 +92,13 @@ def pointing(protocol: ScoredProtocol) -> Value:
     return protocol.pointing_accuracy
 
 
+@METRICS.register("presence")
+@always()
+def presence(protocol: ScoredProtocol) -> dict[str, Value]:
+    """Detections of absent categories per image, and correlation (MCC) of predicted with actual categories."""
+    return protocol.presence
+
+
 def compute_metrics(protocol: ScoredProtocol) -> tuple[dict[str, Value], dict[str, str]]:
     """Values and descriptions of all registered metrics by name; a dict-valued metric contributes all of its keys.
 

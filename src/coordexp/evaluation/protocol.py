@@ -13,6 +13,7 @@ from coordexp.evaluation.greedy_matching import Matches, match, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.options import ProtocolName
 from coordexp.evaluation.pointing import pointing_accuracy
+from coordexp.evaluation.presence import presence
 from coordexp.evaluation.reliability import calibration, correctness
 from coordexp.evaluation.result_types import CalibrationResult
 
@@ -57,6 +58,11 @@ class ScoredProtocol:
     def pointing_accuracy(self) -> float | None:
         """Pointing accuracy of box centres."""
         return pointing_accuracy(self.ground_truth, self.detections)
+
+    @property
+    def presence(self) -> dict[str, float | None]:
+        """False positives on absent categories, and correlation of predicted with actual presence."""
+        return presence(self.ground_truth, self.detections, federated=self.name == "lvis")
 
     def statistic(self, weights: np.ndarray) -> dict[str, float]:
         """The metrics that get confidence intervals, under image weights (int64 [I]); nan where undefined."""

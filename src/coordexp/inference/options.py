@@ -115,6 +115,15 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         float,
         Meta(gt=0, le=1, description="minimum IoU at which boxes of different answers are merged, with `samples` > 1"),
     ] = 0.5
+    vote_weight: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="with `samples` > 1, the weight in a score of the mean score over all answers (0 for those "
+            "without the box) rather than the best one; 0: votes do not count",
+        ),
+    ] = 0.5
     drop_duplicates: Annotated[
         bool,
         Meta(

@@ -41,7 +41,7 @@ def build_prediction(
                 found = kept
             to_one_prompt.append(found)
             problems.update(found_problems)
-        detections += to_one_prompt[0] if options.samples == 1 else merge_answers(to_one_prompt, options.merge_iou)
+        detections += to_one_prompt[0] if options.samples == 1 else _merged(to_one_prompt, options)
     unique, duplicates = drop_duplicates(detections, options.duplicate_iou)
     if duplicates:
         problems["duplicates_dropped" if options.drop_duplicates else "duplicates"] = duplicates
@@ -57,6 +57,10 @@ def build_prediction(
         token_ids=[token for answer, _ in answers for token in answer.tokens],
         token_logprobs=[round(value, 4) + 0.0 for answer, _ in answers for value in answer.logprobs],
     )
+
+
+def _merged(answers: list[list[Detection]], options: PredictOptions) -> list[Detection]:
+    return merge_answers(answers, options.merge_iou, options.vote_weight)
 
 
 def detections_of(

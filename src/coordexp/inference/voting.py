@@ -12,20 +12,25 @@ from coordexp.geometry.boxes import iou
 from coordexp.records import Detection
 
 
-def merge_answers(answers: Sequence[Sequence[Detection]], threshold: float) -> list[Detection]:
+def merge_answers(
+    answers: Sequence[Sequence[Detection]], threshold: float, vote_weight: float = 0.5
+) -> list[Detection]:
     """One ranked list from the detections of K answers to the same prompt, highest score first.
 
     Detections with the same description are grouped greedily by falling score: a detection joins the group whose best
     member it overlaps most, if their IoU is at least `threshold` and no member of the group is from the same answer.
-    The merged box is the mean of its members' boxes, weighted by score (the best member's box for a polygon). Its score
-    is the sum of their scores divided by K, and `score_parts` are those of the best member with `votes`, the number of
-    members divided by K.
+    The result is the best member, with `votes`, the number of members divided by K, in its `score_parts`. Its score is
+    (1 - w) s + w m / K with the best member's score s, the sum m of all scores, and `vote_weight` w in [0, 1].
     """
     by_desc: dict[str, list[tuple[int, int, Detection]]] = defaultdict(list)
     for number, answer in enumerate(answers):
         for position, detection in enumerate(answer):
             by_desc[detection.desc].append((number, position, detection))
-    merged = [_merged(group, len(answers)) for members in by_desc.values() for group in _groups(members, threshold)]
+    merged = [
+        _merged(group, len(answers), vote_weight)
+        for members in by_desc.values()
+        for group in _groups(members, threshold)
+    ]
     return sorted(merged, key=lambda detection: (-detection.score, detection.desc, detection.norm))
 
 
@@ -45,10 +50,7 @@ def _groups(members: list[tuple[int, int, Detection]], threshold: float) -> list
     return [[ranked[i][2] for i in group] for group in groups]
 
 
-def _merged(group: list[Detection], answers: int) -> Detection:
-    best, scores = group[0], np.array([detection.score for detection in group])
-    norm = best.norm
-    if best.poly is None and scores.sum() > 0:
-        norm = np.average([detection.norm for detection in group], axis=0, weights=scores).tolist()
-    parts = best.score_parts | {"votes": len(group) / answers}
-    return msgspec.structs.replace(best, norm=norm, score=float(scores.sum()) / answers, score_parts=parts)
+def _merged(group: list[Detection], answers: int, vote_weight: float) -> Detection:
+    best, mean = group[0], sum(detection.score for detection in group) / answers
+    score = (1 - vote_weight) * best.score + vote_weight * mean
+    return msgspec.structs.replace(best, score=score, score_parts=best.score_parts | {"votes": len(group) / answers})

@@ -29,6 +29,8 @@ COLUMNS = {
     "F1_50": "F1 at IoU 0.5",
     "duplicates_per_image": "duplicates per image",
     "near_duplicates_per_image": "near-duplicates per image",
+    "absent_false_positives": "detections of absent categories per image",
+    "presence_mcc": "presence (MCC)",
     "tokens_per_object": "tokens per object",
     "cpu_seconds_per_step": "CPU seconds per step",
     "steps": "steps",

@@ -65,7 +65,7 @@ class DetectionScorer(Scorer):
         )
         self.categories = [category.name for category in categories]
         self.table = categories
-        count = settings.train_images if custom.train_jsonl else 0
+        count = min(settings.train_images, settings.images) if custom.train_jsonl else 0
         self.train_records = list(islice(read_records(custom.train_jsonl, space), count)) if count else []
         if not any(record.objects for record in self.train_records):
             self.train_records = []

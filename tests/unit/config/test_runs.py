@@ -34,7 +34,7 @@ def test_a_run_inherits_the_settings_of_the_run_whose_records_it_reads():
     run, other = settings.run("lora"), settings.run("tiny-base_2")
     assert (run.name, run.records, run.dataset, run.max_blocks) == ("lora", "lvis_768", "lvis", 768)
     assert (run.model, run.train.processes) == ("Qwen3-VL-4B-Instruct", 4)
-    assert run.recipe == {"extends": "config/train/sft_coord_offset.yaml", "training": {"max_steps": 3, "seed": 6}}
+    assert run.recipe == {"extends": "config/train/lvis.yaml", "training": {"max_steps": 3, "seed": 6}}
     assert (other.model, other.records, other.checkpoint) == ("tiny", "lvis_768", "tiny-base_2")
     assert settings.records("lora", "val") == "results/lvis_768/data/val.jsonl"
     assert settings.trained_on("lora", "train") == "results/lvis_768/data/train.coord.jsonl"

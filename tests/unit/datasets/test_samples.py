@@ -104,6 +104,18 @@ def test_a_prompt_names_at_most_max_named_categories_and_its_answer_lists_no_oth
         assert sorted(obj.desc for obj in sample.record.objects) == sorted(wanted)
 
 
+def test_some_prompts_name_only_what_is_known_to_be_absent_and_have_an_empty_answer(jsonl):
+    some = samples(jsonl, category_ratio=1.0, negatives=2, absent_only=0.5)
+    seen = [some.get(i, epoch) for epoch in range(200) for i in range(4)]
+    of_first = [s for s in seen if s.record.metadata.image_id == 1]
+    empty = [s for s in of_first if not s.record.objects]
+    assert 0.4 < len(empty) / len(of_first) < 0.6
+    assert {frozenset(s.categories) for s in empty} == {frozenset({"cow", "car"})}
+    assert all(len(s.record.objects) == 3 for s in of_first if s.record.objects)
+    of_last = [s for s in seen if s.record.metadata.image_id == 4]  # no category is known to be absent
+    assert all(s.categories == ["bus"] and len(s.record.objects) == 1 for s in of_last)
+
+
 def test_by_category_sorts_within_each_category(jsonl):
     shown = drawn_samples(samples(jsonl, object_ordering="by_category"))[1].record.objects
     assert [obj.category_id for obj in shown] == [1, 1, 2]

@@ -43,6 +43,7 @@ def test_built_in_metrics(tmp_path):
     block = run(tmp_path)
     expected = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}
     expected |= {"F1_50_micro", "F1_50_macro", "F1_micro", "precision_50", "recall_50", "pointing_accuracy"}
+    expected |= {"absent_false_positives", "presence_mcc"}
     assert block.metrics.keys() == block.metric_descriptions.keys() == expected
     assert block.metrics["F1_50_micro"] == block.f1.all_predictions.micro.iou_50
     assert all(block.metric_descriptions.values())
