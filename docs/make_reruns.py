@@ -11,6 +11,8 @@ import copy
 import fnmatch
 import io
 import json
+import os
+import sys
 import tempfile
 import typing
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
 from coordexp.config.sections import Dataset, Model, RunEntry, WorkflowConfig
+from coordexp.inference.vllm_engine.settings import PYTHON
 from coordexp.recipe import SWIFT_SECTIONS, Custom
 from coordexp.runtime.code_identity import closure
 from coordexp.runtime.config_io import (
@@ -110,6 +113,7 @@ Plan = dict[tuple, Job]
 
 def plan(changes: Mapping[str, Any], targets: tuple[str, ...] = TARGETS, repository: Path = REPOSITORY) -> Plan:
     """All jobs of `targets` under `changes` of the configuration, by rule and outputs; nothing is run."""
+    os.environ.setdefault(PYTHON, sys.executable)  # `engine: vllm` is an error without it where vllm is not installed
     results = changes.get("data", {}).get("output_base", "results")
     wanted = {f"{results}/{target}" for target in targets}
     config = ConfigSettings(config=copy.deepcopy(dict(changes)), configfiles=[repository / "config/config.yaml"])

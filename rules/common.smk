@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.settings.types import DeploymentMethod
+
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 CODE_ROOTS = (ROOT, ROOT / "src")
 # Not ROOT, which is often the working directory: a file `random.py` there would replace Python's module.
@@ -16,6 +18,7 @@ if sys.path[0] != IMPORTED:
 from coordexp.config import runs, training_runs
 from coordexp.config.settings import Settings, over_defaults
 from coordexp.config.sections import SPLIT, VocabOptions
+from coordexp.inference.vllm_engine.settings import check_available
 from coordexp.runtime.code_identity import code_identity
 from coordexp.runtime.config_io import choices_of
 from coordexp.runtime.errors import ConfigError, CoordExpError
@@ -161,6 +164,17 @@ def shards_of(wildcards):
 def evaluated(wildcards):
     """Pixel-space records that a run is evaluated on."""
     return settings.records(wildcards.run, settings.split(wildcards.run, settings.run(wildcards.run).predict.split))
+
+
+def prediction_of(wildcards):
+    """Options of the run's predictions, for params; ConfigError if their engine is not installed."""
+    found = settings.prediction(wildcards.run)
+    if (
+        found["options"]["engine"] == "vllm"
+        and DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method
+    ):
+        check_available()
+    return found
 
 
 def calibration_of(wildcards):

@@ -19,14 +19,14 @@ rule predict:
     benchmark:
         f"{RESULTS}/{{run}}/benchmarks/predict.{{part}}.{{shard}}-of-{{shards}}.tsv"
     conda:
-        "../envs/train.yaml"
+        lambda w: "../envs/vllm.yaml" if settings.run(w.run).predict.engine == "vllm" else "../envs/train.yaml"
     threads: lambda w: settings.run(w.run).train.threads
     resources:
         mem_mb=memory(small=4000, large=32000),
         runtime=lambda w: settings.size(w.run, small=30, large=720),
         gpu=lambda w: settings.size(w.run, small=0, large=1),
     params:
-        config=lambda w: keys(**settings.prediction(w.run), desc=settings.run(w.run).data.desc),
+        config=lambda w: keys(**prediction_of(w), desc=settings.run(w.run).data.desc),
         code=code("predict"),
     shell:
         "python -m workflow_scripts.predict --config {params.config:q} --records {input.records:q}"

@@ -6,6 +6,10 @@ numbers = dict.fromkeys(("shard", "shards", "threads", "gpus"), int)
 args = arguments(__doc__, config=config, records=path, source=path, model=path, predictions=path, **numbers)
 limit_threads(args.threads)
 with job(args.predictions):
+    if args.config["options"].get("engine") == "vllm":
+        from coordexp.inference.vllm_engine.settings import use_python_of_vllm
+
+        use_python_of_vllm()
     from coordexp.runtime.gpus import take_gpus
 
     take_gpus(args.gpus)

@@ -73,21 +73,21 @@ def processor(run: Run) -> None:
 def _scripted(run: Run, objects: int) -> Any:
     """A predictor whose answers have `objects` objects of one-token descriptions."""
     from coordexp.answers.render import PromptStyle
-    from coordexp.inference.decoder import ConstrainedDecoder
     from coordexp.inference.options import PredictOptions
     from coordexp.inference.predictor import Predictor
+    from coordexp.inference.token_chooser import TokenChooser
 
     options = PredictOptions(max_new_tokens=4096, max_repeats=10**6)
     predictor = Predictor.from_checkpoint(run.model, options, PromptStyle(), run.device)
     word = predictor.vocabulary.tokenize("cat")[0]
 
-    class Scripted(ConstrainedDecoder):
-        def _choose(self, hidden, open_choices):
-            chosen = super()._choose(hidden, open_choices)
+    class Scripted(TokenChooser):
+        def choose(self, logits, open_choices):
+            chosen = super().choose(logits, open_choices)
             pairs = zip(open_choices, chosen, strict=True)
             return [_replace(asked, choice, word, objects) for asked, choice in pairs]
 
-    predictor.decoder = Scripted(predictor.model, predictor.ids, options)
+    predictor.decoder.chooser = Scripted(predictor.ids, options, predictor.decoder.device)
     return predictor
 
 

@@ -8,6 +8,11 @@ import pytest
     [
         ({"data": {"tinyy": 3}}, "results/shapes_9/eval.json", "data.tinyy: unknown key, did you mean 'tiny'?"),
         ({}, "results/shaps_9/eval.json", "unknown dataset 'shaps', did you mean 'shapes'?"),
+        (
+            {"predict": {"engine": "vllm"}},
+            "results/shapes_9/eval.json",
+            "vllm is not installed",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_explained_without_a_traceback(new_workflow, changes, target, expected):

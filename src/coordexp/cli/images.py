@@ -8,6 +8,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordexp.cli.arguments import add_field
 from coordexp.runtime.errors import ConfigError, DataError, located
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for images, model, categories and how the model is applied."""
+    from coordexp.inference.options import PredictOptions
+
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders of images, or quoted globs (`'a/**/*.jpg'`)"
     )
@@ -25,6 +28,7 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="answers decoded at the same time (default: 16)")
+    add_field(parser, PredictOptions, "engine", default=None)
     add_slice_options(parser)
     add_model_options(parser)
 
@@ -63,7 +67,7 @@ def detector_of(args: argparse.Namespace) -> Detector:
 
     from coordexp.inference.detector import Detector
 
-    names = ("revision", "max_blocks", "polygons", "calibration", "device")
+    names = ("revision", "max_blocks", "polygons", "calibration", "device", "engine")
     given = {name: getattr(args, name) for name in names}
     detector = Detector(args.model, lazy=True, slices=slices_from(args), **given)
     if args.batch_size is not None:

@@ -6,7 +6,7 @@ function registered in `DECODERS`; `predict.decode` names it. See docs/architect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # torch is imported where it is used, so that validating a co
 
 DecodingMode = Callable[[Any, Any, "CoordinateOptions"], Any]
 DECODERS: Registry[DecodingMode] = Registry("decoding mode")
+# Ranges in which `coordinate_logits` writes a coordinate: below any log probability, and apart from each other.
+VALUE, SPREAD, FAR_MASS = -1000.0, -2000.0, -3000.0
+MASS_SCALE = 900.0
 
 
 class CoordinateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +110,21 @@ def decode_slots(
     mass = _near_mode(probs, mode, options.local_radius).sum(-1)
     columns = (mode, value, variance.clamp_min(0).sqrt(), best, mass.clamp_max(1.0))
     return [DecodedCoordinate(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def coordinate_logits(coordinate: DecodedCoordinate) -> list[float]:
+    """A coordinate in the log probabilities of three tokens: its value, its spread, and the mass far from the mode."""
+    far = 1.0 - min(max(coordinate.mass, 0.0), 1.0)
+    return [VALUE - coordinate.value, SPREAD - coordinate.spread, FAR_MASS - MASS_SCALE * far]
+
+
+def coordinate_of(k: int, logprob: float, reported: Sequence[float]) -> DecodedCoordinate | None:
+    """The coordinate with bin `k` from the log probabilities beside that of its token; None without a coordinate."""
+    values = {n: value for value in reported for n in (1, 2, 3) if -1000 * (n + 1) < value <= -1000 * n}
+    if len(values) < 3:
+        return None
+    mass = 1.0 - (FAR_MASS - values[3]) / MASS_SCALE
+    return DecodedCoordinate(k, VALUE - values[1], SPREAD - values[2], logprob, mass)
 
 
 def _bins_like(probs: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +11,33 @@ from torch import nn
 from transformers import DynamicCache
 
 from coordexp.inference.attention import decoding_attention
-from coordexp.inference.coordinates import decode_slots
 from coordexp.inference.generation_state import GenerationState, TokenChoice
-from coordexp.inference.grammar.token_grammar import Node
 from coordexp.inference.kv_cache import RowCache
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.sampling import draw
+from coordexp.inference.token_chooser import OpenChoice, TokenChooser
 from coordexp.modeling.families import family_named
 from coordexp.modeling.vocab import CoordIds
-from coordexp.runtime.errors import ModelError, located
 
 Refill = Callable[[int], tuple[dict[str, torch.Tensor], Sequence[GenerationState]] | None]
 
 
-class OpenChoice(NamedTuple):
-    """A position where the model chooses: `column` of the step's tokens, in batch row `row`, at a grammar node."""
+class HeadLogits:
+    """Logits that the output layer `head` computes from hidden vectors [N, H] when they are read (`Logits`)."""
 
-    row: int
-    column: int
-    node: Node
-    state: GenerationState
+    def __init__(self, vectors: torch.Tensor, head: Any):
+        self._vectors, self._head = vectors, head
+        # an adapter on the output layer changes its outputs, not its weight
+        self._plain = type(head) is nn.Linear and not head._forward_hooks
+
+    def columns(self, rows: list[int], columns: slice | torch.Tensor) -> torch.Tensor:
+        """Logits of some tokens, from these columns of the output layer only."""
+        if self._plain:
+            return F.linear(self._vectors[rows].float(), self._head.weight[columns].float())
+        return self._head(self._vectors[rows])[:, columns].float()
+
+    def all(self, rows: list[int]) -> torch.Tensor:
+        """Logits of all tokens."""
+        return self._head(self._vectors[rows]).float()
 
 
 class ConstrainedDecoder:
@@ -47,9 +52,7 @@ class ConstrainedDecoder:
         self.device = model.device
         self.family = family_named(model.config.model_type)
         self.head: Any = model.get_output_embeddings()
-        # an adapter on the output layer changes its outputs, not its weight
-        self._plain_head = type(self.head) is nn.Linear and not self.head._forward_hooks
-        self._masks: dict[int, tuple[Node, torch.Tensor]] = {}
+        self.chooser = TokenChooser(ids, options, self.device)
         self.forward_passes = 0
 
     def run(self, inputs: dict[str, torch.Tensor], states: Sequence[GenerationState]) -> None:
@@ -143,105 +146,18 @@ class ConstrainedDecoder:
         """Advance every state by the model's output `hidden` [B, width, H]; returns accepted tokens per row."""
         if not states:
             return []
+        positions: list[tuple[int, int]] = []  # row and column of each open choice
         open_choices: list[OpenChoice] = []
         for row, state in enumerate(states):
+            done = len(state.tokens)
             for index in state.drafts:
-                open_choices.append(OpenChoice(row, index - 1, state.pending[index].node, state))
-            open_choices.append(OpenChoice(row, len(state.pending) - 1, state.node, state))
+                positions.append((row, index - 1))
+                open_choices.append(OpenChoice(state.pending[index].node, state, done + index))
+            positions.append((row, len(state.pending) - 1))
+            open_choices.append(OpenChoice(state.node, state, done + len(state.pending)))
+        rows, columns = map(list, zip(*positions, strict=True))
+        chosen = self.chooser.choose(HeadLogits(hidden[rows, columns], self.head), open_choices)
         by_row: list[list[TokenChoice]] = [[] for _ in states]
-        for (row, *_), choice in zip(open_choices, self._choose(hidden, open_choices), strict=True):
-            if math.isnan(choice.logprob):  # `max` would return NaN as the best
-                fix = "use an earlier checkpoint (training has diverged), or one in bfloat16 (float16 may overflow)"
-                raise ModelError(located("the model's outputs are not finite", fix=fix))
+        for row, choice in zip(rows, chosen, strict=True):
             by_row[row].append(choice)
         return [state.advance(choices) for state, choices in zip(states, by_row, strict=True)]
-
-    def _choose(self, hidden: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
-        """The most likely allowed token of each open choice, computed in one batch per kind of choice."""
-        vectors = hidden[[c.row for c in open_choices], [c.column for c in open_choices]]
-        slots, texts, few = [], [], []
-        for n, choice in enumerate(open_choices):
-            candidates = None if choice.node.kind == "slot" else choice.state.candidates(choice.node)
-            if choice.node.kind == "slot":
-                slots.append(n)
-            elif candidates is None:
-                texts.append(n)
-            else:
-                few.append((n, candidates))
-        chosen: dict[int, TokenChoice] = {}
-        if slots:
-            tokens = self._choose_coordinates(vectors[slots], [open_choices[n] for n in slots])
-            chosen |= zip(slots, tokens, strict=True)
-        if texts:
-            tokens = self._choose_text(vectors[texts], [open_choices[n] for n in texts])
-            chosen |= zip(texts, tokens, strict=True)
-        if few:
-            indices, candidates = zip(*few, strict=True)
-            tokens = self._choose_among(vectors[list(indices)], candidates, [open_choices[n] for n in indices])
-            chosen |= zip(indices, tokens, strict=True)
-        return [chosen[n] for n in range(len(open_choices))]
-
-    def _choose_coordinates(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
-        """Coordinates for `vectors` [N, H], each within the bins that its box still allows."""
-        assert self.ids is not None, "the grammar has a slot, but the model has no coordinate tokens"
-        logits = self._columns(vectors, slice(self.ids.start, self.ids.end + 1))
-        ranges = [choice.state.bin_range(choice.node.role) for choice in open_choices]
-        low, high = torch.tensor(ranges, device=self.device).unbind(-1)
-        coordinates = decode_slots(logits, low, high, self.options, partial(_pick, open_choices=open_choices))
-        return [TokenChoice(self.ids.id_of(c.bin), c.logprob, c) for c in coordinates]
-
-    def _choose_text(self, vectors: torch.Tensor, open_choices: list[OpenChoice]) -> list[TokenChoice]:
-        """Description tokens for `vectors` [N, H], from the full vocabulary under each node's mask."""
-        logits = self.head(vectors).float()
-        masks = torch.stack([self._mask(choice.node, logits.shape[-1]) for choice in open_choices])
-        for row, choice in enumerate(open_choices):
-            masks[row, choice.state.forbidden(choice.node)] = False
-        token = _pick(logits.masked_fill_(~masks, -torch.inf), open_choices)
-        logprobs = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
-        return [TokenChoice(*pair) for pair in zip(token.tolist(), logprobs.tolist(), strict=True)]
-
-    def _choose_among(
-        self, vectors: torch.Tensor, candidates: Sequence[list[int]], open_choices: Sequence[OpenChoice]
-    ) -> list[TokenChoice]:
-        """A token of each list of candidates, for `vectors` [N, H]; another object than the end if it continues."""
-        union = sorted({token for tokens in candidates for token in tokens})
-        column = {token: n for n, token in enumerate(union)}
-        logits = self._columns(vectors, torch.tensor(union, device=self.device)).cpu()
-        choices = []
-        for tokens, row, choice in zip(candidates, logits, open_choices, strict=True):
-            logprobs, ends = row[[column[token] for token in tokens]].log_softmax(-1), choice.node.closes
-            best = int(_pick(logprobs[None], [choice]))
-            others = [n for n, token in enumerate(tokens) if token not in ends] if ends else []
-            next_logprob = float(logprobs[others].logsumexp(-1)) if others else 0.0
-            continued = False
-            if others and tokens[best] in ends:
-                further = max(others, key=lambda n: float(logprobs[n]))
-                continued = choice.state.continues(float(logprobs[further]), next_logprob)
-                best = further if continued else best
-            choices.append(TokenChoice(tokens[best], float(logprobs[best]), None, next_logprob, continued))
-        return choices
-
-    def _columns(self, vectors: torch.Tensor, columns: slice | torch.Tensor) -> torch.Tensor:
-        """Logits of `columns` of the output layer only, float32."""
-        if self._plain_head:
-            return F.linear(vectors.float(), self.head.weight[columns].float())
-        return self.head(vectors)[:, columns].float()
-
-    def _mask(self, node: Node, size: int) -> torch.Tensor:
-        """Allowed tokens of a `text` node, bool [size], on the model's device."""
-        if id(node) not in self._masks:
-            allowed = torch.from_numpy(node.allowed)
-            self._masks[id(node)] = node, F.pad(allowed, (0, size - len(allowed))).to(self.device)
-        return self._masks[id(node)][1]
-
-
-def _pick(logits: torch.Tensor, open_choices: Sequence[OpenChoice]) -> torch.Tensor:
-    """The most likely column of each row of `logits` [N, V], or a random one for a sampled answer; int64 [N]."""
-    columns = logits.argmax(-1)
-    sampled = [(n, c, c.state.sampler) for n, c in enumerate(open_choices) if c.state.sampler is not None]
-    if sampled:
-        rows = [n for n, *_ in sampled]
-        temperatures = logits.new_tensor([sampler.temperature for *_, sampler in sampled])
-        uniforms = [sampler.uniform(len(c.state.tokens) + c.column + 1) for _, c, sampler in sampled]
-        columns[rows] = draw(logits[rows] / temperatures[:, None], uniforms)
-    return columns

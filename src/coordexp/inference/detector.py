@@ -15,12 +15,13 @@ from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.geometry.slices import SliceOptions
 from coordexp.inference import calibrate
 from coordexp.inference.checkpoint_settings import settings_of
+from coordexp.inference.engines import check_engine, open_predictor
 from coordexp.inference.image_detections import Detections
 from coordexp.inference.image_sources import ImageInput, ImageSource, image_sources
 from coordexp.inference.jobs import ImageTask, jobs_of, run_jobs
-from coordexp.inference.options import PredictOptions
+from coordexp.inference.options import Engine, PredictOptions
 from coordexp.inference.overrides import announce, resolve
-from coordexp.inference.predictor import Predictor
+from coordexp.inference.predictor import BasePredictor
 from coordexp.inference.prompts import Prompt, category_prompts
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums
@@ -45,6 +46,7 @@ class Detector:
     options, style, emit_norm: default to those that the checkpoint was trained with.
     slices: detect objects in overlapping slices of each image, taken from it in its own size, and merge them;
         `slices.max_blocks` defaults to `max_blocks`.
+    engine: `transformers` (default), or `vllm` where it is installed; see docs/serving.md.
     lazy: load the weights at the first detection; the checkpoint is checked at once.
 
     Values that override those recorded in the checkpoint, and defaults for those that it does not record, are announced
@@ -71,13 +73,15 @@ class Detector:
         slices: SliceOptions | None = None,
         style: PromptStyle | None = None,
         emit_norm: EmitNorm | None = None,
+        engine: Engine | None = None,
         lazy: bool = False,
     ) -> None:
         self.folder = check_checkpoint(checkpoint_folder(model, revision))
         self.device = device
         verify_checksums(self.folder)
         recorded = settings_of(self.folder, "detect")
-        self.options = _options(options, recorded, polygons=polygons)
+        self.options = _options(options, recorded, polygons=polygons, engine=engine)
+        check_engine(self.options)
         self.style: PromptStyle = resolve("detect", "style", style, recorded.style, None)
         self.emit_norm: EmitNorm = resolve("detect", "emit_norm", emit_norm, recorded.emit_norm, None)
         self.calibration = calibrate.load(calibration) if calibration else None
@@ -93,8 +97,8 @@ class Detector:
             _ = self._predictor
 
     @cached_property
-    def _predictor(self) -> Predictor:
-        predictor = Predictor.from_checkpoint(self.folder, self.options, self.style, self.device)
+    def _predictor(self) -> BasePredictor:
+        predictor = open_predictor(self.folder, self.options, self.style, self.device)
         resolve("detect", "factor", predictor.factor, self._recorded_factor, None)
         return predictor
 
@@ -218,7 +222,9 @@ def _names(categories: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _options(options: PredictOptions | None, recorded: InferenceSettings, *, polygons: bool) -> PredictOptions:
+def _options(
+    options: PredictOptions | None, recorded: InferenceSettings, *, polygons: bool, engine: Engine | None
+) -> PredictOptions:
     """`options`, by default those that the checkpoint records; with `polygons`, both kinds of geometry."""
     kinds = recorded.geometry or ("bbox_2d",)
     if options is None:
@@ -226,6 +232,8 @@ def _options(options: PredictOptions | None, recorded: InferenceSettings, *, pol
         options = PredictOptions(temperature=recorded.temperature, geometry=kinds, poly_max_points=points)
     if polygons:
         options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
+    if engine is not None:
+        options = msgspec.structs.replace(options, engine=engine)
     for name in ("temperature", "geometry"):
         resolve("detect", name, getattr(options, name), getattr(recorded, name), None)
     return options

@@ -6,6 +6,7 @@ Each JSON line is one response, in any of the formats that `responses` parses (s
 
 from __future__ import annotations
 
+import bisect
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.checkpoint_settings import settings_of
 from coordexp.inference.overrides import resolve
 from coordexp.inference.responses import Response, Token, parse_response
-from coordexp.inference.scores import detection_from_text, text_score_parts
+from coordexp.inference.scores import detection_from_text, served_detection, text_score_parts
 from coordexp.records import Prediction, Record, read_records
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import enumerate_lines, read_jsonl, write_jsonl
@@ -159,10 +160,17 @@ def _prediction(response: Response, tokens: list[Token] | None, record: Record, 
     problems["logprobs_unaligned"] += bool(response.tokens) and tokens is None
     problems["logprobs_invalid"] += response.invalid_logprobs
     size = (record.width, record.height)
+    starts = settings.answer_format.coordinate_starts(response.text)
+    coordinates = response.coordinates if tokens and len(response.coordinates) == len(starts) else ()
     detections = []
     for obj in parsed.objects:
         parts = text_score_parts(obj, response.text, tokens) if tokens else {}
-        detection = detection_from_text(obj, parts, size, settings.emit_norm)
+        first = bisect.bisect_left(starts, obj.span[0])
+        served = coordinates[first : first + len(obj.bins)]
+        if served and [coordinate.bin for coordinate in served] == obj.bins:
+            detection = served_detection(obj, served, parts, size, settings.emit_norm)
+        else:
+            detection = detection_from_text(obj, parts, size, settings.emit_norm)
         if not parts:
             detection = msgspec.structs.replace(detection, score=settings.default_score)
         detections.append(detection)

@@ -20,7 +20,7 @@ from coordexp.geometry.slices import Slice, slices_of
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.merge_slices import SlicePrediction, merge_slices
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.predictor import Predictor, Request
+from coordexp.inference.predictor import BasePredictor, Request
 from coordexp.inference.prompts import Prompt
 from coordexp.inference.scores import build_prediction
 from coordexp.records import Prediction, Record
@@ -80,7 +80,9 @@ def jobs_of(tasks: Iterable[ImageTask], options: PredictOptions) -> list[Job]:
     return jobs
 
 
-def run_jobs(predictor: Predictor, jobs: Sequence[Job], emit_norm: EmitNorm) -> Iterator[list[tuple[int, Prediction]]]:
+def run_jobs(
+    predictor: BasePredictor, jobs: Sequence[Job], emit_norm: EmitNorm
+) -> Iterator[list[tuple[int, Prediction]]]:
     """(position, prediction) of records as they are finished; the batch size is halved when memory runs out."""
     unfinished: dict[int, dict[tuple[int, int], tuple[Job, GenerationState, str]]] = {}
     parts = Counter(job.position for job in jobs)
@@ -116,7 +118,7 @@ def _identity(job: Job) -> tuple[int | str, ...]:
 
 
 def _prediction(
-    answers: Sequence[tuple[Job, GenerationState, str]], predictor: Predictor, emit_norm: EmitNorm
+    answers: Sequence[tuple[Job, GenerationState, str]], predictor: BasePredictor, emit_norm: EmitNorm
 ) -> Prediction:
     """The prediction for an image from the answers to all its prompts, in their order."""
     found = []
@@ -137,7 +139,7 @@ def _prediction(
     return merge_slices(found, (record.width, record.height), options.slices)
 
 
-def _load(job: Job, predictor: Predictor) -> Image.Image:
+def _load(job: Job, predictor: BasePredictor) -> Image.Image:
     """The image or slice of a job, in the size that the model sees."""
     image = job.load()
     if job.window is None:
@@ -146,7 +148,7 @@ def _load(job: Job, predictor: Predictor) -> Image.Image:
     return resample(image.crop((left, top, left + width, top + height)), _seen_size(job, predictor))
 
 
-def _seen_size(job: Job, predictor: Predictor) -> tuple[int, int]:
+def _seen_size(job: Job, predictor: BasePredictor) -> tuple[int, int]:
     """(width, height) in pixels of the image or slice of a job as the model sees it."""
     record, window, options = job.record, job.window, predictor.options.slices
     if window is None or options is None:

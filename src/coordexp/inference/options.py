@@ -11,6 +11,7 @@ from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.coordinates import CoordinateOptions
 
 CalibrationMethod = Literal["logistic", "isotonic"]
+Engine = Literal["transformers", "vllm"]
 Protocol = Literal["open", "all_categories", "image_categories"]
 Kinds = tuple[Literal["bbox_2d", "poly"], ...]
 
@@ -38,6 +39,13 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
             "dataset, `chunk` at a time; `image_categories`: it names the categories annotated in the image"
         ),
     ] = "open"
+    engine: Annotated[
+        Engine,
+        Meta(
+            description="what runs the model: `transformers`, or `vllm` in an environment of its own "
+            "(docs/serving.md); grammar, coordinates and scores are the same"
+        ),
+    ] = "transformers"
     batch_size: Annotated[
         int, Meta(ge=1, description="answers decoded at the same time; halved when memory runs out")
     ] = 16

@@ -13,10 +13,11 @@ from coordexp.answers.render import PromptStyle
 from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import EmitNorm
+from coordexp.inference.engines import check_engine, open_predictor
 from coordexp.inference.jobs import ImageTask, Job, jobs_of, run_jobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce_overrides
-from coordexp.inference.predictor import Predictor
+from coordexp.inference.predictor import BasePredictor
 from coordexp.inference.prompts import Prompt, prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
@@ -59,6 +60,7 @@ def predict(
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
+    check_engine(options)
     records_jsonl, out = Path(records_jsonl), Path(out)
     records = [r for n, r in enumerate(read_records(records_jsonl, "pixel")) if n % shards == shard]
     provenance = provenance_of_records(records_jsonl)
@@ -83,7 +85,7 @@ def predict(
     if resumed:
         progress.note(f"resuming, {resumed} of {len(records)} images are done")
     if jobs:
-        predictor = Predictor.from_checkpoint(model_dir, options, style, device)
+        predictor = open_predictor(model_dir, options, style, device)
         for rows in run_jobs(predictor, jobs, emit_norm):
             writer.add(rows)
             objects = sum(len(prediction.detections) for _, prediction in rows)
@@ -96,7 +98,7 @@ def predict(
 
 
 def predict_records(
-    predictor: Predictor,
+    predictor: BasePredictor,
     records: Sequence[Record],
     folder: Path,
     emit_norm: EmitNorm = "norm1000",

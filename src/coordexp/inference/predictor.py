@@ -14,19 +14,20 @@ from coordexp.answers.render import PromptStyle, user_text
 from coordexp.inference.attention import avoid_planned_attention
 from coordexp.inference.decoder import ConstrainedDecoder
 from coordexp.inference.encoding import Inputs, encoded_ahead, left_padded
-from coordexp.inference.generation_state import GenerationLimits, GenerationState
-from coordexp.inference.grammar.token_bytes import Vocabulary
-from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
+from coordexp.inference.generation_state import GenerationState
+from coordexp.inference.grammar.token_grammar import Grammar
+from coordexp.inference.grammars import Grammars
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Prompt
-from coordexp.inference.sampling import Sampler
 from coordexp.modeling.chat_template import prompt_frame
 from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
-from coordexp.modeling.families import family_named, family_of
+from coordexp.modeling.families import ModelFamily, family_named, family_of
 from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import ConfigError, DataError, ModelError, located
+
+LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
 
 class Request(NamedTuple):
@@ -42,7 +43,92 @@ class Request(NamedTuple):
     identity: tuple[int | str, ...] = ()
 
 
-class Predictor:
+def checked_folder(folder: str | Path) -> Path:
+    """The folder of a merged checkpoint; ModelError for any other."""
+    folder = check_checkpoint(folder)
+    if not (folder / "config.json").is_file():
+        fix = "use a merged Hugging Face checkpoint folder (rule merge)"
+        raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
+    return folder
+
+
+def local_processor(folder: Path) -> Any:
+    """The Hugging Face processor of a checkpoint folder."""
+    from transformers import AutoProcessor
+
+    with library_errors("load the checkpoint", folder):
+        return AutoProcessor.from_pretrained(folder, **LOCAL)
+
+
+def checked_options(options: PredictOptions, style: PromptStyle) -> PredictOptions:
+    """`options`; ConfigError for `continue_above` with a style in which another object is no choice of its own."""
+    boxes = options.geometry == ("bbox_2d",)
+    supported = boxes and style.coordinates == "token" and style.object_field_order == "desc_first"
+    if options.continue_above is not None and not supported:
+        problem = "needs boxes as coordinate tokens, and descriptions before the geometry"
+        fix = "set it to null"
+        found = [*options.geometry, style.coordinates, style.object_field_order]
+        raise ConfigError(located(problem, field="predict.continue_above", found=found, fix=fix))
+    return options
+
+
+class BasePredictor:
+    """What every engine shares: prompts, grammars and texts.
+
+    processor: the checkpoint's Hugging Face processor.
+    config: contents of the checkpoint's config.json.
+    options, style: how answers are decoded, and how prompts and answers are written.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        family: ModelFamily,
+        config: dict[str, Any],
+        options: PredictOptions,
+        style: PromptStyle,
+    ):
+        self.processor, self.options, self.style = processor, checked_options(options, style), style
+        self.patch, self.factor = family.patch_size(config), family.tile_size(config)
+        self.grammars = Grammars(processor.tokenizer, options, style)
+        self.vocabulary = self.grammars.vocabulary
+
+    def prompt_text(self, categories: Sequence[str] | None = None) -> str:
+        """The chat prompt with one image placeholder, up to where the answer starts."""
+        before, after = prompt_frame(self.processor)
+        return before + user_text(self.style, categories) + after
+
+    def check_size(self, image: Image.Image) -> None:
+        """DataError for an image whose sides are not multiples of `factor` pixels, as images are not resized."""
+        if image.width % self.factor or image.height % self.factor:
+            fix = f"resize images to multiples of {self.factor} pixels first (rule convert_resize)"
+            found = f"{image.width}x{image.height}"
+            raise DataError(located("image size is not on the model's grid", found=found, fix=fix))
+
+    def grammar(self, labels: Sequence[str] | None = None) -> Grammar:
+        """The grammar of answers, whose descriptions are limited to `labels` if given; compiled once per list."""
+        return self.grammars.grammar(labels)
+
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[GenerationState]:
+        """The most likely answer to each image and its prompt, in one batch."""
+        requests = [Request(n, *pair) for n, pair in enumerate(zip(images, prompts, strict=True))]
+        finished = (pair for group in self.stream(requests, len(requests)) for pair in group)
+        answers = {key: answer for key, answer in finished if answer.sample == 0}
+        return [answers[n] for n in range(len(requests))]
+
+    def stream(self, requests: Iterable[Request], capacity: int) -> Iterator[list[tuple[Any, GenerationState]]]:
+        """(key, answer) of each request, as soon as they are finished, with at most `capacity` in progress.
+
+        A request has `options.samples` answers (see `GenerationState.sample`).
+        """
+        raise NotImplementedError
+
+    def text(self, answer: GenerationState) -> str:
+        """The answer as text, special tokens included."""
+        return self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=False)
+
+
+class Predictor(BasePredictor):
     """A model and its processor, ready to generate answers.
 
     model: of one of the model families, also in training with its adapters.
@@ -52,46 +138,33 @@ class Predictor:
     """
 
     def __init__(self, model: Any, processor: Any, ids: CoordIds | None, options: PredictOptions, style: PromptStyle):
-        self.model, self.processor, self.ids = model, processor, ids
-        self.options, self.style = checked_options(options, style), style
+        super().__init__(processor, family_named(model.config.model_type), model.config.to_dict(), options, style)
+        self.model, self.ids = model, ids
         self.decoder = ConstrainedDecoder(model, ids, options)
-        family, config = family_named(model.config.model_type), model.config.to_dict()
-        self.patch, self.factor = family.patch_size(config), family.tile_size(config)
-        self.vocabulary = Vocabulary(processor.tokenizer)
-        self._grammars: dict[tuple[str, ...] | None, Grammar] = {}
 
     @classmethod
     def from_checkpoint(
         cls, folder: str | Path, options: PredictOptions, style: PromptStyle, device: str | None = None
     ) -> Predictor:
         """Load a merged checkpoint folder; ModelError for any other folder. `device` defaults to the GPU, if any."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
-        check_checkpoint(folder)
-        if not (Path(folder) / "config.json").is_file():
-            fix = "use a merged Hugging Face checkpoint folder (rule merge)"
-            raise ModelError(located("not a checkpoint folder", file=folder, fix=fix))
+        folder = checked_folder(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         avoid_planned_attention()
         family_of(folder)
         ids = verified_ids(folder) if style.coordinates == "token" else None
         open_checkpoint(folder)
-        local = {"trust_remote_code": False, "local_files_only": True}
+        processor = local_processor(folder)
         with library_errors("load the checkpoint", folder):
-            processor = AutoProcessor.from_pretrained(folder, **local)
             model, report = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype="auto", attn_implementation="sdpa", output_loading_info=True, **local
+                folder, dtype="auto", attn_implementation="sdpa", output_loading_info=True, **LOCAL
             )
         missing = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
         if missing:  # which transformers would fill with random values
             facts = {"found": missing[:5], "fix": "fetch or merge the checkpoint again"}
             raise ModelError(located(f"{len(missing)} tensors are missing or have another shape", file=folder, **facts))
         return cls(model.to(device).eval(), processor, ids, options, style)
-
-    def prompt_text(self, categories: Sequence[str] | None = None) -> str:
-        """The chat prompt with one image placeholder, up to where the answer starts."""
-        before, after = prompt_frame(self.processor)
-        return before + user_text(self.style, categories) + after
 
     def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Model inputs of a left-padded batch on the model's device.
@@ -102,11 +175,7 @@ class Predictor:
 
     def _process(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Inputs:
         for image in images:
-            if image.width % self.factor or image.height % self.factor:
-                fix = f"resize images to multiples of {self.factor} pixels first (rule convert_resize)"
-                raise DataError(
-                    located("image size is not on the model's grid", found=f"{image.width}x{image.height}", fix=fix)
-                )
+            self.check_size(image)
         inputs = self.processor(
             text=list(texts),
             images=[[image] for image in images],
@@ -132,27 +201,6 @@ class Predictor:
     def _workers(self) -> int:
         return 0 if self.model.device.type == "cpu" else tuning.ENCODING_THREADS
 
-    def grammar(self, labels: Sequence[str] | None = None) -> Grammar:
-        """The grammar of answers, whose descriptions are limited to `labels` if given; compiled once per list."""
-        key = None if labels is None else tuple(labels)
-        if key not in self._grammars:
-            options = self.options
-            self._grammars[key] = compile_grammar(
-                self.vocabulary,
-                self.style,
-                kinds=options.geometry,
-                labels=key,
-                poly_max_points=options.poly_max_points,
-            )
-        return self._grammars[key]
-
-    def answer(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[GenerationState]:
-        """The most likely answer to each image and its prompt, in one batch."""
-        requests = [Request(n, *pair) for n, pair in enumerate(zip(images, prompts, strict=True))]
-        finished = (pair for group in self.stream(requests, len(requests)) for pair in group)
-        answers = {key: answer for key, answer in finished if answer.sample == 0}
-        return [answers[n] for n in range(len(requests))]
-
     def stream(self, requests: Iterable[Request], capacity: int) -> Iterator[list[tuple[Any, GenerationState]]]:
         """(key, answer) of each request, as soon as they are finished, with at most `capacity` in progress.
 
@@ -161,8 +209,6 @@ class Predictor:
         """
         waiting = encoded_ahead(requests, self._encode_one, capacity, self._workers())
         keys: dict[int, Any] = {}
-        limits = GenerationLimits.from_options(self.options)
-        desc_first = self.style.object_field_order == "desc_first"
 
         def refill(free: int) -> tuple[dict[str, torch.Tensor], list[GenerationState]] | None:
             taken = list(itertools.islice(waiting, max(1, free // self.options.samples)))
@@ -171,36 +217,11 @@ class Predictor:
             states = []
             for request, _ in taken:
                 for sample in range(self.options.samples):
-                    state = GenerationState(self.grammar(request.prompt.labels), limits, desc_first, sample=sample)
-                    if sample:
-                        state.sampler = self._sampler(request, sample)
+                    state = self.grammars.new_state(request.prompt.labels, sample, request.identity)
                     states.append(state)
                     keys[id(state)] = request.key
             batch = left_padded([inputs for _, inputs in taken], self.processor.tokenizer.pad_token_id)
             return self._to_device(batch), states
 
         for finished in self.decoder.stream(refill, capacity):
-            if self.style.coordinates == "integer":
-                for state in finished:
-                    state.token_bytes = list(map(self.vocabulary.bytes_of, state.tokens))
-            yield [(keys.pop(id(state)), state) for state in finished]
-
-    def _sampler(self, request: Request, sample: int) -> Sampler:
-        options = self.options
-        return Sampler(options.sample_seed, request.identity, sample, options.sample_temperature)
-
-    def text(self, answer: GenerationState) -> str:
-        """The answer as text, special tokens included."""
-        return self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=False)
-
-
-def checked_options(options: PredictOptions, style: PromptStyle) -> PredictOptions:
-    """`options`; ConfigError for `continue_above` with a style in which another object is no choice of its own."""
-    boxes = options.geometry == ("bbox_2d",)
-    supported = boxes and style.coordinates == "token" and style.object_field_order == "desc_first"
-    if options.continue_above is not None and not supported:
-        problem = "needs boxes as coordinate tokens, and descriptions before the geometry"
-        fix = "set it to null"
-        found = [*options.geometry, style.coordinates, style.object_field_order]
-        raise ConfigError(located(problem, field="predict.continue_above", found=found, fix=fix))
-    return options
+            yield [(keys.pop(id(state)), self.grammars.finished(state)) for state in finished]

@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from coordexp.inference.coordinates import DecodedCoordinate, coordinate_of
+from coordexp.records import COORD_TOKEN
 from coordexp.runtime.errors import DataError, located
 
 Token = tuple[bytes, float]  # its bytes and its natural log probability
@@ -33,6 +35,7 @@ class Response(NamedTuple):
 
     error: the server's error if the request failed, and then `text` is empty.
     invalid_logprobs: the response has log probabilities, but they cannot be used.
+    coordinates: of the coordinate tokens in order, if a server of `coordexp serve` reported all of them.
     """
 
     text: str
@@ -41,6 +44,7 @@ class Response(NamedTuple):
     tokens: list[Token]
     error: str | None = None
     invalid_logprobs: bool = False
+    coordinates: tuple[DecodedCoordinate, ...] = ()
 
 
 def parse_response(value: Any, where: str = "response") -> Response:
@@ -67,7 +71,8 @@ def parse_response(value: Any, where: str = "response") -> Response:
     finish = None if not isinstance(reason, str) else "length" if reason == "length" else "stop"
     shown = choice.get("logprobs")
     tokens = _tokens(shown, text)
-    return Response(text, finish, image_id, tokens or [], invalid_logprobs=tokens is None)
+    coordinates = _coordinates(shown) if tokens else ()
+    return Response(text, finish, image_id, tokens or [], None, tokens is None, coordinates)
 
 
 def _map(value: Any) -> dict[str, Any]:
@@ -141,6 +146,20 @@ def _tokens(logprobs: Any, text: str) -> list[Token] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     return _paired([name.encode() for name in names], values)
+
+
+def _coordinates(logprobs: Any) -> tuple[DecodedCoordinate, ...]:
+    """The coordinate of each coordinate token in a chat completion's `logprobs`; () if one of them has none."""
+    found = []
+    content = _map(logprobs).get("content")
+    for item in map(_map, content if isinstance(content, list) else ()):
+        token = item.get("token")
+        if bin_token := isinstance(token, str) and COORD_TOKEN.fullmatch(token):
+            beside = item.get("top_logprobs")
+            reported = [_map(entry).get("logprob") for entry in beside] if isinstance(beside, list) else []
+            values = [value for value in reported if isinstance(value, (int, float))]
+            found.append(coordinate_of(int(bin_token[1]), float(item["logprob"]), values))
+    return tuple(coordinate for coordinate in found if coordinate) if all(found) else ()
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -138,6 +138,24 @@ def detection_from_text(
     )
 
 
+def served_detection(
+    obj: ParsedObject,
+    coordinates: Sequence[DecodedCoordinate],
+    parts: dict[str, float],
+    size: tuple[int, int],
+    emit_norm: EmitNorm,
+) -> Detection:
+    """A detection from the coordinates that a server reported for its tokens.
+
+    parts: its `text_score_parts`. The score is that of `detections_of`; whether another object follows is unknown.
+    """
+    logprobs = ObjectLogprobs(0, desc_logprob=parts["desc_logprob"])
+    detection = _detection_from_slots(obj, list(coordinates), logprobs, size, emit_norm)
+    for name in ("next_logprob", "desc_tokens"):
+        del detection.score_parts[name]
+    return detection
+
+
 def drop_duplicates(detections: Sequence[Detection], threshold: float) -> tuple[list[Detection], int]:
     """Detections without duplicates of a better-scored one (same description, IoU >= `threshold`), and their count.
 

@@ -1,0 +1,148 @@
+"""The engine of vLLM against our decoder: the same predictions, and no finished one lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from inference_helpers import images, read, taught_checkpoint
+from vocabularies import qwen3_tokenizer
+
+from coordexp.answers.parse import parse_answer
+from coordexp.answers.render import PromptStyle
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.predict import predict
+from coordexp.modeling import tiny, vocab
+from coordexp.records import Metadata, Prediction, Record
+from coordexp.runtime.io import write_jsonl
+
+pytest.importorskip("vllm", reason="vllm is not installed: make test-vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+KINDS = ("bbox_2d", "poly")
+# Every engine runs in a process of its own, as in the workflow.
+PREDICT = """
+import json, sys, msgspec
+from pathlib import Path
+from coordexp.answers.render import PromptStyle
+from coordexp.inference.options import PredictOptions
+from coordexp.inference.predict import predict
+
+given = json.loads(sys.argv[1])
+counts = predict(
+    given["model"], given["records"], Path(given["out"]), msgspec.convert(given["options"], PredictOptions),
+    msgspec.convert(given["style"], PromptStyle), categories=given["categories"],
+)
+print(json.dumps(counts))
+"""
+CATEGORIES = ["cat", "black cat", "traffic light"]
+
+
+def command(model: Path, records: Path, out: Path, options: PredictOptions, style: PromptStyle) -> list[str]:
+    given = {"model": str(model), "records": str(records), "out": str(out), "categories": CATEGORIES}
+    given |= {"options": msgspec.to_builtins(options), "style": msgspec.to_builtins(style)}
+    return [sys.executable, "-c", PREDICT, json.dumps(given)]
+
+
+def environment() -> dict[str, str]:
+    source = str(Path(__file__).resolve().parents[4] / "src")
+    return {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+def predicted(model: Path, records: Path, folder: Path, options: PredictOptions, style: PromptStyle) -> dict:
+    """Predictions of both engines, by the name of the engine."""
+    found = {}
+    for engine in ("vllm", "transformers"):
+        out, chosen = folder / f"{engine}.jsonl", msgspec.structs.replace(options, engine=engine)
+        if engine == "vllm":
+            subprocess.run(command(model, records, out, chosen, style), check=True, env=environment())
+        else:
+            predict(model, records, out, chosen, style, categories=CATEGORIES)
+        found[engine] = read(out)
+    return found
+
+
+def assert_equal(found: dict[str, list[Prediction]]) -> None:
+    """The same tokens; coordinates within 1e-3 bins and scores within 1e-4."""
+    for a, b in zip(found["vllm"], found["transformers"], strict=True):
+        assert a.token_ids == b.token_ids
+        assert (a.text, a.finish, a.problems, a.image_id) == (b.text, b.finish, b.problems, b.image_id)
+        assert a.token_logprobs == pytest.approx(b.token_logprobs, abs=2e-4)  # they are rounded to 1e-4
+        for x, y in zip(a.detections, b.detections, strict=True):
+            assert (x.desc, x.bins) == (y.desc, y.bins)
+            assert x.norm == pytest.approx(y.norm, abs=1e-6)  # a bin is 1 / 999
+            assert x.score == pytest.approx(y.score, abs=1e-4)
+            assert x.spread == pytest.approx(y.spread, abs=1e-5) and x.poly == pytest.approx(y.poly, abs=1e-6)
+            assert x.score_parts == pytest.approx(y.score_parts, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("order", "protocol"), [("desc_first", "open"), ("geometry_first", "all_categories")], ids=["boxes", "labels"]
+)
+def test_predictions_equal_those_of_the_decoder_with_the_compact_vocabulary(order, protocol, records, tmp_path):
+    style = PromptStyle(object_field_order=order)
+    restricted = protocol == "all_categories"
+    options = PredictOptions(max_new_tokens=300, geometry=KINDS, batch_size=3, protocol=protocol, chunk=2)
+    options = msgspec.structs.replace(options, restrict_labels=restricted)
+    found = predicted(taught_checkpoint(style, poly=True, steps=50), records, tmp_path, options, style)
+    assert_equal(found)
+    detections = [detection for prediction in found["vllm"] for detection in prediction.detections]
+    assert len(detections) >= 5 and any(detection.poly for detection in detections)
+    if restricted:
+        assert {detection.desc for detection in detections} <= set(CATEGORIES)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """A tiny checkpoint with the published vocabulary and random weights, which rambles: 152,670 tokens."""
+    folder = tmp_path_factory.mktemp("published")
+    tiny.build(folder / "base", 7, tokenizer=qwen3_tokenizer())
+    vocab.expand(folder / "base", folder / "expanded")
+    return folder / "expanded"
+
+
+def test_answers_of_a_random_model_with_the_published_vocabulary_equal_those_of_the_decoder(
+    published, records, tmp_path
+):
+    limits = {"max_new_tokens": 160, "max_desc_tokens": 6, "max_repeats": 2, "repeat_iou": 0.5}
+    found = predicted(published, records, tmp_path, PredictOptions(batch_size=2, **limits), PromptStyle())
+    assert_equal(found)
+    for prediction in found["vllm"]:
+        parsed = parse_answer(prediction.text, "token")
+        assert set(parsed.problems) <= {"cut_off"} and len(parsed.objects) == len(prediction.detections)
+    assert sum(prediction.problems.get("description_closed", 0) for prediction in found["vllm"])
+
+
+def test_a_killed_engine_loses_no_finished_prediction(tmp_path):
+    rows, pictures = [], images()
+    for n in range(24):
+        pictures[n % 5].save(tmp_path / f"{n}.png")
+        rows.append(Record([f"{n}.png"], *pictures[n % 5].size, "pixel", [], Metadata(n, 640, 480)))
+    records, out = tmp_path / "val.jsonl", tmp_path / "p.jsonl"
+    write_jsonl(records, rows)
+    model, style = taught_checkpoint(PromptStyle()), PromptStyle()
+    options = PredictOptions(max_new_tokens=300, batch_size=1, engine="vllm")
+    started = command(model, records, out, options, style)
+    unfinished = out.with_name(f".{out.name}.rows")
+    with subprocess.Popen(started, env=environment(), stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 900
+        while time.monotonic() < end and process.poll() is None:
+            if unfinished.is_file() and unfinished.read_bytes().count(b"\n") > 4:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "finished before it was killed"
+        process.send_signal(signal.SIGKILL)
+    kept = unfinished.read_bytes().count(b"\n") - 1
+    assert 4 <= kept < len(rows)
+    done = subprocess.run(started, check=True, env=environment(), capture_output=True, text=True)
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["images"] == len(rows) - kept
+    predict(model, records, tmp_path / "q.jsonl", msgspec.structs.replace(options, engine="transformers"), style)
+    assert_equal({"vllm": read(out), "transformers": read(tmp_path / "q.jsonl")})
