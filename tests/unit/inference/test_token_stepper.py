@@ -144,7 +144,9 @@ def test_answers_in_a_batch_equal_those_of_the_decoder_in_any_row_and_after_pree
             assert {obj.desc for obj in grammars.grammar().format.parse(text).objects} <= set(LABELS)
     problems = sum((state.problems for state in found.values()), start=type(found[0].problems)())
     finishes = {state.finish for state in found.values()}
-    assert {"stop", "length"} == finishes and problems["repetition_closed"] and problems["description_closed"]
+    assert "stop" in finishes and sum(len(state.objects) for state in found.values()) > 5
+    if options == POLYGONS:
+        assert "length" in finishes and problems["repetition_closed"] and problems["description_closed"]
 
 
 def test_a_row_reports_the_coordinate_of_a_slot_beside_its_log_probability(checkpoint):
