@@ -40,14 +40,15 @@ TRACKERS = [name for name, package in OFFLINE.items() if find_spec(package)]  # 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A finished run that uses a dataset format, a loss term, a decoding mode and a metric of plug-in files.
+    """A finished run with a dataset format, an answer format, a loss term, a decoding mode and a metric of plug-ins.
 
     It reports to the experiment trackers that are installed, in their offline modes.
     """
     folder = tmp_path_factory.mktemp("recipes")
     write_parts(folder / "parts")
-    names = ("csv_boxes", "smooth_l1", "median", "detections_per_image")
+    names = ("csv_boxes", "lines", "smooth_l1", "median", "detections_per_image")
     loss = {"weights": {"smooth_l1": 1.0}, "geometry_warmup": {"start": 0.0, "end": 0.0}}
+    custom = {"loss": loss, "answer_format": "lines", "json_format": "standard"}
     training = SHORT["training"] | {"report_to": TRACKERS}
     if "swanlab" in TRACKERS:
         training["swanlab_mode"] = "local"
@@ -61,7 +62,7 @@ def extended(tmp_path_factory):
                 "categories": ["bolt", "nut"],
             }
         },
-        "runs": {"parts": {"model": "tiny", "recipe": {**SHORT, "training": training, "custom": {"loss": loss}}}},
+        "runs": {"parts": {"model": "tiny", "recipe": {**SHORT, "training": training, "custom": custom}}},
         "data": {"tiny": 4},
         "predict": {"decode": "median", "max_new_tokens": 96},
         "evaluate": {"protocols": ["coco"], "bootstrap": 10},
@@ -77,6 +78,15 @@ def test_records_come_from_the_dataset_format(extended):
     rows = list(read_jsonl(extended.path("results/parts_9/data/val.jsonl")))
     assert [[o["desc"] for o in row["objects"]] for row in rows] == [["bolt"], ["nut"], ["bolt"], ["nut"]]
     assert rows[0]["objects"][0]["norm"] == pytest.approx([10 / 96, 20 / 96, 50 / 96, 70 / 96])
+
+
+def test_answers_are_in_the_answer_format_and_the_checkpoint_records_it(extended):
+    settings = read_json(extended.path("results/parts_9/merged/coordexp_inference.json"))
+    assert settings["style"]["answer_format"] == "lines"
+    for row in read_jsonl(extended.path("results/parts_9/eval/predictions.jsonl")):
+        *lines, end = row["text"].split("\n")
+        assert end == "end" or row["finish"] == "length"
+        assert len(row["detections"]) + sum(row["problems"].values()) >= len(lines)
 
 
 def test_loss_term_is_trained_and_logged(extended):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import runpy
 import time
+from pathlib import Path
 
 import pytest
 
-from coordexp.answers.formats import FORMATS, AnswerFormat, format_of
+from coordexp.answers.formats import FORMATS, format_of
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.parsed_answer import REASONS
 from coordexp.answers.render import PromptStyle, render_answer
@@ -201,23 +203,19 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
         box_tokens.check_tokens({"<|im_end|>"})
 
 
-def test_a_fourth_format_is_one_class():
-    """Rendering, the grammar and the parser of a new format follow from what it defines."""
+def test_a_further_format_is_one_class():
+    """The example of docs/architecture.md: rendering and the grammar follow from the texts that it defines."""
     from coordexp.inference.grammar import automaton
 
-    class Lines(AnswerFormat):
-        summary = "lines"
-
-        def between(self, previous, following):
-            start = "" if previous is None else "\n"
-            return start + (f'"{following.desc}" ' if following else "end")
-
-        def separator(self, kind, n):
-            return " "
-
-    lines = Lines(PromptStyle(coordinates="integer"))
-    text = lines.render([CAT, shape("dog", 5, 6, 7, 8)])
-    assert text == '"cat" 1 20 300 999\n"dog" 5 6 7 8\nend'
-    built = automaton._Builder(lines, ("bbox_2d",), 20).build()
+    code = runpy.run_path(str(Path(__file__).parents[3] / "docs/examples/plugins/lines.py"))
+    assert FORMATS["lines"] is code["Lines"]
+    style = PromptStyle(answer_format="lines", coordinates="integer")
+    objects = [CAT, shape('a "dog"', 5, 6, 7, 8)]
+    text = render_answer(objects, style)
+    assert text == '"cat" 1 20 300 999\n"a \\"dog\\"" 5 6 7 8\nend'
+    assert [(obj.desc, obj.bins) for obj in format_of(style).parse(text).objects] == content(objects)
+    truncated = format_of(style).parse(text[:-4])
+    assert len(truncated.objects) == 2 and not truncated.complete
+    built = automaton.build(style)
     assert built.walk(built.start, text.encode()) == built.end
     assert built.walk(built.start, b'"cat" 1 20 300\n') is None
