@@ -88,7 +88,7 @@ def image_use(file: Path, count: int, model_dir: Path) -> tuple[ImageUse, Answer
     table = categories_of(records, None)
     names = custom.named_categories or [category.name for category in table]
     coordinates = measure_image_use(predictor, records, file.parent, settings.emit_norm, names)
-    records = [record for record in records if record.objects]
+    records = [r for r in records if r.objects and (r.phrases or options.protocol != "phrases")]
     swapped = answer_swapped_images(predictor, records, file.parent, settings.emit_norm, names)
     return coordinates, score_swapped_images(swapped, table)
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 from coordexp.answers.render import PromptStyle
 from coordexp.datasets.augmentation_options import Augmentation
 from coordexp.datasets.samples import SampleOptions
-from coordexp.evaluation.metrics import VALUE_NAMES
+from coordexp.evaluation.metrics import CHECKPOINT_METRICS, PHRASE_PREFIX
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.slices import SliceOptions
 from coordexp.losses.options import LossOptions
@@ -136,7 +136,9 @@ class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "and answers with the right image, another one and a blank one",
         ),
     ] = 16
-    metric: choice(VALUE_NAMES, "metric of eval.json by which the best checkpoint is selected; higher is better") = "AP"
+    metric: choice(
+        CHECKPOINT_METRICS, "metric of eval.json by which the best checkpoint is selected; higher is better"
+    ) = "AP"
     patience: Annotated[
         int, Meta(ge=0, description="stop after this many evaluations without improvement; 0: never")
     ] = 0
@@ -188,6 +190,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_named: declared(SampleOptions, "max_named") = SampleOptions().max_named
     absent_only: declared(SampleOptions, "absent_only") = SampleOptions().absent_only
     named_categories: declared(SampleOptions, "named_categories") = SampleOptions().named_categories
+    phrase_ratio: declared(SampleOptions, "phrase_ratio") = SampleOptions().phrase_ratio
     sample_seed: declared(SampleOptions, "seed") = SampleOptions().seed
     emit_norm: Annotated[
         EmitNorm,
@@ -198,6 +201,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_prompt: declared(PromptStyle, "user_prompt") = PromptStyle().user_prompt
     category_prompt: declared(PromptStyle, "category_prompt") = PromptStyle().category_prompt
     answer_format: declared(PromptStyle, "answer_format") = PromptStyle().answer_format
+    phrase_prompt: declared(PromptStyle, "phrase_prompt") = PromptStyle().phrase_prompt
     object_field_order: declared(PromptStyle, "object_field_order") = PromptStyle().object_field_order
     json_format: declared(PromptStyle, "json_format") = PromptStyle().json_format
     coord_tokens: Annotated[CoordTokens, Meta(description="coordinates in files and answers")] = CoordTokens()
@@ -222,6 +226,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_named=self.max_named,
             absent_only=self.absent_only,
             named_categories=self.named_categories,
+            phrase_ratio=self.phrase_ratio,
             seed=self.sample_seed,
         )
 
@@ -232,6 +237,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             user_prompt=self.user_prompt,
             category_prompt=self.category_prompt,
             answer_format=self.answer_format,
+            phrase_prompt=self.phrase_prompt,
             object_field_order=self.object_field_order,
             json_format=self.json_format,
             coordinates="token" if self.coord_tokens.enabled else "integer",
@@ -308,6 +314,7 @@ def parse_recipe(raw: Mapping[str, Any], file: str | Path) -> Recipe:
         raise ConfigError(located(problem, file=file, field="custom.coord_offset.enabled", fix=fix))
     if custom.detection_eval.every:
         _check_saving(sections["training"], file)
+        _check_metric(custom, file)
     _check_effects(custom, file)
     return Recipe(**sections, custom=custom)
 
@@ -361,6 +368,7 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
+        ("phrase_prompt", True, "{phrase}" in custom.phrase_prompt, "{phrase} in the text"),
     ):
         if given and not has_effect:
             raise ConfigError(located("has no effect", file=file, field=f"custom.{field}", fix=f"it needs {needs}"))
@@ -371,6 +379,20 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         if custom.prefix.continued and excluded:
             problem = f"cannot be combined with prefix.continued {custom.prefix.continued:g}"
             raise ConfigError(located(problem, file=file, field=f"custom.{field}", fix=f"set it to {needed}"))
+
+
+def _check_metric(custom: Custom, file: str | Path) -> None:
+    """ConfigError unless the metric belongs to the prompts that are evaluated: of phrases, if every sample has one."""
+    metric, phrases = custom.detection_eval.metric, custom.phrase_ratio == 1
+    if metric.startswith(PHRASE_PREFIX) != phrases:
+        field = "custom.detection_eval.metric"
+        expected = f"{PHRASE_PREFIX}accuracy_50 or another metric of phrases" if phrases else "a metric of detection"
+        problem = f"the evaluation {'asks for' if phrases else 'does not ask for'} phrases"
+        problem += f" (custom.phrase_ratio: {custom.phrase_ratio:g})"
+        raise ConfigError(located(problem, file=file, field=field, expected=expected, found=metric))
+    if phrases and custom.detection_eval.slices is not None:
+        problem = "a slice of the image may not show what a phrase refers to"
+        raise ConfigError(located(problem, file=file, field="custom.detection_eval.slices", fix="set it to null"))
 
 
 def _check_saving(training: Mapping[str, Any], file: str | Path) -> None:

@@ -97,8 +97,18 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     not_exhaustive_category_ids: list[int] = []
 
 
-class Record(msgspec.Struct, forbid_unknown_fields=True):
-    """One image with its objects; `images` holds one path, relative to the JSONL file."""
+class Phrase(msgspec.Struct, forbid_unknown_fields=True):
+    """A phrase about the image, and the indices in `Record.objects` of all objects that it describes; none: `[]`."""
+
+    text: str
+    objects: list[int]
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One image with its objects; `images` holds one path, relative to the JSONL file.
+
+    phrases: phrases with known answers, for grounding; the same text may occur more than once.
+    """
 
     images: list[str]
     width: int
@@ -106,6 +116,7 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
     coord_space: CoordSpace
     objects: list[Object]
     metadata: Metadata
+    phrases: list[Phrase] = []
 
 
 _record_decoder = msgspec.json.Decoder(Record)
@@ -177,6 +188,8 @@ def record_problems(record: Record) -> list[tuple[str, str]]:
         problems.append(("width/height", f"expected positive sizes, found {record.width}x{record.height}"))
     for i, obj in enumerate(record.objects):
         problems += [(f"objects[{i}].{f}", p) for f, p in _object_problems(obj, record)]
+    for i, phrase in enumerate(record.phrases):
+        problems += [(f"phrases[{i}].{f}", p) for f, p in _phrase_problems(phrase, len(record.objects))]
     return problems
 
 
@@ -212,6 +225,19 @@ def _object_problems(obj: Object, record: Record) -> list[tuple[str, str]]:
     if not all(math.isfinite(v) and 0.0 <= v <= 1.0 for v in obj.norm):
         return [("norm", f"expected finite numbers in [0, 1], found {obj.norm}")]
     return _range_problems(name, coords, record)
+
+
+def _phrase_problems(phrase: Phrase, objects: int) -> list[tuple[str, str]]:
+    if not phrase.text.strip():
+        return [("text", "expected a phrase, found an empty text")]
+    if "<|" in phrase.text:
+        return [("text", f"{phrase.text!r} contains '<|', which starts a special token")]
+    outside = [i for i in phrase.objects if not 0 <= i < objects]
+    if outside:
+        return [("objects", f"expected indices of the {objects} objects, found {outside[0]}")]
+    if len(set(phrase.objects)) < len(phrase.objects):
+        return [("objects", f"expected different indices, found {phrase.objects}")]
+    return []
 
 
 def _range_problems(name: str, coords: list, record: Record) -> list[tuple[str, str]]:

@@ -14,8 +14,8 @@ from coordexp.evaluation.options import EvaluateOptions
 LOG = [{"step": i, "loss": 5 / i, "l1": 1 / i, "learning_rate": 1e-3} for i in range(1, 60)]
 
 
-def report_inputs(case: Case, folder: Path) -> dict:
-    """Files of a run: the arguments of `write_report` other than the page."""
+def report_inputs(case: Case, folder: Path, phrases: dict[int, list[dict]] | None = None) -> dict:
+    """Files of a run: the arguments of `write_report` other than the page. phrases: of the records, by image id."""
     predictions, annotations = case.write(folder)
     options = EvaluateOptions(bootstrap=3)
     evaluate(predictions, annotations, options, dataset="generated", split="val", out=folder / "eval.json")
@@ -24,7 +24,8 @@ def report_inputs(case: Case, folder: Path) -> dict:
     with (folder / "val.jsonl").open("w") as handle:
         for image in case.images:
             Image.new("RGB", (WIDTH // 2, HEIGHT // 2), (60, 90, 60)).save(folder / "images" / f"{image['id']}.jpg")
-            handle.write(json.dumps(record(image, case.annotations, names)) + "\n")
+            own = record(image, case.annotations, names)
+            handle.write(json.dumps(own | {"phrases": (phrases or {}).get(image["id"], [])}) + "\n")
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LOG))
     return {
         "eval_json": folder / "eval.json",

@@ -192,3 +192,25 @@ def test_selecting_a_checkpoint_needs_checkpoints_to_select_from(tmp_path, train
     path.write_text(yaml.safe_dump({"training": training, "custom": {"detection_eval": {"every": 5}}}))
     with pytest.raises(ConfigError, match="detection_eval"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "metric", "found"),
+    [
+        (1.0, "AP", "another metric of phrases"),
+        (1.0, "phrase_F1_50", None),
+        (0.5, "phrase_F1_50", "a metric of detection"),
+    ],
+)
+def test_checkpoints_are_selected_by_a_metric_of_the_prompts_that_are_evaluated(ratio, metric, found):
+    custom = {"phrase_ratio": ratio, "detection_eval": {"every": 5, "metric": metric}}
+    if found is None:
+        assert load_recipe({"custom": custom}).custom.detection_eval.metric == metric
+        return
+    with pytest.raises(ConfigError, match=f"custom.detection_eval.metric(.|\n)*{found}"):
+        load_recipe({"custom": custom})
+
+
+def test_the_prompt_of_phrases_contains_the_phrase():
+    with pytest.raises(ConfigError, match=r"phrase_prompt(.|\n)*\{phrase\} in the text"):
+        load_recipe({"custom": {"phrase_prompt": "Find it."}})

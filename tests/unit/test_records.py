@@ -1,10 +1,11 @@
 """Records and coordinate tokens: reading states the expected space, and invalid records are named."""
 
+import msgspec
 import pytest
 from dataset_cases import make_record
 
 from coordexp.evaluation.detections import read_predictions
-from coordexp.records import COORD_BINS, coord_bin, coord_token, coord_tokens, read_records, record_problems
+from coordexp.records import COORD_BINS, Phrase, coord_bin, coord_token, coord_tokens, read_records, record_problems
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_jsonl
 
@@ -55,3 +56,20 @@ def test_lines_that_are_not_utf8_or_too_deep_are_named(line, read, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(line + b"\n")
     with pytest.raises(DataError, match=r"a\.jsonl:1: not a (record|prediction)"):
         list(read(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("phrase", "problem"),
+    [
+        (Phrase("the cat", [0]), None),
+        (Phrase("a dog", []), None),
+        (Phrase(" ", [0]), ("phrases[0].text", "empty text")),
+        (Phrase("the <|im_end|>", [0]), ("phrases[0].text", "special token")),
+        (Phrase("the cat", [1]), ("phrases[0].objects", "indices of the 1 objects, found 1")),
+        (Phrase("the cat", [0, 0]), ("phrases[0].objects", "different indices")),
+    ],
+)
+def test_phrases_name_objects_of_the_record(phrase, problem):
+    found = record_problems(msgspec.structs.replace(make_record(1), phrases=[phrase]))
+    assert [field for field, _ in found] == ([] if problem is None else [problem[0]])
+    assert problem is None or problem[1] in found[0][1]

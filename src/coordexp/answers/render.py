@@ -22,6 +22,7 @@ JsonFormat = Literal["standard", "compact"]
 IMAGE_TAG = "<image>"
 OPEN_PROMPT = "Detect every object in the image."
 CATEGORY_PROMPT = "Detect every object of these categories in the image: {categories}."
+PHRASE_PROMPT = "Detect every object that this phrase describes: {phrase}."
 
 
 class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +33,9 @@ class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, Meta(description="text of the prompt that names categories, inserted at `{categories}`")
     ] = CATEGORY_PROMPT
     answer_format: choice(FORMATS, "how answers list objects, see docs/method.md#answer-formats") = "json"
+    phrase_prompt: Annotated[
+        str, Meta(description="text of the prompt that asks for the objects of a phrase, inserted at `{phrase}`")
+    ] = PHRASE_PROMPT
     object_field_order: Annotated[
         FieldOrder,
         Meta(description="whether the description of an object precedes or follows its geometry"),
@@ -46,24 +50,31 @@ class PromptStyle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "token"
 
 
-def user_text(style: PromptStyle, categories: Sequence[str] | None = None) -> str:
-    """The text of the prompt: open, or naming `categories` in the given order."""
+def user_text(style: PromptStyle, categories: Sequence[str] | None = None, phrase: str | None = None) -> str:
+    """The text of the prompt: open, naming `categories` in the given order, or asking for the objects of a phrase."""
+    if phrase is not None:
+        return style.phrase_prompt.format(phrase=phrase)
     if categories is None:
         return style.user_prompt
     return style.category_prompt.format(categories=", ".join(categories))
 
 
 def chat(
-    style: PromptStyle, categories: Sequence[str] | None = None, answer: str | None = None
+    style: PromptStyle,
+    categories: Sequence[str] | None = None,
+    answer: str | None = None,
+    phrase: str | None = None,
 ) -> list[dict[str, str]]:
     """Messages in the format of ms-swift, with the image as `<image>`; without `answer`, the prompt alone."""
-    messages = [{"role": "user", "content": IMAGE_TAG + user_text(style, categories)}]
+    messages = [{"role": "user", "content": IMAGE_TAG + user_text(style, categories, phrase)}]
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
 
 
-def hf_chat(style: PromptStyle, categories: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def hf_chat(
+    style: PromptStyle, categories: Sequence[str] | None = None, phrase: str | None = None
+) -> list[dict[str, Any]]:
     """The same prompt as Hugging Face chat messages, for `processor.apply_chat_template`."""
-    content = [{"type": "image"}, {"type": "text", "text": user_text(style, categories)}]
+    content = [{"type": "image"}, {"type": "text", "text": user_text(style, categories, phrase)}]
     return [{"role": "user", "content": content}]
 
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         fix = f"pass a folder as --out, for example {args.out.stem}"
         raise ConfigError(f"an image as --out needs a single image, found {len(sources)}\n  -> {fix}")
     limits = {"score_threshold": args.score_threshold, "max_objects": args.max_objects}
-    results = detector.stream(sources, categories, **limits)
+    results = detector.stream(sources, categories, phrases=args.phrases, **limits)
     if args.out and not drawing:
         _write(results, [source.name for source in sources], args.out)
         return

@@ -26,7 +26,15 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="merged checkpoint: a folder, or owner/name on the hub"
     )
-    parser.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--categories", metavar="NAME,...", help="categories to detect (default: every object)")
+    asked.add_argument(
+        "--phrase",
+        action="append",
+        dest="phrases",
+        metavar="TEXT",
+        help="detect the objects that a phrase describes, such as 'the leftmost dog'; repeat it for more phrases",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="answers decoded at the same time (default: 16)")
     add_field(parser, PredictOptions, "engine", default=None)
     add_slice_options(parser)

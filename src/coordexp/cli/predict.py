@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
     base = os.path.commonpath([Path(source.name).absolute().parent for source in sources])
     names = [Path(source.name).absolute().relative_to(base).as_posix() for source in sources]
     ids = annotated_ids(args.gt, sources) if args.gt else names
-    counts = predict_images(detector, sources, ids, args.out, categories)
+    counts = predict_images(detector, sources, ids, args.out, categories, args.phrases)
     print(f"wrote {args.out}: {len(sources)} images, {counts['objects']:.0f} objects in this run")

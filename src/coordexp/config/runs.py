@@ -367,3 +367,17 @@ def _check_sections(name: str, max_blocks: int, sections: Mapping[str, Any]) -> 
         fix = "set it to a few hundred images, which training then leaves out"
         field = f"runs.{name}.calibrate.images"
         raise ConfigError(located("no images to fit the calibration on", field=field, found=0, fix=fix))
+    if sections["predict"].protocol == "phrases":
+        _check_phrases(name, sections)
+
+
+def _check_phrases(name: str, sections: Mapping[str, Any]) -> None:
+    """ConfigError for what cannot be combined with prompts for phrases."""
+    method = sections["calibrate"].method
+    if method != "none":
+        problem, fix = "scores of answers to phrases cannot be calibrated", "set it to none"
+        raise ConfigError(located(problem, field=f"runs.{name}.calibrate.method", found=method, fix=fix))
+    if sections["predict"].slices is not None:
+        problem = "a slice of the image may not show what a phrase refers to"
+        field, fix = f"runs.{name}.predict.slices", "set it to null for predict.protocol: phrases"
+        raise ConfigError(located(problem, field=field, fix=fix))

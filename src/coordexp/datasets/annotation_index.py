@@ -36,8 +36,18 @@ _COLUMNS = (
 )
 
 
+class PhraseEntry(msgspec.Struct):
+    """A phrase about an image, and the ids of all annotations of the image that it describes."""
+
+    text: str
+    annotation_ids: list[Id]
+
+
 class ImageEntry(msgspec.Struct):
-    """One entry of `images`; sizes are in pixels. LVIS names the file by `coco_url` only, and has the two lists."""
+    """One entry of `images`; sizes are in pixels. LVIS names the file by `coco_url` only, and has the two lists.
+
+    phrases: an extension of COCO's format, which the formats with phrases write.
+    """
 
     id: Id
     width: Int64
@@ -46,6 +56,7 @@ class ImageEntry(msgspec.Struct):
     coco_url: str | None = None
     neg_category_ids: list[Int64] | None = None
     not_exhaustive_category_ids: list[Int64] | None = None
+    phrases: list[PhraseEntry] | None = None
 
     @property
     def path(self) -> str:

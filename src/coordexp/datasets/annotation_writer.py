@@ -18,10 +18,13 @@ from coordexp.runtime.io import atomic_open
 _encode = msgspec.json.Encoder().encode
 
 
+ItemKind = Literal["image", "annotation", "phrase"]
+
+
 class SkippedLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """An item of the user's files that is not in the annotation file: `line` from 1, None if no line is at fault."""
 
-    kind: Literal["image", "annotation"]
+    kind: ItemKind
     reason: str
     file: str
     line: int | None = None
@@ -67,7 +70,7 @@ class AnnotationWriter(contextlib.AbstractContextManager):
 
     def skip(
         self,
-        kind: Literal["image", "annotation"],
+        kind: ItemKind,
         reason: str,
         file: str | Path,
         line: int | None = None,

@@ -34,9 +34,10 @@ from coordexp.datasets.images import (
 )
 from coordexp.datasets.objects import ObjectOptions, SkippedItem, build_objects
 from coordexp.datasets.ordering import ObjectOrder
+from coordexp.datasets.phrases import phrases_of
 from coordexp.datasets.source import OnBad, Source
 from coordexp.geometry.resize import ResizeRule, grid_size
-from coordexp.records import Metadata, Object, Record
+from coordexp.records import Metadata, Object, Phrase, Record
 from coordexp.runtime import tuning
 from coordexp.runtime.code_identity import identity_of
 from coordexp.runtime.errors import ConfigError, located
@@ -228,6 +229,9 @@ def _convert_images(
         except ImageError as error:
             _report_bad(job, bad_image(image, error), totals)
             totals.counts["objects dropped:image skipped"] += int(object_counts[i])
+            if lost := len(getattr(image, "phrases", None) or ()):
+                totals.counts["phrases listed"] += lost
+                totals.counts["phrases dropped:image skipped"] += lost
             continue
         outcomes[outcome] += 1
         source = source_path(job, image)
@@ -272,10 +276,12 @@ def _build_records(
     totals.skipped += batch.skipped
     totals.objects.update(batch.counts)
     records = []
-    for image, path, size, objects, lost in zip(images, paths, sizes, batch.objects, batch.incomplete, strict=True):
+    columns = (images, paths, sizes, batch.objects, batch.ids, batch.incomplete)
+    for image, path, size, objects, ids, lost in zip(*columns, strict=True):
         totals.counts["images without objects"] += not objects
-        if objects or job.options.keep_empty:
-            records.append(_record(job, image, path, size, objects, lost))
+        phrases = _phrases(job, image, ids, totals) if image.phrases else []
+        if objects or phrases or job.options.keep_empty:
+            records.append(_record(job, image, path, size, objects, phrases, lost))
             if job.options.on_duplicate != "ignore":
                 totals.keys.append(content_key(source_path(job, image)))
             totals.counts[f"blocks:{size[0] * size[1] // job.options.factor**2}"] += 1
@@ -285,8 +291,30 @@ def _build_records(
     return records
 
 
+def _phrases(
+    job: ConversionJob, image: ImageEntry, annotation_ids: list[int | str], totals: ConversionCounts
+) -> list[Phrase]:
+    """The phrases of an image; adds to `totals`."""
+    batch = phrases_of(image, annotation_ids)
+    for item in batch.bad:
+        _report_bad(job, item, totals)
+    totals.skipped += batch.skipped
+    for item in (*batch.skipped, *batch.bad):
+        totals.counts[f"phrases dropped:{item.reason}"] += 1
+    totals.counts["phrases listed"] += len(image.phrases or ())
+    totals.counts["phrases written"] += len(batch.phrases)
+    totals.counts["phrases without objects"] += sum(not phrase.objects for phrase in batch.phrases)
+    return batch.phrases
+
+
 def _record(
-    job: ConversionJob, image: ImageEntry, path: str, size: tuple[int, int], objects: list[Object], lost: set[int]
+    job: ConversionJob,
+    image: ImageEntry,
+    path: str,
+    size: tuple[int, int],
+    objects: list[Object],
+    phrases: list[Phrase],
+    lost: set[int],
 ) -> Record:
     """The record of an image; categories that `lost` an annotation are no longer exhaustively annotated."""
     listed = image.not_exhaustive_category_ids or []
@@ -299,7 +327,7 @@ def _record(
         neg_category_ids=image.neg_category_ids or [],
         not_exhaustive_category_ids=sorted({*listed, *lost}) if lost else listed,
     )
-    return Record([path], size[0], size[1], "pixel", objects, metadata)
+    return Record([path], size[0], size[1], "pixel", objects, metadata, phrases)
 
 
 def _report_bad(job: ConversionJob, item: SkippedItem, totals: ConversionCounts) -> None:

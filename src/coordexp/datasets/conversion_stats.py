@@ -48,7 +48,7 @@ class ConversionCounts(msgspec.Struct):
 
     def drop_listed(self, item: SkippedItem) -> None:
         """Count an item that is listed, but does not reach the conversion."""
-        plural = "images" if item.kind == "image" else "objects"
+        plural = {"image": "images", "phrase": "phrases"}.get(item.kind, "objects")
         self.counts[f"{plural} listed"] += 1
         self.counts[f"{plural} dropped:{item.reason}"] += 1
         self.skipped.append(item)
@@ -121,6 +121,13 @@ def summary(totals: ConversionCounts, source: Source, categories: int) -> dict[s
     }
     if objects["polygons"] or any(k.startswith("poly:") for k in objects):
         out["polygons"] = _polygons(objects)
+    if counts["phrases listed"]:
+        out["phrases"] = {
+            "listed": counts["phrases listed"],
+            "written": counts["phrases written"],
+            "without_objects": counts["phrases without objects"],
+            "dropped": _with_prefix(counts, "phrases dropped:"),
+        }
     if conventions := _with_prefix(counts, "exif:"):
         out["exif"] = conventions | {"undecidable_images": totals.undecidable}
     return out | {"skipped": [msgspec.to_builtins(item) for item in totals.skipped]}
@@ -141,8 +148,8 @@ def notices(statistics: dict[str, Any]) -> Iterator[str]:
     """Messages for the user about a successful conversion, most of them warnings."""
     name = f"{statistics['dataset']}/{statistics['split']}"
     parts, reasons = [], []
-    for unit in ("images", "objects"):
-        dropped = statistics[unit]["dropped"]
+    for unit in ("images", "objects", "phrases"):
+        dropped = statistics.get(unit, {}).get("dropped")
         if dropped:
             parts.append(f"{sum(dropped.values()):,} of {statistics[unit]['listed']:,} {unit}")
             reasons += [f"{reason} ({n:,} {unit})" for reason, n in dropped.items()]

@@ -45,6 +45,9 @@ class MixtureSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of this source's shuffling")] = 0
     user_prompt: Annotated[str | None, msgspec.Meta(description="prompt that asks for every object")] = None
     category_prompt: Annotated[str | None, msgspec.Meta(description="prompt that names categories")] = None
+    phrase_prompt: Annotated[str | None, msgspec.Meta(description="prompt that asks for the objects of a phrase")] = (
+        None
+    )
     object_field_order: Annotated[
         FieldOrder | None,
         msgspec.Meta(description="order of an object's fields in the answer"),
@@ -64,7 +67,7 @@ class MixtureSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def style(self) -> dict[str, str]:
         """The settings of prompt and answer that this source overrides, by their names in PromptStyle."""
-        names = ("user_prompt", "category_prompt", "object_field_order", "json_format")
+        names = ("user_prompt", "category_prompt", "phrase_prompt", "object_field_order", "json_format")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

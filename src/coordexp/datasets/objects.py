@@ -40,11 +40,13 @@ class SkippedItem(msgspec.Struct, frozen=True, omit_defaults=True):
 class ObjectBatch(msgspec.Struct):
     """The objects of each image, and the annotations that are left out.
 
-    incomplete: for each image, the ids of the categories that lost an annotation. skipped: annotations that a
-    rule leaves out (crowds, empty boxes). bad: annotations that are wrong; the caller decides whether they are errors.
+    ids: the annotation ids of the objects. incomplete: for each image, the ids of the categories that lost an
+    annotation. skipped: annotations that a rule leaves out (crowds, empty boxes). bad: annotations that are wrong; the
+    caller decides whether they are errors.
     """
 
     objects: list[list[Object]]
+    ids: list[list[int | str]]
     incomplete: list[set[int]]
     skipped: list[SkippedItem]
     bad: list[SkippedItem]
@@ -94,7 +96,10 @@ def build_objects(
         norm = np.array([o.norm_box for o in objects]).reshape(-1, 4)
     _count_round_trip(norm, area(boxes), counts)
     counts["written"] = len(objects)
-    return ObjectBatch(_ordered(objects, norm, image_index, images, options), incomplete, skipped, bad, counts)
+    order = _order(norm, image_index, images, options)
+    ids = annotations.ids.tolist()
+    by_image = [[objects[i] for i in group] for group in order], [[ids[i] for i in group] for group in order]
+    return ObjectBatch(*by_image, incomplete, skipped, bad, counts)
 
 
 class Selection(NamedTuple):
@@ -152,18 +157,14 @@ def _incomplete_categories(
     return incomplete
 
 
-def _ordered(
-    objects: list[Object],
-    norm: np.ndarray,
-    image_index: np.ndarray,
-    images: Sequence[ImageEntry],
-    options: ObjectOptions,
-) -> list[list[Object]]:
-    """The objects of each image, in the order that the options ask for."""
+def _order(
+    norm: np.ndarray, image_index: np.ndarray, images: Sequence[ImageEntry], options: ObjectOptions
+) -> list[list[int]]:
+    """Indices of the objects of each image, in the order that the options ask for."""
     order = reading_order(norm, image_index).tolist()
     counts = np.bincount(image_index, minlength=len(images))
     bounds = np.concatenate([[0], np.cumsum(counts)]).tolist()
-    grouped = [[objects[i] for i in order[a:b]] for a, b in itertools.pairwise(bounds)]
+    grouped = [order[a:b] for a, b in itertools.pairwise(bounds)]
     if options.ordering == "random":
         return [
             [group[i] for i in random_order(len(group), options.seed, image.id).tolist()]

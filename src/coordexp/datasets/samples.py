@@ -1,4 +1,4 @@
-"""Training samples: the image, its objects in their order, and the categories that the prompt names.
+"""Training samples: the image, its objects in their order, and the categories or the phrase that the prompt names.
 
 A sample depends only on (seed, epoch, index), so it is the same in every worker, after a resume, and on every machine.
 """
@@ -18,6 +18,8 @@ from coordexp.datasets.source import load_source
 from coordexp.records import CoordSpace, Object, Record
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
+
+_PHRASE_STREAM = 2  # random stream, separate from those of the sample's order and of its augmentation
 
 
 class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +70,15 @@ class SampleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...] | None,
         msgspec.Meta(description="categories that prompts may name; null: every category"),
     ] = None
+    phrase_ratio: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            le=1,
+            description="fraction of samples that ask for the objects of a phrase of the image, each phrase in turn; "
+            "the other samples, and images without phrases, ask for every object or for categories",
+        ),
+    ] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of orders and prompts")] = 17
 
 
@@ -82,7 +93,8 @@ class Sample(NamedTuple):
     """A training sample.
 
     path: file of the record. source_line: `file:line`, for messages. style: settings of prompt and answer that the
-    source overrides. categories: those that the prompt names; None asks for every object.
+    source overrides. categories: those that the prompt names; None asks for every object. phrase: the one whose objects
+    are asked for; they are the objects of the record then, with the phrase as their description.
     """
 
     record: Record
@@ -90,6 +102,7 @@ class Sample(NamedTuple):
     source_line: str
     style: dict[str, str]
     categories: list[str] | None
+    phrase: str | None = None
 
 
 class Samples:
@@ -116,12 +129,23 @@ class Samples:
         record, path, settings = self.mixture.record(source, line)
         rng = np.random.default_rng([self.options.seed, epoch, index])
         table, source_line = self.tables[source], f"{path}:{line + 1}"
-        categories, objects = None, record.objects
-        if table is not None and rng.random() < self.options.category_ratio:
+        categories, objects, phrase = None, record.objects, None
+        if self._asks_for_phrase(record, epoch, index):
+            repeats = self.options.orders_per_sample
+            turn = epoch * repeats + index % repeats
+            phrase, objects = _draw_phrase(record, turn, (self.options.seed, source, line))
+        elif table is not None and rng.random() < self.options.category_ratio:
             _check_descriptions(record, table, source_line)
             categories, objects = self._name_categories(record, table, rng)
-        record = msgspec.structs.replace(record, objects=self._ordered(objects, rng))
-        return Sample(record, path, source_line, settings.style, categories)
+        record = msgspec.structs.replace(record, objects=self._ordered(objects, rng), phrases=[])
+        return Sample(record, path, source_line, settings.style, categories, phrase)
+
+    def _asks_for_phrase(self, record: Record, epoch: int, index: int) -> bool:
+        """Whether a sample asks for a phrase; its own random stream leaves those of other samples unchanged."""
+        if not record.phrases or not self.options.phrase_ratio:
+            return False
+        drawn = np.random.default_rng([self.options.seed, epoch, index, _PHRASE_STREAM]).random()
+        return bool(drawn < self.options.phrase_ratio)
 
     def _ordered(self, objects: list[Object], rng: np.random.Generator) -> list[Object]:
         if self.options.object_ordering == "random":
@@ -153,6 +177,14 @@ class Samples:
         chosen = [named[i] for i in rng.permutation(len(named))[: self.options.max_named].tolist()]
         listed = present.intersection(chosen)
         return [table.names[i] for i in chosen], [obj for obj in record.objects if obj.category_id in listed]
+
+
+def _draw_phrase(record: Record, turn: int, seed: tuple[int, int, int]) -> tuple[str, list[Object]]:
+    """A phrase of the record, and its objects, named by it; each phrase has its turn before any is repeated."""
+    rounds, position = divmod(turn, len(record.phrases))
+    order = np.random.default_rng([*seed, rounds, _PHRASE_STREAM]).permutation(len(record.phrases))
+    phrase = record.phrases[int(order[position])]
+    return phrase.text, [msgspec.structs.replace(record.objects[i], desc=phrase.text) for i in phrase.objects]
 
 
 def write_category_table(manifest: str | Path, out: str | Path, style: DescStyle) -> Path:

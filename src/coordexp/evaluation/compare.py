@@ -30,7 +30,7 @@ from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
 from coordexp.evaluation.f1 import f1_per_image
 from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth
 from coordexp.evaluation.label_mapping import LabelMap
-from coordexp.evaluation.options import EvaluateOptions, ProtocolName
+from coordexp.evaluation.options import PHRASES, EvaluateOptions, ProtocolName
 from coordexp.evaluation.protocol import ScoredProtocol
 from coordexp.evaluation.results import load_eval
 from coordexp.runtime.errors import DataError, located
@@ -157,6 +157,11 @@ def compare(
 def _load(run: Run, annotated: GroundTruth, options: EvaluateOptions) -> tuple[GroundTruth, Detections]:
     rows = read_any_format(run.predictions, annotated, run.format, named_only=options.subset)
     detections, stats = collect_detections(rows, annotated, LabelMap(annotated.categories))
+    if PHRASES in stats.protocols:
+        fix = "evaluate each run, and compare the intervals of `phrases` in their eval.json"
+        raise DataError(
+            located("answers to phrases cannot be compared", file=run.predictions, field="protocol", fix=fix)
+        )
     return restrict_to_predicted(annotated, detections, stats, options, str(run.predictions))
 
 

@@ -13,9 +13,11 @@ from coordexp.evaluation import results
 from coordexp.evaluation.detections import TIE_RULE, AnswerStats, Detections, collect_detections
 from coordexp.evaluation.error_types import DUPLICATE_IOU, NEAR_DUPLICATE_IOU, annotated_near_pairs, duplicates
 from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
-from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth, restrict_to_images
+from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth, restrict_to_images, restrict_to_phrases
 from coordexp.evaluation.label_mapping import MAPPED, LabelMap
-from coordexp.evaluation.options import EvaluateOptions, ProtocolName, options_from
+from coordexp.evaluation.options import PHRASES, EvaluateOptions, ProtocolName, options_from
+from coordexp.evaluation.phrase_results import PhraseResult
+from coordexp.evaluation.phrases import phrase_result
 from coordexp.evaluation.protocol import ScoredProtocol
 from coordexp.evaluation.protocol_result import examples, protocol_result
 from coordexp.evaluation.result_types import ProtocolResult
@@ -49,6 +51,7 @@ class Scores(NamedTuple):
     mapping: LabelMappingResult
     not_computed: dict[str, str]
     protocols: dict[ProtocolName, ProtocolResult]
+    phrases: PhraseResult | None
     examples: Examples
 
 
@@ -76,8 +79,8 @@ def evaluate(
     annotated = load_ground_truth(annotations, options.on_bad)
     ground_truth = annotated
     if records is not None:
-        image_ids = (record.metadata.image_id for record in read_records(records, "pixel"))
-        ground_truth = restrict_to_images(annotated, image_ids, Path(records))
+        recorded = {r.metadata.image_id: {p.text for p in r.phrases} for r in read_records(records, "pixel")}
+        ground_truth = restrict_to_phrases(restrict_to_images(annotated, recorded, Path(records)), recorded)
     rows = read_any_format(predictions, ground_truth, format, named_only=options.subset)
     scores = score(rows, ground_truth, options, where=str(predictions), annotated=annotated, format=format)
     result = results.validated(
@@ -98,6 +101,7 @@ def evaluate(
             not_computed=scores.not_computed,
             coco=scores.protocols.get("coco"),
             lvis=scores.protocols.get("lvis"),
+            phrases=scores.phrases,
             examples=scores.examples,
         )
     )
@@ -121,14 +125,59 @@ def score(
     """
     detections, stats = collect_detections(rows, ground_truth, LabelMap(ground_truth.categories))
     scored, detections = restrict_to_predicted(ground_truth, detections, stats, options, where)
+    annotated = annotated or ground_truth
+    if PHRASES in stats.protocols:
+        return _score_phrases(scored, ground_truth, annotated, detections, stats, options, where, format)
     names, not_computed = protocols_to_compute(scored, options)
     protocols = [ScoredProtocol(name, scored, detections, getattr(options.max_dets, name)) for name in names]
     return Scores(
-        counts=_counts(scored, ground_truth, annotated or ground_truth, detections, stats, format),
+        counts=_counts(scored, ground_truth, annotated, detections, stats, format),
         mapping=_mapping(detections, scored),
         not_computed=not_computed,
         protocols={p.name: protocol_result(p, bootstrap=options.bootstrap, seed=options.seed) for p in protocols},
+        phrases=None,
         examples=examples(protocols[0], options.examples),
+    )
+
+
+def _score_phrases(
+    scored: GroundTruth,
+    recorded: GroundTruth,
+    annotated: GroundTruth,
+    detections: Detections,
+    stats: AnswerStats,
+    options: EvaluateOptions,
+    where: str,
+    format: str,
+) -> Scores:
+    """Scores of answers to phrases, for which AP is not defined; images as in `_counts`."""
+    if set(stats.protocols) != {PHRASES}:
+        found = ", ".join(stats.protocols)
+        problem = "some images were asked for phrases, others not"
+        raise DataError(located(problem, file=where, field="protocol", expected=PHRASES, found=found))
+    if not scored.phrases:
+        fix = "pass annotations with phrases, or predict with another protocol"
+        raise DataError(located("the annotations of these images have no phrases", file=where, fix=fix))
+    block = phrase_result(
+        scored,
+        detections,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+        without_record=len(annotated.phrases) - len(recorded.phrases),
+        examples=options.examples,
+    )
+    reason = "answers to phrases have no categories; see `phrases`"
+    asked = {(phrase.image, phrase.text) for phrase in scored.phrases}
+    answered = zip(detections.image.tolist(), detections.desc.tolist(), strict=True)
+    unmapped = sum((image, detections.descriptions[desc]) not in asked for image, desc in answered)
+    counts = _counts(scored, recorded, annotated, detections, stats, format)
+    return Scores(
+        counts=msgspec.structs.replace(counts, unmapped_detections=unmapped),
+        mapping=LabelMappingResult(detections={}, by_description={}, renamed=[], unmapped=[]),
+        not_computed=dict.fromkeys(options.protocols, reason),
+        protocols={},
+        phrases=block,
+        examples=Examples(protocol=PHRASES, best=[], worst=[], confident_errors=[], false_positives_by_type={}),
     )
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from coordexp.datasets.annotation_file import check_annotation_file, check_in_entries, mapped_json
-from coordexp.datasets.annotation_index import AnnotationEntry, ImageEntry, InvalidElement, decode_elements
+from coordexp.datasets.annotation_index import (
+    AnnotationEntry,
+    ImageEntry,
+    InvalidElement,
+    PhraseEntry,
+    decode_elements,
+)
 from coordexp.datasets.categories import Category
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import OnBad
@@ -34,6 +40,14 @@ class _File(msgspec.Struct):
     images: list[ImageEntry]
     annotations: list[AnnotationRow]
     categories: list[Category]
+
+
+class GroundTruthPhrase(NamedTuple):
+    """A phrase about the image with index `image`, and the ids of the objects that it describes."""
+
+    image: int
+    text: str
+    annotation_ids: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class GroundTruth:
     federated: bool
     segmentation: list[msgspec.Raw]
     skipped: dict[str, int] = field(default_factory=dict)
+    phrases: list[GroundTruthPhrase] = field(default_factory=list)  # by image
 
     @cached_property
     def index_of(self) -> dict[int | str, int]:
@@ -131,6 +146,7 @@ class GroundTruth:
             image=new_index[objects.image],
             negative=codes(self.negative),
             not_exhaustive=codes(self.not_exhaustive),
+            phrases=[p._replace(image=int(new_index[p.image])) for p in self.phrases if keep[p.image]],
         )
 
 
@@ -223,8 +239,23 @@ def _build(
         not_exhaustive=_pair_codes(images, "not_exhaustive_category_ids", category_index, invalid),
         federated=any(i.neg_category_ids is not None for i in images),
         segmentation=[annotations[i].segmentation for i in order],
+        phrases=_phrases(images, ids, invalid),
         skipped=dict(sorted(invalid.counts.items())),
     )
+
+
+def _phrases(images: list[ImageEntry], ids: np.ndarray, invalid: _InvalidEntries) -> list[GroundTruthPhrase]:
+    """The phrases of the images, without those that refer to an annotation that cannot be used."""
+    if not any(image.phrases for image in images):
+        return []
+    known, phrases = set(ids.astype(str).tolist()), []
+    for i, image in enumerate(images):
+        for entry in image.phrases or ():
+            if {str(annotation_id) for annotation_id in entry.annotation_ids} <= known:
+                phrases.append(GroundTruthPhrase(i, entry.text, tuple(entry.annotation_ids)))
+            else:
+                invalid.counts["phrase without one of its objects"] += 1
+    return phrases
 
 
 def restrict_to_images(ground_truth: GroundTruth, image_ids: Iterable[int | str], path: Path) -> GroundTruth:
@@ -237,6 +268,12 @@ def restrict_to_images(ground_truth: GroundTruth, image_ids: Iterable[int | str]
             raise DataError(located(f"image {image_id!r} is not in the annotations", file=path, fix=fix))
         keep[index] = True
     return ground_truth.restricted(keep)
+
+
+def restrict_to_phrases(ground_truth: GroundTruth, recorded: Mapping[int | str, set[str]]) -> GroundTruth:
+    """Ground truth with only the phrases that a record has, given by their texts for each image id."""
+    ids = ground_truth.image_ids
+    return replace(ground_truth, phrases=[p for p in ground_truth.phrases if p.text in recorded.get(ids[p.image], ())])
 
 
 def ground_truth_from_records(
@@ -255,7 +292,9 @@ def ground_truth_from_records(
         both = (meta.neg_category_ids, meta.not_exhaustive_category_ids)
         negative, not_exhaustive = ([i for i in category_ids if i in known] for category_ids in both)
         lists = {"neg_category_ids": negative if federated else None, "not_exhaustive_category_ids": not_exhaustive}
-        images.append(ImageEntry(meta.image_id, width, height, **lists))
+        first = len(annotations)
+        phrases = [PhraseEntry(p.text, [first + i for i in p.objects]) for p in record.phrases] or None
+        images.append(ImageEntry(meta.image_id, width, height, **lists, phrases=phrases))
         for obj in record.objects:
             x1, y1, x2, y2 = obj.norm_box
             corners = obj.norm if obj.poly else [x1, y1, x2, y1, x2, y2, x1, y2]

@@ -44,7 +44,7 @@ class ImageUse(msgspec.Struct, frozen=True):
 
 
 class AnswerUse(msgspec.Struct, frozen=True):
-    """What a model writes on its own. AP of the answers, None if undefined, over `images` images.
+    """What a model writes on its own. AP of the answers (to phrases: `exact_50`), None if undefined, over `images`.
 
     right, other, blank: as in `ImageUse`. agreement: mean over images of the agreement (`agreement`) of the answers
     with the right and with another image.

@@ -11,6 +11,7 @@ from coordexp.datasets.source import OnBad
 from coordexp.runtime.errors import ConfigError, located
 
 ProtocolName = Literal["coco", "lvis"]
+PHRASES = "phrases"  # `predict.protocol` whose answers are scored phrase by phrase
 PROTOCOL_TITLES: dict[ProtocolName, str] = {"coco": "COCO", "lvis": "LVIS"}
 
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from coordexp.evaluation.options import EvaluateOptions, ProtocolName
+from coordexp.evaluation.phrase_results import PhraseResult
 from coordexp.evaluation.result_types import Count, ErrorType, ProtocolResult, Result, Sha256
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json, write_json
@@ -84,7 +85,9 @@ class Counts(Result):
     categories_with_objects: Annotated[Count, Meta(description="categories with at least one object")]
     detections: Annotated[Count, Meta(description="detections read")]
     calibrated_detections: Annotated[Count, Meta(description="detections with calibrated scores")]
-    unmapped_detections: Annotated[Count, Meta(description="detections whose description matches no category")]
+    unmapped_detections: Annotated[
+        Count, Meta(description="detections whose description matches no category, or no phrase that was asked")
+    ]
     duplicates: Annotated[Count, Meta(description="detections that repeat a higher-scoring one of the same image")]
     duplicate_rule: Annotated[str, Meta(description="when a detection counts as a duplicate")]
     near_duplicates: Annotated[Count, Meta(description="same as `duplicates` with a lower IoU; includes `duplicates`")]
@@ -162,9 +165,9 @@ class ExampleError(Result):
 
 
 class Examples(Result):
-    """Images worth viewing, under the first computed protocol at IoU 0.5."""
+    """Images worth viewing, under the first computed protocol at IoU 0.5; empty for answers to phrases."""
 
-    protocol: ProtocolName
+    protocol: ProtocolName | Literal["phrases"]
     best: list[ExampleImage]
     worst: list[ExampleImage]
     confident_errors: Annotated[list[ExampleError], Meta(description="false positives, highest score first")]
@@ -189,6 +192,9 @@ class EvalResult(Result, kw_only=True):
     coco: ProtocolResult | None
     lvis: ProtocolResult | None
     examples: Examples
+    phrases: Annotated[
+        PhraseResult | None, Meta(description="answers to phrases (`predict.protocol: phrases`), else null")
+    ] = None
 
     @property
     def protocols(self) -> dict[ProtocolName, ProtocolResult]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from coordexp.evaluation.options import ProtocolName
+from coordexp.evaluation.options import PHRASES, ProtocolName
+from coordexp.evaluation.phrase_results import PhraseResult
 from coordexp.evaluation.result_types import ProtocolResult
 from coordexp.evaluation.results import EvalResult
 
@@ -18,11 +20,15 @@ Value = float | None
 
 @dataclass(frozen=True)
 class Benchmark:
-    """An annotation file; None for counts that the tables do not state."""
+    """An annotation file; None for counts that the tables do not state.
+
+    phrases: number of phrases of each split that has a table.
+    """
 
     title: str
-    images: int | None
-    categories: int | None
+    images: int | None = None
+    categories: int | None = None
+    phrases: tuple[int, ...] = ()
 
 
 BENCHMARKS = {
@@ -31,6 +37,9 @@ BENCHMARKS = {
     "lvis_minival": Benchmark("LVIS v1 minival", 4809, 1203),
     "dense200": Benchmark("Dense200", 200, None),
     "visdrone": Benchmark("VisDrone-DET", None, 10),
+    "refcoco": Benchmark("RefCOCO val, testA or testB", phrases=(10834, 5657, 5095)),
+    "refcoco_plus": Benchmark("RefCOCO+ val, testA or testB", phrases=(10758, 5726, 4889)),
+    "refcocog": Benchmark("RefCOCOg (UMD) val or test", phrases=(4896, 9602)),
 }
 
 
@@ -38,13 +47,13 @@ BENCHMARKS = {
 class TableProtocol:
     """How the figures of a table were computed.
 
-    prompt: `predict.protocol` of comparable runs; None if any. block: protocol of eval.json that is used.
+    prompt: `predict.protocol` of comparable runs; None if any. block: protocol of eval.json that is used, or `phrases`.
     """
 
     title: str
-    block: ProtocolName
+    block: ProtocolName | Literal["phrases"]
     prompt: str | None
-    columns: dict[str, Callable[[ProtocolResult], Value]]
+    columns: dict[str, Callable[[Any], Value]]
     benchmark: str | None = None
 
 
@@ -56,7 +65,7 @@ class TableRow:
     reasons: list[str]
 
 
-def _metric(name: str) -> Callable[[ProtocolResult], Value]:
+def _metric(name: str) -> Callable[[ProtocolResult | PhraseResult], Value]:
     return lambda block: block.metrics.get(name)
 
 
@@ -74,6 +83,13 @@ _AP_AND_F1 = {name: _metric(name) for name in ("AP", "AP50", "AP75")} | {
     "F1 (prompted only)": lambda block: block.f1.prompted_only.macro.iou_50,
     "pointing": _metric("pointing_accuracy"),
 }
+_PHRASES = {
+    "Acc@0.5": _metric("accuracy_50"),
+    "mean IoU": _metric("mean_iou"),
+    "N-acc": _metric("no_target_accuracy"),
+    "Pr@(F1=1)": _metric("exact_50"),
+}
+_ACCURACY = {"Acc@0.5": _metric("accuracy_50")}
 _CATEGORIES_IN_IMAGE = "image_categories"
 
 TABLE_PROTOCOLS = {
@@ -102,14 +118,19 @@ TABLE_PROTOCOLS = {
     ),
     "all_categories": TableProtocol("the prompt names every category", "coco", "all_categories", _AP_AND_F1),
     "open": TableProtocol("the prompt names no category", "coco", "open", _AP_AND_F1),
+    "refcoco": TableProtocol("RefCOCO", PHRASES, PHRASES, _ACCURACY, "refcoco"),
+    "refcoco_plus": TableProtocol("RefCOCO+", PHRASES, PHRASES, _ACCURACY, "refcoco_plus"),
+    "refcocog": TableProtocol("RefCOCOg (UMD)", PHRASES, PHRASES, _ACCURACY, "refcocog"),
+    "phrases": TableProtocol("one prompt per phrase", PHRASES, PHRASES, _PHRASES),
 }
 
 
 def table_row(result: EvalResult, protocol: TableProtocol) -> TableRow:
     """The row of a run in a table of this protocol."""
-    block = result.protocols.get(protocol.block)
+    block = result.phrases if protocol.block == PHRASES else result.protocols.get(protocol.block)
     if block is None:
-        reason = result.not_computed.get(protocol.block, f"{protocol.block} was not evaluated")
+        missing = "no phrases were asked" if protocol.block == PHRASES else f"{protocol.block} was not evaluated"
+        reason = result.not_computed.get(protocol.block, missing)
         return TableRow(dict.fromkeys(protocol.columns), [reason])
     values = {name: compute(block) for name, compute in protocol.columns.items()}
     percent = {name: None if value is None else 100 * value for name, value in values.items()}
@@ -127,6 +148,10 @@ def _differences(result: EvalResult, protocol: TableProtocol) -> list[str]:
         ):
             if expected not in (None, found):
                 reasons.append(f"{found:,} {name} of {result.dataset}, {benchmark.title} has {expected:,}")
+        phrases = result.phrases.phrases if result.phrases else 0
+        if benchmark.phrases and phrases not in benchmark.phrases:
+            expected = ", ".join(f"{n:,}" for n in benchmark.phrases)
+            reasons.append(f"{phrases:,} phrases of {result.dataset}, {benchmark.title} has {expected}")
     if counts.subset:
         reasons.append(f"scored on part of the images: {counts.subset_note}")
     others = sorted(set(counts.prompt_protocols) - {protocol.prompt}) if protocol.prompt else []

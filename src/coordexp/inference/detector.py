@@ -10,6 +10,7 @@ import msgspec
 
 from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import PromptStyle
+from coordexp.datasets.samples import SampleOptions
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.resize import ResizeRule, grid_size
 from coordexp.geometry.slices import SliceOptions
@@ -22,7 +23,7 @@ from coordexp.inference.jobs import ImageTask, jobs_of, run_jobs
 from coordexp.inference.options import Engine, PredictOptions
 from coordexp.inference.overrides import announce, resolve
 from coordexp.inference.predictor import BasePredictor
-from coordexp.inference.prompts import Prompt, category_prompts
+from coordexp.inference.prompts import Prompt, category_prompts, phrase_prompts
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.hub import checkpoint_folder
@@ -92,7 +93,7 @@ class Detector:
             slices = msgspec.structs.replace(slices, max_blocks=slices.max_blocks or self.max_blocks)
             self.options = msgspec.structs.replace(self.options, slices=slices)
         self._recorded_factor = recorded.factor
-        self.names_categories = _names_categories(self.folder)
+        self._trained_prompts = _trained_prompts(self.folder)
         if not lazy:
             _ = self._predictor
 
@@ -102,11 +103,17 @@ class Detector:
         resolve("detect", "factor", predictor.factor, self._recorded_factor, None)
         return predictor
 
+    @property
+    def names_categories(self) -> bool | None:
+        """Whether the training had prompts that name categories; None if the checkpoint does not record its recipe."""
+        return self._trained_prompts.category_ratio > 0 if self._trained_prompts else None
+
     def detect(
         self,
         images: ImageInput | Iterable[ImageInput],
         categories: str | Sequence[str] | None = None,
         *,
+        phrases: str | Sequence[str] | None = None,
         score_threshold: float = 0.0,
         max_objects: int | None = None,
         allow_urls: bool = False,
@@ -115,8 +122,10 @@ class Detector:
 
         images: one image or several: paths, folders (all images directly in it, by name), PIL images, or uint8 arrays
             (RGB, channels last); also URLs if `allow_urls`.
-        categories: names or phrases to ask for, `options.chunk` per prompt; one text is one phrase. Default: the open
-            prompt, every object.
+        categories: names to ask for, `options.chunk` per prompt; one text is one name. Default: the open prompt, every
+            object.
+        phrases: ask for the objects of each phrase with a prompt of its own instead. An object is labelled with the
+            phrase that it answers; a phrase may have one, several or no objects.
         score_threshold, max_objects: keep objects with at least this score, and of these the best.
 
         Images are processed in batches of `options.batch_size`. DataError that names the image if one cannot be read;
@@ -126,6 +135,7 @@ class Detector:
             self.stream(
                 images,
                 categories,
+                phrases=phrases,
                 score_threshold=score_threshold,
                 max_objects=max_objects,
                 allow_urls=allow_urls,
@@ -137,6 +147,7 @@ class Detector:
         images: ImageInput | Iterable[ImageInput],
         categories: str | Sequence[str] | None = None,
         *,
+        phrases: str | Sequence[str] | None = None,
         score_threshold: float = 0.0,
         max_objects: int | None = None,
         allow_urls: bool = False,
@@ -145,7 +156,7 @@ class Detector:
         sources = image_sources(images, allow_urls=allow_urls)
         finished: dict[int, Prediction] = {}
         following = 0
-        for rows in self.predictions(sources, categories):
+        for rows in self.predictions(sources, categories, phrases=phrases):
             finished |= dict(rows)
             while following in finished:
                 found = self._detections(sources[following], finished.pop(following))
@@ -157,6 +168,7 @@ class Detector:
         sources: Sequence[ImageSource],
         categories: str | Sequence[str] | None = None,
         *,
+        phrases: str | Sequence[str] | None = None,
         ids: Sequence[int | str] | None = None,
         done: Container[int] = (),
     ) -> Iterator[list[tuple[int, Prediction]]]:
@@ -164,18 +176,31 @@ class Detector:
 
         ids: image ids of the predictions; default: the positions.
         """
-        if categories is not None and self.names_categories is False:
-            message = "the checkpoint was trained without prompts that name categories (custom.category_ratio: 0)"
-            announce("detect", message)
-        prompts = [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
+        prompts = self._prompts(categories, phrases)
         records = {n: self._record(ids[n] if ids else n, source) for n, source in enumerate(sources) if n not in done}
         tasks = (
             ImageTask(n, record, prompts, partial(sources[n].load, (record.width, record.height)))
             for n, record in records.items()
         )
         jobs = jobs_of(tasks, self._predictor.options)
+        protocol = self.options.protocol if phrases is None else "phrases"
         for rows in run_jobs(self._predictor, jobs, self.emit_norm) if jobs else ():
-            yield [(n, self._calibrated(prediction)) for n, prediction in rows]
+            yield [(n, msgspec.structs.replace(self._calibrated(p), protocol=protocol)) for n, p in rows]
+
+    def _prompts(self, categories: str | Sequence[str] | None, phrases: str | Sequence[str] | None) -> list[Prompt]:
+        """The prompts about every image; ConfigError for categories and phrases together."""
+        if categories is not None and phrases is not None:
+            problem = "categories and phrases are mutually exclusive"
+            raise ConfigError(located(problem, found=[categories, phrases], fix="ask for them in two calls"))
+        trained = self._trained_prompts
+        if categories is not None and self.names_categories is False:
+            message = "the checkpoint was trained without prompts that name categories (custom.category_ratio: 0)"
+            announce("detect", message)
+        if phrases is not None and trained and not trained.phrase_ratio:
+            announce("detect", "the checkpoint was trained without prompts for phrases (custom.phrase_ratio: 0)")
+        if phrases is not None:
+            return phrase_prompts(_names(phrases, "phrases"))
+        return [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
 
     def _calibrated(self, prediction: Prediction) -> Prediction:
         return calibrate.calibrated(prediction, self.calibration) if self.calibration else prediction
@@ -205,20 +230,20 @@ class Detector:
         )
 
 
-def _names_categories(folder: Path) -> bool | None:
-    """Whether the training had prompts that name categories; None if the checkpoint does not record its recipe."""
+def _trained_prompts(folder: Path) -> SampleOptions | None:
+    """How prompts were drawn in training; None if the checkpoint does not record its recipe."""
     if not (folder / "merge_manifest.json").is_file():
         return None
-    return checkpoint_custom(folder).category_ratio > 0
+    return checkpoint_custom(folder).samples
 
 
-def _names(categories: str | Sequence[str]) -> list[str]:
-    """The names to ask for, without repetitions; ConfigError for none, an empty one, or one with a special token."""
-    names = [categories] if isinstance(categories, str) else list(categories)
+def _names(given: str | Sequence[str], kind: str = "categories") -> list[str]:
+    """The texts to ask for, without repetitions; ConfigError for none, an empty one, or one with a special token."""
+    names = [given] if isinstance(given, str) else list(given)
     bad = [name for name in names if not name.strip() or "<|" in name]
     if bad or not names:
-        expected = "names or phrases without '<|', or None to detect every object"
-        raise ConfigError(located("invalid categories", expected=expected, found=bad[0] if bad else names))
+        expected = "texts without '<|', or None to detect every object"
+        raise ConfigError(located(f"invalid {kind}", expected=expected, found=bad[0] if bad else names))
     return list(dict.fromkeys(names))
 
 

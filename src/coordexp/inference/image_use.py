@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
 from PIL import Image
 
@@ -25,7 +26,7 @@ from coordexp.inference.jobs import Job, run_jobs
 from coordexp.inference.predict import load_image
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, prompts_of
-from coordexp.records import Prediction, Record
+from coordexp.records import Object, Prediction, Record
 from coordexp.runtime.errors import ConfigError, DataError, located
 
 GREY = (127, 127, 127)
@@ -85,15 +86,19 @@ def answer_swapped_images(
 
 
 def score_swapped_images(swapped: Sequence[Swapped], categories: list[Category]) -> AnswerUse:
-    """AP of the answers with each kind of image, by COCO's rules, and the agreement of the first two."""
+    """AP of the answers with each kind of image, by COCO's rules, and the agreement of the first two.
+
+    For answers to phrases, the fraction of exact answers (`exact_50`) replaces AP.
+    """
     ground_truth = ground_truth_from_records([record for record, _ in swapped], categories, federated=False)
     options = EvaluateOptions(protocols=("coco",), bootstrap=0, examples=0)
     found = []
     for k in range(3):
         rows = [(f"prediction {n}", predictions[k]) for n, (_, predictions) in enumerate(swapped)]
-        found.append(score(rows, ground_truth, options, where="answers to swapped images").protocols["coco"].metrics)
+        scores = score(rows, ground_truth, options, where="answers to swapped images")
+        found.append(scores.phrases.metrics["exact_50"] if scores.phrases else scores.protocols["coco"].metrics["AP"])
     same = [agreement(right.detections, other.detections) for _, (right, other, _) in swapped]
-    return AnswerUse(len(swapped), *(metrics["AP"] for metrics in found), agreement=sum(same) / len(same))
+    return AnswerUse(len(swapped), *found, agreement=sum(same) / len(same))
 
 
 def _images(record: Record, other: Record, folder: Path) -> list[Image.Image]:
@@ -116,10 +121,18 @@ def _answers(
     found = []
     for prompt in prompts_of(record, predictor.options, categories):
         objects = [obj for obj in tokens.objects if prompt.categories is None or obj.desc in prompt.categories]
+        if prompt.phrase is not None:
+            objects = _described(tokens, prompt.phrase)
         if objects:
             answer_format = format_of(predictor.style)
             found.append((prompt, answer_format.render(answer_format.arrange(objects))))
     return found
+
+
+def _described(record: Record, text: str) -> list[Object]:
+    """The objects of the first phrase with this text, with the text as their description."""
+    indices = next(phrase.objects for phrase in record.phrases if phrase.text == text)
+    return [msgspec.structs.replace(record.objects[i], desc=text) for i in indices]
 
 
 def _coordinate_logprobs(
@@ -128,7 +141,7 @@ def _coordinate_logprobs(
     """Log probabilities of the coordinates in `answer` with each of the B images, among all bins; float32 [B, S]."""
     ids = predictor.ids
     assert ids is not None
-    inputs = predictor.encode(images, [predictor.prompt_text(prompt.categories) + answer] * len(images))
+    inputs = predictor.encode(images, [predictor.prompt_text(prompt.categories, prompt.phrase) + answer] * len(images))
     tokens = inputs["input_ids"]
     slots = ((tokens[0] >= ids.start) & (tokens[0] <= ids.end)).nonzero()[:, 0]
     hidden = predictor.model.model(**inputs, use_cache=False).last_hidden_state[:, slots - 1]

@@ -129,7 +129,8 @@ def _prediction(
         if window is not None:
             width, height = _seen_size(parts[0][0], predictor)
             seen = msgspec.structs.replace(record, width=width, height=height)
-        prediction = build_prediction([(answer, text) for _, answer, text in parts], seen, options, emit_norm)
+        asked_for = [(answer, text, job.prompt.phrase) for job, answer, text in parts]
+        prediction = build_prediction(asked_for, seen, options, emit_norm)
         if window is None or options.slices is None:
             return prediction
         names = [job.prompt.categories for job, _, _ in parts]

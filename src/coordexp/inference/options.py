@@ -12,7 +12,7 @@ from coordexp.inference.coordinates import CoordinateOptions
 
 CalibrationMethod = Literal["logistic", "isotonic"]
 Engine = Literal["transformers", "vllm"]
-Protocol = Literal["open", "all_categories", "image_categories"]
+Protocol = Literal["open", "all_categories", "image_categories", "phrases"]
 Kinds = tuple[Literal["bbox_2d", "poly"], ...]
 
 
@@ -36,7 +36,8 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         Protocol,
         Meta(
             description="`open`: the prompt names no category; `all_categories`: it names every category of the "
-            "dataset, `chunk` at a time; `image_categories`: it names the categories annotated in the image"
+            "dataset, `chunk` at a time; `image_categories`: it names the categories annotated in the image; "
+            "`phrases`: one prompt per phrase of the image, which is the only description allowed in its answer"
         ),
     ] = "open"
     engine: Annotated[

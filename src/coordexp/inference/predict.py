@@ -108,14 +108,16 @@ def predict_records(
 
     categories: category names, for the protocols that need them.
     """
-    prompts = (prompts_of(record, predictor.options, categories) or [Prompt()] for record in records)
+    options = predictor.options
+    otherwise = [] if options.protocol == "phrases" else [Prompt()]
+    prompts = (prompts_of(record, options, categories) or otherwise for record in records)
     tasks = [
         ImageTask(n, record, parts, partial(_image, record, folder))
         for n, (record, parts) in enumerate(zip(records, prompts, strict=True))
     ]
     jobs = jobs_of(tasks, predictor.options)
     done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
-    return [done[n] for n in range(len(records))]
+    return [done.get(n) or build_prediction([], record, options, emit_norm) for n, record in enumerate(records)]
 
 
 def load_image(path: Path, size: tuple[int, int], image_id: int | str) -> Image.Image:

@@ -27,10 +27,12 @@ def predict_images(
     ids: Sequence[int | str],
     out: Path,
     categories: Sequence[str] | None = None,
+    phrases: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Write one `records.Prediction` per image to `out`, in their order; returns counts and rates of this run.
 
-    ids: image ids of the predictions. A call with the same arguments resumes after an interruption.
+    ids: image ids of the predictions. categories, phrases: as in `Detector.detect`. A call with the same arguments
+    resumes after an interruption.
     """
     code = code_identity(__name__)
     identity = {
@@ -43,12 +45,13 @@ def predict_images(
         "emit_norm": detector.emit_norm,
         "calibration": msgspec.to_builtins(detector.calibration),
         "categories": None if categories is None else list(categories),
+        "phrases": None if phrases is None else list(phrases),
         "code": code,
     }
     writer = ResumableWriter(out, identity)
     progress = Progress("predict", len(sources), "images", counted=("objects", "tokens"))
     progress.resume_at(len(writer))
-    for rows in detector.predictions(sources, categories, ids=ids, done=writer):
+    for rows in detector.predictions(sources, categories, phrases=phrases, ids=ids, done=writer):
         writer.add(rows)
         objects = sum(len(prediction.detections) for _, prediction in rows)
         progress.add(len(rows), objects=objects, tokens=sum(len(prediction.token_ids) for _, prediction in rows))

@@ -93,10 +93,14 @@ class BasePredictor:
         self.grammars = Grammars(processor.tokenizer, options, style)
         self.vocabulary = self.grammars.vocabulary
 
-    def prompt_text(self, categories: Sequence[str] | None = None) -> str:
+    def prompt_text(self, categories: Sequence[str] | None = None, phrase: str | None = None) -> str:
         """The chat prompt with one image placeholder, up to where the answer starts."""
         before, after = prompt_frame(self.processor)
-        return before + user_text(self.style, categories) + after
+        return before + user_text(self.style, categories, phrase) + after
+
+    def labels_of(self, prompt: Prompt) -> tuple[str, ...] | None:
+        """The only labels allowed in an answer; any for a phrase and integers, which cannot be combined with labels."""
+        return None if prompt.phrase is not None and self.style.coordinates == "integer" else prompt.labels
 
     def check_size(self, image: Image.Image) -> None:
         """DataError for an image whose sides are not multiples of `factor` pixels, as images are not resized."""
@@ -196,7 +200,7 @@ class Predictor(BasePredictor):
     def _encode_one(self, request: Request) -> Inputs:
         """Inputs of one request, in the memory of the host."""
         image = request.image if isinstance(request.image, Image.Image) else request.image()
-        return self._process([image], [self.prompt_text(request.prompt.categories)])
+        return self._process([image], [self.prompt_text(request.prompt.categories, request.prompt.phrase)])
 
     def _workers(self) -> int:
         return 0 if self.model.device.type == "cpu" else tuning.ENCODING_THREADS
@@ -217,7 +221,7 @@ class Predictor(BasePredictor):
             states = []
             for request, _ in taken:
                 for sample in range(self.options.samples):
-                    state = self.grammars.new_state(request.prompt.labels, sample, request.identity)
+                    state = self.grammars.new_state(self.labels_of(request.prompt), sample, request.identity)
                     states.append(state)
                     keys[id(state)] = request.key
             batch = left_padded([inputs for _, inputs in taken], self.processor.tokenizer.pad_token_id)

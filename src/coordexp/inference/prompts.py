@@ -11,18 +11,25 @@ from coordexp.runtime.errors import ConfigError, located
 
 
 class Prompt(NamedTuple):
-    """One prompt: the categories that it names (None: the open prompt), and the only labels allowed (None: any)."""
+    """One prompt: the categories that it names (None: the open prompt), and the only labels allowed (None: any).
+
+    phrase: asks for the objects of this phrase instead.
+    """
 
     categories: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
+    phrase: str | None = None
 
 
 def prompts_of(record: Record, options: PredictOptions, categories: Sequence[str] | None) -> list[Prompt]:
     """The prompts for one record; ConfigError if the protocol needs `categories` and there are none.
 
     `image_categories` names the descriptions of the record's objects in alphabetical order, so that the prompt reveals
-    nothing about their positions; an image without objects gets no prompt.
+    nothing about their positions; an image without objects gets no prompt. `phrases` asks for every phrase of the
+    record once, and nothing about a record without phrases.
     """
+    if options.protocol == "phrases":
+        return phrase_prompts([phrase.text for phrase in record.phrases])
     if options.protocol == "image_categories":
         return category_prompts(sorted({obj.desc for obj in record.objects}), options)
     if options.protocol == "all_categories":
@@ -35,6 +42,11 @@ def category_prompts(categories: Sequence[str], options: PredictOptions) -> list
     """Prompts that name `categories`, `options.chunk` per prompt."""
     chunks = [tuple(categories[i : i + options.chunk]) for i in range(0, len(categories), options.chunk)]
     return [Prompt(chunk, chunk if options.restrict_labels else None) for chunk in chunks]
+
+
+def phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
+    """One prompt for each different phrase; objects in the answer have the phrase as their description."""
+    return [Prompt(labels=(phrase,), phrase=phrase) for phrase in dict.fromkeys(phrases)]
 
 
 def _required(categories: Sequence[str] | None, option: str, value: object) -> Sequence[str]:

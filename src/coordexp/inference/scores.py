@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from coordexp.answers.parsed_answer import ParsedObject
@@ -22,18 +23,24 @@ from coordexp.records import COORD_TOKEN, Detection, Prediction, Record
 
 
 def build_prediction(
-    answers: Sequence[tuple[GenerationState, str]], record: Record, options: PredictOptions, emit_norm: EmitNorm
+    answers: Sequence[tuple[GenerationState, str, str | None]],
+    record: Record,
+    options: PredictOptions,
+    emit_norm: EmitNorm,
 ) -> Prediction:
-    """The prediction for one record from its answers with their texts, in the order of the prompts.
+    """The prediction for one record from (answer, text, phrase) of its prompts, in the order of the prompts.
 
-    The `options.samples` answers to one prompt follow each other and are merged.
+    The `options.samples` answers to one prompt follow each other and are merged. The phrase of a prompt is the
+    description of its detections.
     """
     detections: list[Detection] = []
     problems: Counter[str] = Counter()
     for start in range(0, len(answers), options.samples):
         to_one_prompt = []
-        for answer, text in answers[start : start + options.samples]:
+        for answer, text, phrase in answers[start : start + options.samples]:
             found, found_problems = detections_of(answer, text, (record.width, record.height), emit_norm)
+            if phrase is not None:
+                found = [msgspec.structs.replace(detection, desc=phrase) for detection in found]
             if options.suppress_repeats:
                 kept = without_repeats(found, options.repeat_iou)
                 if len(kept) < len(found):
@@ -50,12 +57,12 @@ def build_prediction(
         source_width=record.metadata.source_width,
         source_height=record.metadata.source_height,
         protocol=options.protocol,
-        finish="length" if any(answer.finish == "length" for answer, _ in answers) else "stop",
-        text="\n".join(text for _, text in answers),
+        finish="length" if any(answer.finish == "length" for answer, _, _ in answers) else "stop",
+        text="\n".join(text for _, text, _ in answers),
         detections=unique if options.drop_duplicates else detections,
         problems=dict(problems),
-        token_ids=[token for answer, _ in answers for token in answer.tokens],
-        token_logprobs=[round(value, 4) + 0.0 for answer, _ in answers for value in answer.logprobs],
+        token_ids=[token for answer, _, _ in answers for token in answer.tokens],
+        token_logprobs=[round(value, 4) + 0.0 for answer, _, _ in answers for value in answer.logprobs],
     )
 
 

@@ -11,6 +11,7 @@ from coordexp import __version__
 from coordexp.answers.formats import format_of
 from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import user_text
+from coordexp.evaluation.phrase_results import PhraseResult
 from coordexp.evaluation.result_types import ProtocolResult
 from coordexp.evaluation.results import EvalResult
 
@@ -86,6 +87,14 @@ def _index(result: EvalResult) -> list[dict[str, Any]]:
         ]
         dataset = {"name": result.dataset, "type": result.dataset, "split": result.split}
         rows.append({"task": {"type": "object-detection"}, "dataset": dataset, "metrics": metrics})
+    if result.phrases is not None:
+        metrics = [
+            {"type": metric, "name": f"{metric} (phrases)", "value": round(value, 4)}
+            for metric, value in result.phrases.metrics.items()
+            if value is not None
+        ]
+        dataset = {"name": result.dataset, "type": result.dataset, "split": result.split}
+        rows.append({"task": {"type": "object-detection"}, "dataset": dataset, "metrics": metrics})
     return rows
 
 
@@ -152,6 +161,8 @@ vllm serve {facts.model} --max-model-len 8192
 def _results(result: EvalResult | None) -> str:
     if result is None:
         return "## Results\n\nThis checkpoint has not been evaluated.\n"
+    if result.phrases is not None:
+        return _phrase_results(result, result.phrases)
     counts = result.counts
     prompts = ", ".join(sorted(counts.prompt_protocols))
     lines = [
@@ -171,7 +182,18 @@ def _results(result: EvalResult | None) -> str:
     return "\n".join([*lines, "", "AP is averaged over IoU .50 to .95; F1, precision and recall are at IoU .50.", ""])
 
 
-def _cell(protocol: ProtocolResult, metric: str) -> str:
+def _phrase_results(result: EvalResult, block: PhraseResult) -> str:
+    rows = [
+        f"| {name} | {_cell(block, name)} | {block.metric_descriptions[name]} |"
+        for name, value in block.metrics.items()
+        if value is not None
+    ]
+    text = f"Split `{result.split}` of `{result.dataset}`: {block.phrases:,} phrases about {block.images:,} images. "
+    text += "Brackets are 95% bootstrap intervals over images."
+    return "\n".join(["## Results", "", text, "", "| metric | value | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _cell(protocol: ProtocolResult | PhraseResult, metric: str) -> str:
     value = protocol.metrics.get(metric)
     if value is None:
         return "-"

@@ -102,8 +102,8 @@ def cards(
     shapes = _shapes([records[i] for i in ids], [predictions[i] for i in ids], result)
     grouped: dict[str, list[Card]] = {}
     for heading, image_id in chosen:
-        card = _card(records[image_id], predictions[image_id], folder, shapes[image_id])
-        grouped.setdefault(heading, []).append(card)
+        own = card(records[image_id], predictions[image_id].text, folder, shapes[image_id])
+        grouped.setdefault(heading, []).append(own)
     return list(grouped.items())
 
 
@@ -148,8 +148,8 @@ def _shapes(records: list[Record], predictions: list[Prediction], result: EvalRe
         category = descriptions[ground_truth.annotation_id[m]]
         text = category + (" (crowd)" if ground_truth.crowd[m] else "")
         error = "missed" if kind == "missed" else ""
-        shape = _shape(kind, ground_truth.box[m], ground_truth.sizes[image], text, 1, category, error)
-        shapes[ground_truth.image_ids[image]].append(shape)
+        drawn = shape(kind, ground_truth.box[m], ground_truth.sizes[image], text, 1, category, error)
+        shapes[ground_truth.image_ids[image]].append(drawn)
     for row, image in enumerate(detections.image):
         outcome = outcomes[row]
         kind = outcome if outcome in ("correct", "ignored") else "wrong"
@@ -159,8 +159,8 @@ def _shapes(records: list[Record], predictions: list[Prediction], result: EvalRe
         text = f"{category} {detections.score[row]:.2f}"
         text += f" · {OUTCOMES[outcome]}" if kind != "correct" else ""
         error, score = OUTCOMES[outcome] if kind == "wrong" else "", float(detections.score[row])
-        shape = _shape(kind, detections.box[row], ground_truth.sizes[image], text, score, category, error)
-        shapes[ground_truth.image_ids[image]].append(shape)
+        drawn = shape(kind, detections.box[row], ground_truth.sizes[image], text, score, category, error)
+        shapes[ground_truth.image_ids[image]].append(drawn)
     return shapes
 
 
@@ -176,12 +176,14 @@ def _outcomes(ground_truth: GroundTruth, detections: Detections, federated: bool
     return outcomes, matches.object_matched[:, 0]
 
 
-def _shape(kind: str, box: np.ndarray, size: np.ndarray, *facts: Any) -> Shape:
+def shape(kind: str, box: np.ndarray, size: np.ndarray, *facts: Any) -> Shape:
+    """A shape in fractions of an image of `size`, from its box x, y, w, h; facts: the other fields of `Shape`."""
     x, y, w, h = (box / np.tile(size, 2)).tolist()
     return Shape(kind, x, y, w, h, *facts)
 
 
-def _card(record: Record, prediction: Prediction, folder: Path, shapes: list[Shape]) -> Card:
+def card(record: Record, answer: str, folder: Path, shapes: list[Shape], title: str | None = None) -> Card:
+    """The card of an image, by default titled with its id; its path is relative to `folder`."""
     uri, width, height = _thumbnail(folder / record.images[0])
     drawn = [replace(s, x=s.x * width, y=s.y * height, w=s.w * width, h=s.h * height) for s in _limited(shapes)]
     count = {kind: sum(s.kind == kind for s in shapes) for kind in (*GROUND_TRUTH, "correct", "wrong", "ignored")}
@@ -189,7 +191,7 @@ def _card(record: Record, prediction: Prediction, folder: Path, shapes: list[Sha
     caption = f"{count['correct']} correct, {count['wrong']} wrong, {count['missed']} of {objects} missed"
     caption += f", {count['ignored']} not judged" if count["ignored"] else ""
     return Card(
-        title=f"Image {record.metadata.image_id}",
+        title=title or f"Image {record.metadata.image_id}",
         file_name=record.metadata.file_name,
         caption=caption,
         image=uri,
@@ -198,7 +200,7 @@ def _card(record: Record, prediction: Prediction, folder: Path, shapes: list[Sha
         shapes=drawn,
         labels=_labels(drawn, width, height),
         not_drawn=len(shapes) - len(drawn),
-        answer=prediction.text,
+        answer=answer,
     )
 
 

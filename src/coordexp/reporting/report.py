@@ -14,11 +14,13 @@ import msgspec
 from markupsafe import Markup
 
 from coordexp.evaluation.options import PROTOCOL_TITLES
+from coordexp.evaluation.phrase_results import PhraseResult
 from coordexp.evaluation.result_types import CategoryRow, DensityRow, FrequencyRow, ProtocolResult, SizeRow
 from coordexp.evaluation.results import EvalResult, load_eval
 from coordexp.reporting import curves, gallery
 from coordexp.reporting.classes import BACKGROUND, THRESHOLDS, ClassResults, class_results
 from coordexp.reporting.figures import Series, bars, lines
+from coordexp.reporting.phrase_gallery import phrase_cards
 from coordexp.reporting.provenance import selection, stage_codes
 from coordexp.reporting.run_facts import SplitCounts, cautions, header_facts, split_counts
 from coordexp.runtime.errors import DataError, located
@@ -58,6 +60,12 @@ def write_report(
     """
     result = load_eval(eval_json)
     check_evaluated(predictions, result.inputs.predictions.sha256)
+    if result.phrases is not None:
+        page = _phrase_report(
+            result, Path(eval_json), Path(predictions), Path(records_jsonl), train_log, provenance, num_examples, title
+        )
+        write_text(out_html, page)
+        return
     classes = class_results(Path(predictions), Path(records_jsonl), result)
     splits = split_counts(Path(records_jsonl))
     galleries = _galleries(result, Path(predictions), Path(records_jsonl), num_examples)
@@ -78,6 +86,7 @@ def write_report(
         splits=splits,
         data_rows=_data_rows(splits),
         galleries=galleries,
+        ranking=f"Images ranked by F1 at IoU 0.5 under the {result.examples.protocol.upper()} protocol.",
         gallery_categories=_distinct(galleries, "category"),
         gallery_errors=_distinct(galleries, "error"),
         selection=selection(provenance.get("training", {}), result.split),
@@ -87,9 +96,41 @@ def write_report(
     write_text(out_html, page)
 
 
+def _phrase_report(
+    result: EvalResult,
+    eval_json: Path,
+    predictions: Path,
+    records: Path,
+    train_log: str | Path | None,
+    provenance: Mapping[str, Any],
+    num_examples: int,
+    title: str | None,
+) -> str:
+    """The page of a run that answers phrases; arguments as in `write_report`."""
+    assert result.phrases is not None
+    galleries = phrase_cards(result.phrases, predictions, records, num_examples)
+    return render(
+        "phrases.html.j2",
+        title=title or _name(result, " · "),
+        result=result,
+        training=_training_plots(train_log),
+        facts=replace_paths(header_facts(eval_json, provenance), shown),
+        cautions=cautions(result, provenance),
+        galleries=galleries,
+        ranking="Phrases with several targets come first among exact answers, those with the most errors among others.",
+        gallery_categories=_distinct(galleries, "category"),
+        gallery_errors=_distinct(galleries, "error"),
+        selection=selection(provenance.get("training", {}), result.split),
+        stages=stage_codes(provenance.get("training", {}), result),
+        provenance=_provenance(provenance, result, records, train_log),
+    )
+
+
 def headline(eval_json: str | Path) -> str:
     """Every metric of a run as a text table, one column per protocol."""
     result = load_eval(eval_json)
+    if result.phrases is not None:
+        return _phrase_headline(result, result.phrases)
     counts = result.counts
     blocks = result.protocols
     names = [name for group in _metric_groups(result).values() for name in group]
@@ -105,9 +146,25 @@ def headline(eval_json: str | Path) -> str:
     )
 
 
+def _phrase_headline(result: EvalResult, block: PhraseResult) -> str:
+    """The metrics of phrases with their intervals, the baselines, and counts by number of targets."""
+    lines = [f"{_name(result, ' ')}: {result.counts.images} images, {block.phrases} phrases"]
+    for name, value in block.metrics.items():
+        span = block.intervals.values.get(name)
+        lines.append(f"{name:18} {number(value):>7}" + (f"  [{number(span[0])}, {number(span[1])}]" if span else ""))
+    for name, value in block.baselines.items():
+        lines.append(f"baseline: accuracy_50 {number(value)} with the {name.replace('_', ' ')} as every answer")
+    lines.append(f"{'targets':8} {'phrases':>8} {'boxes':>8} {'true pos.':>10} {'false pos.':>10} {'exact':>8}")
+    for row in block.by_targets:
+        counted = f"{row.phrases:8} {row.boxes:8} {row.true_positives:10} {row.false_positives:10} {row.exact:8}"
+        lines.append(f"{row.targets:8} {counted}")
+    return "\n".join(lines)
+
+
 def losses(eval_json: str | Path) -> list[str]:
     """What an evaluation left out or could not read, one line per kind; empty if nothing."""
-    counts = load_eval(eval_json).counts
+    result = load_eval(eval_json)
+    counts, phrases = result.counts, result.phrases
     by_reason = {
         "annotations left out": counts.annotations_skipped,
         "problems in answers": counts.problems,
@@ -118,7 +175,10 @@ def losses(eval_json: str | Path) -> list[str]:
         if n_of
     ]
     if counts.unmapped_detections:
-        lines.append(f"detections without a known category: {counts.unmapped_detections} of {counts.detections}")
+        kind = "known category" if phrases is None else "phrase that was asked"
+        lines.append(f"detections without a {kind}: {counts.unmapped_detections} of {counts.detections}")
+    if phrases is not None and phrases.without_record:
+        lines.append(f"annotated phrases without a record, which are not scored: {phrases.without_record}")
     if counts.subset_note:
         lines.append(counts.subset_note)
     return lines

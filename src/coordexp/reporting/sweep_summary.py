@@ -130,11 +130,12 @@ def summarise(name: str, sweep: Sweep, results: Path) -> SweepSummary:
 def measure(run: Path, trained: Path) -> dict[str, float | None]:
     """The metrics of one trial in folder `run`, whose model was trained in folder `trained`.
 
-    AP and F1 come from the COCO block of eval.json, or from the LVIS block where COCO was not computed.
+    AP and F1 come from the COCO block of eval.json, or from the LVIS block where COCO was not computed; for answers to
+    phrases, the metrics of phrases replace them.
     """
     result = load_eval(run / "eval.json")
     block = result.coco or result.lvis
-    if block is None:
+    if block is None and result.phrases is None:
         raise DataError(located("neither COCO nor LVIS AP was computed", file=run / "eval.json"))
     predictions_jsonl = run / "eval" / "predictions.jsonl"
     check_evaluated(predictions_jsonl, result.inputs.predictions.sha256)
@@ -143,12 +144,14 @@ def measure(run: Path, trained: Path) -> dict[str, float | None]:
     steps = read_json(trained / "train/adapter/train_manifest.json")["step"]
     # `predict.drop_duplicates` counts the same detections under another name
     duplicates = sum(p.problems.get(key, 0) for p in predictions for key in ("duplicates", "duplicates_dropped"))
-    by_density = {f"recall_{row.objects_per_image}": row.recall_50 for row in block.by_density if row.objects}
+    if block is None:
+        metrics = result.phrases.metrics
+    else:
+        by_density = {f"recall_{row.objects_per_image}": row.recall_50 for row in block.by_density if row.objects}
+        f1_50 = block.f1.all_predictions.micro.iou_50
+        metrics = {**block.metrics, "AP95": block.ap_by_iou["0.95"], "F1_50": f1_50, **by_density}
     return {
-        **block.metrics,
-        "AP95": block.ap_by_iou["0.95"],
-        "F1_50": block.f1.all_predictions.micro.iou_50,
-        **by_density,
+        **metrics,
         "duplicates_per_image": duplicates / len(predictions),
         "near_duplicates_per_image": result.counts.near_duplicates / result.counts.images,
         "tokens_per_object": sum(len(p.token_ids) for p in predictions) / max(objects, 1),

@@ -54,6 +54,8 @@ def augment(
     `order` again, or keep their random order.
     """
     record, rng = sample.record, np.random.default_rng([*seed, STREAM])
+    if sample.phrase is not None:  # a cut-off object can change what a phrase describes
+        options = msgspec.structs.replace(options, crop=0.0)
     plan = draw_plan(record, options, rng, factor, may_flip(sample, options.flip_words))
     if rng.random() < options.vertical_flip and may_flip(sample, options.vertical_flip_words):
         plan = plan._replace(vertical_flip=True)
@@ -107,7 +109,7 @@ def _load_image(sample: Sample, plan: Plan) -> Image.Image:
 
 def may_flip(sample: Sample, words: tuple[str, ...]) -> bool:
     """Whether no text of the sample contains a word that starts with one of `words`."""
-    texts = [obj.desc for obj in sample.record.objects] + (sample.categories or [])
+    texts = [obj.desc for obj in sample.record.objects] + (sample.categories or []) + [sample.phrase or ""]
     pattern = "|".join(map(re.escape, words))
     return not (words and any(re.search(rf"\b({pattern})", text, re.IGNORECASE) for text in texts))
 

@@ -19,8 +19,8 @@ from coordexp.datasets.samples import read_category_table
 from coordexp.evaluation.evaluate import score
 from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
 from coordexp.evaluation.image_use import ImageUse, caution, combined
-from coordexp.evaluation.metrics import VALUE_NAMES
-from coordexp.evaluation.options import EvaluateOptions
+from coordexp.evaluation.metrics import PHRASE_PREFIX, VALUE_NAMES
+from coordexp.evaluation.options import PHRASES, EvaluateOptions
 from coordexp.evaluation.results import Counts
 from coordexp.inference.image_use import answer_swapped_images, measure_image_use, score_swapped_images
 from coordexp.inference.options import PredictOptions
@@ -46,6 +46,9 @@ class DetectionScorer(Scorer):
         self.folder = path.parent
         space = "token" if custom.coord_tokens.skip_bbox_norm else "pixel"
         self.records = list(islice(read_records(path, space), settings.images))
+        if custom.phrase_ratio == 1 and not any(record.phrases for record in self.records):
+            problem = f"the first {len(self.records)} images have no phrases to evaluate on"
+            raise ConfigError(located(problem, file=path, field="phrases"))
         if not any(record.objects for record in self.records):
             problem = f"the first {len(self.records)} images have no objects to evaluate on"
             raise ConfigError(located(problem, file=path, field="objects"))
@@ -67,6 +70,11 @@ class DetectionScorer(Scorer):
         self.table = categories
         count = min(settings.train_images, settings.images) if custom.train_jsonl else 0
         self.train_records = list(islice(read_records(custom.train_jsonl, space), count)) if count else []
+        if custom.phrase_ratio == 1:
+            self.records_with_prompts = [record for record in self.records if record.phrases]
+            self.train_records = [record for record in self.train_records if record.phrases]
+        else:
+            self.records_with_prompts = self.records
         if not any(record.objects for record in self.train_records):
             self.train_records = []
 
@@ -78,8 +86,8 @@ class DetectionScorer(Scorer):
 
     def score(self, predictions: list[Prediction]) -> dict[str, float | None]:
         """Every metric that may select a checkpoint, and duplicates; LVIS rules if records list absent categories."""
-        metrics, counts = _scored(predictions, self.ground_truth)
-        return {name: metrics[name] for name in VALUE_NAMES.names()} | {
+        values, counts = _scored(predictions, self.ground_truth)
+        return values | {
             "duplicates_per_image": counts.duplicates / counts.images,
             "near_duplicates_per_image": counts.near_duplicates / counts.images,
         }
@@ -93,7 +101,7 @@ class DetectionScorer(Scorer):
             assert self.custom.train_jsonl is not None
             folder = Path(self.custom.train_jsonl).parent
             measured += predict_records(predictor, records, folder, *shared)
-        with_objects = [record for record in self.records if record.objects]
+        with_objects = [record for record in self.records_with_prompts if record.objects]
         records = with_objects[: self.custom.detection_eval.image_use][rank::world_size]
         if len(records) < 2:
             return measured
@@ -114,14 +122,15 @@ class DetectionScorer(Scorer):
                 federated=federated,
                 path=path,
             )
-            metrics, _ = _scored(predictions, truth)
-            values |= {f"train_{name}": metrics[name] for name in VALUE_NAMES.names()}
+            scored, _ = _scored(predictions, truth)
+            values |= {f"train_{name}": value for name, value in scored.items()}
         if swapped := [item for item in measured if isinstance(item, tuple)]:
             answers = score_swapped_images(swapped, self.table)
+            metric = f"{PHRASE_PREFIX}exact_50" if self.options.protocol == PHRASES else "AP"
             values |= {
-                "AP_right_image": answers.right,
-                "AP_other_image": answers.other,
-                "AP_blank_image": answers.blank,
+                f"{metric}_right_image": answers.right,
+                f"{metric}_other_image": answers.other,
+                f"{metric}_blank_image": answers.blank,
             }
             values["answer_agreement"] = answers.agreement
         if parts := [item for item in measured if isinstance(item, ImageUse)]:
@@ -140,11 +149,16 @@ def _scored(predictions: list[Prediction], ground_truth: GroundTruth) -> tuple[d
     options = EvaluateOptions(protocols=(protocol,), bootstrap=0, examples=0)
     rows = [(f"prediction {n}", prediction) for n, prediction in enumerate(predictions)]
     scores = score(rows, ground_truth, options, where="predictions during training")
-    return scores.protocols[protocol].metrics, scores.counts
+    if scores.phrases is not None:
+        return {f"{PHRASE_PREFIX}{name}": value for name, value in scores.phrases.metrics.items()}, scores.counts
+    metrics = scores.protocols[protocol].metrics
+    return {name: metrics[name] for name in VALUE_NAMES.names()}, scores.counts
 
 
 def prompts_like_training(custom: Custom) -> dict[str, Any]:
-    """Prediction options whose prompts are those of training: open, or naming categories if every sample does."""
+    """Prediction options whose prompts are those of training: open, or with categories or phrases if all have them."""
+    if custom.phrase_ratio == 1:
+        return {"protocol": "phrases"}
     if custom.category_ratio < 1:
         return {"protocol": "open"}
     if custom.max_named is None:

@@ -38,6 +38,11 @@ def test_prompts():
     style = PromptStyle(category_prompt="Find {categories}!")
     assert user_text(style) == "Detect every object in the image."
     assert user_text(style, ["cat", "dog"]) == "Find cat, dog!"
+    assert (
+        user_text(style, phrase="the {left} dog") == "Detect every object that this phrase describes: the {left} dog."
+    )
+    text = hf_chat(style, phrase="it")[0]["content"][1]["text"]
+    assert chat(style, phrase="it")[0]["content"] == f"<image>{text}"
     assert chat(style, ["cat"], "answer") == [
         {"role": "user", "content": "<image>Find cat!"},
         {"role": "assistant", "content": "answer"},

@@ -43,6 +43,7 @@ def test_every_url_is_one_of_a_publisher():
     """So that a typing error in the host of a URL is noticed."""
     hosts = set(re.findall(r"https?://([^/\s),]+)", FILE.read_text()))
     assert hosts == {
+        "bvisionweb1.cs.unc.edu",
         "dl.fbaipublicfiles.com",
         "dorc.ks3-cn-beijing.ksyun.com",
         "github.com",
@@ -50,7 +51,7 @@ def test_every_url_is_one_of_a_publisher():
         "images.cocodataset.org",
         "storage.googleapis.com",
         "universe.roboflow.com",
+        "web.archive.org",
         "www.crowdhuman.org",
         "www.objects365.org",
-        "zenodo.org",
     }

@@ -1,10 +1,11 @@
 """Samples: functions of seed, epoch and index; negatives are only what is known to be absent."""
 
+import msgspec
 import pytest
 
 from coordexp.datasets.mixture import single_file_mixture
 from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples
-from coordexp.records import Metadata, Object, Record
+from coordexp.records import Metadata, Object, Phrase, Record
 from coordexp.runtime import io
 from coordexp.runtime.errors import DataError
 
@@ -127,3 +128,48 @@ def test_only_the_chosen_categories_are_named(jsonl):
     shown = drawn_samples(some)[1]
     assert sorted(shown.categories) == ["bus", "dog"]
     assert [obj.desc for obj in shown.record.objects] == ["dog"]
+
+
+@pytest.fixture
+def with_phrases(tmp_path):
+    """Two images with three phrases each, about one, both and none of their objects; and an image without phrases."""
+    rows = []
+    for number in (1, 2):
+        asked = [Phrase(f"one of {number}", [1]), Phrase(f"all of {number}", [0, 1]), Phrase(f"none of {number}", [])]
+        rows.append(msgspec.structs.replace(record(number, [1, 2]), phrases=asked))
+    io.write_jsonl(tmp_path / "p.jsonl", [*rows, record(3, [4])])
+    return tmp_path / "p.jsonl"
+
+
+def test_a_sample_asks_for_the_objects_of_one_phrase(with_phrases):
+    some = samples(with_phrases, phrase_ratio=1.0)
+    expected = {"one": 1, "all": 2, "none": 0}
+    for epoch in range(3):
+        for number, sample in drawn_samples(some, epoch).items():
+            if number == 3:
+                assert sample.phrase is None and [o.desc for o in sample.record.objects] == ["car"]
+                continue
+            assert sample.phrase.endswith(f"of {number}") and sample.categories is None and not sample.record.phrases
+            objects = sample.record.objects
+            assert [o.desc for o in objects] == [sample.phrase] * expected[sample.phrase.split()[0]]
+            assert [o.norm[1] for o in objects] == sorted(o.norm[1] for o in objects)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_every_phrase_has_its_turn_before_one_is_repeated(repeats, with_phrases):
+    some = samples(with_phrases, phrase_ratio=1.0, orders_per_sample=repeats, object_ordering="random")
+    for first in range(0, 6, 3):
+        epochs = range(first // repeats, (first + 3) // repeats)
+        seen = [some.get(i, epoch) for epoch in epochs for i in range(len(some))]
+        for number in (1, 2):
+            texts = [s.phrase for s in seen if s.record.metadata.image_id == number]
+            assert sorted(texts) == [f"{kind} of {number}" for kind in ("all", "none", "one")]
+
+
+def test_the_ratio_of_phrases_is_kept_and_other_samples_do_not_change(with_phrases):
+    some, plain = samples(with_phrases, phrase_ratio=0.5, category_ratio=0.5), samples(with_phrases, category_ratio=0.5)
+    drawn = [(some.get(i, epoch), plain.get(i, epoch)) for epoch in range(200) for i in range(3)]
+    possible = [pair for pair in drawn if pair[0].record.metadata.image_id != 3]
+    asked = [pair for pair in possible if pair[0].phrase]
+    assert 0.4 < len(asked) / len(possible) < 0.6
+    assert all(a == b for a, b in drawn if a.phrase is None) and not any(b.phrase for _, b in drawn)

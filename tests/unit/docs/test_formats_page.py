@@ -17,6 +17,7 @@ EXPECTED = {
     "voc": {"a.jpg": [DOG]},
     "csv": {"a.jpg": [DOG]},
     "odvg": {"a.jpg": [DOG], "b.jpg": [("cat", (5, 5, 45, 55))]},
+    "refcoco": {"a.jpg": [DOG]},
     "ms_swift": {"a.jpg": [DOG, ("dog", (0, 0, 50, 60))], "b.jpg": [("cat", (64, 96, 256, 192))]},
     "qwen": {"a.jpg": [("dog", (10.24, 20.16, 99.84, 199.68))]},
     "imagefolder": {"a.jpg": [DOG], "b.jpg": []},
@@ -25,7 +26,7 @@ EXPECTED = {
 
 def example(section, root):
     """Write the files of an example to `root`; returns the dataset's entry."""
-    for name, block in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE):
+    for name, block in re.findall(r"^`([\w./()]+)`:\n\n```\w+\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(block, encoding="utf-8")
     [block] = re.findall(r"^```yaml\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)

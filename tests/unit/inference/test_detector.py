@@ -124,6 +124,15 @@ def test_one_text_is_one_phrase_and_long_lists_are_asked_in_chunks(taught, monke
     assert len(found.answer.splitlines()) == 2
 
 
+def test_phrases_are_asked_one_by_one(detector):
+    [found] = detector.detect(images(1), phrases=["the left cat", "a dog"])
+    assert set(found.labels) <= {"the left cat", "a dog"} and len(found.answer.splitlines()) == 2
+    with pytest.raises(ConfigError, match="mutually exclusive"):
+        detector.detect(images(1), ["cat"], phrases="a dog")
+    with pytest.raises(ConfigError, match="invalid phrases"):
+        detector.detect(images(1), phrases=[" "])
+
+
 @pytest.mark.parametrize("names", [[], "", ["cat", " "], ["<|im_end|>"]])
 def test_invalid_categories_are_an_error(detector, names):
     with pytest.raises(ConfigError, match="invalid categories"):

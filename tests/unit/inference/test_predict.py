@@ -174,6 +174,19 @@ def test_image_categories_names_the_categories_of_the_image(taught, records, tmp
     assert all(row.protocol == "image_categories" for row in rows)
 
 
+def test_every_phrase_is_asked_and_answered_with_the_phrase(taught, records, tmp_path):
+    asked = ["the left cat", 'a "dog"', "the left cat"]
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines[1]["phrases"] = [{"text": text, "objects": []} for text in asked]
+    (records.parent / "phrases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = msgspec.structs.replace(OPTIONS, protocol="phrases")
+    predict(taught, records.parent / "phrases.jsonl", tmp_path / "p.jsonl", options, STYLE)
+    rows = read(tmp_path / "p.jsonl")
+    assert [row.text.count('{"objects"') for row in rows] == [0, 2, 0, 0, 0]
+    assert {d.desc for d in rows[1].detections} == set(asked) and not any(r.detections for r in (rows[0], rows[2]))
+    assert all(row.protocol == "phrases" for row in rows)
+
+
 def test_chunks_of_all_categories_make_one_prediction(taught, records, tmp_path):
     options = msgspec.structs.replace(OPTIONS, protocol="all_categories", chunk=2, restrict_labels=True)
     predict(taught, records, tmp_path / "p.jsonl", options, STYLE, categories=NAMES)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Prompt, prompts_of
-from coordexp.records import Metadata, Object, Record
+from coordexp.records import Metadata, Object, Phrase, Record
 from coordexp.runtime.errors import ConfigError
 
 BOX = {"norm": [0.1, 0.1, 0.5, 0.5], "bbox_2d": [3, 3, 16, 16]}
@@ -36,3 +37,11 @@ def test_image_categories_are_sorted_and_an_image_without_objects_has_no_prompt(
 def test_missing_categories_are_an_error(options):
     with pytest.raises(ConfigError, match="needs a list of categories"):
         prompts_of(EMPTY, PredictOptions(**options), None)
+
+
+def test_phrases_are_asked_one_by_one_and_are_the_only_labels():
+    phrases = [Phrase("the dog", [0]), Phrase("both", [0, 2]), Phrase("the dog", [2]), Phrase("a cow", [])]
+    record = msgspec.structs.replace(ANIMALS, phrases=phrases)
+    expected = [Prompt(labels=(text,), phrase=text) for text in ("the dog", "both", "a cow")]
+    assert prompts_of(record, PredictOptions(protocol="phrases"), None) == expected
+    assert prompts_of(ANIMALS, PredictOptions(protocol="phrases"), None) == []

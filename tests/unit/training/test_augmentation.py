@@ -182,6 +182,14 @@ def test_objects_are_sorted_in_reading_order_again(tmp_path):
     assert [[obj.desc for obj in f.sample.record.objects] for f in flipped] == [["b", "a"], ["a", "b"]]
 
 
+def test_a_sample_of_a_phrase_is_not_cropped_and_flipped_only_without_sides(tmp_path):
+    sample = sample_of(tmp_path, [box(0, 0, 20, 20)])._replace(phrase="the upper one")
+    options = Augmentation(crop=1.0, crop_area=(0.1, 0.1), flip=1.0, scale=(0.5, 0.5))
+    changed = augment(sample, options, (1, 0, 0), 32, "sorted").sample
+    assert changed.record.objects[0].norm == pytest.approx([1 - 20 / 192, 0, 1, 20 / 128])
+    assert may_flip(sample, options) and not may_flip(sample._replace(phrase="the leftmost one"), options)
+
+
 @pytest.mark.parametrize(
     ("desc", "categories", "free"),
     [

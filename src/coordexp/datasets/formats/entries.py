@@ -17,11 +17,12 @@ from typing import IO, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from coordexp.datasets.annotation_writer import AnnotationWriter
+from coordexp.datasets.annotation_writer import AnnotationWriter, ItemKind
 from coordexp.datasets.categories import pretty
 from coordexp.datasets.formats.base import ConvertedOptions
 from coordexp.datasets.formats.reading import BadItem, numbered_categories
 from coordexp.datasets.images import ImageError, find_image, upright_size
+from coordexp.datasets.phrases import phrase_problem
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import NOT_JSON
 
@@ -119,11 +120,15 @@ class Categories:
 
 
 class Image:
-    """An image that was found, and the boxes of its entry: [(category id, (x, y, width, height) in pixels)]."""
+    """An image that was found, and the boxes and phrases of its entry.
+
+    boxes: [(category id, (x, y, width, height) in pixels)]. phrases: [(text, indices of its boxes)].
+    """
 
     def __init__(self, name: str, width: int, height: int, key: bytes):
         self.name, self.width, self.height, self.key = name, width, height, key
         self.boxes: list[tuple[int, tuple[float, ...]]] = []
+        self.phrases: list[tuple[str, list[int]]] = []
         self.lost: set[int] = set()
 
 
@@ -187,7 +192,7 @@ class EntryWriter(contextlib.AbstractContextManager):
         self._on_bad, self._skipped = options.on_bad, Counter[str]()
         self._ids: dict[bytes, int] = {}
         self._merged: list[dict[str, Any]] = []  # images that a later entry may still change
-        self._seen: set[bytes] = set()
+        self._written: dict[bytes, int] = {}  # annotation id of each box
         self._entries = self._annotations = 0
         self._unit_boxes = self._tiny_boxes = 0
 
@@ -240,7 +245,7 @@ class EntryWriter(contextlib.AbstractContextManager):
         self._entries += 1
 
     @contextlib.contextmanager
-    def skipping(self, kind: Literal["image", "annotation"], line: int | None) -> Iterator[None]:
+    def skipping(self, kind: ItemKind, line: int | None) -> Iterator[None]:
         """List a BadItem that the block raises, with file and line."""
         try:
             yield
@@ -303,33 +308,48 @@ class EntryWriter(contextlib.AbstractContextManager):
                 raise BadItem("box within 0..1", f"{field}: expected {expected}, found {shown(box)}: fractions?")
         image.boxes.append((category_id, found))
 
+    def add_phrase(self, image: Image, text: object, boxes: Sequence[int], field: str) -> None:
+        """Add a phrase that describes the `boxes` of the image, given by their indices; BadItem if it is not one."""
+        if problem := phrase_problem(text):
+            raise BadItem("invalid phrase", f"{field}: {problem[:_SHOWN]}")
+        image.phrases.append((str(text), list(boxes)))
+
     def write(self, image: Image, **facts: Any) -> None:
-        """Write the image, with `facts` about it, and its boxes."""
+        """Write the image, with `facts` about it, its boxes and its phrases."""
         image_id = self._ids.setdefault(image.key, len(self._ids) + 1)
         entry: dict[str, Any] = {"id": image_id, "file_name": image.name, "width": image.width, "height": image.height}
         if image.lost:
             entry["not_exhaustive_category_ids"] = sorted(image.lost)
+        ids = [self._annotation(image_id, box, unique=bool(image.phrases)) for box in image.boxes]
+        phrases = [{"text": text, "annotation_ids": [ids[i] for i in boxes]} for text, boxes in image.phrases]
+        if phrases:
+            entry["phrases"] = phrases
         if not self._merge:
             self._writer.add_image({**entry, **facts})
         elif image_id > len(self._merged):
             self._merged.append({**entry, **facts})
-        elif image.lost:
+        else:
             earlier = self._merged[image_id - 1]
-            lost = {*earlier.get("not_exhaustive_category_ids", ()), *image.lost}
-            earlier["not_exhaustive_category_ids"] = sorted(lost)
-        for category_id, box in image.boxes:
-            if self._merge and self._repeats(image_id, category_id, box):
-                continue
-            self._annotations += 1
-            ids = {"id": self._annotations, "image_id": image_id, "category_id": category_id}
-            self._writer.add_annotation({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+            if image.lost:
+                lost = {*earlier.get("not_exhaustive_category_ids", ()), *image.lost}
+                earlier["not_exhaustive_category_ids"] = sorted(lost)
+            if phrases:
+                earlier["phrases"] = earlier.get("phrases", []) + phrases
 
-    def _repeats(self, image_id: int, category_id: int, box: tuple[float, ...]) -> bool:
-        key = blake2b(repr((image_id, category_id, box)).encode(), digest_size=8).digest()
-        if key in self._seen:
-            return True
-        self._seen.add(key)
-        return False
+    def _annotation(self, image_id: int, categorised: tuple[int, tuple[float, ...]], *, unique: bool) -> int:
+        """Write a box with its category; returns its annotation id, which a repeated box of the image may share."""
+        key = b""
+        if self._merge or unique:
+            key = blake2b(repr((image_id, *categorised)).encode(), digest_size=8).digest()
+            if key in self._written:
+                return self._written[key]
+        self._annotations += 1
+        if key:
+            self._written[key] = self._annotations
+        category_id, box = categorised
+        ids = {"id": self._annotations, "image_id": image_id, "category_id": category_id}
+        self._writer.add_annotation({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        return self._annotations
 
 
 def open_text(file: Path) -> IO[bytes]:

@@ -1,11 +1,14 @@
-"""ODVG JSON lines of Grounding DINO: detection (labels of a closed set) and grounding (phrases of a caption)."""
+"""ODVG JSON lines of Grounding DINO: detection (labels of a closed set) and grounding (phrases of a caption).
+
+The phrases of grounding lines are categories, or with `grounding: phrases` prompts of their own.
+"""
 
 from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -25,6 +28,8 @@ from coordexp.datasets.formats.reading import BadItem
 from coordexp.datasets.source import Source
 from coordexp.runtime.errors import ConfigError, DataError, located
 
+GROUNDED = "object"  # the category of boxes that have a phrase only
+
 
 class OdvgOptions(EntryOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of a dataset in ODVG format; paths are relative to its folder."""
@@ -34,6 +39,14 @@ class OdvgOptions(EntryOptions, frozen=True, kw_only=True, forbid_unknown_fields
     label_map: Annotated[
         str | None, msgspec.Meta(description="JSON file {label: category name}; the labels become category ids")
     ] = None
+    grounding: Annotated[
+        Literal["categories", "phrases"],
+        msgspec.Meta(
+            description="what the phrases of grounding lines are: `categories` of their boxes, or `phrases`, which are "
+            "asked for one by one; then every box has the category `object`, and a region with `bbox: []` is a phrase "
+            "that describes nothing in the image"
+        ),
+    ] = "categories"
 
 
 class _Detection(msgspec.Struct):
@@ -107,11 +120,17 @@ class OdvgFormat(AnnotationFileFormat[OdvgOptions]):
 
     def _categories(self, folder: Path) -> Categories:
         if self.options.label_map is None:
-            return declared_categories(self.options.categories)
+            names = self.options.categories
+            if names is not None and self.options.grounding == "phrases" and GROUNDED not in names:
+                names = (*names, GROUNDED)
+            return declared_categories(names)
         if self.options.categories is not None:
             field = f"datasets.{self.dataset}"
             raise ConfigError(located("`label_map` and `categories` are mutually exclusive", field=field))
-        return Categories(read_label_map(folder / self.options.label_map))
+        labels = read_label_map(folder / self.options.label_map)
+        if self.options.grounding == "phrases" and GROUNDED not in labels.values():
+            labels[max(labels) + 1] = GROUNDED
+        return Categories(labels)
 
     def _line(self, writer: EntryWriter, number: int, line: _Line) -> None:
         if (line.detection is None) == (line.grounding is None):
@@ -123,8 +142,9 @@ class OdvgFormat(AnnotationFileFormat[OdvgOptions]):
                     self._instance(writer, image, number, item, f"detection.instances[{k}]")
             writer.write(image)
         elif line.grounding is not None:
+            read = self._phrase if self.options.grounding == "phrases" else self._region
             for k, item in enumerate(line.grounding.regions):
-                self._region(writer, image, number, item, f"grounding.regions[{k}]")
+                read(writer, image, number, item, f"grounding.regions[{k}]")
             writer.write(image, caption=line.grounding.caption)
 
     def _instance(self, writer: EntryWriter, image: Image, number: int, item: object, field: str) -> None:
@@ -144,10 +164,19 @@ class OdvgFormat(AnnotationFileFormat[OdvgOptions]):
         with writer.skipping("annotation", number):
             region = convert_entry(item, _Region, field)
             category_id = writer.categories.by_name(region.phrase, f"{field}.phrase")
-            several = isinstance(region.bbox, list) and bool(region.bbox) and isinstance(region.bbox[0], list)
-            for box in region.bbox if several else [region.bbox]:
+            for box in _boxes(region.bbox):
                 with writer.skipping("annotation", number):
                     writer.add_box(image, number, category_id, box, _unit(image), f"{field}.bbox")
+
+    def _phrase(self, writer: EntryWriter, image: Image, number: int, item: object, field: str) -> None:
+        """Add a region as a phrase, unless one of its boxes is bad."""
+        before = len(image.boxes)
+        with writer.skipping("phrase", number):
+            region = convert_entry(item, _Region, field)
+            category_id = writer.categories.by_name(GROUNDED, field)
+            for box in [] if region.bbox == [] else _boxes(region.bbox):
+                writer.add_box(image, number, category_id, box, _unit(image), f"{field}.bbox")
+            writer.add_phrase(image, region.phrase, range(before, len(image.boxes)), f"{field}.phrase")
 
 
 def read_label_map(path: Path) -> dict[int, str]:
@@ -172,6 +201,11 @@ def read_label_map(path: Path) -> dict[int, str]:
             raise DataError(located(problem, file=path, field=key, found=name, fix="give each label a unique name"))
         labels[int(key)] = name
     return labels
+
+
+def _boxes(value: object) -> list[Any]:
+    """The boxes of a region, which has one box or a list of them."""
+    return value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
 
 
 def _unit(image: Image) -> Unit:

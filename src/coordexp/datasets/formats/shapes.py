@@ -152,7 +152,9 @@ def generate(options: ShapesOptions, images_dir: Path, annotations: Path, title:
     with AnnotationWriter(annotations, info=info) as writer, atomic_dir(images_dir) as folder:
         for i in range(options.count):
             rng = np.random.default_rng([options.seed, i])
-            image, shapes = _draw(options, table, rng)
+            placed = place_shapes(options, table, rng)
+            image = render_shapes(placed, options, table, rng)
+            shapes = [annotation_of(shape, options, rng) for shape in placed]
             image_id, name = i + 1, f"{i + 1:06d}.png"
             image.save(folder / name, compress_level=1)
             entry = {"id": image_id, "file_name": name, "width": image.width, "height": image.height}
@@ -187,7 +189,7 @@ _UNIT = {
 }
 
 
-class _PlacedShape(NamedTuple):
+class PlacedShape(NamedTuple):
     """A shape in an image, in pixels; `category` is an index into the table of categories."""
 
     category: int
@@ -195,10 +197,11 @@ class _PlacedShape(NamedTuple):
     visible: shapely.Geometry
 
 
-def _draw(options: ShapesOptions, table: list[dict], rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
-    """An image, and its annotations without ids, in the order of drawing."""
+def render_shapes(
+    placed: list[PlacedShape], options: ShapesOptions, table: list[dict], rng: np.random.Generator
+) -> Image.Image:
+    """The image of these shapes, drawn in their order."""
     side = options.image_size
-    placed = _place_shapes(options, table, rng)
     canvas = Image.new("RGB", (side * SUPERSAMPLING,) * 2, BACKGROUND)
     brush = ImageDraw.Draw(canvas)
     for shape in placed:
@@ -209,10 +212,11 @@ def _draw(options: ShapesOptions, table: list[dict], rng: np.random.Generator) -
     if options.noise:
         grain = rng.normal(0, options.noise, (side, side, 1))
         image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
-    return image, [_annotation(shape, options, rng) for shape in placed]
+    return image
 
 
-def _annotation(shape: _PlacedShape, options: ShapesOptions, rng: np.random.Generator) -> dict:
+def annotation_of(shape: PlacedShape, options: ShapesOptions, rng: np.random.Generator) -> dict:
+    """The annotation of a shape without ids."""
     box = _noisy_box(np.array(shape.visible.bounds), options.box_noise, options.image_size, rng)
     parts = [p for p in shapely.get_parts(shape.visible) if p.area > 0]
     xywh = [*box[:2], *(box[2:] - box[:2])]
@@ -224,21 +228,21 @@ def _annotation(shape: _PlacedShape, options: ShapesOptions, rng: np.random.Gene
     }
 
 
-def _place_shapes(options: ShapesOptions, table: list[dict], rng: np.random.Generator) -> list[_PlacedShape]:
+def place_shapes(options: ShapesOptions, table: list[dict], rng: np.random.Generator) -> list[PlacedShape]:
     """Shapes at random positions, bottom to top."""
     side = options.image_size
     weight = np.array([{"f": 1.0, "c": options.tail[0], "r": options.tail[1]}[c["frequency"]] for c in table])
     weight /= weight.sum()
     crowd = int(rng.choice(len(table), p=weight)) if rng.random() < options.crowd else None
     frame = shapely.box(0, 0, side, side)
-    placed: list[_PlacedShape] = []
+    placed: list[PlacedShape] = []
     for _ in range(int(rng.integers(options.objects[0], options.objects[1] + 1))):
         category = int(rng.choice(len(table), p=weight)) if crowd is None else crowd
         kind = table[category]["name"].rsplit("_", 1)[1]
         for _ in range(ATTEMPTS):
             full = outline(kind, _random_box(options, rng))
             if (below := _hide(placed, full, frame, options.occlusion)) is not None:
-                placed = [*below, _PlacedShape(category, full, shapely.intersection(full, frame))]
+                placed = [*below, PlacedShape(category, full, shapely.intersection(full, frame))]
                 break
     return placed
 
@@ -254,8 +258,8 @@ def _random_box(options: ShapesOptions, rng: np.random.Generator) -> tuple[float
 
 
 def _hide(
-    placed: list[_PlacedShape], full: shapely.Polygon, frame: shapely.Polygon, occlusion: float
-) -> list[_PlacedShape] | None:
+    placed: list[PlacedShape], full: shapely.Polygon, frame: shapely.Polygon, occlusion: float
+) -> list[PlacedShape] | None:
     """`placed` with a shape of outline `full` on top; None if more than `occlusion` of a shape would be hidden."""
     below = []
     for shape in placed:

@@ -84,8 +84,8 @@ class VllmPredictor(BasePredictor):
         self.check_size(image)
         number = next(self._numbers)
         arguments = {"coordexp_key": number, "sample": sample, "identity": request.identity}
-        if request.prompt.labels is not None:
-            arguments["labels"] = list(request.prompt.labels)
+        if (labels := self.labels_of(request.prompt)) is not None:
+            arguments["labels"] = list(labels)
         params = SamplingParams(
             temperature=0.0,
             max_tokens=self.options.max_new_tokens + 1,  # and the end of turn
@@ -94,7 +94,7 @@ class VllmPredictor(BasePredictor):
             extra_args=arguments,
         )
         prompt = {
-            "prompt": self.prompt_text(request.prompt.categories),
+            "prompt": self.prompt_text(request.prompt.categories, request.prompt.phrase),
             "multi_modal_data": {"image": image},
             "mm_processor_kwargs": {"do_resize": False},
         }

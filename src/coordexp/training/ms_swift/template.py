@@ -245,7 +245,8 @@ def prefix_of(row: dict[str, Any]) -> tuple[PrefixOptions, random.Random]:
 def as_messages(sample: Sample, image: Image.Image | None = None, prefix: str = "") -> dict[str, Any]:
     """An ms-swift row: chat messages with the rendered answer after `prefix`, and the image or its path."""
     style = style_of(sample)
-    messages = render.chat(style, sample.categories, prefix + render.render_answer(sample.record.objects, style))
+    answer = prefix + render.render_answer(sample.record.objects, style)
+    messages = render.chat(style, sample.categories, answer, sample.phrase)
     return {"messages": messages, "images": [image or str(sample.path.parent / sample.record.images[0])]}
 
 

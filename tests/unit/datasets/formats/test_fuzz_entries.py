@@ -29,6 +29,26 @@ def odvg_grounding(root):
     return {"format": "odvg", "repeated_images": "merge", **LINES}
 
 
+def odvg_phrases(root):
+    return {**odvg_grounding(root), "grounding": "phrases"}
+
+
+def refcoco(root):
+    image_folder(root)
+    sizes = {"a.jpg": (160, 120), "sub/b.jpg": (200, 100), "c.png": (64, 64)}
+    images = [{"id": n, "file_name": f, "width": w, "height": h} for n, (f, (w, h)) in enumerate(sizes.items())]
+    pairs = [(n, box) for n in range(len(images)) for box in ([1, 2, 30, 40], [5.5, 6, 50, 40.25])]
+    annotations = [{"id": k, "image_id": n, "category_id": 1, "bbox": box} for k, (n, box) in enumerate(pairs)]
+    instances = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (root / "instances.json").write_text(json.dumps(instances, indent=1))
+    refs = [
+        {"image_id": n, "ann_id": ids, "split": "train", "sentences": [{"sent": f"cat {n}"}, {"sent": "it"}]}
+        for n, ids in enumerate((0, [2, 3], [-1]))
+    ]
+    (root / "refs.json").write_text(json.dumps(refs, indent=1))
+    return {"format": "refcoco", "refs": "refs.json", "splits": {"train": "train"}, "image_dirs": LINES["image_dirs"]}
+
+
 def ms_swift(root):
     image_folder(root)
     messages = [{"role": "user", "content": "Find <ref-object>."}, {"role": "assistant", "content": "<bbox><bbox>"}]
@@ -61,7 +81,7 @@ def imagefolder_csv(root):
     return {"format": "imagefolder", "metadata": {"train": "images/metadata.csv"}}
 
 
-FORMATS = [odvg, odvg_grounding, ms_swift, qwen, imagefolder, imagefolder_csv]
+FORMATS = [odvg, odvg_grounding, odvg_phrases, refcoco, ms_swift, qwen, imagefolder, imagefolder_csv]
 
 
 @pytest.mark.parametrize("make", FORMATS)

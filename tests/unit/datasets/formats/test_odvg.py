@@ -45,6 +45,29 @@ def test_labels_are_category_ids_and_corners_become_sizes(read):
     assert boxes(content) == {"a.jpg": [("cat", (10, 20, 20, 30)), ("dog", (0, 0, 64.5, 64))], "c.png": []}
 
 
+def test_phrases_may_be_asked_one_by_one_and_describe_nothing(read):
+    both, same = [[1, 2, 3, 4], [5, 6, 7, 8]], [[5, 6, 7, 8]]
+    regions = [{"bbox": both, "phrase": "two dogs"}, {"bbox": same[0], "phrase": "the small dog"}]
+    content = read(grounding(*regions, {"bbox": [], "phrase": "a cat"}), labels=None, grounding="phrases")
+    assert boxes(content)["a.jpg"] == [("object", (1, 2, 2, 2)), ("object", (5, 6, 2, 2))]
+    found = [(phrase["text"], phrase["annotation_ids"]) for phrase in content["images"][0]["phrases"]]
+    assert found == [("two dogs", [1, 2]), ("the small dog", [2]), ("a cat", [])]
+
+
+def test_phrases_of_several_captions_of_an_image_are_combined(read):
+    lines = [grounding({"bbox": [1, 2, 3, 4], "phrase": phrase}) for phrase in ("a dog", "the brown dog")]
+    content = read(*lines, labels=None, grounding="phrases", repeated_images="merge")
+    found = [(phrase["text"], phrase["annotation_ids"]) for phrase in content["images"][0]["phrases"]]
+    assert found == [("a dog", [1]), ("the brown dog", [1])] and len(content["annotations"]) == 1
+
+
+def test_a_phrase_with_a_bad_box_is_left_out(read):
+    regions = [{"bbox": [[1, 2, 3, 4], [9, 9, 5, 5]], "phrase": "two dogs"}, {"bbox": [1, 2, 3, 4], "phrase": "a dog"}]
+    content = read(grounding(*regions), labels=None, grounding="phrases", on_bad="skip")
+    assert [phrase["text"] for phrase in content["images"][0]["phrases"]] == ["a dog"]
+    assert skipped(content) == [("phrase", "swapped corners", 1)]
+
+
 def test_phrases_are_categories_with_the_same_ids_in_every_split(read):
     region = {"bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "phrase": "two dogs"}
     content = read(grounding({"bbox": [10, 20, 30, 50], "phrase": "a cat"}, region), labels=None)
