@@ -8,7 +8,7 @@ READY := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | sha256s
 # gradio and what it needs beyond our own dependencies, for `coordexp app`
 APP := gradio gradio_client groovy hf-gradio brotli orjson pydub python-multipart pytz safehttpx semantic-version tomlkit
 # vLLM needs another torch, so it has an environment of its own, kept by the hash of what it is installed from.
-VLLM_KEY := $(shell { $(PYTHON) --version; cat constraints-vllm.txt pyproject.toml; } | sha256sum | cut -c1-16)
+VLLM_KEY := $(shell { $(PYTHON) --version; cat constraints-vllm.txt; } | sha256sum | cut -c1-16)
 VLLM_VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coordexp/venv-vllm-$(VLLM_KEY)
 export PYTHONDONTWRITEBYTECODE ?=
 # Snakemake needs a cache folder, and fails without one where the home folder cannot be written.
@@ -57,13 +57,15 @@ test-vllm: vllm  ## run the tests of the vLLM engine and server, on the CPU
 	$(VLLM_VENV)/bin/python -m pytest tests/unit/inference/vllm_engine -m vllm
 
 vllm: $(VLLM_VENV)/.installed  ## create the environment of vLLM for CPUs (6 GB) and print its Python
+	@mark="$(CURDIR) $$(sha256sum < pyproject.toml)"; test "$$(cat $(VLLM_VENV)/.checkout 2>/dev/null)" = "$$mark" || { \
+	  $(VLLM_VENV)/bin/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable . \
+	  && echo "$$mark" > $(VLLM_VENV)/.checkout; }
 	@echo "$(VLLM_VENV)/bin/python"
 
 $(VLLM_VENV)/.installed:
 	@echo "Installing into $(VLLM_VENV): about 6 GB, three minutes with a fast connection"
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install $(QUIET) --no-deps --requirement constraints-vllm.txt
-	$(VLLM_VENV)/bin/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 soak: install  ## inject every fault into every rule, kill the workflow at random (40 minutes), update docs/faults.md

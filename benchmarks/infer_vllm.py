@@ -98,7 +98,8 @@ def main() -> None:
         for name in ("tokens_per_second", "tokens_per_cpu_second")
     }
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
-    print(json.dumps({**vars(given), "same_answers": same, **ratios, **found}, indent=2, default=str))
+    settings = {name: getattr(given, name) for name in ("images", "tokens", "threads")}
+    print(json.dumps({**settings, "same_answers": same, **ratios, **found}, indent=2))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from inference_helpers import SIZES, images, read
 
 from coordexp.answers.inference_settings import InferenceSettings
 from coordexp.answers.render import PromptStyle
+from coordexp.inference.coordinates import coordinate_logits
 from coordexp.inference.import_responses import import_responses
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import Prompt
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_json, write_jsonl
 
@@ -195,6 +197,32 @@ def test_score_parts_equal_those_of_predict(taught, records, tmp_path):
     for a, b in pairs:
         for name in ("desc_logprob", "slot_logprob"):
             assert b.score_parts[name] == pytest.approx(a.score_parts[name], abs=2e-3)
+
+
+def test_coordinates_that_a_server_reports_give_the_boxes_and_scores_of_predict(taught, records, tmp_path):
+    options = PredictOptions(max_new_tokens=300)
+    predict(taught, records, tmp_path / "own.jsonl", options, PromptStyle())
+    predictor = Predictor.from_checkpoint(taught, options, PromptStyle())
+    replies = []
+    for answer in predictor.answer(images(), [Prompt()] * len(SIZES)):
+        slots, shown = iter(answer.slots), []
+        for token, logprob in zip(answer.tokens, answer.logprobs, strict=True):
+            entry = {"token": predictor.processor.tokenizer.decode([token]), "logprob": logprob}
+            others = coordinate_logits(next(slots)) if predictor.ids.start <= token <= predictor.ids.end else []
+            beside = [{"token": "!", "logprob": value} for value in others]
+            shown.append({**entry, "top_logprobs": [entry, *beside, {"token": "?", "logprob": -9999.0}]})
+        replies.append(reply([predictor.text(answer)], shown))
+    incomplete = [entry for entry in shown if len(entry["top_logprobs"]) == 5][-1]
+    del incomplete["top_logprobs"][2]  # of the last reply
+    _, rows = parsed(records, tmp_path, replies)
+    *own, last = read(tmp_path / "own.jsonl")
+    for a, b in zip(own, rows, strict=False):
+        assert len(a.detections) == len(b.detections) > 0
+        for x, y in zip(a.detections, b.detections, strict=True):
+            assert y.norm == pytest.approx(x.norm, abs=1e-7) and y.score == pytest.approx(x.score, abs=1e-6)
+            assert y.spread == pytest.approx(x.spread, abs=1e-7)
+    assert [d.bins for d in last.detections] == [d.bins for d in rows[-1].detections]
+    assert all(d.spread is None or not d.spread for d in rows[-1].detections)
 
 
 def test_missing_special_tokens_are_counted(records, tmp_path):
