@@ -37,10 +37,11 @@ def run(args: argparse.Namespace) -> None:
     """Replace this process by the server."""
     from coordexp.inference.vllm_engine.settings import environment
 
-    command = server_command(args)
+    command, variables = server_command(args), environment()
+    variables.pop("VLLM_LOGGING_LEVEL", None)
     if not _is_loopback(args.host) and "--api-key" not in args.vllm:
         print(f"serve: {args.host} is reachable from other machines, without --api-key", file=sys.stderr, flush=True)
-    os.execve(command[0], command, {**os.environ, **environment(), "VLLM_LOGGING_LEVEL": "INFO"})
+    os.execve(command[0], command, {"VLLM_LOGGING_LEVEL": "INFO", **os.environ, **variables})
 
 
 def server_command(args: argparse.Namespace) -> list[str]:

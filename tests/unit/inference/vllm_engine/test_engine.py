@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from inference_helpers import images, read, taught_checkpoint
 from vocabularies import qwen3_tokenizer
 
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle
+from coordexp.inference.detector import Detector
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 from coordexp.modeling import tiny, vocab
@@ -118,6 +120,32 @@ def test_answers_of_a_random_model_with_the_published_vocabulary_equal_those_of_
         parsed = parse_answer(prediction.text, "token")
         assert set(parsed.problems) <= {"cut_off"} and len(parsed.objects) == len(prediction.detections)
     assert sum(prediction.problems.get("description_closed", 0) for prediction in found["vllm"])
+
+
+DETECT = """
+import json, sys
+from coordexp import Detector
+from coordexp.inference.options import PredictOptions
+
+model, *files = sys.argv[1:]
+detector = Detector(model, engine="vllm", options=PredictOptions(max_new_tokens=120, samples=3, batch_size=4))
+found = detector.detect(files, categories=["cat", "traffic light"])
+print(json.dumps([[d.boxes.tolist(), d.labels, d.scores.tolist()] for d in found]))
+"""
+
+
+def test_a_detector_with_sampled_answers_finds_the_same_objects(tmp_path):
+    model, options = taught_checkpoint(PromptStyle()), PredictOptions(max_new_tokens=120, samples=3)
+    files = [str(tmp_path / f"{n}.png") for n in range(3)]
+    for image, file in zip(images(), files, strict=False):
+        image.save(file)
+    started = [sys.executable, "-c", DETECT, str(model), *files]
+    done = subprocess.run(started, check=True, env=environment(), capture_output=True, text=True)
+    expected = Detector(model, options=options).detect(files, categories=["cat", "traffic light"])
+    for (boxes, labels, scores), found in zip(json.loads(done.stdout.splitlines()[-1]), expected, strict=True):
+        assert labels == list(found.labels) and len(labels) > 0
+        assert np.asarray(boxes) == pytest.approx(found.boxes, abs=1e-3)  # pixels
+        assert scores == pytest.approx(list(found.scores), abs=1e-4)
 
 
 def test_a_killed_engine_loses_no_finished_prediction(tmp_path):
