@@ -21,6 +21,7 @@ from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.slices import SliceOptions
 from coordexp.losses.options import LossOptions
 from coordexp.ms_swift_arguments import check_arguments, check_refusals
+from coordexp.rollout_options import RolloutOptions
 from coordexp.runtime.config_io import check_finite, choice, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
@@ -211,6 +212,7 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: Annotated[PrefixOptions, Meta(description="perturbed prefixes of the answers in training")] = (
         PrefixOptions()
     )
+    rollout: Annotated[RolloutOptions, Meta(description="training on the model's own answers")] = RolloutOptions()
     detection_eval: Annotated[DetectionEval, Meta(description="evaluation of detection during training")] = (
         DetectionEval()
     )
@@ -353,6 +355,13 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("loss.matching", loss.matching != "none", loss.uses("box"), box_weight),
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("prefix", custom.prefix.active, custom.coord_tokens.enabled, tokens),
+        ("rollout.share", custom.rollout.active, custom.coord_tokens.enabled, tokens),
+        (
+            "loss.weights.unlikelihood",
+            loss.weights.get("unlikelihood", 0) > 0,
+            custom.rollout.active and custom.rollout.false_positives == "keep",
+            "custom.rollout.share above 0 and custom.rollout.false_positives: keep",
+        ),
         ("max_named", custom.max_named is not None, custom.category_ratio > 0, "custom.category_ratio above 0"),
         (
             "absent_only",
@@ -372,13 +381,10 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
     ):
         if given and not has_effect:
             raise ConfigError(located("has no effect", file=file, field=f"custom.{field}", fix=f"it needs {needs}"))
-    for field, excluded, needed in (
-        ("loss.set_targets", loss.set_targets != "none", "none"),
-        ("object_field_order", custom.object_field_order != "desc_first", "desc_first"),
-    ):
-        if custom.prefix.continued and excluded:
-            problem = f"cannot be combined with prefix.continued {custom.prefix.continued:g}"
-            raise ConfigError(located(problem, file=file, field=f"custom.{field}", fix=f"set it to {needed}"))
+    for option, share in (("prefix.continued", custom.prefix.continued), ("rollout.share", custom.rollout.share)):
+        if share and custom.object_field_order != "desc_first":
+            problem, fix = f"cannot be combined with {option} {share:g}", "set it to desc_first"
+            raise ConfigError(located(problem, file=file, field="custom.object_field_order", fix=fix))
 
 
 def _check_metric(custom: Custom, file: str | Path) -> None:

@@ -71,19 +71,21 @@ class DetectionCriterion(nn.Module):
         local = Counts(found.ids.numel() - found.slots.numel(), found.slots.numel(), targets.boxes.shape[0])
         positions, ids, target_weights = text_targets(found, targets.soft)
         flat = logits.reshape(-1, logits.shape[-1])
-        gathered = gather_logits(flat, found.rows, (positions, ids), found.slots, self.coord_start)
+        gathered, rejected = gather_with_rejected(flat, found, positions, ids, self.coord_start)
 
         slots = self._coordinate_slots(gathered, found, targets)
         expected = expectation(slots.p)
         target_index = torch.searchsorted(found.text, positions)
         text = TextLogits(gathered.lse[found.text], gathered.target, target_weights, target_index)
         sums = self._text_sums(text) | self._coordinate_sums(slots) | self._box_sums(expected, targets)
+        sums |= {name: term.function(rejected, self.options).sum() for name, term in self._of_level("rejected")}
 
         loss = logits.new_zeros(())
         for name, total in sums.items():
             if scale := self._scale(name, progress):  # a term that is still warming up may be non-finite
                 loss = loss + scale * total / self._count(name, counts or local)
-        means = {name: (total.detach(), getattr(local, self.terms[name].level)) for name, total in sums.items()}
+        sizes = local._asdict() | {"rejected": rejected.numel()}
+        means = {name: (total.detach(), sizes[self.terms[name].level]) for name, total in sums.items()}
         bins = found.ids[found.slots] - self.coord_start
         return loss, LossReport(means | diagnostics(slots, bins), (expected.detach() - targets.coords).abs() * LAST_BIN)
 
@@ -126,7 +128,27 @@ class DetectionCriterion(nn.Module):
         return weight * self.options.geometry_warmup.factor(progress) if self.terms[name].level == "box" else weight
 
     def _count(self, name: str, counts: Counts) -> int:
-        return max(getattr(counts, self.terms[name].level), 1)
+        """What the sum of a term is divided by; few tokens are rejected, so theirs is divided as that of the text."""
+        level = self.terms[name].level
+        return max(getattr(counts, "text" if level == "rejected" else level), 1)
+
+
+def gather_with_rejected(
+    logits: torch.Tensor, found: SupervisedLabels, positions: torch.Tensor, ids: torch.Tensor, coord_start: int
+) -> tuple[GatheredLogits, torch.Tensor]:
+    """What `gather_logits` reads at the supervised rows, and the log probabilities [R] of the rejected tokens."""
+    if not found.rejected_rows.numel():
+        gathered = gather_logits(logits, found.rows, (positions, ids), found.slots, coord_start)
+        return gathered, gathered.lse.new_zeros(0)
+    rows = torch.cat([found.rows, found.rejected_rows]).sort().values
+    kept, rejected = (torch.searchsorted(rows, part) for part in (found.rows, found.rejected_rows))
+    pairs = torch.cat([kept[positions], rejected])
+    order = pairs.argsort(stable=True)
+    all_ids = torch.cat([ids, found.rejected_ids])[order]
+    gathered = gather_logits(logits, rows, (pairs[order], all_ids), kept[found.slots], coord_start)
+    targets = gathered.target[order.argsort()]
+    log_p = targets[len(ids) :] - gathered.lse[rejected]
+    return GatheredLogits(gathered.lse[kept], targets[: len(ids)], gathered.coord), log_p
 
 
 def box_coordinates(expected: torch.Tensor, targets: Targets) -> torch.Tensor:

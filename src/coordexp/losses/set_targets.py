@@ -30,21 +30,32 @@ class BranchTargets(NamedTuple):
 
 
 def branch_targets(
-    objects: Sequence[Object], labels: Sequence[int], is_slot: Sequence[bool], style: PromptStyle, encode: Encode
+    objects: Sequence[Object],
+    labels: Sequence[int],
+    is_slot: Sequence[bool],
+    style: PromptStyle,
+    encode: Encode,
+    supervised: Sequence[bool] | None = None,
 ) -> BranchTargets:
     """Soft targets at the branch positions of an answer.
 
     labels: the supervised ids of the answer, in order. is_slot: which of them are coordinates. encode: text to ids,
-    as the answer was encoded. DataError when a description has other ids by itself than inside its answer.
+    as the answer was encoded. supervised: which objects are targets, all by default; the others are context, without
+    labels. DataError when a description has other ids by itself than inside its answer.
     """
+    supervised = [True] * len(objects) if supervised is None else supervised
     targets = BranchTargets([], [])
     slot_positions = [position for position, slot in enumerate(is_slot) if slot]
     answer_format = format_of(style)
     items = [answer_format.item(obj) for obj in objects]
     previous, start, slot = None, 0, 0
     for i, obj in enumerate(objects):
+        if not supervised[i]:
+            previous = items[i]
+            continue
         end = slot_positions[slot]
-        following = [i + j for j in answer_format.candidates(previous, items[i:])]
+        remaining = [j for j in range(i, len(objects)) if supervised[j]]
+        following = [remaining[j] for j in answer_format.candidates(previous, [items[j] for j in remaining])]
         heads = [answer_format.between(previous, items[j]) for j in following]
         encoded = {head: encode(head) for head in set(heads)}
         if encoded[heads[0]] != list(labels[start:end]):

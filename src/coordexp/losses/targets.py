@@ -12,6 +12,7 @@ import torch
 from coordexp.records import COORD_BINS
 
 IGNORE = -100
+REJECTED = -1000  # a label REJECTED - i is the token i that must not follow; see `rejected_label`
 
 
 class SlotTargets(NamedTuple):
@@ -55,15 +56,17 @@ class Targets(NamedTuple):
 
 
 class SupervisedLabels(NamedTuple):
-    """N supervised labels of a batch, S of them coordinate slots.
+    """N supervised labels of a batch, S of them coordinate slots, and R rejected tokens.
 
     rows: [N] int64 row of the flattened logits that predicts each label. ids: [N] int64 labels. slots: [S] int64
-    increasing indices into the N.
+    increasing indices into the N. rejected_rows, rejected_ids: [R] int64, other rows, and the token rejected at each.
     """
 
     rows: torch.Tensor
     ids: torch.Tensor
     slots: torch.Tensor
+    rejected_rows: torch.Tensor
+    rejected_ids: torch.Tensor
 
     @property
     def text(self) -> torch.Tensor:
@@ -73,14 +76,21 @@ class SupervisedLabels(NamedTuple):
         return keep.nonzero().squeeze(-1)
 
 
+def rejected_label(token: int) -> int:
+    """The label of a position at which `token` must not follow, whatever else does."""
+    return REJECTED - token
+
+
 def supervised_labels(labels: torch.Tensor, coord_start: int) -> SupervisedLabels:
-    """Supervised entries of `labels` [B, L] int64 (-100: not supervised); position i predicts label i + 1."""
+    """Supervised and rejected entries of `labels` [B, L] int64, see `REJECTED`; position i predicts label i + 1."""
     shifted = torch.full_like(labels, IGNORE)
     shifted[:, :-1] = labels[:, 1:]
     flat = shifted.reshape(-1)
-    rows = (flat != IGNORE).nonzero().squeeze(-1)
+    rows = (flat >= 0).nonzero().squeeze(-1)
+    rejected = (flat <= REJECTED).nonzero().squeeze(-1)
     ids = flat[rows]
-    return SupervisedLabels(rows, ids, is_coordinate(ids, coord_start).nonzero().squeeze(-1))
+    slots = is_coordinate(ids, coord_start).nonzero().squeeze(-1)
+    return SupervisedLabels(rows, ids, slots, rejected, REJECTED - flat[rejected])
 
 
 def is_coordinate(ids: torch.Tensor, coord_start: int) -> torch.Tensor:

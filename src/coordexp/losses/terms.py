@@ -7,6 +7,7 @@ A term has a level, which decides what it receives and what its sum is divided b
 | `text` | `TextLogits`, `LossOptions` | a scalar sum | supervised text tokens |
 | `coordinate` | `CoordinateSlots`, `LossOptions` | [S], one value per slot | coordinate slots |
 | `box` | predicted [P, 4], target [P, 4] | [P], one value per pair | boxes |
+| `rejected` | log probabilities [R], `LossOptions` | [R], one value per rejected token | supervised text tokens |
 
 All tensors are float32 with gradients unless stated otherwise. A user's term, in a file listed under `plugins`:
 
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from coordexp.losses.options import LossOptions
     from coordexp.losses.targets import SlotTargets
 
-Level = Literal["text", "coordinate", "box"]
+Level = Literal["text", "coordinate", "box", "rejected"]
 EPS = 1e-7
+MAX_LOG_P = -1e-3  # bounds the gradient of `unlikelihood`
 
 
 class LossTerm(NamedTuple):
@@ -136,6 +138,12 @@ def coordinate_mass(slots: CoordinateSlots, options: LossOptions) -> torch.Tenso
     At temperature 1, `ce` + `coord_mass` is the full-vocabulary cross-entropy.
     """
     return -slots.log_mass
+
+
+@loss_term("unlikelihood", level="rejected")
+def unlikelihood(log_p: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    """-log(1 - p) of tokens that must not follow (Welleck et al., 2020); their logarithms are at most `MAX_LOG_P`."""
+    return -(-log_p.clamp(max=MAX_LOG_P).expm1()).log()
 
 
 @loss_term("l1", level="box")

@@ -28,7 +28,7 @@ from coordexp.training.ms_swift import eval_worker, worker
 CODE_FILE = "code.json"
 # Modules that determine the result of training; those that start its processes or publish its result do not affect it.
 MODULES = (swift_arguments.__name__, worker.__name__)
-EVAL_MODULE = eval_worker.__name__  # selects the best checkpoint
+EVAL_MODULE = eval_worker.__name__  # selects the best checkpoint, generates answers to train on
 
 
 def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
@@ -51,8 +51,9 @@ def training_key(recipe: Recipe, model_dir: Path, world_size: int = 1) -> str:
 
 
 def training_modules(recipe: Recipe) -> tuple[str, ...]:
-    """Modules that determine the result of `recipe`; decoder and metrics count if they select the best checkpoint."""
-    return (*MODULES, EVAL_MODULE) if recipe.custom.detection_eval.every else MODULES
+    """Modules that determine the result of `recipe`; decoder and metrics count if training generates answers."""
+    generates = recipe.custom.detection_eval.every or recipe.custom.rollout.active
+    return (*MODULES, EVAL_MODULE) if generates else MODULES
 
 
 def training_code(recipe: Recipe) -> str:

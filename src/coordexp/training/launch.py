@@ -82,7 +82,8 @@ def launch(job_file: Path, distributed: DistributedConfig) -> bool:
     env = {**ACCELERATOR_VARIABLES, **os.environ, **_thread_variables(distributed)}
     rendezvous = _rendezvous(distributed, env)
     job = msgspec.convert(read_json(job_file), Job)
-    module = eval_worker if job.custom["detection_eval"]["every"] else worker
+    generates = job.custom["detection_eval"]["every"] or job.custom["rollout"]["share"]
+    module = eval_worker if generates else worker
     run_worker = ["-m", module.__name__, str(job_file)]
     if distributed.nodes == 1:
         torchrun = _torchrun(distributed, env) if distributed.processes > 1 else []

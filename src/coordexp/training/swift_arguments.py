@@ -23,6 +23,8 @@ def swift_arguments(recipe: Recipe, model_dir: Path, checkpoints: Path, logging_
     callbacks = ["coordexp_time_estimate", "coordexp_checkpoints"]
     if recipe.custom.detection_eval.every:
         callbacks = ["coordexp_best", *callbacks]
+    if recipe.custom.rollout.active:
+        callbacks = ["coordexp_rollouts", *callbacks]
     family = family_of(model_dir)
     names = family.swift
     suffix = "_delete" if recipe.template.get("truncation_strategy") == "delete" else ""

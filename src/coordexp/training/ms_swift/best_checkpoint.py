@@ -78,10 +78,8 @@ class BestCheckpointCallback(TrainerCallback):
         """The metric of the current model; every process predicts its share of the images and scores all of them."""
         trainer, start = self.trainer, time.monotonic()
         world_size = trainer.args.world_size
-        gather = trainer.args.ds3_gather_for_generation
         with evaluation_mode(trainer.model):
-            with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, gather) as model:
-                base = model.get_base_model() if isinstance(model, PeftModel) else model
+            with base_for_generation(trainer) as base:
                 rank = trainer.args.process_index
                 predictions = self.scorer.predict(base, rank, world_size)
                 measured = self.scorer.diagnose(base, rank, world_size)
@@ -104,6 +102,14 @@ def _gathered(items: list[Any], world_size: int) -> list[Any]:
     parts: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+@contextmanager
+def base_for_generation(trainer: Any) -> Iterator[nn.Module]:
+    """The model in training without the wrappers of distributed training and of PEFT; its adapters are active."""
+    gather = trainer.args.ds3_gather_for_generation
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, gather) as model:
+        yield model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager

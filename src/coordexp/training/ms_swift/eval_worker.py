@@ -1,6 +1,6 @@
-"""One training process of a run with `custom.detection_eval`: `worker` plus decoder and evaluation.
+"""One training process of a run that generates answers: `worker` plus decoder, evaluation and rollouts.
 
-A module of its own, so that the code identity of training without detection does not include them.
+A module of its own, so that the code identity of training without them does not include them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from coordexp.training.ms_swift import worker
 
 
 def register() -> None:
-    """Register detection during training with ms-swift."""
+    """Register detection during training and rollouts with ms-swift."""
     from coordexp.training.ms_swift import eval_plugin  # imports ms-swift, which the launcher must not
 
     eval_plugin.register()

@@ -10,7 +10,7 @@ import copy
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from PIL import Image
@@ -37,9 +37,32 @@ from coordexp.training.ms_swift.dataset import TRAIN, current_epoch, sample_of
 from coordexp.training.prefix import read_bins, with_perturbed_prefix
 
 TARGETS = "coord_targets"
+SOURCE = "coord_source"  # of a sample that may be answered by the model, see `ms_swift.rollouts`
+START = "coord_answer_start"
 LONG_FIX = "raise template.max_length, lower the pixel budget, or set template.truncation_strategy: delete"
 
 logger = get_logger()
+
+
+class SampleSource(NamedTuple):
+    """What a sample was encoded from.
+
+    index, epoch: which sample it is. sample: in token space, with all annotated objects. objects: those of the answer
+    as encoded. start: position of the answer's first token.
+    """
+
+    index: int
+    epoch: int
+    sample: Sample
+    objects: list[Object]
+    start: int
+
+
+class EncodedSamples:
+    """The samples of a batch before collation; no collection, so that nothing moves them to another device."""
+
+    def __init__(self, samples: list[dict[str, Any]]):
+        self.samples = samples
 
 
 class LongSampleError(DataError):
@@ -86,19 +109,23 @@ class CoordTemplate:
         sample, image, cropped = augmented_sample(inputs, self.tile)
         sample = arranged(sample._replace(record=as_tokens(sample.record)))
         options, rng = prefix_of(inputs)
-        given = 0
+        annotated, given = sample, 0
         if sample.record.objects and rng.random() < options.continued:
             objects, given = with_perturbed_prefix(sample.record.objects, options, rng)
             sample = sample._replace(record=msgspec.structs.replace(sample.record, objects=objects))
         encoded = self.encode_sample(sample, image, given, **kwargs)
+        start = encoded.pop(START)
+        if custom_section().rollout.active and inputs["split"] == TRAIN:
+            facts = (inputs["index"], current_epoch(), annotated, sample.record.objects, start)
+            encoded[SOURCE] = SampleSource(*facts)
         if options.noise or options.wildcard:
-            self._disturb(encoded["input_ids"], read_bins(sample.record.objects, options, rng))
+            self.disturb(encoded["input_ids"], read_bins(sample.record.objects, options, rng))
         encoded[TARGETS] = encoded[TARGETS]._replace(cropped=cropped)
         return encoded
 
-    def _disturb(self, input_ids: list[int], read: list[Sequence[int | None]]) -> None:
+    def disturb(self, input_ids: list[int], read: list[Sequence[int | None]]) -> None:
         """Replace the coordinate tokens of the answer, which are the only ones in `input_ids`, by those in `read`."""
-        for n, bin in zip(self._coordinates(input_ids), itertools.chain(*read), strict=True):
+        for n, bin in zip(self.coordinates(input_ids), itertools.chain(*read), strict=True):
             input_ids[n] = self.wildcard if bin is None else self.coord_start + bin
 
     @property
@@ -111,43 +138,45 @@ class CoordTemplate:
     ) -> dict[str, Any]:
         """The same for a sample in token space; `image` replaces the image file of the record.
 
-        The first `given` objects of the answer are not supervised.
+        The first `given` objects of the answer are not supervised. `START` is where the answer starts.
         """
         try:
             encoded = super().encode(as_messages(sample, image, self.answer_prefix), **kwargs)
         except MaxLengthError as error:
             problem = f"{sample.source_line}: longer than template.max_length: {error}"
             raise LongSampleError(f"{problem}\n  -> {LONG_FIX}") from error
-        self._unsupervise_prefix(encoded["input_ids"], encoded["labels"])
+        encoded[START] = self._unsupervise_prefix(encoded["input_ids"], encoded["labels"])
         check_image_size(encoded, sample, self.processor.image_processor.patch_size)
+        supervised = [n >= given for n in range(len(sample.record.objects))]
         if given:
-            objects = sample.record.objects
-            self._unsupervise(encoded["labels"], sum(len(obj.coords) for obj in objects[:given]))
-            sample = sample._replace(record=msgspec.structs.replace(sample.record, objects=objects[given:]))
-        encoded[TARGETS] = self._targets(encoded["labels"], sample)
+            self._unsupervise(encoded["labels"], sum(len(obj.coords) for obj in sample.record.objects[:given]))
+        encoded[TARGETS] = self.targets(encoded["labels"], sample, supervised)
         return encoded
 
-    def _coordinates(self, tokens: list[int]) -> list[int]:
+    def coordinates(self, tokens: list[int]) -> list[int]:
         """Positions of the coordinate tokens."""
         return [n for n, token in enumerate(tokens) if self.coord_start <= token < self.coord_start + COORD_BINS]
 
-    def _unsupervise_prefix(self, input_ids: list[int], labels: list[int]) -> None:
-        """Ignore `answer_prefix`, which is part of the prompt at inference."""
+    def _unsupervise_prefix(self, input_ids: list[int], labels: list[int]) -> int:
+        """Ignore `answer_prefix`, which is part of the prompt at inference; returns where the answer follows."""
         prefix = self._tokenize(self.answer_prefix) if self.answer_prefix else []
         start = next((n for n, label in enumerate(labels) if label != IGNORE), 0)
         if input_ids[start : start + len(prefix)] != prefix:
             facts = {"expected": prefix, "found": input_ids[start : start + len(prefix)]}
             raise DataError(located("the start of an answer is not encoded as at inference", **facts))
         labels[start : start + len(prefix)] = [IGNORE] * len(prefix)
+        return start + len(prefix)
 
     def _unsupervise(self, labels: list[int], slots: int) -> None:
         """Ignore the answer up to its coordinate slot number `slots`, counted from 1."""
-        end = self._coordinates(labels)[slots - 1] + 1
+        end = self.coordinates(labels)[slots - 1] + 1
         labels[:end] = [IGNORE] * end
 
-    def _targets(self, labels: list[int], sample: Sample) -> AnswerTargets:
-        section, objects = custom_section(), objects_in_codec(sample.record)
-        answer = [label for label in labels if label != IGNORE]
+    def targets(self, labels: list[int], sample: Sample, supervised: Sequence[bool]) -> AnswerTargets:
+        """The targets of an answer; `supervised` tells which objects of the sample have labels."""
+        section, listed = custom_section(), objects_in_codec(sample.record)
+        objects = [obj for obj, kept in zip(listed, supervised, strict=True) if kept]
+        answer = [label for label in labels if label >= 0]
         if not section.coord_tokens.enabled:
             return AnswerTargets.from_objects(sample.source_line, [], len(answer))
         is_slot = [self.coord_start <= label < self.coord_start + COORD_BINS for label in answer]
@@ -160,14 +189,17 @@ class CoordTemplate:
         targets = AnswerTargets.from_objects(sample.source_line, objects, len(answer))
         if section.loss.set_targets == "none":
             return targets
-        branches = branch_targets(objects, answer, is_slot, style_of(sample), self._tokenize)
+        branches = branch_targets(listed, answer, is_slot, style_of(sample), self._tokenize, supervised)
         return targets._replace(branches=branches)
 
     def _data_collator(self, batch: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
+        kept = [dict(sample) for sample in batch] if all(SOURCE in sample for sample in batch) else None
         targets = [sample.pop(TARGETS, None) for sample in batch]
         collated = super()._data_collator(batch, **kwargs)
         if all(target is not None for target in targets):
             collated[TARGETS] = collate(targets)
+            if kept is not None:
+                collated[TARGETS][SOURCE] = EncodedSamples(kept)
         return collated
 
     def compute_sft_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,11 +36,13 @@ class CoordTrainer(Seq2SeqTrainer):
     """Passes the `Counts` of the global batch, [3] int64, to the loss as `num_items_in_batch`.
 
     source_lines: the records, as file:line, of this process in the current step. skipped_steps: consecutive steps
-    whose gradients were not finite.
+    whose gradients were not finite. replace_samples: replaces samples of the micro-batches of a step, in place, before
+    they are counted.
     """
 
     source_lines: list[str] = []  # noqa: RUF012 -- replaced, never changed
     skipped_steps = 0
+    replace_samples: Callable[[list], None] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Check some samples against the recipe, and that all processes train together; then train."""
@@ -68,6 +71,14 @@ class CoordTrainer(Seq2SeqTrainer):
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Best by evaluation loss, unless detection selects the checkpoint."""
         return not custom_section().detection_eval.every and super()._determine_best_metric(*args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The micro-batches of an optimizer step, and the counts of the global batch."""
+        batches, counts = super().get_batch_samples(*args, **kwargs)
+        if self.replace_samples is None or not batches:
+            return batches, counts
+        self.replace_samples(batches)
+        return batches, self._get_num_items_in_batch(batches, self.args.device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples or TARGETS not in batch_samples[0]:
