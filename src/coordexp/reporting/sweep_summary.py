@@ -32,6 +32,8 @@ COLUMNS = {
     "absent_false_positives": "detections of absent categories per image",
     "presence_mcc": "presence (MCC)",
     "tokens_per_object": "tokens per object",
+    "tokens_per_image": "tokens per image",
+    "predict_cpu_seconds": "CPU seconds of prediction",
     "cpu_seconds_per_step": "CPU seconds per step",
     "steps": "steps",
 }
@@ -155,6 +157,8 @@ def measure(run: Path, trained: Path) -> dict[str, float | None]:
         "duplicates_per_image": duplicates / len(predictions),
         "near_duplicates_per_image": result.counts.near_duplicates / result.counts.images,
         "tokens_per_object": sum(len(p.token_ids) for p in predictions) / max(objects, 1),
+        "tokens_per_image": sum(len(p.token_ids) for p in predictions) / len(predictions),
+        "predict_cpu_seconds": sum(map(_cpu_seconds, (run / "benchmarks").glob("predict.eval.*.tsv"))) or None,
         "cpu_seconds_per_step": _cpu_seconds(trained / "benchmarks/train.tsv") / steps,
         "steps": steps,
     }
@@ -202,13 +206,13 @@ def _best(name: str, sweep: Sweep, rows: Sequence[VariantRow]) -> str | None:
 
 
 def _cpu_seconds(benchmark_tsv: Path) -> float:
-    """Processor time of a training job in seconds, including start-up, from Snakemake's benchmark file."""
+    """Processor time of a job in seconds, including start-up, from Snakemake's benchmark file."""
     with benchmark_tsv.open(newline="") as table:
         row = next(csv.DictReader(table, delimiter="\t"), {})
     try:
         return float(row["cpu_time"])
     except (KeyError, TypeError, ValueError) as error:
-        fix = "delete this file and the outputs of training, and run the workflow again"
+        fix = "delete this file and the outputs of its rule, and run the workflow again"
         raise DataError(located("not a benchmark file", file=benchmark_tsv, field="cpu_time", fix=fix)) from error
 
 

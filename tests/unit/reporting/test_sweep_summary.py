@@ -67,6 +67,8 @@ def write_trial(trial: Trial, sweep: Sweep, results) -> None:
     trained = results / training_trials(trials("losses", sweep))[trial.run].run
     write_json(trained / "train/adapter/train_manifest.json", {"step": 10})
     write_text(trained / "benchmarks/train.tsv", "s\tcpu_time\n9.0\t5.0\n")
+    for shard in (1, 2):
+        write_text(run / f"benchmarks/predict.eval.{shard}-of-2.tsv", "s\tcpu_time\n4.0\t1.5\n")
 
 
 def finished(results, **changes) -> Sweep:
@@ -87,7 +89,8 @@ def test_a_row_is_the_mean_over_seeds(summary):
     assert row.numbers["AP"].mean == pytest.approx(0.4)
     assert row.numbers["AP"].sd == pytest.approx(0.02**0.5)
     assert row.numbers["recall_1-2"].values == pytest.approx([0.3, 0.5])
-    assert row.numbers["tokens_per_object"].mean == 15
+    assert row.numbers["tokens_per_object"].mean == 15 and row.numbers["tokens_per_image"].mean == 30
+    assert row.numbers["predict_cpu_seconds"].mean == 3
     assert row.numbers["duplicates_per_image"].mean == 1
     assert row.numbers["near_duplicates_per_image"].mean == 1.5
     assert row.numbers["cpu_seconds_per_step"].mean == 0.5
