@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
-from coordexp.datasets.jpeg import decode_jpeg
+from coordexp.datasets.jpeg import decode_jpeg, ends_with_marker
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import file_mode
 
@@ -182,11 +182,14 @@ def _encoder(
     image: Image.Image, source: Path, suffix: str, orientation: int, size: tuple[int, int], quality: int
 ) -> Callable[[IO[bytes]], object] | None:
     """The function that writes the prepared image to a file; None for an image that needs no change."""
+    complete = False
     if image.format in ("JPEG", "MPO") and not _is_enlarged(image, orientation, size):
-        _decode_jpeg(source, cv2.IMREAD_REDUCED_GRAYSCALE_8)  # Pillow does not report damage
+        pixels = _decode_jpeg(source, cv2.IMREAD_REDUCED_GRAYSCALE_8)  # Pillow does not report damage
+        complete = pixels is not None and ends_with_marker(source)
     if _is_final(image, orientation, size):
-        image.draft(image.mode, (image.width // 8, image.height // 8))
-        image.load()  # detects a truncated file, whose header may be valid
+        if not complete:
+            image.draft(image.mode, (image.width // 8, image.height // 8))
+            image.load()  # detects a truncated file, whose header may be valid
         return None
     if (encoded := _enlarged(image, source, orientation, size, quality)) is not None:
         return lambda handle: handle.write(encoded)
@@ -354,11 +357,15 @@ def _write(target: Path, write: Callable[[IO[bytes]], object], modified: int) ->
 
 def _link(source: Path, target: Path) -> None:
     """Hard-link, or copy if the file system does not allow it; atomic in both cases."""
+    original = source.resolve() if source.is_symlink() else source
+    with contextlib.suppress(OSError):  # the folder is missing, the target exists, or links are impossible
+        os.link(original, target)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{_digest(target.name)}.{os.getpid()}.part")
     scratch.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), scratch)
+        os.link(original, scratch)
     except OSError:
         shutil.copyfile(source, scratch)
         shutil.copystat(source, scratch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -34,6 +36,16 @@ def decode_jpeg(source: Path, mode: int) -> tuple[np.ndarray | None, str | None]
     return pixels, warning if damage else None
 
 
+def ends_with_marker(source: Path) -> bool:
+    """Whether the last bytes of a file are the marker that ends a JPEG: then a decoder reaches the end of the scan.
+
+    OpenCV does not report a scan that simply stops. It does report an end marker in the middle of a scan.
+    """
+    with open(source, "rb") as handle:
+        handle.seek(max(0, os.fstat(handle.fileno()).st_size - 2))
+        return handle.read() == b"\xff\xd9"
+
+
 def _is_padding(warning: str) -> bool:
     found = _BEFORE_END.fullmatch(warning)
     return found is not None and int(found[1]) <= _PADDING
@@ -41,17 +53,27 @@ def _is_padding(warning: str) -> bool:
 
 def _decode(data: np.ndarray, mode: int) -> tuple[np.ndarray | None, str | None]:
     """(pixels, first warning); libjpeg writes it to stderr only, hence the redirection."""
-    with tempfile.TemporaryFile() as messages:
-        stderr = os.dup(2)
-        try:
-            os.dup2(messages.fileno(), 2)
-            pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        messages.seek(0)
-        found = _WARNING.search(messages.read().decode(errors="replace"))
+    messages = _message_file(os.getpid())
+    stderr = os.dup(2)
+    try:
+        os.dup2(messages.fileno(), 2)
+        pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    if not messages.seek(0, os.SEEK_END):
+        return pixels, None
+    messages.seek(0)
+    found = _WARNING.search(messages.read().decode(errors="replace"))
+    messages.seek(0)
+    messages.truncate()
     return pixels, found.group() if found else None
+
+
+@functools.lru_cache(maxsize=1)
+def _message_file(_process: int) -> IO[bytes]:
+    """A temporary file for the warnings of one process: forked processes share the position of an open file."""
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _plain_header(data: bytes) -> bytes:

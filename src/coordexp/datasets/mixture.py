@@ -202,10 +202,12 @@ def _draw_rounds(out: np.ndarray, length: int, start: int, seed: tuple[int, ...]
     while filled < len(out):
         number, skipped = divmod(start + filled, length)
         count = min(length - skipped, len(out) - filled)
-        lines = np.arange(length, dtype=out.dtype)
+        drawn, filled = out[filled : filled + count], filled + count
+        lines = drawn if count == length else np.empty(length, dtype=out.dtype)  # a whole round is shuffled in place
+        lines[:] = np.arange(length, dtype=out.dtype)
         np.random.default_rng([*seed, number]).shuffle(lines)
-        out[filled : filled + count] = lines[skipped : skipped + count]
-        filled += count
+        if lines is not drawn:
+            drawn[:] = lines[skipped : skipped + count]
 
 
 class _RecordHead(msgspec.Struct):

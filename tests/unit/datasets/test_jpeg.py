@@ -85,6 +85,19 @@ def test_a_missing_end_is_an_error(tmp_path, cut):
         prepare_image(path, tmp_path / "out.jpg", SIZE, (80, 48), 95)
 
 
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"], ids=["no end marker", "end marker"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_a_scan_that_stops_anywhere_is_an_error_in_an_image_that_is_only_linked(tmp_path, options, end):
+    data, path = jpeg(**options)[:-2], tmp_path / "a.jpg"
+    for length in range(2, len(data) - 8, len(data) // 25):
+        path.write_bytes(data[:length] + end)
+        with pytest.raises(ImageError) as error:
+            prepare_image(path, tmp_path / "out.jpg", SIZE, SIZE, 95)
+        assert error.value.reason == "unreadable image", length
+    path.write_bytes(data + b"\xff\xd9")
+    assert prepare_image(path, tmp_path / "out.jpg", SIZE, SIZE, 95) == "linked"
+
+
 def test_a_file_without_a_header_is_no_endless_loop(tmp_path):
     path: Path = tmp_path / "a.jpg"
     for content in (b"\xff\xd8\xff", b"\xff\xd8" + b"\xff" * 50, b"\xff\xd8\xff\xe0\0\0" * 9, b"no image"):

@@ -32,7 +32,9 @@ class ShuffledBatches(BatchSamplerShard):
         count = self.total_samples * self.world_size
         kind = torch.int32 if count < 2**31 else torch.int64
         generator = torch.Generator().manual_seed(self.curr_seed)
-        order = torch.randperm(count, generator=generator, dtype=kind)[self.rank :: self.world_size].clone()
+        order = torch.randperm(count, generator=generator, dtype=kind)
+        if self.world_size > 1:
+            order = order[self.rank :: self.world_size].clone()  # frees the other processes' share
         batch: list[int] = []
         for part in order.split(INDICES_PER_READ):
             for index in part.tolist():
