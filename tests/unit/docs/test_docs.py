@@ -137,7 +137,8 @@ def test_snakemake_plans_every_documented_command(page, words, clone):
         pytest.skip("the executor plugin is not installed")
     (clone / "my.yaml").write_text(yaml.safe_dump(reduce(merge, configurations(page), {})))
     command = [sys.executable, "-m", "snakemake", "--dry-run", *words[1:]]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, check=False)
+    env = {**os.environ, "COORDEXP_VLLM_PYTHON": sys.executable}  # a page that uses it sets it
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Job stats:" in done.stdout + done.stderr
 
