@@ -12,8 +12,9 @@ from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt
 from coordexp.modeling.merge import merge
 from coordexp.recipe import Custom, DetectionEval
-from coordexp.records import Detection, Prediction, read_records
+from coordexp.records import Detection, Phrase, Prediction, read_records
 from coordexp.runtime.errors import ConfigError
+from coordexp.runtime.io import write_jsonl
 
 
 def scorer_of(data, model, **settings):
@@ -152,3 +153,28 @@ def test_an_unmerged_adapter_predicts_the_same_as_its_merged_checkpoint(tmp_path
     for ours, theirs in zip(live.answer(images, questions), merged.answer(images, questions), strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_training_on_phrases_is_scored_by_the_metrics_of_phrases(shapes_data, tiny_model, tmp_path):
+    from coordexp.training.eval_callback import DetectionScorer
+
+    records = list(read_records(shapes_data / "val.coord.jsonl", "token"))[:4]
+    for n, record in enumerate(records):
+        record.phrases = [Phrase(f"first of {n}", [0]), Phrase("nothing", [])] if record.objects else []
+    write_jsonl(tmp_path / "val.coord.jsonl", records)
+    watched = DetectionEval(every=1, images=4, metric="phrase_accuracy_50", max_new_tokens=2)
+    custom = Custom(val_jsonl=str(tmp_path / "val.coord.jsonl"), detection_eval=watched, phrase_ratio=1.0)
+    scorer = DetectionScorer(custom, tiny_model)
+    assert scorer.options.protocol == "phrases"
+    answers = []
+    for record in records:
+        found = [Detection(p.text, list(record.objects[i].norm_box), 0.9) for p in record.phrases for i in p.objects]
+        answers.append(msgspec.structs.replace(perfect(record), protocol="phrases", detections=found))
+    scores = scorer.score(answers)
+    assert scores["phrase_accuracy_50"] == scores["phrase_no_target_accuracy"] == scores["phrase_exact_50"] == 1
+    assert scores["phrase_recall_50"] is None and "AP" not in scores
+    for record in records:
+        record.phrases = []
+    write_jsonl(tmp_path / "val.coord.jsonl", records)
+    with pytest.raises(ConfigError, match="have no phrases"):
+        DetectionScorer(custom, tiny_model)
