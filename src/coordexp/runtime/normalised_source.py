@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 INFRASTRUCTURE = "coordexp.runtime"
 _MESSAGE_MODULES = tuple(f"{INFRASTRUCTURE}.{name}" for name in ("errors", "estimates", "progress"))
@@ -38,11 +39,22 @@ def normalise(source: str | ast.Module) -> str:
     return _Module(ast.parse(source) if isinstance(source, str) else source).render()
 
 
+class _Names(NamedTuple):
+    """Names in a function or module: values of those that only messages might read, others that can never be such
+    names, and the nodes that read or change a name other than by a plain assignment.
+    """
+
+    values: dict[str, list[ast.AST]]
+    barred: set[str]
+    read: list[ast.Name]
+
+
 class _Module:
     """The syntax tree of a module, with its messages marked."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
+        self.nodes = list(ast.walk(tree))
         self.message_callables = set(_BUILTIN_ERRORS)
         self.messages: set[int] = set()  # ids of nodes in messages, without the calls that are kept
         self.message_roots: set[int] = set()
@@ -55,10 +67,10 @@ class _Module:
         return self._list(self._statements(self.tree.body, self.tree))
 
     def _find_callables(self) -> None:
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.ImportFrom) and node.module in _MESSAGE_MODULES:
                 self.message_callables |= {alias.asname or alias.name for alias in node.names}
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.ClassDef) and self._is_plain_error(node):
                 self.message_callables.add(node.name)
 
@@ -68,7 +80,7 @@ class _Module:
         return bool(bases & self.message_callables) and all(map(_is_bare, node.body))
 
     def _find_messages(self) -> None:
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Call) and self._takes_message(node):
                 for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
                     self._mark(argument)
@@ -80,8 +92,9 @@ class _Module:
                     self._mark(node.args[1])
             elif isinstance(node, ast.Assert) and node.msg is not None:
                 self._mark(node.msg)
-        scopes = [self.tree, *(node for node in ast.walk(self.tree) if isinstance(node, _FUNCTIONS))]
-        while sum(self._find_message_names(scope) for scope in scopes):
+        scopes = [self.tree, *(node for node in self.nodes if isinstance(node, _FUNCTIONS))]
+        names = [(scope, facts) for scope in scopes if (facts := _names(scope)).values]
+        while sum(self._find_message_names(scope, facts) for scope, facts in names):
             pass
 
     def _takes_message(self, call: ast.Call) -> bool:
@@ -114,29 +127,13 @@ class _Module:
             )
         return isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom)
 
-    def _find_message_names(self, scope: ast.AST) -> bool:
+    def _find_message_names(self, scope: ast.AST, facts: _Names) -> bool:
         """Mark the values of variables of `scope` that only messages read; returns whether any is new."""
         known = self.message_names.setdefault(id(scope), set())
-        values: dict[str, list[ast.AST]] = {}
-        barred: set[str] = set()
-        assigned: set[int] = set()
-        for statement in _own_statements(scope):
-            for target, value in _assignments(statement):
-                values.setdefault(target.id, []).append(value)
-                assigned.add(id(target))
-        for node in ast.walk(scope):
-            if isinstance(node, ast.Global | ast.Nonlocal):
-                barred.update(node.names)
-            elif isinstance(node, ast.arg):
-                barred.add(node.arg)
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                barred.add(node.name)
-            elif isinstance(node, ast.Name) and id(node) not in assigned and id(node) not in self.messages:
-                barred.add(node.id)
-        private = values if isinstance(scope, _FUNCTIONS) else {name for name in values if name.startswith("_")}
-        new = {name for name in private if name not in barred and not name.startswith("__")} - known
+        read = {node.id for node in facts.read if id(node) not in self.messages}
+        new = {name for name in facts.values if name not in facts.barred and name not in read} - known
         for name in new:
-            for value in values[name]:
+            for value in facts.values[name]:
                 self._mark(value)
         known |= new
         return bool(new)
@@ -200,6 +197,27 @@ class _Module:
     def _list(self, parts: Iterable[str]) -> str:
         parts = list(parts)
         return f"[{', '.join(parts)}]" if parts else ""
+
+
+def _names(scope: ast.AST) -> _Names:
+    names = _Names({}, set(), [])
+    assigned: set[int] = set()
+    for statement in _own_statements(scope):
+        for target, value in _assignments(statement):
+            assigned.add(id(target))
+            if not target.id.startswith("__") and (isinstance(scope, _FUNCTIONS) or target.id.startswith("_")):
+                names.values.setdefault(target.id, []).append(value)
+    for node in ast.walk(scope) if names.values else ():
+        if isinstance(node, ast.Name):
+            if id(node) not in assigned:
+                names.read.append(node)
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            names.barred.update(node.names)
+        elif isinstance(node, ast.arg):
+            names.barred.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.barred.add(node.name)
+    return names
 
 
 def _own_statements(scope: ast.AST) -> Iterator[ast.stmt]:
