@@ -22,7 +22,7 @@ def in_this_process(command: list[str], env: dict[str, str], checkpoints: Path) 
 
 def main() -> None:
     import swift.arguments
-    import swift.pipelines  # noqa: F401
+    import swift.pipelines.train.sft  # noqa: F401
 
     from coordexp.training.ms_swift import eval_plugin, plugin  # noqa: F401
 

@@ -77,6 +77,7 @@ def assert_predicts(family: str, folder: Path, steps: int) -> None:
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, steps + 1)), family
     assert any("eval_AP" in row for row in rows), f"{family}: detections are evaluated with the adapter in use"
+    assert not list((folder / "run").rglob("*.png")), "ms-swift draws no figures"
     merge(folder / "expanded", folder / "run" / "adapter", folder / "merged")
     predictor = Predictor.from_checkpoint(folder / "merged", PredictOptions(max_new_tokens=24), PromptStyle())
     (answer,) = predictor.answer([Image.new("RGB", (96, 64), "white")], [Prompt()])

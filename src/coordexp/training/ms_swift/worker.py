@@ -31,7 +31,7 @@ def run(job_file: Path, *registrations: Callable[[], None]) -> None:
     os.environ.setdefault("IMAGE_MIN_TOKEN_NUM", "1")  # images are on the grid already and must not be enlarged
     import torch
     from swift.arguments import SftArguments
-    from swift.pipelines import SwiftSft
+    from swift.pipelines.train import sft
     from swift.utils import get_logger
 
     from coordexp.training.ms_swift import plugin
@@ -47,7 +47,8 @@ def run(job_file: Path, *registrations: Callable[[], None]) -> None:
     if checkpoints:
         print(f"resuming from {checkpoints[-1]}", flush=True)
         arguments["resume_from_checkpoint"] = str(checkpoints[-1])
-    SwiftSft(SftArguments(**arguments)).main()
+    sft.plot_images = lambda *_: None  # a figure per logged value would take seconds; the report has curves
+    sft.SwiftSft(SftArguments(**arguments)).main()
 
 
 def tracker_folders(folder: Path) -> dict[str, str]:
