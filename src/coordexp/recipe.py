@@ -343,12 +343,12 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
     """ConfigError for an option that would have no effect because of another."""
     loss, tokens = custom.loss, "custom.coord_tokens.enabled: true"
     box_weight, shuffled = "a weight for a box term (l1, giou, ciou)", custom.object_ordering == "random"
-    in_json, default = custom.answer_format == "json", Custom()
+    named, naming = custom.category_ratio > 0, "custom.category_ratio above 0"
+    unlikely, keeps = loss.weights.get("unlikelihood", 0) > 0, custom.rollout.false_positives == "keep"
+    in_json, json = custom.answer_format == "json", "custom.answer_format: json"
     for field, given, has_effect, needs in (
-        *(
-            (name, getattr(custom, name) != getattr(default, name), in_json, "custom.answer_format: json")
-            for name in ("object_field_order", "json_format")
-        ),
+        ("object_field_order", custom.object_field_order != "desc_first", in_json, json),
+        ("json_format", custom.json_format != "standard", in_json, json),
         ("loss.set_targets", loss.set_targets != "none", custom.coord_tokens.enabled, tokens),
         ("loss.balance", loss.balance > 0, loss.set_targets == "marginal", "custom.loss.set_targets: marginal"),
         ("loss.matching", loss.matching != "none", custom.coord_tokens.enabled, tokens),
@@ -356,25 +356,12 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("coord_offset.enabled", custom.coord_offset.enabled, custom.coord_tokens.enabled, tokens),
         ("prefix", custom.prefix.active, custom.coord_tokens.enabled, tokens),
         ("rollout.share", custom.rollout.active, custom.coord_tokens.enabled, tokens),
-        (
-            "loss.weights.unlikelihood",
-            loss.weights.get("unlikelihood", 0) > 0,
-            custom.rollout.active and custom.rollout.false_positives == "keep",
-            "custom.rollout.share above 0 and custom.rollout.false_positives: keep",
-        ),
-        ("max_named", custom.max_named is not None, custom.category_ratio > 0, "custom.category_ratio above 0"),
-        (
-            "absent_only",
-            custom.absent_only > 0,
-            custom.category_ratio > 0 and custom.negatives > 0,
-            "custom.category_ratio and custom.negatives above 0",
-        ),
-        (
-            "named_categories",
-            custom.named_categories is not None,
-            custom.category_ratio > 0,
-            "custom.category_ratio above 0",
-        ),
+        ("loss.weights.unlikelihood", unlikely, custom.rollout.active, "custom.rollout.share above 0"),
+        ("loss.weights.unlikelihood", unlikely, keeps, "custom.rollout.false_positives: keep"),
+        ("max_named", custom.max_named is not None, named, naming),
+        ("absent_only", custom.absent_only > 0, named, naming),
+        ("absent_only", custom.absent_only > 0, custom.negatives > 0, "custom.negatives above 0"),
+        ("named_categories", custom.named_categories is not None, named, naming),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
         ("phrase_prompt", True, "{phrase}" in custom.phrase_prompt, "{phrase} in the text"),

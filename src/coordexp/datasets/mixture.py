@@ -148,6 +148,16 @@ def load_mixture(path: str | Path) -> MixtureConfig:
     return config
 
 
+def check_json_options(config: MixtureConfig, answer_format: str, path: str | Path) -> None:
+    """ConfigError if a source of the mixture in `path` sets an option of JSON answers but answers are not JSON."""
+    for name, source in config.sources.items():
+        for key in ("object_field_order", "json_format"):
+            if getattr(source, key) is not None and answer_format != "json":
+                fix = "remove it, or set custom.answer_format: json in the recipe"
+                problem = f"has no effect in answers of the format {answer_format}"
+                raise ConfigError(located(problem, file=path, field=f"sources.{name}.{key}", fix=fix))
+
+
 def mixture_files(path: str | Path, key: Literal["jsonl", "categories"] = "jsonl") -> list[Path]:
     """Absolute paths of the files that the sources of a mixture name under `key`; they need not exist."""
     sources = _sources(read_extended(path, _absolute), path).values()

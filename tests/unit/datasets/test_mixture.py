@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from dataset_cases import make_record, write_dataset
 
-from coordexp.datasets.mixture import Mixture, MixtureConfig, MixtureSource, load_mixture, mixture_files, quotas
+from coordexp.datasets.mixture import (
+    Mixture,
+    MixtureConfig,
+    MixtureSource,
+    check_json_options,
+    load_mixture,
+    mixture_files,
+    quotas,
+)
 from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples, read_category_table, write_category_table
 from coordexp.datasets.tokenize import tokenize
 from coordexp.records import Metadata
@@ -56,6 +64,9 @@ def test_a_mixture_with_its_own_prompts(tmp_path):
     assert found.coord_space == "token"
     assert settings.style == {"user_prompt": "Find parts.", "json_format": "compact"}
     assert mixture.sources["b"].style == {}
+    check_json_options(mixture, "json", path)
+    with pytest.raises(ConfigError, match=r"sources\.a\.json_format: has no effect in answers of the format grouped"):
+        check_json_options(mixture, "grouped", path)
 
 
 def test_json_is_a_configuration_too(tmp_path):

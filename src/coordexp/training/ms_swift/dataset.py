@@ -20,7 +20,7 @@ from swift.dataset import DatasetMeta, LazyLLMDataset, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
 from swift.pipelines.train import sft
 
-from coordexp.datasets.mixture import load_mixture, single_file_mixture
+from coordexp.datasets.mixture import check_json_options, load_mixture, single_file_mixture
 from coordexp.datasets.samples import Sample, Samples, read_category_table
 from coordexp.runtime.errors import ConfigError
 from coordexp.training.ms_swift.custom_section import custom_section
@@ -62,7 +62,9 @@ def samples(split: str) -> Samples:
     if section.categories:
         table = read_category_table(section.categories)
     if split == TRAIN and section.fusion_config:
-        return Samples(load_mixture(section.fusion_config), expect, options, table)
+        mixture = load_mixture(section.fusion_config)
+        check_json_options(mixture, section.answer_format, section.fusion_config)
+        return Samples(mixture, expect, options, table)
     path = section.train_jsonl if split == TRAIN else section.val_jsonl
     if not path:
         keys = "train_jsonl or custom.fusion_config" if split == TRAIN else "val_jsonl"

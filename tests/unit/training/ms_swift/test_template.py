@@ -242,6 +242,21 @@ def encoded_with(prefix, shapes_data, tiny_model):
         return encode.encode(row), plain, encode.tokenizer
 
 
+@pytest.mark.parametrize("answer_format", ["grouped", "box_tokens"])
+def test_a_perturbed_prefix_in_a_format_that_shares_descriptions(answer_format, shapes_data, tiny_model):
+    """A group is opened again for an object that was missing from it."""
+    prefix = PrefixOptions(continued=1.0, dropped=0.5, swapped=0.5, repeated=0.5, noise=0.5)
+    custom = {"answer_format": answer_format, "prefix": prefix}
+    with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), **custom) as (encode, rows):
+        for row in rows:
+            encoded = encode.encode(dict(row))
+            read = len(encode._coordinates(encoded["input_ids"])) + encoded["input_ids"].count(encode.wildcard)
+            taught = len(encode._coordinates(encoded["labels"]))
+            assert taught == len(encoded["coord_targets"].coords) <= read
+            labels = [label for label in encoded["labels"] if label != IGNORE]
+            assert encode.tokenizer.decode(labels).rstrip().endswith("<|im_end|>")
+
+
 @pytest.mark.parametrize("prefix", [{"noise": 1.0}, {"wildcard": 1.0}], ids=["noise", "wildcard"])
 def test_only_what_is_read_of_the_coordinates_changes(prefix, shapes_data, tiny_model):
     perturbed, plain, tokenizer = encoded_with(prefix, shapes_data, tiny_model)
