@@ -21,11 +21,11 @@ from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.geometry.slices import SliceOptions
 from coordexp.losses.options import LossOptions
 from coordexp.ms_swift_arguments import check_arguments, check_refusals
-from coordexp.rollout_options import RolloutOptions
 from coordexp.runtime.config_io import check_finite, choice, convert, declared, merge, read_extended
 from coordexp.runtime.errors import ConfigError, located, nearest
 from coordexp.runtime.io import read_json
 from coordexp.runtime.secrets import refuse_secrets
+from coordexp.sequence_options import PrefixOptions, RolloutOptions
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 
@@ -71,43 +71,6 @@ class CoordOffset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tie_head: Annotated[
         bool, Meta(description="share one table between input and output if the base model ties its embeddings")
     ] = True
-
-
-class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model reads of earlier objects instead of the exact ones, redrawn in every epoch; off by default."""
-
-    noise: Annotated[
-        Fraction,
-        Meta(description="fraction of the objects whose input coordinates are perturbed; their targets stay exact"),
-    ] = 0.0
-    noise_scale: Annotated[
-        float, Meta(gt=0, description="standard deviation of the noise, as a fraction of the object's width or height")
-    ] = 0.15
-    wildcard: Annotated[
-        Fraction, Meta(description="fraction of the objects whose input coordinates are replaced by `<|coord_*|>`")
-    ] = 0.0
-    continued: Annotated[
-        Fraction,
-        Meta(description="fraction of the samples that begin with a perturbed prefix, which is not part of the loss"),
-    ] = 0.0
-    dropped: Annotated[
-        Fraction, Meta(description="fraction of the objects missing from such a prefix; they follow it as targets")
-    ] = 0.3
-    swapped: Annotated[
-        Fraction, Meta(description="fraction of the objects swapped with the next one in such a prefix")
-    ] = 0.1
-    repeated: Annotated[
-        Fraction, Meta(description="fraction of the objects followed by a near copy in such a prefix")
-    ] = 0.1
-
-    def __post_init__(self) -> None:
-        if self.noise + self.wildcard > 1:
-            raise ValueError(f"noise + wildcard: expected at most 1, found {self.noise + self.wildcard}")
-
-    @property
-    def active(self) -> bool:
-        """Whether the model reads anything but the exact objects."""
-        return bool(self.noise or self.wildcard or self.continued)
 
 
 class DetectionEval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from coordexp.recipe import PrefixOptions
 from coordexp.records import COORD_BINS, Object, coord_bin, coord_token
+from coordexp.sequence_options import PrefixOptions
 
 NEIGHBOUR = 0.03  # standard deviation of a repeated object's coordinates, as a fraction of its size
 

@@ -16,7 +16,7 @@ from coordexp.answers.parsed_answer import ParsedObject
 from coordexp.geometry import boxes
 from coordexp.inference.repetition import SuppressedCopies
 from coordexp.records import COORD_BINS, Object, coord_bin, coord_token
-from coordexp.rollout_options import RolloutOptions
+from coordexp.sequence_options import RolloutOptions
 
 LAST_BIN = COORD_BINS - 1
 FORBIDDEN = 1e3  # cost of a pair that must not match; above the total cost of any matching of allowed pairs

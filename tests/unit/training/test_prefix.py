@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from coordexp.recipe import PrefixOptions
 from coordexp.records import Object, coord_bin, coord_token
+from coordexp.sequence_options import PrefixOptions
 from coordexp.training.prefix import read_bins, with_perturbed_prefix
 
 

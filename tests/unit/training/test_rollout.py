@@ -8,7 +8,7 @@ import pytest
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.records import Object, coord_token
-from coordexp.rollout_options import RolloutOptions
+from coordexp.sequence_options import RolloutOptions
 from coordexp.training.rollout import Continuation, RolloutCounts, departure, match_boxes, rollout_answer
 
 

@@ -27,9 +27,9 @@ from coordexp.losses.targets import IGNORE
 from coordexp.modeling.chat_template import answer_prefix
 from coordexp.modeling.families import FAMILIES, SpecialTokens
 from coordexp.modeling.vocab import coord_ids
-from coordexp.recipe import PrefixOptions
 from coordexp.records import COORD_BINS, Object, Record
 from coordexp.runtime.errors import DataError, located
+from coordexp.sequence_options import PrefixOptions
 from coordexp.training.augmentation import augment
 from coordexp.training.collate import AnswerTargets, as_targets, collate
 from coordexp.training.ms_swift.custom_section import custom_section

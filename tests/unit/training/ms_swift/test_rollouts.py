@@ -13,7 +13,7 @@ from coordexp.losses.criterion import DetectionCriterion
 from coordexp.losses.options import LossOptions
 from coordexp.losses.targets import IGNORE, REJECTED
 from coordexp.records import Object, coord_token
-from coordexp.rollout_options import RolloutOptions
+from coordexp.sequence_options import RolloutOptions
 from coordexp.training.collate import as_targets
 from coordexp.training.rollout import rollout_answer
 

@@ -13,10 +13,11 @@ from coordexp.modeling import tiny, vocab
 from coordexp.modeling.chat_template import prompt_frame
 from coordexp.modeling.families import DEFAULT_FAMILY, FAMILIES
 from coordexp.modeling.vocab import coord_ids
-from coordexp.recipe import CoordTokens, PrefixOptions
+from coordexp.recipe import CoordTokens
 from coordexp.records import read_records
 from coordexp.runtime import io
 from coordexp.runtime.errors import DataError
+from coordexp.sequence_options import PrefixOptions
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordexp.rollout_options import RolloutOptions
+from coordexp.sequence_options import RolloutOptions
 
 
 @pytest.mark.parametrize(
