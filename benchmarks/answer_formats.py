@@ -57,13 +57,13 @@ class Scripted:
     """Replaces the choices of a decoder by those of given answers, after the decoder has computed its own."""
 
     def __init__(self, predictor: Predictor):
-        self.decoder, self.start = predictor.decoder, predictor.ids.start
+        chooser, self.start = predictor.decoder.chooser, predictor.ids.start
         self.answers: dict[int, list[int]] = {}
-        self._choose = self.decoder._choose
-        self.decoder._choose = self.choose
+        self._choose = chooser.choose
+        chooser.choose = self.choose
 
-    def choose(self, hidden: torch.Tensor, open_choices: list[Any]) -> list[TokenChoice]:
-        self._choose(hidden, open_choices)
+    def choose(self, logits: Any, open_choices: list[Any]) -> list[TokenChoice]:
+        self._choose(logits, open_choices)
         choices = []
         for choice in open_choices:
             answer = self.answers[id(choice.state)]
