@@ -15,6 +15,7 @@ from coordexp.evaluation.results import load_eval
 from coordexp.reporting import report
 from coordexp.reporting.report import headline, write_report
 from coordexp.runtime.errors import DataError
+from coordexp.runtime.io import write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,17 @@ def test_same_inputs_give_the_same_bytes(written):
     folder, files, page = written
     write_report(folder / "again.html", **files)
     assert (folder / "again.html").read_text() == page
+
+
+def test_a_model_that_barely_uses_the_image_is_reported(written):
+    folder, files, page = written
+    row = {"step": 4, "eval_AP": 0.2, "eval_train_AP": 0.3, "eval_logprob_right_image": -4.0, "eval_image_gain": 0.02}
+    write_jsonl(folder / "log.jsonl", [{"step": 2, "loss": 3.0}, row | {"eval_answer_agreement": 0.95}])
+    write_report(folder / "unused.html", **files | {"train_log": folder / "log.jsonl", "num_examples": 0})
+    shown = (folder / "unused.html").read_text()
+    assert "The model barely uses the image: the right image adds only 0.02 nats per coordinate and 95% of" in shown
+    assert "eval_train_AP" in shown and "eval_logprob_right_image" in shown
+    assert "barely uses the image" not in page
 
 
 def test_run_without_training_log_or_images(written):
