@@ -37,9 +37,25 @@ class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Fraction, Meta(description="fraction of the objects followed by a near copy in such a prefix")
     ] = 0.1
 
+    start: Annotated[
+        Fraction, Meta(description="fraction of the epochs before which prefixes are exact, rounded up to whole epochs")
+    ] = 0.0
+    full: Annotated[
+        Fraction,
+        Meta(description="fraction of the epochs from which the fractions above hold; they grow from `start` on"),
+    ] = 0.0
+
     def __post_init__(self) -> None:
         if self.noise + self.wildcard > 1:
             raise ValueError(f"noise + wildcard: expected at most 1, found {self.noise + self.wildcard}")
+        if self.start > self.full:
+            raise ValueError(f"expected start <= full, found start {self.start} and full {self.full}")
+
+    def at(self, progress: float) -> PrefixOptions:
+        """The options in an epoch that begins at `progress` (fraction of the epochs done, in [0, 1])."""
+        factor = growth(progress, self.start, self.full)
+        shares = {name: factor * getattr(self, name) for name in ("noise", "wildcard", "continued")}
+        return msgspec.structs.replace(self, **shares)
 
     @property
     def active(self) -> bool:
@@ -104,7 +120,11 @@ class RolloutOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def share_at(self, step: int, progress: float) -> float:
         """Fraction of the samples of optimizer step `step` that are rollouts; `progress` is in [0, 1]."""
-        if step % self.every or progress < self.start:
-            return 0.0
-        ramp = self.full - self.start
-        return self.share * (min((progress - self.start) / ramp, 1.0) if ramp else 1.0)
+        return 0.0 if step % self.every else self.share * growth(progress, self.start, self.full)
+
+
+def growth(progress: float, start: float, full: float) -> float:
+    """A factor that is 0 before `start` and grows linearly from there to 1 at `full`."""
+    if progress < start:
+        return 0.0
+    return min((progress - start) / (full - start), 1.0) if full > start else 1.0

@@ -38,7 +38,8 @@ class CheckpointCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the samples of this epoch; with packing always those of epoch 0, whose lengths the packs fit."""
-        set_epoch(0 if self.trainer.template.packing else int((state.epoch or 0) + 1e-6))
+        epoch = int((state.epoch or 0) + 1e-6)
+        set_epoch(0 if self.trainer.template.packing else epoch, min(epoch / max(state.num_train_epochs, 1), 1.0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After SIGTERM to any process, save and stop in all processes at the same step."""

@@ -27,7 +27,9 @@ from coordexp.training.ms_swift.custom_section import custom_section
 
 TRAIN, VAL = "coordexp_train", "coordexp_val"
 ROWS_PER_CHUNK = 65_536
-_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with loader workers, which may outlive an epoch
+# Shared with loader workers, which may outlive an epoch: the current epoch, and the fraction of the epochs before it.
+_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+_progress = torch.zeros((), dtype=torch.float64).share_memory_()
 
 
 def register() -> None:
@@ -38,14 +40,23 @@ def register() -> None:
         register_dataset(meta, exist_ok=True)
 
 
-def set_epoch(epoch: int) -> None:
-    """Set the epoch whose samples are drawn, here and in the loader workers (which are idle between epochs)."""
+def set_epoch(epoch: int, progress: float = 1.0) -> None:
+    """Set the epoch whose samples are drawn, here and in the loader workers (which are idle between epochs).
+
+    progress: fraction of the epochs before it, in [0, 1].
+    """
     _epoch.fill_(epoch)
+    _progress.fill_(progress)
 
 
 def current_epoch() -> int:
     """The epoch whose samples are drawn."""
     return int(_epoch)
+
+
+def epoch_progress() -> float:
+    """The fraction of the epochs before the current one, in [0, 1]."""
+    return float(_progress)
 
 
 def sample_of(row: dict[str, Any]) -> Sample:

@@ -33,7 +33,7 @@ from coordexp.sequence_options import PrefixOptions
 from coordexp.training.augmentation import augment
 from coordexp.training.collate import AnswerTargets, as_targets, collate
 from coordexp.training.ms_swift.custom_section import custom_section
-from coordexp.training.ms_swift.dataset import TRAIN, current_epoch, sample_of
+from coordexp.training.ms_swift.dataset import TRAIN, current_epoch, epoch_progress, sample_of
 from coordexp.training.prefix import read_bins, with_perturbed_prefix
 
 TARGETS = "coord_targets"
@@ -271,7 +271,9 @@ def prefix_of(row: dict[str, Any]) -> tuple[PrefixOptions, random.Random]:
     section = custom_section()
     if row["split"] != TRAIN:
         return PrefixOptions(), random.Random(0)
-    return section.prefix, random.Random(f"prefix/{section.sample_seed}/{current_epoch()}/{row['index']}")
+    return section.prefix.at(epoch_progress()), random.Random(
+        f"prefix/{section.sample_seed}/{current_epoch()}/{row['index']}"
+    )
 
 
 def as_messages(sample: Sample, image: Image.Image | None = None, prefix: str = "") -> dict[str, Any]:

@@ -251,8 +251,8 @@ def test_a_perturbed_prefix_in_a_format_that_shares_descriptions(answer_format, 
     with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), **custom) as (encode, rows):
         for row in rows:
             encoded = encode.encode(dict(row))
-            read = len(encode._coordinates(encoded["input_ids"])) + encoded["input_ids"].count(encode.wildcard)
-            taught = len(encode._coordinates(encoded["labels"]))
+            read = len(encode.coordinates(encoded["input_ids"])) + encoded["input_ids"].count(encode.wildcard)
+            taught = len(encode.coordinates(encoded["labels"]))
             assert taught == len(encoded["coord_targets"].coords) <= read
             labels = [label for label in encoded["labels"] if label != IGNORE]
             assert encode.tokenizer.decode(labels).rstrip().endswith("<|im_end|>")
@@ -284,3 +284,16 @@ def test_a_given_prefix_is_read_but_not_taught(shapes_data, tiny_model):
     assert tokenizer.decode(taught).startswith("]")
     assert perturbed["coord_targets"].supervised == len(taught)
     assert perturbed["coord_targets"].coords == plain["coord_targets"].coords[4 * (2 - rest) :]
+
+
+def test_the_fractions_of_the_prefix_follow_the_epochs(shapes_data, tiny_model):
+    from coordexp.training.ms_swift import dataset
+
+    prefix = PrefixOptions(wildcard=1.0, start=0.5, full=0.5)
+    with encoder_of(tiny_model, train_jsonl=str(shapes_data / "train.coord.jsonl"), prefix=prefix) as (encode, rows):
+        hidden = []
+        for progress in (0.25, 0.5):
+            dataset.set_epoch(0, progress)
+            hidden.append(encode.encode(dict(rows[0]))["input_ids"].count(encode.wildcard))
+        dataset.set_epoch(0)
+    assert hidden[0] == 0 and hidden[1] > 0
