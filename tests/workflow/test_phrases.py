@@ -24,7 +24,14 @@ CHANGES = {
                 "extends": "config/train/refer_tiny.yaml",
                 "training": {"max_steps": 2, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1},
                 "custom": {
-                    "detection_eval": {"every": 2, "images": 2, "metric": "phrase_exact_50", "max_new_tokens": 40}
+                    "detection_eval": {
+                        "every": 2,
+                        "images": 2,
+                        "train_images": 1,
+                        "image_use": 2,
+                        "metric": "phrase_exact_50",
+                        "max_new_tokens": 40,
+                    }
                 },
             },
         }
