@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_file
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
+from coordexp.modeling import tiny
 from coordexp.modeling.families.gated_delta_net import FedTokens, GatedDeltaState, delta_rule, stepping
 
 BATCH, HEADS, WIDTH, KEY, VALUE, KERNEL, CHANNELS = 3, 2, 5, 4, 6, 4, 7
@@ -61,6 +63,16 @@ def test_a_strong_decay_stays_finite():
     state.fed = FedTokens(given["inputs"], given["key"], written, decay)
     state.accept(torch.ones(BATCH, dtype=torch.long))
     assert output.isfinite().all() and state.memory.isfinite().all()
+
+
+def test_the_states_of_a_tiny_model_remember_many_tokens(tmp_path):
+    """Some heads remember a prompt of a hundred tokens, and inputs keep their scale in the convolution."""
+    folder = tiny.build(tmp_path / "base", 3, family="qwen3_5", layers=2, vision_layers=1)
+    weights = load_file(folder / "model.safetensors")
+    layer = "model.language_model.layers.0.linear_attn"
+    decay = torch.nn.functional.softplus(weights[f"{layer}.dt_bias"]) * weights[f"{layer}.A_log"].exp()
+    assert 100 * decay[0] < 2 and (decay < 2).all()
+    assert 0.4 < weights[f"{layer}.conv1d.weight"].std() < 0.6
 
 
 def test_the_forward_pass_of_a_module_is_restored():

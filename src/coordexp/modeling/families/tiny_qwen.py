@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 PATCH, MERGE = 16, 2
+# Exponents of 10: factors of the decay rates of linear attention, by head. Those of transformers, softplus(1), would
+# let most heads forget every token at once.
+SLOWEST_FASTEST = (-3, -1)
 MIN_TILES, MAX_TILES = 4, 16384  # limits of the processor's own resizing, which CoordExp never uses
 
 
@@ -143,6 +146,11 @@ def _initialise(model: nn.Module, options: TinyOptions) -> None:
             torch.nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_features))
         elif isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=options.embed_std)
+        elif isinstance(module, torch.nn.Conv1d):  # of linear attention: one filter per channel
+            torch.nn.init.normal_(module.weight, std=1 / math.sqrt(module.kernel_size[0]))
+        if (bias := getattr(module, "dt_bias", None)) is not None:  # softplus(bias) times exp(A_log) decays the state
+            rates = torch.logspace(*SLOWEST_FASTEST, len(bias))
+            bias.copy_(rates + (-torch.expm1(-rates)).log())
         for stacked, weight in module.named_parameters(recurse=False):
             if weight.ndim == 3 and "experts" in name:  # [experts, out, in]
                 gain = damped if stacked.endswith(ends) else 1.0
