@@ -19,7 +19,7 @@ SEEDS = {
     "qwen3_vl": 3,
     "qwen3_vl_moe": 4,
     "qwen3_5": 3,
-    "qwen3_5_moe": 4,
+    "qwen3_5_moe": 8,
 }
 
 
