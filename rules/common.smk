@@ -144,9 +144,9 @@ def predicted(wildcards):
 
 
 def conversion_of(wildcards):
-    """What determines the records and images of a split, as canonical JSON."""
+    """What determines the records and images of a split."""
     options = settings.conversion(own_records(wildcards).name, wildcards.split)
-    return keys(options=options, max_blocks=settings.run(wildcards.run).max_blocks)
+    return {"options": options, "max_blocks": settings.run(wildcards.run).max_blocks}
 
 
 def conversion_shards(wildcards):

@@ -43,7 +43,7 @@ rule convert_shard:
         mem_mb=memory(2500),
         runtime=240,
     params:
-        config=conversion_of,
+        config=lambda w: keys(**conversion_of(w)),
         records=f"{RESULTS}/{{run}}/data/{{split}}.jsonl",
         images=f"{RESULTS}/{{run}}/data/images/{{split}}",
         code=code("convert_shard"),
@@ -73,7 +73,7 @@ rule convert_resize:
         mem_mb=memory(2500),
         runtime=240,
     params:
-        config=conversion_of,
+        config=lambda w: keys(**conversion_of(w)),
         images=f"{RESULTS}/{{run}}/data/images/{{split}}",
         code=code("convert_resize"),
     shell:
