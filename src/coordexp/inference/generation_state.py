@@ -158,8 +158,13 @@ class GenerationState:
         ends = sorted(node.finish) if node.closes else []
         return sorted(set(ends) - set(self._without_copies(node, ends)))
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether the model would have ended the answer before."""
+        return self._continued is not None
+
     def continues(self, logprob: float, next_logprob: float) -> bool:
-        """Whether another object follows although the model would end the answer.
+        """Whether another object follows at or after the position at which the model would end the answer.
 
         logprob: of the most likely token that starts another object. next_logprob: of all of them together.
         """
@@ -220,8 +225,12 @@ class GenerationState:
         if node.kind == "end" and len(self.pending) <= remaining:
             self._finish("stop", len(self.pending))
         elif len(self.pending) >= remaining:
-            certain = self.drafts[0] if self.drafts else len(self.pending)
-            self._finish("length", min(certain, remaining))
+            self.truncate(remaining)
+
+    def truncate(self, count: int) -> None:
+        """End the answer after at most `count` of its pending tokens, without drafts, which are not verified yet."""
+        certain = self.drafts[0] if self.drafts else len(self.pending)
+        self._finish("length", min(certain, count))
 
     def _finish(self, reason: Literal["stop", "length"], count: int) -> None:
         for token in self.pending[:count]:

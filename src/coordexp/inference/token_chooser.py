@@ -112,12 +112,13 @@ class TokenChooser:
             logprobs, ends = row[[column[token] for token in tokens]].log_softmax(-1), choice.node.closes
             best = int(_pick(logprobs[None], [choice]))
             others = [n for n, token in enumerate(tokens) if token not in ends] if ends else []
+            closing = [n for n, token in enumerate(tokens) if token in ends]
             next_logprob = float(logprobs[others].logsumexp(-1)) if others else 0.0
             continued = False
-            if others and tokens[best] in ends:
-                further = max(others, key=lambda n: float(logprobs[n]))
+            if others and closing and (tokens[best] in ends or choice.state.is_continued):
+                further, end = (max(part, key=lambda n: float(logprobs[n])) for part in (others, closing))
                 continued = choice.state.continues(float(logprobs[further]), next_logprob)
-                best = further if continued else best
+                best = further if continued else end
             choices.append(TokenChoice(tokens[best], float(logprobs[best]), None, next_logprob, continued))
         return choices
 

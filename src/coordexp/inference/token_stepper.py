@@ -46,9 +46,14 @@ class TokenStepper:
         return self.state.finish is not None and self.accepted >= len(self.state.tokens)
 
     def finish(self) -> GenerationState:
-        """The answer, after the engine has stopped at the end token; in some formats this token is a choice."""
+        """The answer, after the engine has stopped at the end token, which is a choice in some formats, or before it.
+
+        An engine also stops where prompt and answer reach the maximum length of its sequences.
+        """
         if self.state.finish is None:
             self.accept(self.accepted + 1)
+        if self.state.finish is None:
+            self.state.truncate(self.accepted - len(self.state.tokens))
         return self.state
 
     def open_choice(self) -> OpenChoice | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from typing import NamedTuple
 
@@ -182,3 +183,30 @@ def test_an_engine_that_skips_a_token_is_an_error(checkpoint):
     stepper.propose()
     with pytest.raises(ValueError, match="expected 0 or 1 accepted tokens, found 2"):
         stepper.accept(2)
+
+
+@pytest.mark.parametrize("name", ["json", "grouped", "box_tokens"])
+def test_an_answer_that_the_engine_cuts_off_is_reported_as_truncated(checkpoint, name):
+    """An engine ends a sequence at its own maximum length, which prompt and answer share."""
+    grammars, chooser = engine(checkpoint, {"answer_format": name})
+    whole = decoded(grammars.new_state(), chooser, 3, grammars.vocabulary.size).tokens
+    for length in range(1, len(whole)):
+        stepper = TokenStepper(grammars.new_state(), end(checkpoint))
+        for accepted in range(length):
+            stepper.accept(accepted)
+            choice = stepper.open_choice()
+            if choice is not None:
+                logits = logits_after(3, whole[:accepted], grammars.vocabulary.size)[None]
+                [choice] = chooser.choose(MatrixLogits(logits, [0]), [choice])
+            assert stepper.propose(choice).token == whole[accepted]
+        state = stepper.finish()
+        assert state.finish == "length" and len(state.tokens) == len(state.logprobs)
+        assert state.tokens == whole[: len(state.tokens)] and len(state.tokens) >= length - 1
+
+
+@pytest.mark.parametrize("name", ["json", "grouped", "box_tokens"])
+def test_every_object_past_the_end_is_at_least_as_probable_as_the_threshold(checkpoint, name):
+    grammars, chooser = engine(checkpoint, {"answer_format": name}, continue_above=0.2)
+    states = [decoded(grammars.new_state(LABELS), chooser, seed, grammars.vocabulary.size) for seed in range(12)]
+    parts = [obj.continued_logprob for state in states for obj in state.objects if obj.continued_logprob]
+    assert len(parts) > 2 and min(map(math.exp, parts)) >= 0.2
