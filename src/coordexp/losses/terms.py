@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Level = Literal["text", "coordinate", "box", "rejected"]
 EPS = 1e-7
-MAX_LOG_P = -1e-3  # bounds the gradient of `unlikelihood`
+MAX_LOG_P = -1e-5  # of a rejected token in `unlikelihood`; closer to 0, float32 is too coarse for 1 - p
 
 
 class LossTerm(NamedTuple):
@@ -142,8 +142,12 @@ def coordinate_mass(slots: CoordinateSlots, options: LossOptions) -> torch.Tenso
 
 @loss_term("unlikelihood", level="rejected")
 def unlikelihood(log_p: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    """-log(1 - p) of tokens that must not follow (Welleck et al., 2020); their logarithms are at most `MAX_LOG_P`."""
-    return -(-log_p.clamp(max=MAX_LOG_P).expm1()).log()
+    """-log(1 - p) of tokens that must not follow (Welleck et al., 2020), with log p at most `MAX_LOG_P`.
+
+    A token that is more probable still has a gradient: the logits of a certain mistake must fall, too.
+    """
+    bounded = log_p + (log_p.clamp(max=MAX_LOG_P) - log_p).detach()
+    return -(-bounded.expm1()).log()
 
 
 @loss_term("l1", level="box")

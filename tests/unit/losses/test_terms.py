@@ -107,3 +107,18 @@ def test_every_term_has_a_docstring_and_a_known_level():
 def test_a_name_is_registered_only_once():
     with pytest.raises(ConfigError, match="'giou' is already registered"):
         loss_term("giou", level="box")(lambda predicted, target: predicted)
+
+
+@pytest.mark.parametrize("gap", [-3.0, 3.0, 7.5, 9.0])
+def test_unlikelihood_lowers_the_logit_of_a_rejected_token_however_certain_it_is(gap):
+    """The gradient of -log(1 - p) by the logit is p."""
+    logits = torch.tensor([gap, 0.0, -1.0], requires_grad=True)
+    LOSS_TERMS["unlikelihood"].function(logits.log_softmax(-1)[:1], only(unlikelihood=1)).sum().backward()
+    assert logits.grad[0].item() == pytest.approx(logits.softmax(-1)[0].item(), rel=0.02)
+
+
+def test_unlikelihood_is_finite_with_a_gradient_for_a_probability_of_one():
+    log_p = torch.zeros(1, requires_grad=True)
+    loss = LOSS_TERMS["unlikelihood"].function(log_p, only(unlikelihood=1)).sum()
+    loss.backward()
+    assert math.isfinite(loss.item()) and 0 < log_p.grad.item() < math.inf
