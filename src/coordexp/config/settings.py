@@ -19,7 +19,7 @@ from coordexp.datasets.convert import ConvertOptions
 from coordexp.datasets.download import local_annotations_sha256, options_for_split
 from coordexp.datasets.formats import check_split, known_splits, open_format
 from coordexp.datasets.mixture import mixture_files
-from coordexp.inference.options import PredictOptions
+from coordexp.inference.options import PredictOptions, check_options
 from coordexp.modeling import checkpoint_files
 from coordexp.recipe import Recipe, load_recipe
 from coordexp.runtime.config_io import checked, merge
@@ -232,7 +232,8 @@ class Settings:
     def prediction(self, run: str) -> dict[str, Any]:
         """Options, prompt style and codec of a run's predictions, for params.
 
-        The temperature of the loss and the geometry of the records are used where these options are null.
+        The temperature of the loss and the geometry of the records are used where these options are null. ConfigError
+        for options that answers in this style do not support.
         """
         settings, custom = self.run(run), self.recipe(self.run(run).checkpoint).custom
         given = msgspec.to_builtins(settings.predict)
@@ -243,6 +244,7 @@ class Settings:
         }
         options = given | {key: value for key, value in trained.items() if given[key] is None}
         options = {key: options[key] for key in PredictOptions.__struct_fields__ if key not in ("split", "shards")}
+        check_options(msgspec.convert(options, PredictOptions), custom.style, f"runs.{run}.predict")
         return {"options": options, "style": msgspec.to_builtins(custom.style), "emit_norm": custom.emit_norm}
 
     def evaluation(self, run: str) -> dict[str, Any]:

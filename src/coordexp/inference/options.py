@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from coordexp.answers.render import PromptStyle
 from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.coordinates import CoordinateOptions
+from coordexp.runtime.errors import ConfigError, located
 
 CalibrationMethod = Literal["logistic", "isotonic"]
 Engine = Literal["transformers", "vllm"]
@@ -142,6 +144,22 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     duplicate_iou: Annotated[
         float, Meta(gt=0, le=1, description="minimum IoU at which boxes with the same description count as duplicates")
     ] = 0.9
+
+
+def check_options(options: PredictOptions, style: PromptStyle, section: str = "predict") -> None:
+    """ConfigError for options that the style of the answers does not support; `section` names them in the error.
+
+    `continue_above` needs a choice of its own between another object and the end.
+    """
+    if options.continue_above is not None:
+        boxes = options.geometry == ("bbox_2d",)
+        if not (boxes and style.coordinates == "token" and style.object_field_order == "desc_first"):
+            problem = "needs boxes as coordinate tokens, and descriptions before the geometry"
+            found = [*options.geometry, style.coordinates, style.object_field_order]
+            raise ConfigError(located(problem, field=f"{section}.continue_above", found=found, fix="set it to null"))
+    if options.restrict_labels and style.coordinates == "integer":
+        problem, fix = "needs coordinate tokens; the coordinates of this model are text integers", "set it to false"
+        raise ConfigError(located(problem, field=f"{section}.restrict_labels", found=True, fix=fix))
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

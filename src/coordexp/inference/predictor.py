@@ -17,7 +17,7 @@ from coordexp.inference.encoding import Inputs, encoded_ahead, left_padded
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.grammar.token_grammar import Grammar
 from coordexp.inference.grammars import Grammars
-from coordexp.inference.options import PredictOptions
+from coordexp.inference.options import PredictOptions, check_options
 from coordexp.inference.prompts import Prompt
 from coordexp.modeling.chat_template import prompt_frame
 from coordexp.modeling.checkpoint_safety import check_checkpoint, library_errors
@@ -25,7 +25,7 @@ from coordexp.modeling.families import ModelFamily, family_named, family_of
 from coordexp.modeling.safetensors_io import open_checkpoint
 from coordexp.modeling.vocab import CoordIds, verified_ids
 from coordexp.runtime import tuning
-from coordexp.runtime.errors import ConfigError, DataError, ModelError, located
+from coordexp.runtime.errors import DataError, ModelError, located
 
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
@@ -60,18 +60,6 @@ def local_processor(folder: Path) -> Any:
         return AutoProcessor.from_pretrained(folder, **LOCAL)
 
 
-def checked_options(options: PredictOptions, style: PromptStyle) -> PredictOptions:
-    """`options`; ConfigError for `continue_above` with a style in which another object is no choice of its own."""
-    boxes = options.geometry == ("bbox_2d",)
-    supported = boxes and style.coordinates == "token" and style.object_field_order == "desc_first"
-    if options.continue_above is not None and not supported:
-        problem = "needs boxes as coordinate tokens, and descriptions before the geometry"
-        fix = "set it to null"
-        found = [*options.geometry, style.coordinates, style.object_field_order]
-        raise ConfigError(located(problem, field="predict.continue_above", found=found, fix=fix))
-    return options
-
-
 class BasePredictor:
     """What every engine shares: prompts, grammars and texts.
 
@@ -88,7 +76,8 @@ class BasePredictor:
         options: PredictOptions,
         style: PromptStyle,
     ):
-        self.processor, self.options, self.style = processor, checked_options(options, style), style
+        check_options(options, style)
+        self.processor, self.options, self.style = processor, options, style
         self.patch, self.factor = family.patch_size(config), family.tile_size(config)
         self.grammars = Grammars(processor.tokenizer, options, style)
         self.vocabulary = self.grammars.vocabulary

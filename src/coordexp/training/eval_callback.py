@@ -163,7 +163,7 @@ def prompts_like_training(custom: Custom) -> dict[str, Any]:
         return {"protocol": "open"}
     if custom.max_named is None:
         return {"protocol": "image_categories"}
-    return {"protocol": "all_categories", "chunk": custom.max_named, "restrict_labels": True}
+    return {"protocol": "all_categories", "chunk": custom.max_named, "restrict_labels": custom.coord_tokens.enabled}
 
 
 def categories_of(records: Iterable[Record], table: str | None) -> list[Category]:

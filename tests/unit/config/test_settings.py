@@ -66,6 +66,23 @@ def test_predictions_contain_the_geometry_of_the_records_unless_told_otherwise(d
     assert (list(options["geometry"]), options["poly_max_points"]) == (kinds, 9)
 
 
+@pytest.mark.parametrize(
+    ("predict", "custom"),
+    [
+        ({"restrict_labels": True}, {"coord_tokens": {"enabled": False}}),
+        ({"continue_above": 0.1}, {"coord_tokens": {"enabled": False}}),
+        ({"continue_above": 0.1}, {"object_field_order": "geometry_first"}),
+        ({"continue_above": 0.1, "geometry": ["bbox_2d", "poly"]}, {}),
+    ],
+)
+def test_options_that_the_answers_of_a_run_do_not_support_are_errors_before_training(predict, custom):
+    run = {"extends": "shapes_9", "predict": predict, "recipe": {"extends": FULL_TINY, "custom": custom}}
+    settings = with_runs(mine=run, fine=run | {"predict": {"continue_above": None, "restrict_labels": False}})
+    assert settings.prediction("fine")
+    with pytest.raises(ConfigError, match=rf"runs\.mine\.predict\.{next(iter(predict))}"):
+        settings.prediction("mine")
+
+
 def test_records_of_the_workflow_depend_on_the_manifest_of_their_images():
     settings = load(lambda c: c)
     records = [settings.records("lvis_768", name) for name in ("train_rest.coord", "calibration", "val_tiny", "train")]

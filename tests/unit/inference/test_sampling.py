@@ -12,8 +12,8 @@ import torch
 from inference_helpers import SIZES, images
 
 from coordexp.answers.render import PromptStyle
-from coordexp.inference.options import PredictOptions
-from coordexp.inference.predictor import Predictor, Request, checked_options
+from coordexp.inference.options import PredictOptions, check_options
+from coordexp.inference.predictor import Predictor, Request
 from coordexp.inference.prompts import Prompt
 from coordexp.inference.sampling import Sampler, draw
 from coordexp.inference.scores import detections_of, score_from_parts
@@ -120,4 +120,4 @@ def test_the_score_of_a_continued_object_includes_its_probability():
 def test_continuing_needs_a_decision_of_its_own():
     for style in (PromptStyle(object_field_order="geometry_first"), PromptStyle(coordinates="integer")):
         with pytest.raises(ConfigError, match=r"predict\.continue_above"):
-            checked_options(PredictOptions(continue_above=0.1), style)
+            check_options(PredictOptions(continue_above=0.1), style)
