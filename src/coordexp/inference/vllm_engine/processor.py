@@ -20,7 +20,7 @@ from coordexp.inference.grammars import Grammars
 from coordexp.inference.token_chooser import TokenChooser
 from coordexp.inference.token_stepper import TokenStepper
 from coordexp.inference.vllm_engine.answers import Answer, AnswersInBatch
-from coordexp.inference.vllm_engine.settings import CONFIG_KEY, PluginConfig, argument_problem
+from coordexp.inference.vllm_engine.settings import CONFIG_KEY, PluginConfig, request_problem
 from coordexp.modeling.vocab import verified_ids
 from coordexp.runtime.plugins import load_plugins
 
@@ -48,8 +48,8 @@ class GrammarProcessor(LogitsProcessor, SecondRunnerProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Reject a request whose arguments cannot be used."""
-        if (problem := argument_problem(_arguments(sampling_params))) is not None:
+        """Reject a request to `coordexp serve` that cannot be answered."""
+        if (problem := request_problem(sampling_params)) is not None:
             raise VLLMValidationError(problem)
 
     def is_argmax_invariant(self) -> bool:

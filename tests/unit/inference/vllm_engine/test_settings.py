@@ -131,6 +131,16 @@ def test_a_request_whose_arguments_would_stop_the_engine_is_rejected(given, fiel
     assert settings.argument_problem({"labels": ["cat"], "coordinates": 1, "sample": 1, "identity": [3, "a"]}) is None
 
 
+def test_a_server_rejects_parameters_that_may_forbid_every_coordinate_and_other_engines_accept_them(monkeypatch):
+    masked = argparse.Namespace(structured_outputs=None, min_tokens=0, bad_words=["a"], extra_args=None)
+    monkeypatch.delenv(settings.COORDINATES, raising=False)
+    assert settings.request_problem(masked) is None
+    monkeypatch.setenv(settings.COORDINATES, "token")
+    assert settings.request_problem(masked).startswith("bad_words:")
+    assert settings.request_problem(argparse.Namespace(extra_args={"labels": []})).startswith("labels:")
+    assert settings.request_problem(argparse.Namespace(min_tokens=0, extra_args={"labels": ["cat"]})) is None
+
+
 def test_labels_are_rejected_by_a_server_of_text_integers(monkeypatch):
     """Its grammar cannot be restricted; an error in the engine would stop the server."""
     monkeypatch.setenv(settings.COORDINATES, "integer")
