@@ -166,9 +166,12 @@ class Samples:
         present = {obj.category_id for obj in record.objects} - not_exhaustive
         listed = set(table.names) if table.exhaustive else set(record.metadata.neg_category_ids)
         absent = sorted((listed & set(table.names)) - present - not_exhaustive)
-        absent = [absent[i] for i in rng.permutation(len(absent))[: self.options.negatives].tolist()]
+        absent = [absent[i] for i in rng.permutation(len(absent)).tolist()]
         allowed = self.options.named_categories
-        named = [i for i in (*sorted(present), *absent) if allowed is None or table.names[i] in allowed]
+        present_named, absent_named = (
+            [i for i in ids if allowed is None or table.names[i] in allowed] for ids in (sorted(present), absent)
+        )
+        named = present_named + absent_named[: self.options.negatives]
         without = [i for i in named if i not in present]
         if self.options.absent_only and rng.random() < self.options.absent_only and without:
             named = without

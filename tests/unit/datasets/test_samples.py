@@ -130,6 +130,13 @@ def test_only_the_chosen_categories_are_named(jsonl):
     assert [obj.desc for obj in shown.record.objects] == ["dog"]
 
 
+def test_categories_that_may_not_be_named_do_not_count_as_negatives(jsonl):
+    chosen = {"category_ratio": 1.0, "negatives": 1, "named_categories": ("dog", "bus")}
+    some = samples(jsonl, exhaustive=True, **chosen)
+    seen = [some.get(i, epoch) for epoch in range(20) for i in range(4)]
+    assert all(set(s.categories) == {"bus", "dog"} for s in seen if s.record.metadata.image_id == 1)
+
+
 @pytest.fixture
 def with_phrases(tmp_path):
     """Two images with three phrases each, about one, both and none of their objects; and an image without phrases."""
