@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from coordexp.datasets.annotation_index import AnnotationIndex, ImageEntry, build_index, read_images
+from coordexp.datasets.annotation_index import AnnotationIndex, ImageEntry, InvalidElement, build_index, read_images
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.categories import load_categories
 from coordexp.datasets.folder_listing import FolderListing
@@ -165,13 +165,16 @@ def _image_indices(index: AnnotationIndex) -> dict[str, int]:
 
 def _write_images(writer: AnnotationWriter, refs: Path, index: AnnotationIndex, images: list[_ImagePhrases]) -> None:
     """Write these images with all of their annotations, and the phrases that refer to those."""
-    lost = {str(element.image_id): element for field, element in index.invalid if field == "annotations"}
+    lost: dict[str, list[InvalidElement]] = {}
+    for field, element in index.invalid:
+        if field == "annotations":
+            lost.setdefault(str(element.image_id), []).append(element)
     fd = os.open(index.path, os.O_RDONLY)
     try:
         for item in images:
             [image] = read_images(fd, index, item.index, item.index + 1)
             assert isinstance(image, ImageEntry)
-            if element := lost.get(str(image.id)):
+            for element in lost.get(str(image.id), ()):
                 writer.skip("annotation", "invalid annotation", index.path, None, f"{element.id!r}: {element.problem}")
             ids = _write_annotations(writer, index, item.index, image.id)
             phrases = []

@@ -105,6 +105,13 @@ def test_bad_entries_are_errors_with_file_and_line_or_counted_skips(case, read, 
     assert (kind, found, at) == ("phrase", reason, line)
 
 
+def test_every_invalid_annotation_of_an_image_is_counted(read):
+    bad = [{**ANNOTATIONS[0], "id": n, "bbox": None} for n in (901, 902)]
+    instances = {**INSTANCES, "annotations": [*ANNOTATIONS, *bad]}
+    content = read(ref(101, "dog"), on_bad="skip", instances=instances)
+    assert [kind for kind, _, _ in skipped(content)] == ["annotation", "annotation"]
+
+
 def test_a_split_that_the_list_lacks_names_those_it_has(read):
     with pytest.raises(DataError, match=r"no usable phrase in this split(.|\n)*train"):
         read(ref(101, "dog"), splits={"train": "trainval", "testA": "testA"})
