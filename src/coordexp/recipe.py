@@ -309,6 +309,8 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
     named, naming = custom.category_ratio > 0, "custom.category_ratio above 0"
     unlikely, keeps = loss.weights.get("unlikelihood", 0) > 0, custom.rollout.false_positives == "keep"
     in_json, json = custom.answer_format == "json", "custom.answer_format: json"
+    crops, on_object = custom.augmentation.crop > 0, custom.augmentation.crop_on_object > 0
+    cropping, centring = "custom.augmentation.crop above 0", "custom.augmentation.crop_on_object above 0"
     for field, given, has_effect, needs in (
         ("object_field_order", custom.object_field_order != "desc_first", in_json, json),
         ("json_format", custom.json_format != "standard", in_json, json),
@@ -325,6 +327,10 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
         ("absent_only", custom.absent_only > 0, named, naming),
         ("absent_only", custom.absent_only > 0, custom.negatives > 0, "custom.negatives above 0"),
         ("named_categories", custom.named_categories is not None, named, naming),
+        ("augmentation.crop_on_object", on_object, crops, cropping),
+        ("augmentation.object_side", custom.augmentation.object_side is not None, on_object, centring),
+        ("augmentation.empty_answers", custom.augmentation.empty_answers, crops, cropping),
+        ("augmentation.empty_answers", custom.augmentation.empty_answers, named, naming),
         ("orders_per_sample", custom.orders_per_sample > 1, shuffled, "custom.object_ordering: random"),
         ("category_prompt", True, "{categories}" in custom.category_prompt, "{categories} in the text"),
         ("phrase_prompt", True, "{phrase}" in custom.phrase_prompt, "{phrase} in the text"),
