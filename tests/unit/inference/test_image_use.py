@@ -10,6 +10,7 @@ from PIL import Image
 
 from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.datasets.categories import Category
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.image_use import answer_swapped_images, measure_image_use, score_swapped_images
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict_records
@@ -90,6 +91,16 @@ def test_answers_of_a_model_that_learned_the_images_change_with_them(predictor, 
     assert [right.token_ids for _, (right, _, _) in found] == [row.token_ids for row in plain]
     use = score_swapped_images(found, TABLE)
     assert use.images == 3 and use.uses_image and use.right > use.other
+
+
+def test_swapped_images_are_predicted_in_slices_like_the_others(predictor, records, monkeypatch):
+    options = msgspec.structs.replace(predictor.options, slices=SliceOptions(grids=((2, 1),)))
+    monkeypatch.setattr(predictor, "options", options)
+    rows, folder = [with_geometry(record) for record in records[0]][:2], records[1]
+    found = answer_swapped_images(predictor, rows, folder)
+    assert [len(row.slices) for _, swapped in found for row in swapped] == [2] * 6
+    plain = predict_records(predictor, rows, folder)
+    assert [right.token_ids for _, (right, _, _) in found] == [row.token_ids for row in plain]
 
 
 def test_answers_that_do_not_change_with_the_image_are_reported(predictor, records, monkeypatch):

@@ -174,6 +174,11 @@ def test_training_on_phrases_is_scored_by_the_metrics_of_phrases(shapes_data, ti
     assert scores["phrase_accuracy_50"] == scores["phrase_no_target_accuracy"] == scores["phrase_exact_50"] == 1
     assert scores["phrase_recall_50"] is None and "AP" not in scores
     for record in records:
+        record.phrases = [Phrase("nothing", [])]
+    write_jsonl(tmp_path / "val.coord.jsonl", records)
+    model = Predictor.from_checkpoint(tiny_model, PredictOptions(), PromptStyle()).model
+    assert DetectionScorer(custom, tiny_model).diagnose(model, 0, 1) == []  # no coordinates to measure
+    for record in records:
         record.phrases = []
     write_jsonl(tmp_path / "val.coord.jsonl", records)
     with pytest.raises(ConfigError, match="have no phrases"):
