@@ -369,6 +369,7 @@ def _check_sections(name: str, max_blocks: int, sections: Mapping[str, Any]) -> 
         raise ConfigError(located("no images to fit the calibration on", field=field, found=0, fix=fix))
     if sections["predict"].protocol == "phrases":
         _check_phrases(name, sections)
+    _check_slices(name, sections)
 
 
 def _check_phrases(name: str, sections: Mapping[str, Any]) -> None:
@@ -381,3 +382,16 @@ def _check_phrases(name: str, sections: Mapping[str, Any]) -> None:
         problem = "a slice of the image may not show what a phrase refers to"
         field, fix = f"runs.{name}.predict.slices", "set it to null for predict.protocol: phrases"
         raise ConfigError(located(problem, field=field, fix=fix))
+
+
+def _check_slices(name: str, sections: Mapping[str, Any]) -> None:
+    """ConfigError for options of slices that would have no effect."""
+    predict, method = sections["predict"], sections["calibrate"].method
+    if predict.slices is None:
+        return
+    if predict.slices.score == "mean" and method == "logistic":
+        problem, fix = "would replace the mean score by that of a single slice", "set it to isotonic or none"
+        raise ConfigError(located(problem, field=f"runs.{name}.calibrate.method", found=method, fix=fix))
+    if predict.slices.category_grids and (predict.chunk > 1 or not predict.protocol.endswith("_categories")):
+        fix = "it needs predict.protocol: all_categories and predict.chunk: 1"
+        raise ConfigError(located("has no effect", field=f"runs.{name}.predict.slices.category_grids", fix=fix))

@@ -92,6 +92,11 @@ class Detector:
         if slices := slices or self.options.slices:
             slices = msgspec.structs.replace(slices, max_blocks=slices.max_blocks or self.max_blocks)
             self.options = msgspec.structs.replace(self.options, slices=slices)
+            if slices.score == "mean" and self.calibration and self.calibration.method == "logistic":
+                fix = "use score: best, or an isotonic calibration"
+                raise ConfigError(
+                    located("a logistic calibration replaces the mean score", field="slices.score", fix=fix)
+                )
         self._recorded_factor = recorded.factor
         self._trained_prompts = _trained_prompts(self.folder)
         if not lazy:

@@ -18,7 +18,7 @@ from coordexp.inference.jobs import ImageTask, Job, jobs_of, run_jobs
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce_overrides
 from coordexp.inference.predictor import BasePredictor
-from coordexp.inference.prompts import Prompt, prompts_of
+from coordexp.inference.prompts import Prompt, check_category_grids, prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling import checkpoint_files
@@ -61,6 +61,7 @@ def predict(
     if not 0 <= shard < shards:
         raise ConfigError(f"predict: expected 0 <= shard < shards, found shard {shard} of {shards}")
     check_engine(options)
+    check_category_grids(options, categories)
     records_jsonl, out = Path(records_jsonl), Path(out)
     records = [r for n, r in enumerate(read_records(records_jsonl, "pixel")) if n % shards == shard]
     provenance = provenance_of_records(records_jsonl)

@@ -54,3 +54,11 @@ def _required(categories: Sequence[str] | None, option: str, value: object) -> S
         problem = f"`{option}: {value}` needs a list of categories"
         raise ConfigError(located(problem, field=f"predict.{option}", fix="pass the category names of the dataset"))
     return categories
+
+
+def check_category_grids(options: PredictOptions, categories: Sequence[str] | None) -> None:
+    """ConfigError if `options.slices.category_grids` names a category that is not one of `categories`, if given."""
+    named = options.slices.category_grids if options.slices and categories else {}
+    if unknown := [name for name in named if name not in (categories or ())]:
+        facts = {"expected": f"one of {', '.join(list(categories or ())[:20])}", "found": unknown[0]}
+        raise ConfigError(located("unknown category", field="predict.slices.category_grids", **facts))

@@ -26,6 +26,7 @@ from coordexp.inference.image_use import answer_swapped_images, measure_image_us
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict_records
 from coordexp.inference.predictor import Predictor
+from coordexp.inference.prompts import check_category_grids
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import Custom
 from coordexp.records import Prediction, Record, read_records
@@ -67,6 +68,7 @@ class DetectionScorer(Scorer):
             **prompts_like_training(custom),
         )
         self.categories = [category.name for category in categories]
+        check_category_grids(self.options, self.categories)
         self.table = categories
         count = min(settings.train_images, settings.images) if custom.train_jsonl else 0
         self.train_records = list(islice(read_records(custom.train_jsonl, space), count)) if count else []
@@ -101,7 +103,12 @@ class DetectionScorer(Scorer):
             assert self.custom.train_jsonl is not None
             folder = Path(self.custom.train_jsonl).parent
             measured += predict_records(predictor, records, folder, *shared)
-        with_objects = [record for record in self.records_with_prompts if record.objects]
+        asks_for_phrases = self.options.protocol == PHRASES
+        with_objects = [
+            record
+            for record in self.records_with_prompts
+            if (any(phrase.objects for phrase in record.phrases) if asks_for_phrases else record.objects)
+        ]
         records = with_objects[: self.custom.detection_eval.image_use][rank::world_size]
         if len(records) < 2:
             return measured

@@ -71,6 +71,21 @@ def test_a_run_may_use_the_checkpoint_of_another():
     assert settings.records("argmax", "calibration") == "results/lora/data/calibration.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("predict", "slices", "field"),
+    [
+        ({}, {"score": "mean"}, r"calibrate\.method"),
+        ({"protocol": "open", "chunk": 1}, {"category_grids": {"cup": [[2, 2]]}}, r"slices\.category_grids"),
+        ({"protocol": "all_categories"}, {"category_grids": {"cup": [[2, 2]]}}, r"slices\.category_grids"),
+    ],
+)
+def test_options_of_slices_without_effect_are_refused(predict, slices, field):
+    calibrate = {"images": 9, "method": "logistic"}
+    changes = {"predict": {**predict, "slices": {"grids": [[2, 2]], **slices}}, "calibrate": calibrate}
+    with pytest.raises(ConfigError, match=rf"{field}(.|\n)*"):
+        with_runs(lvis={**CONFIG["runs"]["lvis"], **changes}).run("lvis")
+
+
 def test_another_number_of_calibration_images_is_another_split_of_the_same_records():
     settings = with_runs(
         lvis={**CONFIG["runs"]["lvis"], "calibrate": {"images": 9}},

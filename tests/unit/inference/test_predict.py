@@ -21,7 +21,7 @@ from coordexp.inference.predict import predict
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.records import Metadata, Prediction, Record, software_file
-from coordexp.runtime.errors import DataError
+from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.runtime.io import write_jsonl
 
 STYLE = PromptStyle()
@@ -154,6 +154,13 @@ def test_a_category_with_grids_of_its_own_is_asked_for_in_these_alone(taught, re
     for row in read(tmp_path / "p.jsonl"):
         assert len(row.slices) == 3 and row.text.count('{"objects"') == 5
         assert all(d.desc == "cat" for d in row.detections if row.slices[d.slice] == [0, 0, 1, 1])
+
+
+def test_grids_of_an_unknown_category_are_refused(taught, records, tmp_path):
+    slices = SliceOptions(grids=((2, 1),), category_grids={"cats": ((1, 1),)})
+    options = msgspec.structs.replace(OPTIONS, protocol="all_categories", chunk=1, slices=slices)
+    with pytest.raises(ConfigError, match=r"category_grids: unknown category(.|\n)*cat, a dog(.|\n)*cats"):
+        predict(taught, records, tmp_path / "p.jsonl", options, STYLE, categories=["cat", "a dog"])
 
 
 def test_predictions_with_other_slices_are_not_resumed(taught, records, tmp_path, monkeypatch, capsys):
