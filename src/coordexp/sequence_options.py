@@ -38,11 +38,14 @@ class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.1
 
     start: Annotated[
-        Fraction, Meta(description="fraction of the epochs before which prefixes are exact, rounded up to whole epochs")
+        Fraction,
+        Meta(description="fraction of the epochs during which prefixes stay exact, rounded up to whole epochs"),
     ] = 0.0
     full: Annotated[
         Fraction,
-        Meta(description="fraction of the epochs from which the fractions above hold; they grow from `start` on"),
+        Meta(
+            description="fraction of the epochs after which the fractions above apply; they grow linearly from `start`"
+        ),
     ] = 0.0
 
     def __post_init__(self) -> None:
@@ -59,7 +62,7 @@ class PrefixOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def active(self) -> bool:
-        """Whether the model reads anything but the exact objects."""
+        """Whether any prefix is perturbed."""
         return bool(self.noise or self.wildcard or self.continued)
 
 
@@ -68,7 +71,7 @@ class RolloutOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     share: Annotated[
         float,
-        Meta(ge=0, le=0.5, description="fraction of the samples that the model answers, from `full` on; 0: none"),
+        Meta(ge=0, le=0.5, description="fraction of the samples that are rollouts, from `full` on; 0: none"),
     ] = 0.0
     start: Annotated[Fraction, Meta(description="fraction of training before which there are no rollouts")] = 0.3
     full: Annotated[
@@ -83,7 +86,7 @@ class RolloutOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     missed: Annotated[
         Literal["insert", "append"],
         Meta(
-            description="where the objects follow that the answer misses: `insert`: before the first object that the "
+            description="where objects that the answer misses are added: `insert`: before the first object that the "
             "training order would list later; `append`: after the answer"
         ),
     ] = "insert"
@@ -94,20 +97,20 @@ class RolloutOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "loss term `unlikelihood`); `drop`: they are removed"
         ),
     ] = "keep"
-    min_iou: Annotated[float, Meta(gt=0, le=1, description="smallest IoU at which an object matches an annotation")] = (
+    min_iou: Annotated[float, Meta(gt=0, le=1, description="minimum IoU at which an object matches an annotation")] = (
         0.5
     )
     duplicate_iou: Annotated[
         float,
-        Meta(gt=0, le=1, description="objects with the same description are near-duplicates from this IoU on"),
+        Meta(gt=0, le=1, description="minimum IoU at which objects with the same description are near-duplicates"),
     ] = 0.8
     max_objects: Annotated[
         int, Meta(ge=1, description="answers with more objects are discarded; the annotations are used instead")
     ] = 100
     max_new_tokens: Annotated[
-        int, Meta(ge=1, description="answers are truncated here, and truncated answers are discarded")
+        int, Meta(ge=1, description="maximum length of an answer; truncated answers are discarded")
     ] = 2048
-    batch_size: Annotated[int, Meta(ge=1, description="answers decoded at the same time")] = 32
+    batch_size: Annotated[int, Meta(ge=1, description="number of answers decoded at the same time")] = 32
 
     def __post_init__(self) -> None:
         if self.start > self.full:

@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     parser = subparser(
         commands,
         "crate",
-        "Describe the files of a run and how they were made as an RO-Crate.\n\nWrites ro-crate-metadata.json "
+        "Describe the files of a run and their provenance as an RO-Crate.\n\nWrites ro-crate-metadata.json "
         "(Workflow Run Crate) and a copy of the rules into the folder of the run.",
         "coordexp crate results/shapes_9",
     )

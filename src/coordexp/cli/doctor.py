@@ -70,14 +70,14 @@ def run(args: argparse.Namespace) -> None:
 def _print_image_use(coordinates: ImageUse, answers: AnswerUse) -> None:
     from coordexp.evaluation.image_use import caution
 
-    names = ("the right image", "another image", "a grey image")
+    names = ("the right image", "another image", "a blank image")
     print(
         f"mean log probability of {coordinates.coordinates:,} annotated coordinates in {coordinates.images:,} images, "
         "in nats:"
     )
     for name, value in zip(names, (coordinates.right, coordinates.other, coordinates.blank), strict=True):
         print(f"  with {name}: {value:.3f}")
-    print(f"AP (COCO) of the answers to {answers.images:,} images:")
+    print(f"score of the answers to {answers.images:,} images (COCO AP; for phrases, exact_50):")
     for name, value in zip(names, (answers.right, answers.other, answers.blank), strict=True):
         print(f"  with {name}: {'undefined' if value is None else f'{value:.3f}'}")
     print(f"boxes that are the same with another image: {answers.agreement:.0%}")

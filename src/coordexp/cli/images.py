@@ -100,7 +100,7 @@ def slices_from(args: argparse.Namespace) -> SliceOptions | None:
     if args.slices is None and args.slice_size is None:
         if options:
             fix = "add --slices, for example --slices 2x2, or --slice-size"
-            raise ConfigError(located("options of slices have no effect without slices", found=options, fix=fix))
+            raise ConfigError(located("slice options have no effect without slices", found=options, fix=fix))
         return None
     grids = [text.lower().split("x") for text in (args.slices or "").split(",") if text]
     if not all(len(grid) == 2 and all(map(str.isdecimal, grid)) for grid in grids):

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
         commands,
         "serve",
         "Serve a merged checkpoint with vLLM.\n\nStarts `vllm serve` with CoordExp's plug-in: every answer follows the "
-        "grammar, and\nits log probabilities carry scores and coordinates (docs/serving.md).",
+        "grammar, and\nits log probabilities contain scores and coordinates (docs/serving.md).",
         "coordexp serve results/lvis_768/merged",
         "coordexp serve results/lvis_768/merged --port 8001 --vllm='--max-num-seqs 64 --api-key SECRET'",
     )
@@ -28,7 +28,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--polygons", action="store_true", help="allow polygons in answers (data.geometry: poly)")
     parser.add_argument(
-        "--vllm", type=shlex.split, default=[], metavar="OPTIONS", help="further options of `vllm serve`, in one text"
+        "--vllm",
+        type=shlex.split,
+        default=[],
+        metavar="OPTIONS",
+        help="further options of `vllm serve`, as one quoted argument",
     )
     parser.set_defaults(run=run)
 
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     command, variables = server_command(args)
     variables.pop("VLLM_LOGGING_LEVEL", None)
     if not _is_loopback(args.host) and not has_key(args.vllm):
-        print(f"serve: {args.host} is reachable from other machines, without --api-key", file=sys.stderr, flush=True)
+        print(f"serve: other machines can reach {args.host}, and --api-key is not set", file=sys.stderr, flush=True)
     os.execve(command[0], command, {"VLLM_LOGGING_LEVEL": "INFO", **os.environ, **variables})
 
 

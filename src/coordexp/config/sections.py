@@ -213,7 +213,7 @@ MODELS = {"hf": HubModel, "modelscope": HubModel, "path": FolderModel, "tiny": T
 Dataset = variants(
     "format",
     lambda: {name: FORMATS[name].Options for name in FORMATS.names()},
-    "format of the annotations, or `shapes`, `cells` or `shelf` for generated images",
+    "format of the annotations, or `shapes`, `shapes_refer`, `cells` or `shelf` for generated images",
 )
 Model = variants("source", lambda: MODELS, "where the checkpoint comes from")
 

@@ -50,9 +50,9 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     empty_answers: Annotated[
         bool,
         Meta(
-            description="whether a prompt still names a category whose objects a crop has all removed; its answer "
-            "may then be empty. Otherwise the prompt does not name it, and the image is not cropped if no category is "
-            "left"
+            description="whether a prompt still names a category after a crop has removed all of its objects; the "
+            "answer may then be empty. Otherwise the prompt does not name it, and the image is not cropped if no "
+            "category is left"
         ),
     ] = False
     min_visible: Annotated[

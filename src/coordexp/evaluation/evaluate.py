@@ -153,7 +153,7 @@ def _score_phrases(
     """Scores of answers to phrases, for which AP is not defined; images as in `_counts`."""
     if set(stats.protocols) != {PHRASES}:
         found = ", ".join(stats.protocols)
-        problem = "some images were asked for phrases, others not"
+        problem = "only some images were prompted with phrases"
         raise DataError(located(problem, file=where, field="protocol", expected=PHRASES, found=found))
     if not scored.phrases:
         fix = "pass annotations with phrases, or predict with another protocol"

@@ -47,13 +47,13 @@ class ValueNames:
 
 VALUE_NAMES = ValueNames()
 PHRASE_METRICS = {
-    "accuracy_50": "fraction of the phrases with one target whose best-scored box has IoU >= 0.5 with it (Acc@0.5)",
+    "accuracy_50": "fraction of the phrases with one target whose highest-scoring box has IoU >= 0.5 (Acc@0.5)",
     "accuracy_75": "the same at IoU >= 0.75",
-    "mean_iou": "mean IoU of the best-scored box with the target, for phrases with one target; 0 without a box",
+    "mean_iou": "mean IoU of the highest-scoring box with the target, for phrases with one target; 0 without a box",
     "precision_50": "fraction of the boxes that match a target at IoU 0.5, for phrases with several targets",
     "recall_50": "fraction of the targets that a box matches at IoU 0.5, for phrases with several targets",
     "F1_50": "harmonic mean of this precision and recall",
-    "no_target_accuracy": "fraction of the phrases without target that are answered without a box (N-acc of gRefCOCO)",
+    "no_target_accuracy": "fraction of the phrases without a target answered without a box (N-acc of gRefCOCO)",
     "exact_50": "fraction of all phrases whose targets are all matched at IoU 0.5, without a false positive "
     "(Pr@(F1=1, IoU>=0.5) of gRefCOCO)",
 }

@@ -30,7 +30,7 @@ DESCRIPTION = "each phrase is asked separately; boxes match targets at IoU >= 0.
 class ScoredPhrases:
     """P phrases with their answers.
 
-    best_iou: IoU of the best-scored box with the only target; 0 without a box, nan without exactly one target.
+    best_iou: IoU of the highest-scoring box with the only target; 0 without a box, nan without exactly one target.
     """
 
     texts: Sequence[str]

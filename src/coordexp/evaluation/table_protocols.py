@@ -129,7 +129,7 @@ def table_row(result: EvalResult, protocol: TableProtocol) -> TableRow:
     """The row of a run in a table of this protocol."""
     block = result.phrases if protocol.block == PHRASES else result.protocols.get(protocol.block)
     if block is None:
-        missing = "no phrases were asked" if protocol.block == PHRASES else f"{protocol.block} was not evaluated"
+        missing = "phrases were not evaluated" if protocol.block == PHRASES else f"{protocol.block} was not evaluated"
         reason = result.not_computed.get(protocol.block, missing)
         return TableRow(dict.fromkeys(protocol.columns), [reason])
     values = {name: compute(block) for name, compute in protocol.columns.items()}

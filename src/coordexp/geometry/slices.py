@@ -36,7 +36,7 @@ class SliceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
     category_grids: Annotated[
         dict[str, tuple[tuple[Count, Count], ...]],
-        Meta(description="grids of a category instead of all others, for prompts that name only this category"),
+        Meta(description="grids for prompts that name only this category, instead of all other grids"),
     ] = {}
     whole_image: Annotated[
         bool, Meta(description="predict the whole image as well, for objects larger than a slice")
@@ -65,7 +65,11 @@ class SliceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.01
     iou: Annotated[
         float,
-        Meta(gt=0, le=1, description="minimum IoU at which boxes of one description in different slices are merged"),
+        Meta(
+            gt=0,
+            le=1,
+            description="minimum IoU at which boxes with the same description in different slices are merged",
+        ),
     ] = 0.5
     containment: Annotated[
         float,
@@ -73,7 +77,7 @@ class SliceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             gt=0,
             le=1,
             description="minimum intersection over the smaller area at which a box that is cut off is merged with a "
-            "box of the same description in another slice",
+            "box with the same description in another slice",
         ),
     ] = 0.5
     score: Annotated[

@@ -202,7 +202,9 @@ class Detector:
             message = "the checkpoint was trained without prompts that name categories (custom.category_ratio: 0)"
             announce("detect", message)
         if phrases is not None and trained and not trained.phrase_ratio:
-            announce("detect", "the checkpoint was trained without prompts for phrases (custom.phrase_ratio: 0)")
+            announce(
+                "detect", "the checkpoint was trained without prompts that ask for phrases (custom.phrase_ratio: 0)"
+            )
         if phrases is not None:
             return phrase_prompts(_names(phrases, "phrases"))
         return [Prompt()] if categories is None else category_prompts(_names(categories), self.options)

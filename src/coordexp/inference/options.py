@@ -45,7 +45,7 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
     engine: Annotated[
         Engine,
         Meta(
-            description="what runs the model: `transformers`, or `vllm` in an environment of its own "
+            description="engine that runs the model: `transformers`, or `vllm` in its own environment "
             "(docs/serving.md); grammar, coordinates and scores are the same"
         ),
     ] = "transformers"
@@ -114,12 +114,15 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         int,
         Meta(
             ge=1,
-            description="answers to each prompt, merged by description and IoU: the most likely one and, above 1, "
-            "sampled ones",
+            description="number of answers per prompt: the most likely one and, above 1, sampled ones; their boxes are "
+            "merged by description and IoU",
         ),
     ] = 1
     sample_temperature: Annotated[
-        float, Meta(gt=0, description="divides all logits when an answer is sampled, those of the bins in addition")
+        float,
+        Meta(
+            gt=0, description="divides the logits of a sampled answer; those of bins are divided by `temperature` too"
+        ),
     ] = 1.0
     sample_seed: Annotated[int, Meta(ge=0, description="seed of the sampled answers")] = 17
     merge_iou: Annotated[
@@ -131,8 +134,8 @@ class PredictOptions(CoordinateOptions, frozen=True, forbid_unknown_fields=True)
         Meta(
             ge=0,
             le=1,
-            description="with `samples` > 1, the weight in a score of the mean score over all answers (0 for those "
-            "without the box) rather than the best one; 0: votes do not count",
+            description="with `samples` > 1, weight of the mean score over all answers (0 for answers without the box) "
+            "against the score of the best box; 0: votes do not count",
         ),
     ] = 0.5
     drop_duplicates: Annotated[

@@ -63,7 +63,7 @@ class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="target at the first token at which the answers of the remaining objects differ: `none` uses "
             "the next object of the answer alone; `remaining` spreads the target evenly over all remaining objects; "
-            "`marginal` maximises the summed probability of all remaining objects, so any of them will do"
+            "`marginal` maximises the summed probability of all remaining objects, so any of them satisfies the loss"
         ),
     ] = "none"
     balance: Annotated[

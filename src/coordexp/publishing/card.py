@@ -106,7 +106,7 @@ def _introduction(facts: Facts) -> str:
     data = f" on `{facts.result.dataset}`" if facts.result else ""
     tokens = facts.settings.style.coordinates == "token"
     notation = "tokens `<|coord_0|>` to `<|coord_999|>`" if tokens else "integers from 0 to 999"
-    text = f" ([text of the licence]({facts.licence_file}))" if facts.licence_file else ""
+    text = f" ([licence text]({facts.licence_file}))" if facts.licence_file else ""
     return (
         f"A vision-language model fine-tuned to detect objects{data} with CoordExp {__version__}. "
         f"It answers with {format_of(facts.settings.style).summary}{kinds}, whose coordinates are {notation}, which "

@@ -182,7 +182,7 @@ def test_grouped_answers_list_the_objects_of_a_description_together():
         assert format_of(PromptStyle(answer_format=name)).arrange([DOG, CAT, DOG]) == [DOG, CAT, DOG]
 
 
-def test_after_a_box_of_a_group_only_its_rest_may_follow():
+def test_a_group_is_completed_before_the_next_description():
     grouped, json = (format_of(PromptStyle(answer_format=name)) for name in ("grouped", "json"))
     cat, dog = grouped.item(CAT), grouped.item(DOG)
     assert grouped.candidates(cat, [cat, dog, cat]) == [0, 2]
@@ -203,7 +203,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
         box_tokens.check_tokens({"<|im_end|>"})
 
 
-def test_a_further_format_is_one_class():
+def test_a_format_is_added_by_defining_one_class():
     """The example of docs/architecture.md: rendering and the grammar follow from the texts that it defines."""
     from coordexp.inference.grammar import automaton
 

@@ -246,7 +246,7 @@ def convert_own_shard(manifest, out, shard, shards):
     convert_shard(manifest, out / "train.jsonl", out / "images", ConvertOptions(), 64, shard, shards)
 
 
-def test_shards_that_are_converted_at_the_same_time_change_nothing(tmp_path, monkeypatch):
+def test_shards_converted_concurrently_give_the_same_result(tmp_path, monkeypatch):
     manifest, out = write_dataset(tmp_path), tmp_path / "out"
     monkeypatch.setattr(tuning, "IMAGES_PER_CHUNK", 2)
     convert_to(manifest, tmp_path / "whole")

@@ -163,7 +163,7 @@ def test_a_sample_asks_for_the_objects_of_one_phrase(with_phrases):
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_every_phrase_has_its_turn_before_one_is_repeated(repeats, with_phrases):
+def test_no_phrase_is_repeated_before_all_others_were_used(repeats, with_phrases):
     some = samples(with_phrases, phrase_ratio=1.0, orders_per_sample=repeats, object_ordering="random")
     for first in range(0, 6, 3):
         epochs = range(first // repeats, (first + 3) // repeats)

@@ -25,7 +25,7 @@ def test_results_are_combined_by_their_number_of_coordinates():
     assert whole.gain == pytest.approx(0.25)
 
 
-def test_a_model_that_does_not_use_the_image_is_cautioned_against():
+def test_a_model_that_barely_uses_the_image_is_reported():
     assert caution(0.5, 0.2) is None and caution(None, None) is None
     assert "0.05 nats" in caution(0.05, 0.2) and " and " in caution(0.05, 0.9)
     assert "90% of the boxes are the same" in caution(2.0, 0.9)

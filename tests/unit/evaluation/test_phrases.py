@@ -162,7 +162,7 @@ def test_table_on_the_console_has_the_metrics_and_counts(tmp_path):
     assert losses(tmp_path / "eval.json") == []
 
 
-def test_an_answer_to_another_text_is_counted_as_such(tmp_path):
+def test_a_detection_for_an_unknown_phrase_is_counted(tmp_path):
     case = small_case()
     case.detections[2] = [("left", [0, 0, 50, 50], 0.5)]
     evaluated(case, tmp_path, out=tmp_path / "eval.json")
@@ -218,7 +218,7 @@ def test_answers_to_phrases_are_not_mixed_with_others_or_compared(tmp_path):
     lines = predictions.read_text().splitlines()
     mixed = [lines[0], lines[1].replace('"phrases"', '"open"')]
     (tmp_path / "mixed.jsonl").write_text("\n".join(mixed) + "\n")
-    with pytest.raises(DataError, match="some images were asked for phrases"):
+    with pytest.raises(DataError, match="only some images were prompted with phrases"):
         evaluate(tmp_path / "mixed.jsonl", annotations, dataset="refer", split="val")
     runs = [Run(name, predictions) for name in ("a", "b")]
     with pytest.raises(DataError, match="cannot be compared"):

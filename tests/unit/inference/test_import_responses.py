@@ -107,7 +107,7 @@ def test_boxes_that_share_a_description_have_its_probability(records, tmp_path, 
     assert [d.bins for d in rows[0].detections] == [[1, 2, 3, 4], [5, 6, 7, 8]]
 
 
-def test_the_checkpoint_says_how_answers_are_written(records, tmp_path, capsys):
+def test_the_answer_format_is_read_from_the_checkpoint(records, tmp_path, capsys):
     style = PromptStyle(answer_format="grouped")
     write_json(tmp_path / "coordexp_inference.json", InferenceSettings(style=style))
     answer = '{"cat":<|coord_1|><|coord_2|><|coord_3|><|coord_4|>}'

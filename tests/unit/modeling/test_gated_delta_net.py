@@ -65,7 +65,7 @@ def test_a_strong_decay_stays_finite():
     assert output.isfinite().all() and state.memory.isfinite().all()
 
 
-def test_the_states_of_a_tiny_model_remember_many_tokens(tmp_path):
+def test_the_states_of_a_tiny_model_decay_slowly(tmp_path):
     """Some heads remember a prompt of a hundred tokens, and inputs keep their scale in the convolution."""
     folder = tiny.build(tmp_path / "base", 3, family="qwen3_5", layers=2, vision_layers=1)
     weights = load_file(folder / "model.safetensors")

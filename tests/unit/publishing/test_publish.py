@@ -119,7 +119,7 @@ def test_the_card_of_text_integers_mentions_no_coordinate_tokens(run, tmp_path):
 def test_the_licence_of_the_weights_is_published_with_them(run, tmp_path):
     publish(run, str(tmp_path / "known"))
     assert "Version 2.0, January 2004" in (tmp_path / "known/LICENSE").read_text()
-    assert "apache-2.0 ([text of the licence](LICENSE))" in (tmp_path / "known/README.md").read_text()
+    assert "apache-2.0 ([licence text](LICENSE))" in (tmp_path / "known/README.md").read_text()
     publish(run, str(tmp_path / "other"), licence="cc-by-4.0")
     assert (
         not (tmp_path / "other/LICENSE").exists()

@@ -74,7 +74,7 @@ def test_the_snakefile_is_the_main_workflow_and_its_execution_is_described(run_d
     assert {"@id": "eval.json"} in execution["result"] and {"@id": "#run"} in entities["./"]["mentions"]
 
 
-def test_the_workflow_of_a_run_elsewhere_must_be_given(run_dir, tmp_path, capsys):
+def test_the_workflow_folder_is_required_for_a_run_outside_of_it(run_dir, tmp_path, capsys):
     moved = run_dir.rename(tmp_path / "moved")
     with pytest.raises(DataError, match=r"no Snakefile\n  -> pass the folder of the workflow with --workflow"):
         write_crate(moved)
@@ -83,7 +83,7 @@ def test_the_workflow_of_a_run_elsewhere_must_be_given(run_dir, tmp_path, capsys
     assert (moved / "workflow/rules/train.smk").is_file()
 
 
-def test_the_library_of_the_standard_reads_it(run_dir):
+def test_the_rocrate_library_reads_the_crate(run_dir):
     rocrate = pytest.importorskip("rocrate.rocrate")
     crate = rocrate.ROCrate(write_crate(run_dir).parent)
     assert crate.mainEntity.id == "workflow/Snakefile" and crate.mainEntity.lang.name == "Snakemake"

@@ -231,7 +231,7 @@ def test_a_crop_on_an_object_contains_it_and_may_be_anywhere_around_it(tmp_path)
     assert (np.ptp(corners, axis=0) > 0.4).all()
 
 
-def test_objects_of_any_size_take_up_the_stated_part_of_their_crop(tmp_path):
+def test_objects_of_any_size_fill_the_requested_fraction_of_their_crop(tmp_path):
     options = Augmentation(crop=1.0, crop_on_object=1.0, object_side=(0.4, 0.6), scale=(9.0, 9.0), min_visible=0.9)
     for size in ((12, 8), (40, 10), (30, 60)):
         sample = sample_of(tmp_path, [box(50, 40, 50 + size[0], 40 + size[1])])

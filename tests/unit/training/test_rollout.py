@@ -43,7 +43,7 @@ def best_matching(own, annotated, min_iou):
     return best
 
 
-def test_the_matching_is_the_best_of_all():
+def test_the_matching_is_optimal():
     rng = random.Random(1)
     for _ in range(60):
         annotated = [box(rng.choice("ab"), *random_box(rng)) for _ in range(rng.randint(0, 3))]

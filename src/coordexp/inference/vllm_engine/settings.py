@@ -85,8 +85,8 @@ def check_available() -> None:
     if python is None:
         check_installed()
     elif not os.access(python, os.X_OK):
-        fix = "name the Python of the environment with vllm"
-        raise ConfigError(located("Python of vLLM not found", field=f"${PYTHON}", found=python, fix=fix))
+        fix = "set it to the Python executable of an environment that contains vllm"
+        raise ConfigError(located("Python executable not found", field=f"${PYTHON}", found=python, fix=fix))
 
 
 def use_python_of_vllm() -> None:

@@ -59,7 +59,7 @@ def rows_with(encode, rows, count):
     return next(row for row in rows if len(sample_of(dict(row)).record.objects) == count)
 
 
-def test_the_perfect_answer_gives_the_ordinary_sample(encoder):
+def test_a_perfect_answer_gives_the_ground_truth_sample(encoder):
     encode, rows = encoder
     for row in rows.select(range(4)):
         encoded, _, replaced = encode_with(encode, row, lambda objects: objects)
@@ -88,7 +88,7 @@ def wrong_first(objects):
 
 
 @pytest.mark.parametrize("rejects", [False, True])
-def test_a_false_positive_is_read_but_no_target(encoder, rejects):
+def test_a_false_positive_is_context_but_not_a_target(encoder, rejects):
     encode, rows = encoder
     row = rows_with(encode, rows, 1)
     _, rollout, replaced = encode_with(encode, row, lambda o: [*o, *wrong_first(o)], rejects=rejects)
@@ -135,7 +135,7 @@ def test_sets_list_what_remains_after_the_prefix_of_the_model(shapes_data, tiny_
         assert branches.text == [(position - shift, *rest) for position, *rest in others.text]
 
 
-def test_a_rejected_token_becomes_less_likely_and_counts_as_no_label(encoder):
+def test_a_rejected_token_becomes_less_likely_and_is_not_counted_as_a_label(encoder):
     encode, rows = encoder
     row = rows_with(encode, rows, 1)
     _, _, replaced = encode_with(encode, row, wrong_first, rejects=True)
