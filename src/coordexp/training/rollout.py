@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from coordexp.answers.formats import AnswerFormat
 from coordexp.answers.parsed_answer import ParsedObject
 from coordexp.geometry import boxes
 from coordexp.inference.repetition import SuppressedCopies
@@ -71,12 +72,10 @@ def rollout_answer(
     )
 
 
-def grouped(rollout: RolloutAnswer) -> RolloutAnswer:
-    """The sequence with the objects of each description together, in the order of their first objects."""
-    first: dict[str, int] = {}
-    for n, obj in enumerate(rollout.objects):
-        first.setdefault(obj.desc, n)
-    order = sorted(range(len(rollout.objects)), key=lambda n: first[rollout.objects[n].desc])
+def arranged(rollout: RolloutAnswer, answer_format: AnswerFormat) -> RolloutAnswer:
+    """The sequence in the order in which the format lists its objects; in the given order where it has no rule."""
+    index = {id(obj): n for n, obj in enumerate(rollout.objects)}
+    order = [index[id(obj)] for obj in answer_format.arrange(rollout.objects)]
     columns = ([column[n] for n in order] for column in (rollout.objects, rollout.read, rollout.supervised))
     return RolloutAnswer(*columns, rollout.counts)
 

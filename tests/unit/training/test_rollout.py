@@ -5,11 +5,12 @@ import random
 
 import pytest
 
+from coordexp.answers.formats import format_of
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle, render_answer
 from coordexp.records import Object, coord_token
 from coordexp.sequence_options import RolloutOptions
-from coordexp.training.rollout import Continuation, RolloutCounts, departure, match_boxes, rollout_answer
+from coordexp.training.rollout import Continuation, RolloutCounts, arranged, departure, match_boxes, rollout_answer
 
 
 def box(desc, *bins):
@@ -146,3 +147,11 @@ def test_a_false_positive_departs_at_the_first_token_that_no_remaining_object_al
         assert departure(own, remaining, COORDS) == position, own
     assert departure([7, 2], [], COORDS) == 0
     assert departure([1, 2, 1100], [Continuation([1, 8], [])], COORDS) == 1  # the answer should have ended
+
+
+@pytest.mark.parametrize(("name", "expected"), [("json", "aba"), ("box_tokens", "aba"), ("grouped", "aab")])
+def test_an_answer_keeps_the_model_s_order_unless_its_format_groups_descriptions(name, expected):
+    rollout = rollout_answer(answered(A, C, B), [A, B, C], RolloutOptions(share=0.1))
+    found = arranged(rollout, format_of(PromptStyle(answer_format=name)))
+    assert "".join(obj.desc for obj in found.objects) == expected
+    assert [[coord_token(k) for k in bins] for bins in found.read] == [obj.bbox_2d for obj in found.objects]

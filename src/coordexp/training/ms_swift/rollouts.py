@@ -39,7 +39,7 @@ from coordexp.training.ms_swift.best_checkpoint import base_for_generation, eval
 from coordexp.training.ms_swift.custom_section import custom_section
 from coordexp.training.ms_swift.metrics import Mean, Total
 from coordexp.training.ms_swift.template import SOURCE, TARGETS, SampleSource, style_of
-from coordexp.training.rollout import Continuation, RolloutAnswer, departure, grouped, rollout_answer
+from coordexp.training.rollout import Continuation, RolloutAnswer, arranged, departure, rollout_answer
 
 NAME = "coordexp_rollouts"
 COUNTS = ("rollouts", "matched", "missed", "false_positives", "duplicates", "truncated", "discarded")
@@ -143,8 +143,7 @@ class Rollouts:
         text = self.template.tokenizer.decode(answer.tokens, skip_special_tokens=False)
         answered = parse_answer(text, style.coordinates, style.answer_format).objects
         rollout = rollout_answer(answered, source.sample.record.objects, self.options)
-        if rollout and format_of(style).shares_descriptions:
-            rollout = grouped(rollout)
+        rollout = rollout and arranged(rollout, format_of(style))
         replaced = rollout and encode_rollout(self.template, encoded, rollout, rejects=self.rejects)
         if replaced is None:
             counts["discarded"] += 1
