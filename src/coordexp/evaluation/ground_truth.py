@@ -252,7 +252,7 @@ def _phrases(images: list[ImageEntry], ids: np.ndarray, invalid: _InvalidEntries
     for i, image in enumerate(images):
         for entry in image.phrases or ():
             if {str(annotation_id) for annotation_id in entry.annotation_ids} <= known:
-                phrases.append(GroundTruthPhrase(i, entry.text, tuple(entry.annotation_ids)))
+                phrases.append(GroundTruthPhrase(i, entry.text, tuple(dict.fromkeys(entry.annotation_ids))))
             else:
                 invalid.counts["phrase without one of its objects"] += 1
     return phrases

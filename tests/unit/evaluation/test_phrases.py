@@ -122,6 +122,14 @@ def evaluated(case, folder, out=None, **options):
     return evaluate(predictions, annotations, options, dataset="refer", split="val", out=out)
 
 
+def test_an_object_that_a_phrase_names_twice_is_one_target(tmp_path):
+    case = small_case()
+    once = evaluated(case, tmp_path / "once").phrases.metrics
+    case.images[0]["phrases"][0]["annotation_ids"] = [1, 1]
+    case.images[0]["phrases"][3]["annotation_ids"] = [1, 2, 2]
+    assert evaluated(case, tmp_path / "twice").phrases.metrics == once
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_metrics_agree_with_a_slow_reference(seed, tmp_path):
     case = random_case(seed)

@@ -233,3 +233,10 @@ def test_polygons_are_detected_on_request(tmp_path, capsys):
         xs, ys = poly[0::2], poly[1::2]
         assert len(xs) == len(ys) >= 3 and box == [min(xs), min(ys), max(xs), max(ys)]
         assert max(xs) <= 2 * width and max(ys) <= 2 * height
+
+
+def test_a_logistic_calibration_does_not_replace_mean_scores_of_slices(taught, tmp_path):
+    write_json(tmp_path / "calibration.json", {"method": "logistic", "fitted": {}})
+    slices = SliceOptions(grids=((2, 2),), score="mean")
+    with pytest.raises(ConfigError, match=r"slices\.score: a logistic calibration replaces the mean score"):
+        Detector(taught, max_blocks=9, slices=slices, calibration=tmp_path / "calibration.json", lazy=True)
