@@ -28,7 +28,7 @@ class Detections:
     name: path or URL of the image, or `image 2` for the second of several images given as pixels.
     width, height: of the image in pixels, after EXIF rotation.
     objects: the predicted objects, with coordinates in [0, 1].
-    answer: what the model wrote, one line per prompt.
+    answer: what the model wrote, one line per answer.
     problems: number of parts of the answer that could not be used, by reason (docs/inference.md).
     truncated: whether the answer reached the maximum length; objects after that are missing.
     """

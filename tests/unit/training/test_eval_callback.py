@@ -72,6 +72,15 @@ def test_the_prompt_is_that_of_training(shapes_data, tiny_model):
         assert DetectionScorer(custom, tiny_model).options.protocol == protocol
 
 
+def test_labels_of_text_integers_are_not_restricted_which_their_grammar_does_not_support():
+    from coordexp.training.eval_callback import prompts_like_training
+
+    custom = Custom(category_ratio=1.0, max_named=2)
+    assert prompts_like_training(custom)["restrict_labels"]
+    integers = msgspec.structs.replace(custom, coord_tokens=msgspec.structs.replace(custom.coord_tokens, enabled=False))
+    assert not prompts_like_training(integers)["restrict_labels"]
+
+
 def test_training_on_prompts_of_few_categories_asks_for_every_category_in_turn(shapes_data, tiny_model):
     from coordexp.training.eval_callback import DetectionScorer
 

@@ -16,6 +16,7 @@ from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import BasePredictor, Request, checked_folder, local_processor
 from coordexp.inference.vllm_engine.settings import check_installed, engine_arguments, environment
 from coordexp.modeling.families import family_of
+from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import read_json
 
 QUEUED = 2  # requests in the engine per answer in progress, so that its scheduler always has one to start
@@ -87,6 +88,7 @@ class VllmPredictor(BasePredictor):
     def _add(self, request: Request, sample: int) -> str:
         """Add an answer to a request to the engine; returns its number."""
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
         from coordexp.inference.vllm_engine.processor import STEPPERS
@@ -110,5 +112,10 @@ class VllmPredictor(BasePredictor):
             "mm_processor_kwargs": {"do_resize": False},
         }
         STEPPERS[number] = None
-        self.engine.add_request(str(number), prompt, params)
+        try:
+            self.engine.add_request(str(number), prompt, params)
+        except VLLMValidationError as error:
+            del STEPPERS[number]
+            fix = "name fewer categories per prompt (predict.chunk) or use smaller images (max_blocks)"
+            raise DataError(located(f"vLLM rejects a prompt: {error}", fix=fix)) from error
         return str(number)

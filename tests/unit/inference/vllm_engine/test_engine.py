@@ -21,8 +21,12 @@ from coordexp.answers.render import PromptStyle
 from coordexp.inference.detector import Detector
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
+from coordexp.inference.predictor import Request, local_processor
+from coordexp.inference.prompts import Prompt
 from coordexp.modeling import tiny, vocab
+from coordexp.modeling.families import family_of
 from coordexp.records import Metadata, Prediction, Record
+from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_jsonl
 
 pytest.importorskip("vllm", reason="vllm is not installed: make test-vllm")
@@ -146,6 +150,26 @@ def test_a_detector_with_sampled_answers_finds_the_same_objects(tmp_path):
         assert labels == list(found.labels) and len(labels) > 0
         assert np.asarray(boxes) == pytest.approx(found.boxes, abs=1e-3)  # pixels
         assert scores == pytest.approx(list(found.scores), abs=1e-4)
+
+
+def test_a_prompt_that_vllm_rejects_is_an_error_with_its_remedy(tiny_model):
+    from types import SimpleNamespace
+
+    from vllm.exceptions import VLLMValidationError
+
+    from coordexp.inference.vllm_engine.predictor import VllmPredictor
+    from coordexp.inference.vllm_engine.processor import STEPPERS
+
+    def add_request(*given: object) -> None:
+        raise VLLMValidationError("longer than the maximum model length")
+
+    engine = SimpleNamespace(add_request=add_request)
+    config, options = json.loads((tiny_model / "config.json").read_text()), PredictOptions()
+    parts = (local_processor(tiny_model), family_of(tiny_model), config, options, PromptStyle())
+    request = Request(0, images()[0], Prompt())
+    with pytest.raises(DataError, match=r"maximum model length(.|\n)*predict\.chunk"):
+        list(VllmPredictor(engine, *parts).stream([request], 1))
+    assert not STEPPERS
 
 
 def test_a_killed_engine_loses_no_finished_prediction(tmp_path):
