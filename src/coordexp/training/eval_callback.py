@@ -65,7 +65,7 @@ class DetectionScorer(Scorer):
             temperature=custom.loss.temperature,
             geometry=geometry_kinds(self.records),
             poly_max_points=max_polygon_points(self.records),
-            **prompts_like_training(custom),
+            **prompts_like_training(custom, 0 if federated else len(categories)),
         )
         self.categories = [category.name for category in categories]
         check_category_grids(self.options, self.categories)
@@ -162,12 +162,17 @@ def _scored(predictions: list[Prediction], ground_truth: GroundTruth) -> tuple[d
     return {name: metrics[name] for name in VALUE_NAMES.names()}, scores.counts
 
 
-def prompts_like_training(custom: Custom) -> dict[str, Any]:
-    """Prediction options whose prompts are those of training: open, or with categories or phrases if all have them."""
+def prompts_like_training(custom: Custom, exhaustive: int = 0) -> dict[str, Any]:
+    """Prediction options whose prompts are those of training: open, or with categories or phrases if all have them.
+
+    exhaustive: number of categories if they are annotated exhaustively; 0 if they are not, or if it is unknown.
+    """
     if custom.phrase_ratio == 1:
         return {"protocol": "phrases"}
     if custom.category_ratio < 1:
         return {"protocol": "open"}
+    if custom.max_named is None and custom.named_categories is None and 0 < exhaustive <= custom.negatives:
+        return {"protocol": "all_categories", "chunk": exhaustive}  # as in training, absent categories are named too
     if custom.max_named is None:
         return {"protocol": "image_categories"}
     return {"protocol": "all_categories", "chunk": custom.max_named, "restrict_labels": custom.coord_tokens.enabled}

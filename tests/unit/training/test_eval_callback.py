@@ -81,6 +81,21 @@ def test_labels_of_text_integers_are_not_restricted_which_their_grammar_does_not
     assert not prompts_like_training(integers)["restrict_labels"]
 
 
+@pytest.mark.parametrize(
+    ("options", "exhaustive", "expected"),
+    [
+        ({"negatives": 80}, 80, {"protocol": "all_categories", "chunk": 80}),
+        ({"negatives": 79}, 80, {"protocol": "image_categories"}),
+        ({"negatives": 80}, 0, {"protocol": "image_categories"}),
+        ({"negatives": 80, "named_categories": ("cat",)}, 80, {"protocol": "image_categories"}),
+    ],
+)
+def test_absent_categories_are_asked_for_if_every_training_prompt_names_them(options, exhaustive, expected):
+    from coordexp.training.eval_callback import prompts_like_training
+
+    assert prompts_like_training(Custom(category_ratio=1.0, **options), exhaustive) == expected
+
+
 def test_training_on_prompts_of_few_categories_asks_for_every_category_in_turn(shapes_data, tiny_model):
     from coordexp.training.eval_callback import DetectionScorer
 
