@@ -223,7 +223,7 @@ def test_a_hub_provides_the_pinned_files(folder, tmp_path, monkeypatch, source):
     module = {"hf": "huggingface_hub", "modelscope": "modelscope"}[source]
     monkeypatch.setattr(f"{module}.snapshot_download", snapshot_download)
     facts = fetch.fetch("big", {"source": source, "repo": "a/b", "revision": "abc"}, tmp_path / "out")
-    assert asked == {"repo": "a/b", "revision": "abc", "patterns": ["*.safetensors", "*.json", "*.jinja", "*.txt"]}
+    assert asked == {"repo": "a/b", "revision": "abc", "patterns": [*contents.PATTERNS, *contents.LICENCES]}
     assert facts["revision"] == "abc"
     helpers.load(tmp_path / "out")
 

@@ -138,17 +138,18 @@ def test_evaluation_does_not_depend_on_training():
     assert not any(name.startswith(layers) for name in modules)
 
 
-def test_loss_curves_do_not_depend_on_evaluation():
+def test_loss_curves_depend_on_the_evaluation_of_image_use_only():
     modules = closure("workflow_scripts.curves", ROOTS)
     assert "coordexp.reporting.curves" in modules
-    assert not any(name.startswith("coordexp.evaluation") for name in modules)
+    names = {"coordexp.evaluation", "coordexp.evaluation.image_use"}  # the caution about models that ignore the image
+    assert {name for name in modules if name.startswith("coordexp.evaluation")} <= names
 
 
 def test_training_depends_on_the_loss_and_its_evaluation_on_decoder_and_metrics():
     plugins = (f"coordexp.training.ms_swift.{name}" for name in ("plugin", "eval_plugin"))
     training, evaluating = (closure(name, ROOTS) for name in plugins)
     assert {"coordexp.losses.criterion", "coordexp.training.ms_swift.trainer"} <= training
-    names = {"coordexp.evaluation", "coordexp.evaluation.metrics"}  # recipes name metrics
+    names = {f"coordexp.evaluation{name}" for name in ("", ".image_use", ".metrics")}  # recipes name metrics
     assert {name for name in training if name.startswith(("coordexp.inference", "coordexp.evaluation"))} <= names
     assert {"coordexp.inference.decoder", "coordexp.evaluation.coco_lvis_ap"} <= evaluating
 

@@ -169,7 +169,14 @@ def test_the_scripts_of_the_rules_ask_for_what_was_granted(rule, tmp_path):
     numbers = {"train": "--nodes 1 --made-from 0 --rerun-on-code-change False", "predict": "--shard 1 --shards 1"}[
         rule
     ].split()
-    command = [sys.executable, "-m", f"workflow_scripts.{rule}", "--config", json.dumps({"processes": 3}), *files]
+    command = [
+        sys.executable,
+        "-m",
+        f"workflow_scripts.{rule}",
+        "--config",
+        json.dumps({"processes": 3, "options": {}}),
+        *files,
+    ]
     command += [*numbers, "--threads", "1", "--gpus", "3"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPROFILEIMPORTTIME": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)

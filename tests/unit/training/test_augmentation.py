@@ -187,7 +187,8 @@ def test_a_sample_of_a_phrase_is_not_cropped_and_flipped_only_without_sides(tmp_
     options = Augmentation(crop=1.0, crop_area=(0.1, 0.1), flip=1.0, scale=(0.5, 0.5))
     changed = augment(sample, options, (1, 0, 0), 32, "sorted").sample
     assert changed.record.objects[0].norm == pytest.approx([1 - 20 / 192, 0, 1, 20 / 128])
-    assert may_flip(sample, options) and not may_flip(sample._replace(phrase="the leftmost one"), options)
+    words = options.flip_words
+    assert may_flip(sample, words) and not may_flip(sample._replace(phrase="the leftmost one"), words)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,11 @@ def test_the_users_environment_takes_precedence_over_the_defaults_for_gpus(tmp_p
     monkeypatch.setattr(launch, "supervise", lambda command, env, *_: given.append(env) or (0, False))
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
     monkeypatch.delenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", raising=False)
-    job = {"arguments": {}, "custom": {"detection_eval": {"every": 0}}, "checkpoints": str(tmp_path)}
+    job = {
+        "arguments": {},
+        "custom": {"detection_eval": {"every": 0}, "rollout": {"share": 0.0}},
+        "checkpoints": str(tmp_path),
+    }
     (tmp_path / "job.json").write_text(json.dumps(job))
     launch.launch(tmp_path / "job.json", DistributedConfig(1, 1, 1))
     assert given[0]["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"

@@ -115,7 +115,7 @@ def test_packs_fit_their_planned_length_in_every_epoch(encoder):
     callback = CheckpointCallback(None, SimpleNamespace(template=encode))
     try:
         for epoch in (0, 1, 2):
-            callback.on_epoch_begin(None, SimpleNamespace(epoch=float(epoch)), None)
+            callback.on_epoch_begin(None, SimpleNamespace(epoch=float(epoch), num_train_epochs=3), None)
             lengths = [sum(len(row["input_ids"]) for row in packed[i]) for i in range(len(packed))]
             assert lengths == packed.packed_length and max(lengths) <= limit
     finally:
