@@ -24,7 +24,7 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vertical_flip_words: Annotated[
         tuple[str, ...],
         Meta(description="no vertical flip if a description or category contains a word that starts with one of these"),
-    ] = ("top", "bottom", "upper", "lower", "above", "below")
+    ] = ("top", "bottom", "upper", "lower", "above", "below", "under", "beneath", "highest", "lowest")
     scale: Annotated[
         tuple[Factor, Factor], Meta(description="smallest and largest factor by which both sides are scaled")
     ] = (1.0, 1.0)
