@@ -15,7 +15,8 @@ import pytest
         ),
     ],
 )
-def test_a_wrong_configuration_is_explained_without_a_traceback(new_workflow, changes, target, expected):
+def test_a_wrong_configuration_is_explained_without_a_traceback(new_workflow, monkeypatch, changes, target, expected):
+    monkeypatch.delenv("COORDEXP_VLLM_PYTHON", raising=False)  # the tests of reruns set it
     workflow = new_workflow("wrong")
     workflow.change(workflow.changes | changes)
     done = workflow.run("--dry-run", target, check=False)
