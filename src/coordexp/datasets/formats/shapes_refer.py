@@ -8,7 +8,7 @@ The phrases and their answers are computed from the geometry of the shapes:
     the small triangle above the blue one  a relation to one other shape
 
 A phrase is used only if its answer is clear: relative positions differ by at least MARGIN. A phrase that describes
-nothing is of the same kinds: no shape has the attributes, or none stands in the relation.
+nothing is of the same kinds: no shape has the attributes, or none is in that position.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from coordexp.datasets.formats.shapes import (
     place_shapes,
     render_shapes,
 )
-from coordexp.datasets.source import Source
 from coordexp.runtime.io import atomic_dir
 
 MARGIN = 0.1  # by which centres differ along an axis for one shape to be further left, right, up or down
@@ -102,11 +101,9 @@ class ShapesReferFormat(GeneratedFormat[ShapesReferDataset]):
     Options = ShapesReferDataset
     SplitOptions = ShapesReferOptions
 
-    def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
-        """Generate images and annotations of `split`."""
-        images, annotations = raw_dir / "images" / split, self.annotation_path(split, raw_dir)
-        generate(self.split_options(split), images, annotations)
-        return self.source(split, annotations, [images])
+    def generate(self, split: str, images_dir: Path, annotations: Path) -> None:
+        """See `GeneratedFormat.generate`."""
+        generate(self.split_options(split), images_dir, annotations)
 
 
 class Shape(NamedTuple):

@@ -173,10 +173,10 @@ def test_a_prompt_that_vllm_rejects_is_an_error_with_its_remedy(tiny_model):
 
 
 def test_a_killed_engine_loses_no_finished_prediction(tmp_path):
-    rows, pictures = [], images()
+    rows, examples = [], images()
     for n in range(24):
-        pictures[n % 5].save(tmp_path / f"{n}.png")
-        rows.append(Record([f"{n}.png"], *pictures[n % 5].size, "pixel", [], Metadata(n, 640, 480)))
+        examples[n % 5].save(tmp_path / f"{n}.png")
+        rows.append(Record([f"{n}.png"], *examples[n % 5].size, "pixel", [], Metadata(n, 640, 480)))
     records, out = tmp_path / "val.jsonl", tmp_path / "p.jsonl"
     write_jsonl(records, rows)
     model, style = taught_checkpoint(PromptStyle()), PromptStyle()
