@@ -17,8 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import FORMATS, PerSplit
-from coordexp.datasets.formats.generated import GeneratedFormat, overrides_of
-from coordexp.datasets.source import Source
+from coordexp.datasets.formats.generated import GeneratedFormat, add_boxes, overrides_of
 from coordexp.geometry import boxes
 from coordexp.runtime.io import atomic_dir
 
@@ -75,11 +74,9 @@ class CellsFormat(GeneratedFormat[CellsDataset]):
     Options = CellsDataset
     SplitOptions = CellsOptions
 
-    def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
-        """Generate images and annotations of `split`."""
-        images, annotations = raw_dir / "images" / split, self.annotation_path(split, raw_dir)
-        generate(self.split_options(split), images, annotations)
-        return self.source(split, annotations, [images])
+    def generate(self, split: str, images_dir: Path, annotations: Path) -> None:
+        """See `GeneratedFormat.generate`."""
+        generate(self.split_options(split), images_dir, annotations)
 
 
 class Cell(NamedTuple):
@@ -113,11 +110,8 @@ def generate(options: CellsOptions, images_dir: Path, annotations: Path) -> None
             cells = place_cells(options, rng)
             draw_cells(cells, options, rng).save(folder / name, quality=95)
             writer.add_image({"id": i + 1, "file_name": name, "width": width, "height": height})
-            for cell in cells:
-                box = boxes.clip(cell.box, width, height)
-                xywh = np.round([*box[:2], *(box[2:] - box[:2])], 2).tolist()
-                ident = {"id": writer.annotation_count + 1, "image_id": i + 1, "category_id": ids[cell.category]}
-                writer.add_annotation({**ident, "bbox": xywh, "area": round(xywh[2] * xywh[3], 2), "iscrowd": 0})
+            clipped = ((ids[cell.category], boxes.clip(cell.box, width, height)) for cell in cells)
+            add_boxes(writer, i + 1, clipped)
         writer.set_categories([{"id": n, "name": name} for name, n in ids.items()])
 
 

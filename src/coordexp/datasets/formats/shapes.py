@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import FORMATS, PerSplit
 from coordexp.datasets.formats.generated import GeneratedFormat, overrides_of
-from coordexp.datasets.source import Source
 from coordexp.runtime.io import atomic_dir
 
 COLORS = {
@@ -121,12 +120,9 @@ class ShapesFormat(GeneratedFormat[ShapesDataset]):
     SplitOptions = ShapesOptions
     federated = True
 
-    def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
-        """Generate images and annotations of `split`."""
-        images = raw_dir / "images" / split
-        annotations = self.annotation_path(split, raw_dir)
-        generate(self.split_options(split), images, annotations, f"generated shapes, {split}")
-        return self.source(split, annotations, [images])
+    def generate(self, split: str, images_dir: Path, annotations: Path) -> None:
+        """See `GeneratedFormat.generate`."""
+        generate(self.split_options(split), images_dir, annotations, f"generated shapes, {split}")
 
 
 def categories(options: ShapesOptions) -> list[dict]:

@@ -16,8 +16,7 @@ from PIL import Image, ImageDraw
 
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.formats.base import FORMATS, PerSplit
-from coordexp.datasets.formats.generated import GeneratedFormat, overrides_of
-from coordexp.datasets.source import Source
+from coordexp.datasets.formats.generated import GeneratedFormat, add_boxes, overrides_of
 from coordexp.runtime.io import atomic_dir
 
 COLORS = {"red": (190, 50, 45), "green": (50, 140, 70), "blue": (50, 80, 180), "brown": (120, 80, 50)}
@@ -92,11 +91,9 @@ class ShelfFormat(GeneratedFormat[ShelfDataset]):
     Options = ShelfDataset
     SplitOptions = ShelfOptions
 
-    def provide(self, split: str, folder: Path, raw_dir: Path) -> Source:
-        """Generate images and annotations of `split`."""
-        images, annotations = raw_dir / "images" / split, self.annotation_path(split, raw_dir)
-        generate(self.split_options(split), images, annotations)
-        return self.source(split, annotations, [images])
+    def generate(self, split: str, images_dir: Path, annotations: Path) -> None:
+        """See `GeneratedFormat.generate`."""
+        generate(self.split_options(split), images_dir, annotations)
 
 
 class Shelf(NamedTuple):
@@ -121,10 +118,7 @@ def generate(options: ShelfOptions, images_dir: Path, annotations: Path) -> None
             shelf = place_books(options, rng)
             draw_shelf(shelf, options, rng).save(folder / name, compress_level=1)
             writer.add_image({"id": i + 1, "file_name": name, "width": width, "height": height})
-            for box in shelf.boxes:
-                xywh = np.round([*box[:2], *(box[2:] - box[:2])], 2).tolist()
-                ident = {"id": writer.annotation_count + 1, "image_id": i + 1, "category_id": ids[shelf.color]}
-                writer.add_annotation({**ident, "bbox": xywh, "area": round(xywh[2] * xywh[3], 2), "iscrowd": 0})
+            add_boxes(writer, i + 1, ((ids[shelf.color], box) for box in shelf.boxes))
         writer.set_categories([{"id": n, "name": f"{name}_book"} for name, n in ids.items()])
 
 
