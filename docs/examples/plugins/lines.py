@@ -4,7 +4,6 @@ import re
 from collections import Counter
 
 from coordexp.answers.formats import FORMATS, AnswerFormat
-from coordexp.answers.formats.json_objects import coordinate_starts
 from coordexp.answers.parsed_answer import COORDINATE, STRING, ParsedAnswer, ParsedObject, object_problem, parse_string
 
 
@@ -21,9 +20,6 @@ class Lines(AnswerFormat):
 
     def separator(self, kind, n):
         return " "
-
-    def coordinate_starts(self, text):
-        return coordinate_starts(text)
 
     def parse(self, text):
         coordinates = rf"{COORDINATE[self.style.coordinates]}(?: {COORDINATE[self.style.coordinates]})*"

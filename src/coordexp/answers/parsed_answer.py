@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -36,6 +37,7 @@ def pattern(text: str) -> re.Pattern[str]:
     return re.compile(text, re.DOTALL | re.ASCII)
 
 
+_BIN = pattern(r"\d+")
 END_OF_TURN = pattern(r"(?:<\|im_end\|>|<\|endoftext\|>|[ \t\n\r])*+\Z")
 
 
@@ -61,6 +63,27 @@ class ParsedAnswer(msgspec.Struct, frozen=True):
     objects: list[ParsedObject]
     problems: dict[str, int]
     complete: bool
+
+
+def add_object(
+    objects: list[ParsedObject],
+    problems: Counter[str],
+    kind: Kind,
+    quoted: str,
+    coords: str,
+    spans: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+) -> None:
+    """Append an object to `objects`, or count in `problems` why it cannot be used.
+
+    quoted: the description as a JSON string. coords: the text that contains the bins, and no other digits. spans: those
+    of `ParsedObject`, in its order.
+    """
+    desc, bins = parse_string(quoted), [int(k) for k in _BIN.findall(coords)]
+    problem = object_problem(desc, kind, bins)
+    if problem is None:
+        objects.append(ParsedObject(desc, kind, bins, *spans))  # type: ignore[arg-type]
+    else:
+        problems[problem] += 1
 
 
 def object_problem(desc: str | None, kind: Kind, bins: list[int]) -> str | None:

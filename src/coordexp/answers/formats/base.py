@@ -12,13 +12,16 @@ import re
 from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from coordexp.answers.parsed_answer import Kind, ParsedAnswer
-from coordexp.records import Object, coord_bin
+from coordexp.answers.parsed_answer import STRING, Kind, ParsedAnswer, pattern
+from coordexp.records import COORD_TOKEN, Object, coord_bin
 from coordexp.runtime.errors import ModelError, located
 from coordexp.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from coordexp.answers.render import PromptStyle
+
+# Strings are matched first, so that coordinate tokens in a description do not count.
+_STRING_OR_COORDINATE = pattern(rf"{STRING}|{COORD_TOKEN.pattern}")
 
 
 class Item(NamedTuple):
@@ -75,8 +78,11 @@ class AnswerFormat:
             raise ModelError(located("the tokenizer lacks special tokens of the answer format", found=missing, fix=fix))
 
     def coordinate_starts(self, text: str) -> list[int]:
-        """Where each coordinate token outside of descriptions starts, in characters."""
-        raise NotImplementedError
+        """Where each coordinate token outside of descriptions starts, in characters.
+
+        Descriptions are JSON strings here; a format that writes them in another way overrides this.
+        """
+        return [match.start() for match in _STRING_OR_COORDINATE.finditer(text) if match[0][0] != '"']
 
     def arrange(self, objects: Sequence[Object]) -> list[Object]:
         """The objects in the order in which the format lists them; the given order where it has no rule."""

@@ -20,8 +20,7 @@ from coordexp.answers.parsed_answer import (
     Kind,
     ParsedAnswer,
     ParsedObject,
-    object_problem,
-    parse_string,
+    add_object,
     pattern,
     search_answer,
 )
@@ -37,7 +36,6 @@ _GEOMETRY_OPENING = pattern(r"<\|(?:box|quad)_start\|>")
 _PART = pattern(r"<\|(?:box|quad|object_ref)_start\|>")
 _SPACES = pattern(r"[ \t\n\r]++")
 _REASONED = "</think>"
-_BIN = pattern(r"\d+")
 _POINT = {
     "token": COORDINATE["token"],
     "integer": rf"\({WS}{COORDINATE['integer']}{WS},{WS}{COORDINATE['integer']}{WS}\)",
@@ -134,16 +132,10 @@ class BoxTokens(AnswerFormat):
         if ref is None or inside is None:
             problems["bad_syntax" if ref is None else "not_coord_tokens"] += 1
             return
-        bins = [int(k) for k in _BIN.findall(inside["coords"])]
-        desc = parse_string(f'"{ref["desc"]}"')
-        reason = object_problem(desc, kind, bins)
-        if reason is not None:
-            problems[reason] += 1
-            return
         begin = geometry.start("inside")
         coords = (begin + inside.start("coords"), begin + inside.end("coords"))
         spans = (geometry.span(), (ref.start("desc"), ref.end()), coords)
-        objects.append(ParsedObject(desc, kind, bins, *spans))  # type: ignore[arg-type]
+        add_object(objects, problems, kind, f'"{ref["desc"]}"', inside["coords"], spans)
 
 
 def _counted(problems: Counter[str]) -> dict[str, int]:

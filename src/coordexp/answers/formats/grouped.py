@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from coordexp.answers.formats.base import FORMATS, AnswerFormat, Item
-from coordexp.answers.formats.json_objects import coordinate_starts
 from coordexp.answers.parsed_answer import (
     COORDINATE,
     END_OF_TURN,
@@ -23,8 +22,7 @@ from coordexp.answers.parsed_answer import (
     Kind,
     ParsedAnswer,
     ParsedObject,
-    object_problem,
-    parse_string,
+    add_object,
     pattern,
     search_answer,
 )
@@ -43,7 +41,6 @@ _COORDINATES = {
     for notation, coord in COORDINATE.items()
 }
 _COORDINATE_RUN = pattern(r"(?:<\|coord_\d+\|>[ \t\n\r]*+)+")
-_BIN = pattern(r"\d+")
 
 
 @FORMATS.register("grouped")
@@ -78,10 +75,6 @@ class Grouped(AnswerFormat):
         """The rest of the group if there is one, as long as the objects are arranged."""
         group = [n for n, item in enumerate(remaining) if item == previous]
         return group if group and group[0] == 0 else super().candidates(previous, remaining)
-
-    def coordinate_starts(self, text: str) -> list[int]:
-        """See `AnswerFormat.coordinate_starts`."""
-        return coordinate_starts(text)
 
     def parse(self, text: str) -> ParsedAnswer:
         """See `AnswerFormat.parse`."""
@@ -136,13 +129,6 @@ class Grouped(AnswerFormat):
         self, group: re.Match[str], geometry: re.Match[str], objects: list[ParsedObject], problems: Counter[str]
     ) -> None:
         """Append the object of a geometry in a group to `objects`, or count why it cannot be used."""
-        kind = _KINDS[group["mark"]]
-        bins = [int(k) for k in _BIN.findall(geometry["coords"])]
-        desc = parse_string(group["desc"])
-        reason = object_problem(desc, kind, bins)
-        if reason is not None:
-            problems[reason] += 1
-            return
         coords = geometry.span("coords")
         spans = (coords, (group.start("desc") + 1, group.end("desc")), coords)
-        objects.append(ParsedObject(desc, kind, bins, *spans))  # type: ignore[arg-type]
+        add_object(objects, problems, _KINDS[group["mark"]], group["desc"], geometry["coords"], spans)

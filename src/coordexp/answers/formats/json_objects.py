@@ -21,12 +21,10 @@ from coordexp.answers.parsed_answer import (
     Kind,
     ParsedAnswer,
     ParsedObject,
-    object_problem,
-    parse_string,
+    add_object,
     pattern,
     search_answer,
 )
-from coordexp.records import COORD_TOKEN
 
 if TYPE_CHECKING:
     from coordexp.answers.render import PromptStyle
@@ -60,14 +58,6 @@ _HEADER = pattern(rf'\{{{WS}"objects"{WS}:{WS}\[{WS}')
 _SEPARATOR = pattern(rf"{WS},{WS}")
 _CLOSE = pattern(rf"{WS}\]{WS}\}}")
 _CLOSED_TAIL = pattern(rf"\}}{WS}\]{WS}\}}(?:<\|im_end\|>|<\|endoftext\|>|[ \t\n\r])*+\Z")
-_BIN = pattern(r"\d+")
-# Strings are matched first, so that coordinate tokens in a description do not count.
-STRING_OR_COORDINATE = pattern(rf"{STRING}|{COORD_TOKEN.pattern}")
-
-
-def coordinate_starts(text: str) -> list[int]:
-    """Where each coordinate token outside of JSON strings starts."""
-    return [match.start() for match in STRING_OR_COORDINATE.finditer(text) if match[0][0] != '"']
 
 
 @FORMATS.register("json")
@@ -98,10 +88,6 @@ class JsonObjects(AnswerFormat):
     def separator(self, kind: Kind, n: int) -> str:
         """See `AnswerFormat.separator`."""
         return self.comma
-
-    def coordinate_starts(self, text: str) -> list[int]:
-        """See `AnswerFormat.coordinate_starts`."""
-        return coordinate_starts(text)
 
     def parse(self, text: str) -> ParsedAnswer:
         """See `AnswerFormat.parse`."""
@@ -170,14 +156,8 @@ def _keep_or_count(match: re.Match[str], objects: list[ParsedObject], problems: 
     n = 1 if match["desc1"] is not None else 2  # which field order matched
     kind: Kind = match[f"kind{n}"]  # type: ignore[assignment]
     coords = match[f"coords{n}"]
-    bins = [int(k) for k in _BIN.findall(coords)]
-    desc = parse_string(match[f"desc{n}"])
-    reason = object_problem(desc, kind, bins)
-    if reason is None:
-        start, end = match.span(f"desc{n}")
-        first = match.start(f"coords{n}") + 1
-        inside = coords[1:].rstrip("] \t\n\r")
-        spans = (match.span(), (start + 1, end), (first, first + len(inside)))
-        objects.append(ParsedObject(desc, kind, bins, *spans))  # type: ignore[arg-type]
-    else:
-        problems[reason] += 1
+    start, end = match.span(f"desc{n}")
+    first = match.start(f"coords{n}") + 1
+    inside = coords[1:].rstrip("] \t\n\r")
+    spans = (match.span(), (start + 1, end), (first, first + len(inside)))
+    add_object(objects, problems, kind, match[f"desc{n}"], coords, spans)
