@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from coordexp.answers.formats import FORMATS, AnswerFormat
-from coordexp.answers.parsed_answer import COORDINATE, STRING, ParsedAnswer, ParsedObject, object_problem, parse_string
+from coordexp.answers.parsed_answer import COORDINATE, STRING, ParsedAnswer, add_object
 
 
 @FORMATS.register("lines")
@@ -25,12 +25,8 @@ class Lines(AnswerFormat):
         coordinates = rf"{COORDINATE[self.style.coordinates]}(?: {COORDINATE[self.style.coordinates]})*"
         objects, problems = [], Counter()
         for line in re.finditer(rf"^({STRING}) ({coordinates})$", text, re.MULTILINE):
-            desc, bins = parse_string(line[1]), [int(k) for k in re.findall(r"\d+", line[2])]
-            if reason := object_problem(desc, "bbox_2d", bins):
-                problems[reason] += 1
-            else:
-                spans = (line.span(), (line.start(1) + 1, line.end(1)), line.span(2))
-                objects.append(ParsedObject(desc, "bbox_2d", bins, *spans))
+            spans = (line.span(), (line.start(1) + 1, line.end(1)), line.span(2))
+            add_object(objects, problems, "bbox_2d", line[1], line[2], spans)
         complete = re.search(r"^end\b", text, re.MULTILINE) is not None
         problems["bad_syntax"] += len(text.splitlines()) - len(objects) - problems.total() - complete
         return ParsedAnswer(objects, dict(+problems), complete)
