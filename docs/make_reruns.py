@@ -18,6 +18,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import msgspec
 import yaml
@@ -113,11 +114,13 @@ Plan = dict[tuple, Job]
 
 def plan(changes: Mapping[str, Any], targets: tuple[str, ...] = TARGETS, repository: Path = REPOSITORY) -> Plan:
     """All jobs of `targets` under `changes` of the configuration, by rule and outputs; nothing is run."""
-    os.environ.setdefault(PYTHON, sys.executable)  # `engine: vllm` is an error without it where vllm is not installed
     results = changes.get("data", {}).get("output_base", "results")
     wanted = {f"{results}/{target}" for target in targets}
     config = ConfigSettings(config=copy.deepcopy(dict(changes)), configfiles=[repository / "config/config.yaml"])
+    # `engine: vllm` is an error without this variable where vllm is not installed.
+    vllm = {PYTHON: os.environ.get(PYTHON, sys.executable)}
     with (
+        patch.dict(os.environ, vllm),  # restores the environment, which the Snakefile changes too
         tempfile.TemporaryDirectory() as folder,
         SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api,
         contextlib.redirect_stdout(io.StringIO()),

@@ -16,7 +16,7 @@ import pytest
     ],
 )
 def test_a_wrong_configuration_is_explained_without_a_traceback(new_workflow, monkeypatch, changes, target, expected):
-    monkeypatch.delenv("COORDEXP_VLLM_PYTHON", raising=False)  # the tests of reruns set it
+    monkeypatch.delenv("COORDEXP_VLLM_PYTHON", raising=False)
     workflow = new_workflow("wrong")
     workflow.change(workflow.changes | changes)
     done = workflow.run("--dry-run", target, check=False)
