@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from inference_helpers import SIZES, read
+from server_process import started
 
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.import_responses import import_responses
@@ -32,30 +27,11 @@ START_SECONDS = 180
 @pytest.fixture(scope="module")
 def server(taught, tmp_path_factory):
     """Base address of a server of the taught predictor."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(taught)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
-        try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-
-
-def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            urllib.request.urlopen(address, timeout=5)
-            return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.5)
-    pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
+    command += ["--host", "127.0.0.1", "--device", "cpu"]
+    env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with started(command, env, tmp_path_factory.mktemp("server") / "log", START_SECONDS) as address:
+        yield address
 
 
 def run_example(max_tokens: int = 4096, **given: object) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from inference_helpers import SIZES, read
+from server_process import started
 
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle
@@ -32,32 +27,10 @@ START_SECONDS = 900
 @pytest.fixture(scope="module")
 def server(taught, tmp_path_factory):
     """Base address of `coordexp serve`."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "coordexp.cli", "serve", str(taught), "--port", str(port)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(REPOSITORY / "src")}
-    with (
-        log.open("w") as out,
-        subprocess.Popen([*command, "--vllm=--enforce-eager"], stdout=out, stderr=out, env=env) as process,
-    ):
-        try:
-            end = time.monotonic() + START_SECONDS
-            while not answers(f"http://127.0.0.1:{port}/health"):
-                assert process.poll() is None and time.monotonic() < end, log.read_text()[-4000:]
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-
-
-def answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(address, timeout=5)
-        return True
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
+    command = [sys.executable, "-m", "coordexp.cli", "serve", str(taught), "--vllm=--enforce-eager"]
+    env = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(REPOSITORY / "src")}
+    with started(command, env, tmp_path_factory.mktemp("server") / "log", START_SECONDS) as address:
+        yield address
 
 
 def run_example(**given: object) -> None:
