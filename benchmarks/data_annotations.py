@@ -33,8 +33,9 @@ def without_pixels(manifest: Path, out: Path, workers: int) -> None:
     from coordexp.datasets import convert as stage
 
     chunk_conversion.find_image = lambda name, dirs, from_url=False: (0, name.rsplit("/", 1)[-1])
-    chunk_conversion.prepare_image = lambda *a: "skipped"
-    options = stage.ConvertOptions(num_workers=workers)
+    chunk_conversion.prepare_image = lambda *_, **__: "skipped"
+    chunk_conversion.exif_convention = lambda *_: None
+    options = stage.ConvertOptions(num_workers=workers, on_duplicate="ignore")
     stage.convert(manifest, out / "train.jsonl", out / "images", options, BLOCKS, out / "stats.json")
 
 
