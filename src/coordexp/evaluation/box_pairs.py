@@ -17,7 +17,7 @@ from coordexp.runtime import tuning
 SLACK = 1e-6  # relative to the numbers compared, far above rounding errors
 
 
-def box_iou(detection: np.ndarray, ground_truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+def box_iou(detection: np.ndarray, ground_truth: np.ndarray, crowd: np.ndarray | bool = False) -> np.ndarray:
     """IoU of paired boxes, float64 [P, 4] as x, y, w, h; for crowds the intersection over the detection's area."""
     low = np.maximum(detection[:, :2], ground_truth[:, :2])
     high = np.minimum(detection[:, :2] + detection[:, 2:], ground_truth[:, :2] + ground_truth[:, 2:])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordexp.evaluation.bootstrap import INTERVALS, interval, replicates
+from coordexp.evaluation.box_pairs import box_iou
 from coordexp.evaluation.breakdowns import none_if_nan
 from coordexp.evaluation.detections import Detections
 from coordexp.evaluation.greedy_matching import Targets, greedy, rank_in_group
@@ -20,7 +21,7 @@ from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.metrics import PHRASE_METRICS
 from coordexp.evaluation.phrase_results import NumberOfTargets, PhraseExample, PhraseResult, PhraseRow
 from coordexp.evaluation.result_types import ConfidenceIntervals
-from coordexp.geometry.boxes import paired_iou, xywh_to_xyxy
+from coordexp.geometry.boxes import xywh_to_xyxy, xyxy_to_xywh
 
 IOU = 0.5
 DESCRIPTION = "each phrase is asked separately; boxes match targets at IoU >= 0.5, without a score threshold"
@@ -89,7 +90,7 @@ def score_phrases(ground_truth: GroundTruth, detections: Detections) -> ScoredPh
     answered = np.flatnonzero((targets == 1) & (boxes > 0))
     first = rows[(np.cumsum(boxes) - boxes)[answered]]
     only = objects[(np.cumsum(targets) - targets)[answered]]
-    best_iou[answered] = paired_iou(xywh_to_xyxy(detections.box[first]), xywh_to_xyxy(ground_truth.box[only]))
+    best_iou[answered] = box_iou(detections.box[first], ground_truth.box[only])
     true_positives = np.bincount(code[taken[:, 0] >= 0], minlength=len(phrases))
     return ScoredPhrases([p.text for p in phrases], image, targets, boxes, true_positives, best_iou)
 
@@ -152,15 +153,16 @@ def _baselines(ground_truth: GroundTruth) -> dict[str, float | None]:
         return dict.fromkeys(("largest_object", "random_object", "same_box"))
     row_of = _rows_by_id(ground_truth)
     rows = np.array([row_of[str(phrase.annotation_ids[0])] for phrase in single])
-    target, image = xywh_to_xyxy(ground_truth.box[rows]), ground_truth.image[rows]
+    target, image = ground_truth.box[rows], ground_truth.image[rows]
     size = np.tile(ground_truth.sizes[image], 2)
-    constant = paired_iou(np.median(target / size, axis=0) * size, target) >= IOU
+    same_box = xyxy_to_xywh(np.median(xywh_to_xyxy(target) / size, axis=0) * size)
+    constant = box_iou(same_box, target) >= IOU
     low, high = (np.searchsorted(ground_truth.image, image, side) for side in ("left", "right"))
     largest, random = [], []
     for a, b, box in zip(low, high, target, strict=True):
-        objects = xywh_to_xyxy(ground_truth.box[a:b])
-        correct = paired_iou(objects, np.broadcast_to(box, objects.shape)) >= IOU
-        largest.append(correct[np.argmax(ground_truth.box[a:b, 2:].prod(axis=1))])
+        objects = ground_truth.box[a:b]
+        correct = box_iou(objects, box[None]) >= IOU
+        largest.append(correct[np.argmax(objects[:, 2:].prod(axis=1))])
         random.append(correct.mean())
     means = np.mean(largest), np.mean(random), np.mean(constant)
     return dict(zip(("largest_object", "random_object", "same_box"), map(float, means), strict=True))

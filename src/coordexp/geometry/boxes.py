@@ -47,14 +47,6 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU [N] of `a` [N, 4] with the box of `b` [N, 4] in the same row; the IoU of two empty boxes is 0."""
-    inner = np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], axis=1)
-    inter = area(inner)
-    union = area(a) + area(b) - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-
-
 def giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pairwise generalised IoU [N, M] in [-1, 1] (Rezatofighi et al., 2019, eq. 1)."""
     inter, union, hull = _overlap(a, b)
