@@ -82,17 +82,26 @@ def score_phrases(ground_truth: GroundTruth, detections: Detections) -> ScoredPh
     code = np.repeat(np.arange(len(phrases)), boxes)
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *answer])
     objects = np.array([row for rows in target_rows for row in rows], dtype=np.int64)
-    no_crowd = np.zeros(len(objects), dtype=bool)
-    to_match = Targets(ground_truth.box[objects], np.repeat(np.arange(len(phrases)), targets), no_crowd, no_crowd)
-    taken, _ = greedy(detections.box[rows], code, rank_in_group(code), to_match, np.array([IOU]))
+    target_code = np.repeat(np.arange(len(phrases)), targets)
+    taken = match_targets(detections.box[rows], code, ground_truth.box[objects], target_code)
 
     best_iou = np.where(targets == 1, 0.0, np.nan)
     answered = np.flatnonzero((targets == 1) & (boxes > 0))
     first = rows[(np.cumsum(boxes) - boxes)[answered]]
     only = objects[(np.cumsum(targets) - targets)[answered]]
     best_iou[answered] = box_iou(detections.box[first], ground_truth.box[only])
-    true_positives = np.bincount(code[taken[:, 0] >= 0], minlength=len(phrases))
+    true_positives = np.bincount(code[taken >= 0], minlength=len(phrases))
     return ScoredPhrases([p.text for p in phrases], image, targets, boxes, true_positives, best_iou)
+
+
+def match_targets(boxes: np.ndarray, code: np.ndarray, targets: np.ndarray, target_code: np.ndarray) -> np.ndarray:
+    """The target that each of N boxes matches, int64 [N] or -1; boxes x, y, w, h by falling score within a phrase.
+
+    code, target_code: the phrase that a box answers or a target belongs to, ascending.
+    """
+    no_crowd = np.zeros(len(targets), dtype=bool)
+    to_match = Targets(targets, target_code, no_crowd, no_crowd)
+    return greedy(boxes, code, rank_in_group(code), to_match, np.array([IOU]))[0][:, 0]
 
 
 def phrase_result(

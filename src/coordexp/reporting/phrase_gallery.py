@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from coordexp.evaluation.phrase_results import PhraseExample, PhraseResult
-from coordexp.evaluation.phrases import IOU
-from coordexp.geometry.boxes import iou
-from coordexp.records import Detection, Prediction, Record
+from coordexp.evaluation.phrases import match_targets
+from coordexp.geometry.boxes import xyxy_to_xywh
+from coordexp.records import Prediction, Record
 from coordexp.reporting.gallery import Card, ImageId, Shape, card, find_predictions, find_records, shape
 
 WRONG = "wrong"
@@ -41,33 +42,23 @@ def phrase_cards(block: PhraseResult, predictions: Path, records: Path, count: i
 def _shapes(text: str, record: Record, prediction: Prediction) -> list[Shape]:
     """The targets of the first phrase with this text, and the boxes of the answer, each with its outcome."""
     indices = next((phrase.objects for phrase in record.phrases if phrase.text == text), [])
-    targets = [np.array(record.objects[i].norm_box) for i in indices]
+    targets = _boxes([record.objects[i].norm_box for i in indices])
     answer = sorted((d for d in prediction.detections if d.desc == text), key=lambda d: -d.score)
-    matched = _matched(targets, answer)
+    boxes = _boxes([detection.norm for detection in answer])
+    matched = match_targets(boxes, np.zeros(len(boxes), dtype=int), targets, np.zeros(len(targets), dtype=int))
     shapes = []
     for n, (i, box) in enumerate(zip(indices, targets, strict=True)):
         kind = "matched" if n in matched else "missed"
         error = "" if kind == "matched" else "missed"
-        shapes.append(shape(kind, _xywh(box), np.ones(2), record.objects[i].desc, 1, record.objects[i].desc, error))
-    for detection, target in zip(answer, matched, strict=True):
-        kind = WRONG if target is None else "correct"
-        error = WRONG if target is None else ""
+        shapes.append(shape(kind, box, np.ones(2), record.objects[i].desc, 1, record.objects[i].desc, error))
+    for detection, box, target in zip(answer, boxes, matched, strict=True):
+        kind = WRONG if target < 0 else "correct"
+        error = WRONG if target < 0 else ""
         facts = (f"{detection.score:.2f}", float(detection.score), "", error)
-        shapes.append(shape(kind, _xywh(np.array(detection.norm)), np.ones(2), *facts))
+        shapes.append(shape(kind, box, np.ones(2), *facts))
     return shapes
 
 
-def _matched(targets: list[np.ndarray], answer: list[Detection]) -> list[int | None]:
-    """The target that each box matches, None for a false positive; boxes are in the order of their scores."""
-    free, matched = set(range(len(targets))), list[int | None]()
-    for detection in answer:
-        overlap = {n: float(iou(np.array([detection.norm]), targets[n][None])[0, 0]) for n in free}
-        best = max(overlap, key=overlap.__getitem__, default=None)
-        found = best if best is not None and overlap[best] >= IOU else None
-        free.discard(found)  # type: ignore[arg-type]
-        matched.append(found)
-    return matched
-
-
-def _xywh(box: np.ndarray) -> np.ndarray:
-    return np.concatenate([box[:2], box[2:] - box[:2]])
+def _boxes(corners: Sequence[Sequence[float]]) -> np.ndarray:
+    """Boxes x, y, w, h, float64 [N, 4]."""
+    return xyxy_to_xywh(np.reshape(corners, (-1, 4)))
