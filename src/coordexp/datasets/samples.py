@@ -171,10 +171,10 @@ class Samples:
         present_named, absent_named = (
             [i for i in ids if allowed is None or table.names[i] in allowed] for ids in (sorted(present), absent)
         )
-        named = present_named + absent_named[: self.options.negatives]
-        without = [i for i in named if i not in present]
-        if self.options.absent_only and rng.random() < self.options.absent_only and without:
-            named = without
+        absent_named = absent_named[: self.options.negatives]
+        named = present_named + absent_named
+        if self.options.absent_only and rng.random() < self.options.absent_only and absent_named:
+            named = absent_named
         if not named:
             return None, record.objects
         chosen = [named[i] for i in rng.permutation(len(named))[: self.options.max_named].tolist()]
