@@ -77,20 +77,17 @@ def _metadata(facts: Facts) -> str:
 
 def _index(result: EvalResult) -> list[dict[str, Any]]:
     """Results in the form of the hub's model-index."""
-    rows = []
-    for name, protocol in result.protocols.items():
-        shown = [(metric, protocol.metrics.get(metric)) for metric in METRICS]
-        metrics = [
-            {"type": metric, "name": f"{metric} ({name.upper()} rules)", "value": round(value, 4)}
-            for metric, value in shown
-            if value is not None
-        ]
-        dataset = {"name": result.dataset, "type": result.dataset, "split": result.split}
-        rows.append({"task": {"type": "object-detection"}, "dataset": dataset, "metrics": metrics})
+    blocks = {
+        f"{name.upper()} rules": {metric: protocol.metrics.get(metric) for metric in METRICS}
+        for name, protocol in result.protocols.items()
+    }
     if result.phrases is not None:
+        blocks["phrases"] = result.phrases.metrics
+    rows = []
+    for title, values in blocks.items():
         metrics = [
-            {"type": metric, "name": f"{metric} (phrases)", "value": round(value, 4)}
-            for metric, value in result.phrases.metrics.items()
+            {"type": metric, "name": f"{metric} ({title})", "value": round(value, 4)}
+            for metric, value in values.items()
             if value is not None
         ]
         dataset = {"name": result.dataset, "type": result.dataset, "split": result.split}
