@@ -60,70 +60,58 @@ def write_report(
     """
     result = load_eval(eval_json)
     check_evaluated(predictions, result.inputs.predictions.sha256)
-    if result.phrases is not None:
-        page = _phrase_report(
-            result, Path(eval_json), Path(predictions), Path(records_jsonl), train_log, provenance, num_examples, title
-        )
-        write_text(out_html, page)
-        return
-    classes = class_results(Path(predictions), Path(records_jsonl), result)
-    splits = split_counts(Path(records_jsonl))
-    galleries = _galleries(result, Path(predictions), Path(records_jsonl), num_examples)
+    files = Path(predictions), Path(records_jsonl)
+    log = {} if train_log is None else curves.read_log(train_log)
+    warnings = cautions(result, provenance)
+    if result.phrases is None:
+        template, sections = "report.html.j2", _detection_sections(result, *files, num_examples)
+        warnings += _training_cautions(log)
+    else:
+        template, sections = "phrases.html.j2", _phrase_sections(result.phrases, *files, num_examples)
+    training = provenance.get("training", {})
     page = render(
-        "report.html.j2",
+        template,
         title=title or _name(result, " · "),
         result=result,
-        blocks=[(PROTOCOL_TITLES[name], block) for name, block in result.protocols.items()],
-        metrics=_metric_rows(result),
-        training=_training_plots(train_log),
-        error_plot=_error_plot(result),
+        training=_training_plots(log),
         facts=replace_paths(header_facts(Path(eval_json), provenance), shown),
-        cautions=cautions(result, provenance) + _training_cautions(train_log),
-        classes=classes,
-        thresholds=THRESHOLDS,
-        matrix=_matrix_rows(classes),
-        class_plots=_class_plots(classes),
-        splits=splits,
-        data_rows=_data_rows(splits),
-        galleries=galleries,
-        ranking=f"Images ranked by F1 at IoU 0.5 under the {result.examples.protocol.upper()} protocol.",
-        gallery_categories=_distinct(galleries, "category"),
-        gallery_errors=_distinct(galleries, "error"),
-        selection=selection(provenance.get("training", {}), result.split),
-        stages=stage_codes(provenance.get("training", {}), result),
+        cautions=warnings,
+        gallery_categories=_distinct(sections["galleries"], "category"),
+        gallery_errors=_distinct(sections["galleries"], "error"),
+        selection=selection(training, result.split),
+        stages=stage_codes(training, result),
         provenance=_provenance(provenance, result, records_jsonl, train_log),
+        **sections,
     )
     write_text(out_html, page)
 
 
-def _phrase_report(
-    result: EvalResult,
-    eval_json: Path,
-    predictions: Path,
-    records: Path,
-    train_log: str | Path | None,
-    provenance: Mapping[str, Any],
-    num_examples: int,
-    title: str | None,
-) -> str:
-    """The page of a run that answers phrases; arguments as in `write_report`."""
-    assert result.phrases is not None
-    galleries = phrase_cards(result.phrases, predictions, records, num_examples)
-    return render(
-        "phrases.html.j2",
-        title=title or _name(result, " · "),
-        result=result,
-        training=_training_plots(train_log),
-        facts=replace_paths(header_facts(eval_json, provenance), shown),
-        cautions=cautions(result, provenance),
-        galleries=galleries,
-        ranking="Phrases with several targets come first among exact answers, those with the most errors among others.",
-        gallery_categories=_distinct(galleries, "category"),
-        gallery_errors=_distinct(galleries, "error"),
-        selection=selection(provenance.get("training", {}), result.split),
-        stages=stage_codes(provenance.get("training", {}), result),
-        provenance=_provenance(provenance, result, records, train_log),
-    )
+def _detection_sections(result: EvalResult, predictions: Path, records: Path, num_examples: int) -> dict[str, Any]:
+    """What only the page of a run that detects categories shows; arguments as in `write_report`."""
+    classes = class_results(predictions, records, result)
+    splits = split_counts(records)
+    return {
+        "blocks": [(PROTOCOL_TITLES[name], block) for name, block in result.protocols.items()],
+        "metrics": _metric_rows(result),
+        "error_plot": _error_plot(result),
+        "classes": classes,
+        "thresholds": THRESHOLDS,
+        "matrix": _matrix_rows(classes),
+        "class_plots": _class_plots(classes),
+        "splits": splits,
+        "data_rows": _data_rows(splits),
+        "galleries": _galleries(result, predictions, records, num_examples),
+        "ranking": f"Images ranked by F1 at IoU 0.5 under the {result.examples.protocol.upper()} protocol.",
+    }
+
+
+def _phrase_sections(block: PhraseResult, predictions: Path, records: Path, num_examples: int) -> dict[str, Any]:
+    """What only the page of a run that answers phrases shows; arguments as in `write_report`."""
+    return {
+        "galleries": phrase_cards(block, predictions, records, num_examples),
+        "ranking": "Phrases with several targets come first among exact answers, those with the most errors among "
+        "others.",
+    }
 
 
 def headline(eval_json: str | Path) -> str:
@@ -257,15 +245,12 @@ def _metric_rows(result: EvalResult) -> list[dict[str, Any]]:
     return rows
 
 
-def _training_cautions(train_log: str | Path | None) -> list[str]:
-    text = None if train_log is None else curves.image_use_caution(curves.read_log(train_log))
+def _training_cautions(log: dict[str, Series]) -> list[str]:
+    text = curves.image_use_caution(log)
     return [] if text is None else [f"{text[0].upper()}{text[1:]} (last evaluation during training)."]
 
 
-def _training_plots(train_log: str | Path | None) -> list[Markup]:
-    if train_log is None:
-        return []
-    log = curves.read_log(train_log)
+def _training_plots(log: dict[str, Series]) -> list[Markup]:
     options = {
         "Training loss": (curves.losses(log), {"y_label": "loss", "log_y": True}),
         "Error of the expected coordinate": (curves.bin_errors(log), {"y_label": "bins (of 1000)", "log_y": True}),
