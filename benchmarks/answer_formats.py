@@ -25,7 +25,7 @@ import torch
 from coordexp.answers.formats import FORMATS, format_of
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.coordinates import DecodedCoordinate
-from coordexp.inference.generation_state import GenerationLimits, GenerationState, TokenChoice
+from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predictor import Predictor
 from coordexp.modeling import tiny, vocab
@@ -89,13 +89,13 @@ def measure(predictor: Predictor, shown: list[Any], found: list[list[Object]], s
     tokenize, written = predictor.vocabulary.tokenize, format_of(predictor.style)
     answers = [tokenize(written.render(written.arrange(objects)) + "<|im_end|>") for objects in found]
     inputs = predictor.encode(shown, [predictor.prompt_text()] * len(shown))
-    grammar, limits = predictor.grammar(), GenerationLimits.from_options(predictor.options)
+    grammar = predictor.grammar()
     decoder, prompt, end = predictor.decoder, inputs["input_ids"].shape[1], predictor.vocabulary.special["<|im_end|>"]
     steps = 0
 
     def constrained() -> None:
         nonlocal steps
-        states = [GenerationState(grammar, limits) for _ in answers]
+        states = [GenerationState(grammar, predictor.options) for _ in answers]
         scripted.answers = {id(state): answer for state, answer in zip(states, answers, strict=True)}
         before = decoder.forward_passes
         decoder.run(inputs, states)

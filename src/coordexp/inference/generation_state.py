@@ -72,28 +72,10 @@ class PendingToken:
 
 
 @dataclass
-class GenerationLimits:
-    """Where an answer or a description is ended; see the options of the same names in `PredictOptions`."""
-
-    max_new_tokens: int
-    max_desc_tokens: int
-    max_desc_loops: int
-    max_repeats: int
-    repeat_iou: float = 1.0
-    suppress_repeats: bool = False
-    max_suppressed: int = 3
-    continue_above: float | None = None
-
-    @classmethod
-    def from_options(cls, options: PredictOptions) -> GenerationLimits:
-        """The limits in `options`."""
-        return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
-
-
-@dataclass
 class GenerationState:
     """One answer of a batch.
 
+    options: among them, where an answer or a description is ended.
     tokens, logprobs: accepted tokens and their natural log probabilities, 0.0 for forced ones.
     slots: accepted coordinates, in order.
     objects: log probabilities of each object.
@@ -109,7 +91,7 @@ class GenerationState:
     """
 
     grammar: Grammar
-    limits: GenerationLimits
+    options: PredictOptions
     desc_first: bool = True
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -127,9 +109,9 @@ class GenerationState:
         self._current = ObjectLogprobs(0)
         self._continued: float | None = None  # sum of `next_logprob` since the model would have ended the answer
         self._desc_run: list[int] = []
-        limits = self.limits
-        max_suppressed = limits.max_suppressed if limits.suppress_repeats else None
-        self._copies = ObjectCopies(limits.repeat_iou, limits.max_repeats, max_suppressed)
+        options = self.options
+        max_suppressed = options.max_suppressed if options.suppress_repeats else None
+        self._copies = ObjectCopies(options.repeat_iou, options.max_repeats, max_suppressed)
         self._text = b""  # accepted since the last coordinate
         self._object_desc: bytes | None = None  # of the current object, if the description precedes the geometry
         self._object_slots = 0  # index of the current object's first slot
@@ -168,7 +150,7 @@ class GenerationState:
 
         logprob: of the most likely token that starts another object. next_logprob: of all of them together.
         """
-        threshold = self.limits.continue_above
+        threshold = self.options.continue_above
         if threshold is None or self.sampler is not None:
             return False
         further = next_logprob if self.grammar.format.shares_descriptions else logprob
@@ -221,7 +203,7 @@ class GenerationState:
                 break
             self.pending.append(PendingToken(token, node=node if draft else None, index=self.index, draft=draft))
             self.index = node.after(token)
-        remaining = self.limits.max_new_tokens - len(self.tokens)
+        remaining = self.options.max_new_tokens - len(self.tokens)
         if node.kind == "end" and len(self.pending) <= remaining:
             self._finish("stop", len(self.pending))
         elif len(self.pending) >= remaining:
@@ -344,6 +326,6 @@ class GenerationState:
         """Whether the description so far is too long or ends in a loop."""
         pending = [token.token for token in self.pending if token.node is not None and token.node.kind == "text"]
         run = self._desc_run + pending
-        if len(run) >= self.limits.max_desc_tokens:
+        if len(run) >= self.options.max_desc_tokens:
             return True
-        return ends_in_loop(run, self.limits.max_desc_loops, self.grammar.vocabulary.spelling)
+        return ends_in_loop(run, self.options.max_desc_loops, self.grammar.vocabulary.spelling)

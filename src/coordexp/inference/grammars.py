@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordexp.answers.render import PromptStyle
-from coordexp.inference.generation_state import GenerationLimits, GenerationState
+from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
@@ -25,7 +25,6 @@ class Grammars:
         self.vocabulary = Vocabulary(tokenizer)
         self.options, self.style = options, style
         self._compiled: dict[tuple[str, ...] | None, Grammar] = {}
-        self._limits = GenerationLimits.from_options(options)
 
     def grammar(self, labels: Sequence[str] | None = None) -> Grammar:
         """The grammar of answers, whose descriptions are limited to `labels` if given."""
@@ -48,7 +47,7 @@ class Grammars:
     ) -> GenerationState:
         """An answer that has not started; the one with number `sample` to a request (see `Request.identity`)."""
         desc_first, options = self.style.object_field_order == "desc_first", self.options
-        state = GenerationState(self.grammar(labels), self._limits, desc_first, sample=sample)
+        state = GenerationState(self.grammar(labels), options, desc_first, sample=sample)
         if sample:
             state.sampler = Sampler(options.sample_seed, tuple(identity), sample, options.sample_temperature)
         return state

@@ -7,9 +7,10 @@ import pytest
 from inference_helpers import ORDERS, SIZES, images, open_predictor, slow_answer
 
 from coordexp.answers.parse import parse_answer
-from coordexp.inference.generation_state import GenerationLimits, GenerationState
+from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, Node
+from coordexp.inference.options import PredictOptions
 from coordexp.inference.prompts import Prompt
 from coordexp.inference.scores import detections_of
 from coordexp.runtime.errors import ModelError
@@ -31,9 +32,15 @@ class Unconstrained(Grammar):
         return self.nodes[index]
 
 
-def no_limits(tokens: int) -> GenerationLimits:
+def no_limits(tokens: int) -> PredictOptions:
     """Only the number of tokens is limited."""
-    return GenerationLimits(tokens, tokens + 1, tokens + 1, tokens + 1)
+    return PredictOptions(
+        max_new_tokens=tokens,
+        max_desc_tokens=tokens + 1,
+        max_desc_loops=tokens + 1,
+        max_repeats=tokens + 1,
+        repeat_iou=1.0,
+    )
 
 
 def test_without_a_grammar_tokens_equal_those_of_generate(predictor):
@@ -114,7 +121,7 @@ def test_every_answer_parses(labels, order, geometry):
 def test_truncated_answers_are_prefixes_of_the_full_answer(predictor):
     (full,) = predictor.answer(images(1), [OPEN])
     for limit in (1, 5, 20, len(full.tokens) - 1):
-        short = GenerationState(predictor.grammar(), GenerationLimits(limit, 48, 4, 4))
+        short = GenerationState(predictor.grammar(), PredictOptions(max_new_tokens=limit, repeat_iou=1.0))
         predictor.decoder.run(predictor.encode(images(1), [predictor.prompt_text()]), [short])
         assert short.finish == "length" and len(short.tokens) <= limit
         assert short.tokens == full.tokens[: len(short.tokens)]

@@ -16,7 +16,7 @@ from coordexp.cli import main
 from coordexp.datasets.images import prepare_image, upright_size
 from coordexp.geometry.slices import SliceOptions
 from coordexp.inference.detector import Detector
-from coordexp.inference.generation_state import GenerationLimits, GenerationState
+from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.image_sources import image_sources
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
@@ -178,7 +178,7 @@ def test_detect_uses_the_pixels_that_conversion_writes(taught, tmp_path, monkeyp
     def stream(self, requests, capacity):
         for request in requests:
             seen.append(request.image())
-            yield [(request.key, GenerationState(self.grammar(), GenerationLimits(1, 1, 1, 1)))]
+            yield [(request.key, GenerationState(self.grammar(), PredictOptions(max_new_tokens=1)))]
 
     monkeypatch.setattr(Predictor, "stream", stream)
     found = Detector(taught, max_blocks=15).detect(paths)

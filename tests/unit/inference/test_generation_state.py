@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from inference_helpers import ORDERS, open_predictor, run_with, tokens_of
@@ -9,12 +10,13 @@ from modeling_helpers import qwen3_tokenizer
 
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.coordinates import DecodedCoordinate
-from coordexp.inference.generation_state import GenerationLimits, GenerationState, TokenChoice
+from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.grammar.token_grammar import compile_grammar
+from coordexp.inference.options import PredictOptions
 from coordexp.inference.scores import detections_of
 from coordexp.records import Object, coord_token
 
-LIMITS = GenerationLimits(5000, 48, 4, 9)
+OPTIONS = PredictOptions(max_new_tokens=5000, max_repeats=9, repeat_iou=1.0)
 
 
 def scripted(answer: GenerationState, bins: tuple[int, ...] = (1, 2, 30, 40)) -> None:
@@ -42,7 +44,7 @@ def scripted(answer: GenerationState, bins: tuple[int, ...] = (1, 2, 30, 40)) ->
 
 def test_repeated_objects_close_the_answer(predictor):
     for repeats in (2, 3):
-        answer = GenerationState(predictor.grammar(("cat",)), GenerationLimits(5000, 48, 4, repeats))
+        answer = GenerationState(predictor.grammar(("cat",)), msgspec.structs.replace(OPTIONS, max_repeats=repeats))
         scripted(answer)
         assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1
         assert len(answer.objects) == repeats
@@ -51,7 +53,7 @@ def test_repeated_objects_close_the_answer(predictor):
 def test_repeated_objects_close_the_answer_if_quote_and_end_are_one_token():
     tokenizer = qwen3_tokenizer()
     grammar = compile_grammar(tokenizer, PromptStyle(object_field_order="geometry_first"))
-    answer = GenerationState(grammar, GenerationLimits(5000, 48, 4, 3), desc_first=False)
+    answer = GenerationState(grammar, msgspec.structs.replace(OPTIONS, max_repeats=3), desc_first=False)
     scripted(answer)
     assert answer.finish == "stop" and answer.problems["repetition_closed"] == 1 and len(answer.objects) == 3
 
@@ -60,7 +62,7 @@ def test_repeated_objects_close_the_answer_if_quote_and_end_are_one_token():
 def test_sharing_a_description_counts_as_its_choice(answer_format):
     """The score of a further box contains the choice of its description, but not that of going on."""
     grammar = compile_grammar(qwen3_tokenizer(), PromptStyle(answer_format=answer_format))
-    answer, spelled = GenerationState(grammar, LIMITS), grammar.vocabulary.bytes_of
+    answer, spelled = GenerationState(grammar, OPTIONS), grammar.vocabulary.bytes_of
     opening, further, other, end = {
         "grouped": (b'{"', b",", b';"', b"}"),
         "box_tokens": (b"<|object_ref_start|>", b"<|box_start|>", b"<|object_ref_start|>", b"<|im_end|>"),
@@ -92,7 +94,7 @@ def test_sharing_a_description_counts_as_its_choice(answer_format):
 
 
 def test_a_looping_description_is_closed(predictor):
-    answer = GenerationState(predictor.grammar(), GenerationLimits(400, 48, 4, 2))
+    answer = GenerationState(predictor.grammar(), msgspec.structs.replace(OPTIONS, max_new_tokens=400, max_repeats=2))
     word = predictor.vocabulary.tokenize("cat")[0]
     while answer.finish is None and not answer.slots:
         nodes = [answer.pending[index].node for index in answer.drafts] + [answer.node]
@@ -115,9 +117,7 @@ def test_coordinate_tokens_in_descriptions_are_not_slots(order, labels):
     names = [*(labels or ('"<|coord_5|>', "cat <|coord_5|>")), (labels or ("cat",))[0]]
     boxes = [[1, 2, 30, 40], [7, 8, 90, 95], [3, 4, 50, 60]]
     objects = [Object(n, 1, [0.0] * 4, [coord_token(k) for k in b]) for n, b in zip(names, boxes, strict=True)]
-    answer = GenerationState(
-        predictor.grammar(labels), GenerationLimits(5000, 48, 4, 9), desc_first=order == "desc_first"
-    )
+    answer = GenerationState(predictor.grammar(labels), OPTIONS, desc_first=order == "desc_first")
     run_with(answer, tokens_of(predictor, objects, labels), predictor.ids.start)
     found, problems = detections_of(answer, predictor.text(answer), (96, 96))
     assert [(d.desc, d.bins) for d in found] == list(zip(names, boxes, strict=True)) and problems == {}

@@ -9,7 +9,7 @@ import pytest
 from inference_helpers import ORDERS, open_predictor, run_with, tokens_of
 
 from coordexp.inference.coordinates import DecodedCoordinate
-from coordexp.inference.generation_state import GenerationLimits, GenerationState, TokenChoice
+from coordexp.inference.generation_state import GenerationState, TokenChoice
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.repetition import ends_in_loop
 from coordexp.inference.scores import detections_of, without_repeats
@@ -34,9 +34,9 @@ def generated(
 def detections_and_problems(predictor, labels, wanted, repeats, iou, max_suppressed):
     """Detections of the answer of a model that prefers to write `wanted`."""
     grammar, desc_first = predictor.grammar(labels), predictor.style.object_field_order == "desc_first"
-    suppression = (False, 3) if max_suppressed is None else (True, max_suppressed)
-    limits = GenerationLimits(5000, 48, 4, repeats, iou, *suppression)
-    answer = GenerationState(grammar, limits, desc_first=desc_first)
+    suppression = {} if max_suppressed is None else {"suppress_repeats": True, "max_suppressed": max_suppressed}
+    options = PredictOptions(max_new_tokens=5000, max_repeats=repeats, repeat_iou=iou, **suppression)
+    answer = GenerationState(grammar, options, desc_first=desc_first)
     script = tokens_of(predictor, wanted, labels)
     original = GenerationState.advance
 
@@ -193,7 +193,8 @@ def test_numbers_and_punctuation_are_not_cut(order, name):
 def test_descriptions_that_are_closed_are_counted(order, name):
     predictor = open_predictor(order)
     script = predictor.vocabulary.tokenize("x" + name)
-    answer = GenerationState(predictor.grammar(), GenerationLimits(5000, 48, 4, 4), desc_first=order == "desc_first")
+    options = PredictOptions(max_new_tokens=5000, repeat_iou=1.0)
+    answer = GenerationState(predictor.grammar(), options, desc_first=order == "desc_first")
     written = 0
     while answer.finish is None:
         choices = []

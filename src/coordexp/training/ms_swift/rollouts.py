@@ -26,7 +26,7 @@ from coordexp.answers.formats import format_of
 from coordexp.answers.parse import parse_answer
 from coordexp.inference.decoder import ConstrainedDecoder
 from coordexp.inference.encoding import Inputs, left_padded
-from coordexp.inference.generation_state import GenerationLimits, GenerationState
+from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
 from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
 from coordexp.inference.options import PredictOptions
@@ -120,7 +120,7 @@ class Rollouts:
         return states
 
     def _state(self, source: SampleSource) -> GenerationState:
-        state = GenerationState(self._grammar(style_of(source.sample)), GenerationLimits.from_options(self.decoding))
+        state = GenerationState(self._grammar(style_of(source.sample)), self.decoding)
         if self.options.temperature:
             request = (self.trainer.state.global_step, source.epoch, source.index)
             state.sampler = Sampler(self.seed, request, 1, self.options.temperature)
