@@ -22,7 +22,7 @@ from coordexp.evaluation.ground_truth import ground_truth_from_records
 from coordexp.evaluation.image_use import AnswerUse, ImageUse, agreement
 from coordexp.evaluation.options import EvaluateOptions
 from coordexp.geometry.norm1000 import EmitNorm
-from coordexp.inference.jobs import ImageTask, jobs_of, run_jobs
+from coordexp.inference.jobs import ImageTask, run_tasks
 from coordexp.inference.predict import load_image
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.prompts import Prompt, prompts_of
@@ -81,8 +81,7 @@ def answer_swapped_images(
         images = _images(record, records[(n + 1) % len(records)], folder)
         prompts = prompts_of(record, predictor.options, categories) or [Prompt()]
         tasks += [ImageTask(3 * n + k, record, prompts, partial(_same, image)) for k, image in enumerate(images)]
-    jobs = jobs_of(tasks, predictor.options)
-    done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
+    done = run_tasks(predictor, tasks, emit_norm)
     return [(record, [done[3 * n + k] for k in range(3)]) for n, record in enumerate(records)]
 
 

@@ -80,6 +80,12 @@ def jobs_of(tasks: Iterable[ImageTask], options: PredictOptions) -> list[Job]:
     return jobs
 
 
+def run_tasks(predictor: BasePredictor, tasks: Iterable[ImageTask], emit_norm: EmitNorm) -> dict[int, Prediction]:
+    """The predictions for images by position; none for an image without prompts."""
+    jobs = jobs_of(tasks, predictor.options)
+    return dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
+
+
 def run_jobs(
     predictor: BasePredictor, jobs: Sequence[Job], emit_norm: EmitNorm
 ) -> Iterator[list[tuple[int, Prediction]]]:

@@ -14,7 +14,7 @@ from coordexp.datasets.image_provenance import provenance_of_records
 from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.engines import check_engine, open_predictor
-from coordexp.inference.jobs import ImageTask, Job, jobs_of, run_jobs
+from coordexp.inference.jobs import ImageTask, Job, jobs_of, run_jobs, run_tasks
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.overrides import announce_overrides
 from coordexp.inference.predictor import BasePredictor
@@ -116,8 +116,7 @@ def predict_records(
         ImageTask(n, record, parts, partial(_image, record, folder))
         for n, (record, parts) in enumerate(zip(records, prompts, strict=True))
     ]
-    jobs = jobs_of(tasks, predictor.options)
-    done = dict(pair for rows in run_jobs(predictor, jobs, emit_norm) for pair in rows)
+    done = run_tasks(predictor, tasks, emit_norm)
     return [done.get(n) or build_prediction([], record, options, emit_norm) for n, record in enumerate(records)]
 
 
