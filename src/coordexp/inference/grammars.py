@@ -18,11 +18,11 @@ MAX_COMPILED = 256  # lists of labels whose grammars are kept
 class Grammars:
     """Compiles each grammar once, and starts answers under it.
 
-    tokenizer: the checkpoint's Hugging Face tokenizer.
+    tokenizer: the checkpoint's Hugging Face tokenizer, or its `Vocabulary`.
     """
 
     def __init__(self, tokenizer: Any, options: PredictOptions, style: PromptStyle):
-        self.vocabulary = Vocabulary(tokenizer)
+        self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary(tokenizer)
         self.options, self.style = options, style
         self._compiled: dict[tuple[str, ...] | None, Grammar] = {}
 

@@ -28,9 +28,8 @@ from coordexp.inference.decoder import ConstrainedDecoder
 from coordexp.inference.encoding import Inputs, left_padded
 from coordexp.inference.generation_state import GenerationState
 from coordexp.inference.grammar.token_bytes import Vocabulary
-from coordexp.inference.grammar.token_grammar import Grammar, compile_grammar
+from coordexp.inference.grammars import Grammars
 from coordexp.inference.options import PredictOptions
-from coordexp.inference.sampling import Sampler
 from coordexp.losses.targets import IGNORE, rejected_label
 from coordexp.modeling.vocab import verified_ids
 from coordexp.records import COORD_BINS, Object
@@ -68,11 +67,15 @@ class Rollouts:
         self.options, self.seed = section.rollout, section.sample_seed
         self.rejects = section.loss.weights.get("unlikelihood", 0) > 0
         self.decoding = PredictOptions(
-            decode="argmax", temperature=section.loss.temperature, max_new_tokens=self.options.max_new_tokens
+            decode="argmax",
+            temperature=section.loss.temperature,
+            max_new_tokens=self.options.max_new_tokens,
+            sample_temperature=self.options.temperature or 1.0,
+            sample_seed=self.seed,
         )
         self.ids = verified_ids(Path(trainer.model.model_info.model_dir))
         self.vocabulary = Vocabulary(self.template.tokenizer)
-        self.grammars: dict[render.PromptStyle, Grammar] = {}
+        self.grammars: dict[render.PromptStyle, Grammars] = {}
         self.last_step = time.monotonic(), 0.0  # when it began, seconds of its rollouts
 
     def __call__(self, batches: list[dict[str, Any]]) -> None:
@@ -120,16 +123,11 @@ class Rollouts:
         return states
 
     def _state(self, source: SampleSource) -> GenerationState:
-        state = GenerationState(self._grammar(style_of(source.sample)), self.decoding)
-        if self.options.temperature:
-            request = (self.trainer.state.global_step, source.epoch, source.index)
-            state.sampler = Sampler(self.seed, request, 1, self.options.temperature)
-        return state
-
-    def _grammar(self, style: render.PromptStyle) -> Grammar:
+        style = style_of(source.sample)
         if style not in self.grammars:
-            self.grammars[style] = compile_grammar(self.vocabulary, style)
-        return self.grammars[style]
+            self.grammars[style] = Grammars(self.vocabulary, self.decoding, style)
+        identity = (self.trainer.state.global_step, source.epoch, source.index)
+        return self.grammars[style].new_state(None, int(self.options.temperature > 0), identity)
 
     def _replaced(
         self, encoded: dict[str, Any], answer: GenerationState, counts: Counter[str]
