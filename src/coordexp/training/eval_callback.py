@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoProcessor
 
 from coordexp.datasets.categories import Category
 from coordexp.datasets.samples import read_category_table
@@ -25,7 +24,7 @@ from coordexp.evaluation.results import Counts
 from coordexp.inference.image_use import answer_swapped_images, measure_image_use, score_swapped_images
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict_records
-from coordexp.inference.predictor import Predictor
+from coordexp.inference.predictor import Predictor, local_processor
 from coordexp.inference.prompts import check_category_grids
 from coordexp.modeling.vocab import verified_ids
 from coordexp.recipe import Custom
@@ -56,7 +55,7 @@ class DetectionScorer(Scorer):
         federated = any(record.metadata.neg_category_ids for record in self.records)
         categories = categories_of(self.records, custom.categories)
         self.ground_truth = ground_truth_from_records(self.records, categories, federated=federated, path=path)
-        self.processor = AutoProcessor.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+        self.processor = local_processor(model_dir)
         self.ids = verified_ids(model_dir) if custom.coord_tokens.enabled else None
         self.options = PredictOptions(
             batch_size=settings.batch_size,
@@ -73,18 +72,21 @@ class DetectionScorer(Scorer):
         count = min(settings.train_images, settings.images) if custom.train_jsonl else 0
         self.train_records = list(islice(read_records(custom.train_jsonl, space), count)) if count else []
         if custom.phrase_ratio == 1:
-            self.records_with_prompts = [record for record in self.records if record.phrases]
             self.train_records = [record for record in self.train_records if record.phrases]
-        else:
-            self.records_with_prompts = self.records
         if not any(record.objects for record in self.train_records):
             self.train_records = []
+        self._predictor: Predictor | None = None
+
+    def _predictor_of(self, model: nn.Module) -> Predictor:
+        """A predictor with `model`; kept for further evaluations of the same one, with the compiled grammars."""
+        if self._predictor is None or self._predictor.model is not model:
+            self._predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
+        return self._predictor
 
     def predict(self, model: nn.Module, rank: int, world_size: int) -> list[Prediction]:
         """Predictions for every `world_size`-th record from `rank` on."""
-        predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
         records = self.records[rank::world_size]
-        return predict_records(predictor, records, self.folder, self.custom.emit_norm, self.categories)
+        return predict_records(self._predictor_of(model), records, self.folder, self.custom.emit_norm, self.categories)
 
     def score(self, predictions: list[Prediction]) -> dict[str, float | None]:
         """Every metric that may select a checkpoint, and duplicates; LVIS rules if records list absent categories."""
@@ -96,19 +98,17 @@ class DetectionScorer(Scorer):
 
     def diagnose(self, model: nn.Module, rank: int, world_size: int) -> list[Any]:
         """Predictions for training images, the likelihood of coordinates, and answers to swapped images."""
-        predictor = Predictor(model, self.processor, self.ids, self.options, self.custom.style)
+        predictor = self._predictor_of(model)
         shared = (self.custom.emit_norm, self.categories)
         measured: list[Any] = []
         if records := self.train_records[rank::world_size]:
             assert self.custom.train_jsonl is not None
             folder = Path(self.custom.train_jsonl).parent
             measured += predict_records(predictor, records, folder, *shared)
-        asks_for_phrases = self.options.protocol == PHRASES
-        with_objects = [
-            record
-            for record in self.records_with_prompts
-            if (any(phrase.objects for phrase in record.phrases) if asks_for_phrases else record.objects)
-        ]
+        if self.options.protocol == PHRASES:
+            with_objects = [record for record in self.records if any(phrase.objects for phrase in record.phrases)]
+        else:
+            with_objects = [record for record in self.records if record.objects]
         records = with_objects[: self.custom.detection_eval.image_use][rank::world_size]
         if len(records) < 2:
             return measured
