@@ -99,46 +99,55 @@ def build(detector: Detector, *, title: str, examples: Sequence[Path] = ()) -> A
         gradio.Markdown(f"# {title}")
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(
-                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", elem_id="upload"
-                )
-                names = gradio.Textbox(
-                    label="Categories or phrases, separated by commas" + note,
-                    placeholder="every object",
-                    elem_id="categories",
-                )
-                threshold = gradio.Slider(
-                    0, 1, DEFAULT_THRESHOLD, step=0.01, label="Score threshold", elem_id="threshold"
-                )
-                button = gradio.Button("Detect", variant="primary", elem_id="detect")
-                if examples:
-                    gradio.Examples([[str(path)] for path in examples], [image], label="Examples")
+                image, names, threshold, button = _inputs(gradio, note, examples)
             with gradio.Column():
-                drawn = gradio.Image(
-                    label="Objects",
-                    show_label=False,  # it covers the upper left corner of the drawing
-                    format="png",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],  # not `share`, which uploads the image
-                    elem_id="drawn",
-                )
-                summary = gradio.Markdown(elem_id="summary")
-                table = gradio.Dataframe(
-                    headers=COLUMNS,
-                    interactive=False,
-                    buttons=["copy"],
-                    wrap=True,
-                    column_widths=WIDTHS,
-                    label="Boxes in pixels of the image; the spread is the standard deviation of each coordinate",
-                    elem_id="objects",
-                )
-                download = gradio.DownloadButton("Download COCO JSON", interactive=False, elem_id="download")
-                with gradio.Accordion("Raw answer", open=False):
-                    answer = gradio.Textbox(show_label=False, lines=4, max_lines=20, elem_id="answer")
-        outputs = [drawn, table, summary, answer, download]
+                outputs = _outputs(gradio)
         button.click(on_detect, [image, names, threshold], [state, *outputs], api_name=False)
         threshold.change(on_threshold, [state, threshold], outputs, show_progress="hidden", api_name=False)
     return app
+
+
+def _inputs(gradio: Any, note: str, examples: Sequence[Path]) -> tuple[Any, ...]:
+    """Image, categories, threshold and button, in the current column."""
+    image = gradio.Image(
+        type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", elem_id="upload"
+    )
+    names = gradio.Textbox(
+        label="Categories or phrases, separated by commas" + note,
+        placeholder="every object",
+        elem_id="categories",
+    )
+    threshold = gradio.Slider(0, 1, DEFAULT_THRESHOLD, step=0.01, label="Score threshold", elem_id="threshold")
+    button = gradio.Button("Detect", variant="primary", elem_id="detect")
+    if examples:
+        gradio.Examples([[str(path)] for path in examples], [image], label="Examples")
+    return image, names, threshold, button
+
+
+def _outputs(gradio: Any) -> list[Any]:
+    """Drawing, table, summary, raw answer and download, in the current column."""
+    drawn = gradio.Image(
+        label="Objects",
+        show_label=False,  # it covers the upper left corner of the drawing
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],  # not `share`, which uploads the image
+        elem_id="drawn",
+    )
+    summary = gradio.Markdown(elem_id="summary")
+    table = gradio.Dataframe(
+        headers=COLUMNS,
+        interactive=False,
+        buttons=["copy"],
+        wrap=True,
+        column_widths=WIDTHS,
+        label="Boxes in pixels of the image; the spread is the standard deviation of each coordinate",
+        elem_id="objects",
+    )
+    download = gradio.DownloadButton("Download COCO JSON", interactive=False, elem_id="download")
+    with gradio.Accordion("Raw answer", open=False):
+        answer = gradio.Textbox(show_label=False, lines=4, max_lines=20, elem_id="answer")
+    return [drawn, table, summary, answer, download]
 
 
 def example_images(model: Path, folder: Path | None = None) -> list[Path]:
