@@ -87,11 +87,7 @@ def predict(
         progress.note(f"resuming, {resumed} of {len(records)} images are done")
     if jobs:
         predictor = open_predictor(model_dir, options, style, device)
-        for rows in run_jobs(predictor, jobs, emit_norm):
-            writer.add(rows)
-            objects = sum(len(prediction.detections) for _, prediction in rows)
-            tokens = sum(len(prediction.token_ids) for _, prediction in rows)
-            progress.add(len(rows), objects=objects, tokens=tokens)
+        writer.add_batches(run_jobs(predictor, jobs, emit_norm), progress)
     write_jsonl(out, writer.ordered(len(records)))
     write_json(software_file(out), [describe(identity["code"])])
     writer.remove()

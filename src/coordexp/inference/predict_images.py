@@ -51,10 +51,8 @@ def predict_images(
     writer = ResumableWriter(out, identity)
     progress = Progress("predict", len(sources), "images", counted=("objects", "tokens"))
     progress.resume_at(len(writer))
-    for rows in detector.predictions(sources, categories, phrases=phrases, ids=ids, done=writer):
-        writer.add(rows)
-        objects = sum(len(prediction.detections) for _, prediction in rows)
-        progress.add(len(rows), objects=objects, tokens=sum(len(prediction.token_ids) for _, prediction in rows))
+    batches = detector.predictions(sources, categories, phrases=phrases, ids=ids, done=writer)
+    writer.add_batches(batches, progress)
     write_jsonl(out, writer.ordered(len(sources)))
     write_json(software_file(out), [describe(code)])
     writer.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import msgspec
 
 from coordexp.records import Prediction
 from coordexp.runtime.io import canonical_json
+from coordexp.runtime.progress import Progress
 
 
 class _Row(msgspec.Struct):
@@ -53,6 +54,13 @@ class ResumableWriter:
                 handle.write(line)
             handle.flush()
             os.fsync(handle.fileno())
+
+    def add_batches(self, batches: Iterable[Sequence[tuple[int, Prediction]]], progress: Progress) -> None:
+        """Append predictions as they are finished; counts images, `objects` and `tokens` in `progress`."""
+        for rows in batches:
+            self.add(rows)
+            objects = sum(len(prediction.detections) for _, prediction in rows)
+            progress.add(len(rows), objects=objects, tokens=sum(len(prediction.token_ids) for _, prediction in rows))
 
     def ordered(self, count: int) -> Iterator[msgspec.Raw]:
         """The encoded predictions of positions 0..`count`-1; KeyError if one is missing."""
