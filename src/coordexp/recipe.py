@@ -30,9 +30,6 @@ from coordexp.sequence_options import PrefixOptions, RolloutOptions
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 
 
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-
-
 class CoordTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Coordinates in the training files and in the answers. A file in the other coordinate space is refused."""
 

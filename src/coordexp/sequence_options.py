@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from coordexp.losses.options import growth
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -124,10 +126,3 @@ class RolloutOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def share_at(self, step: int, progress: float) -> float:
         """Fraction of the samples of optimizer step `step` that are rollouts; `progress` is in [0, 1]."""
         return 0.0 if step % self.every else self.share * growth(progress, self.start, self.full)
-
-
-def growth(progress: float, start: float, full: float) -> float:
-    """A factor that is 0 before `start` and grows linearly from there to 1 at `full`."""
-    if progress < start:
-        return 0.0
-    return min((progress - start) / (full - start), 1.0) if full > start else 1.0

@@ -29,9 +29,14 @@ class GeometryWarmup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def factor(self, progress: float) -> float:
         """Factor of the box terms, in [0, 1], at `progress` (fraction of training done)."""
-        if progress >= self.end:
-            return 1.0
-        return max(0.0, (progress - self.start) / (self.end - self.start)) if self.end > self.start else 0.0
+        return growth(progress, self.start, self.end)
+
+
+def growth(progress: float, start: float, full: float) -> float:
+    """A factor that is 0 before `start` and grows linearly from there to 1 at `full`."""
+    if progress < start:
+        return 0.0
+    return min((progress - start) / (full - start), 1.0) if full > start else 1.0
 
 
 class LossOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
