@@ -198,6 +198,13 @@ def read_images(fd: int, index: AnnotationIndex, low: int, high: int) -> list[Im
     return decode_elements(read_spans(fd, index.images[low:high]), _decode_images)
 
 
+def all_images(index: AnnotationIndex) -> Iterator[ImageEntry | InvalidElement]:
+    """Every image of the file, decoded in blocks."""
+    with Path(index.path).open("rb") as handle:
+        for low in range(0, len(index), tuning.ELEMENTS_PER_BLOCK):
+            yield from read_images(handle.fileno(), index, low, low + tuning.ELEMENTS_PER_BLOCK)
+
+
 def read_segmentations(fd: int, annotations: AnnotationColumns) -> list[bytes]:
     """The `segmentation` of each annotation as JSON text, from the open annotation file `fd`."""
     elements = decode_elements(read_spans(fd, annotations.spans), _decode_segmentations)

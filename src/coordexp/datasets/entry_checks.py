@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_index import ImageEntry, read_images
+from coordexp.datasets.annotation_index import ImageEntry, all_images, read_images
 from coordexp.datasets.chunk_conversion import ConversionJob, bad_image, locate_image
 from coordexp.datasets.images import ImageError, find_image
 from coordexp.datasets.objects import ObjectOptions, SkippedItem, select_annotations
@@ -79,13 +79,7 @@ def _alike(name: str) -> str:
 
 def _named_images(job: ConversionJob) -> Iterator[ImageEntry]:
     """The valid entries of the list of images that name a file."""
-    fd = os.open(job.index.path, os.O_RDONLY)
-    try:
-        for low in range(0, len(job.index), tuning.ELEMENTS_PER_BLOCK):
-            block = read_images(fd, job.index, low, min(low + tuning.ELEMENTS_PER_BLOCK, len(job.index)))
-            yield from (image for image in block if isinstance(image, ImageEntry) and image.path)
-    finally:
-        os.close(fd)
+    return (image for image in all_images(job.index) if isinstance(image, ImageEntry) and image.path)
 
 
 def _bad_entries(job: ConversionJob, fd: int, low: int) -> list[SkippedItem]:

@@ -18,7 +18,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-from coordexp.datasets.annotation_index import AnnotationIndex, ImageEntry, InvalidElement, build_index, read_images
+from coordexp.datasets.annotation_index import (
+    AnnotationIndex,
+    ImageEntry,
+    InvalidElement,
+    all_images,
+    build_index,
+    read_images,
+)
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.categories import load_categories
 from coordexp.datasets.folder_listing import FolderListing
@@ -28,7 +35,6 @@ from coordexp.datasets.formats.json_array import json_array
 from coordexp.datasets.formats.reading import BadItem
 from coordexp.datasets.phrases import phrase_problem
 from coordexp.datasets.source import Source
-from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
 PICKLES = (".p", ".pkl", ".pickle")
@@ -150,17 +156,7 @@ def _sentences(ref: _Ref, line: int, refs: Path, writer: AnnotationWriter) -> It
 
 def _image_indices(index: AnnotationIndex) -> dict[str, int]:
     """Position of each usable image in the file, by its id as text."""
-    found = {}
-    fd = os.open(index.path, os.O_RDONLY)
-    try:
-        for low in range(0, len(index), tuning.ELEMENTS_PER_BLOCK):
-            high = min(low + tuning.ELEMENTS_PER_BLOCK, len(index))
-            for i, image in enumerate(read_images(fd, index, low, high), start=low):
-                if isinstance(image, ImageEntry):
-                    found[str(image.id)] = i
-    finally:
-        os.close(fd)
-    return found
+    return {str(image.id): i for i, image in enumerate(all_images(index)) if isinstance(image, ImageEntry)}
 
 
 def _write_images(writer: AnnotationWriter, refs: Path, index: AnnotationIndex, images: list[_ImagePhrases]) -> None:
