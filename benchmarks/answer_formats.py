@@ -32,8 +32,9 @@ from coordexp.modeling import tiny, vocab
 from coordexp.records import Object, coord_token
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
-from infer_speed import NAMES, images
+from infer_speed import NAMES
 from modeling_helpers import qwen3_tokenizer
+from random_images import images
 
 REPEATS = 3
 BASELINE = "json, compact"

@@ -20,7 +20,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from infer_speed import STYLE, answers, images, teach
+from infer_speed import STYLE, answers, teach
+from random_images import images
 from torch import Tensor
 
 from coordexp.inference.grammar.token_grammar import OpenGrammar

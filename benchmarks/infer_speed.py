@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from random_images import images
 
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle, render_answer
@@ -34,14 +34,7 @@ from modeling_helpers import qwen3_tokenizer
 
 NAMES = ["person", "traffic light", "black cat", "potted plant", "baseball bat", "cup", "dog", "wine glass"]
 STYLE = PromptStyle()
-SIDE = 128
 SAMPLED = 2048
-
-
-def images(count: int) -> list[Image.Image]:
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(array).resize((SIDE, SIDE), Image.Resampling.NEAREST) for array in small]
 
 
 def answers(count: int, objects: int) -> list[str]:

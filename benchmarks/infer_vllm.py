@@ -18,18 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from random_images import images
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
-SIDE = 128
-
-
-def images(count: int) -> list[Image.Image]:
-    rng = np.random.default_rng(3)
-    small = rng.integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(array).resize((SIDE, SIDE), Image.Resampling.NEAREST) for array in small]
 
 
 def measure(engine: str, model: str, count: int, tokens: int, threads: int) -> dict[str, object]:
