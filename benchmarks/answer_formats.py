@@ -68,7 +68,7 @@ class Scripted:
         choices = []
         for choice in open_choices:
             answer = self.answers[id(choice.state)]
-            token = answer[min(len(choice.state.tokens) + choice.column + 1, len(answer) - 1)]
+            token = answer[min(choice.position, len(answer) - 1)]
             k = token - self.start
             coordinate = DecodedCoordinate(k, k, 1.0, -0.1, 0.9) if choice.node.kind == "slot" else None
             choices.append(TokenChoice(token, -0.1, coordinate))
