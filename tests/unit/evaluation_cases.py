@@ -61,6 +61,13 @@ class Case:
         return rows
 
 
+class PhraseCase(Case):
+    """A case whose predictions answer phrases."""
+
+    def line(self, image: dict) -> dict:
+        return super().line(image) | {"protocol": "phrases"}
+
+
 def _xywh(box: list[float]) -> list[float]:
     x1, y1, x2, y2 = box
     return [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from evaluation_cases import Case, annotation, categories, generated, image
+from evaluation_cases import PhraseCase, annotation, categories, generated, image
 from report_cases import record
 
 from coordexp.evaluation.compare import Run, compare
@@ -20,13 +20,6 @@ from coordexp.geometry.boxes import iou, xywh_to_xyxy
 from coordexp.records import Record
 from coordexp.reporting.report import headline, losses
 from coordexp.runtime.errors import DataError
-
-
-class PhraseCase(Case):
-    """A case whose predictions answer phrases."""
-
-    def line(self, image):
-        return super().line(image) | {"protocol": "phrases"}
 
 
 def phrase(text, *annotation_ids):

@@ -3,18 +3,11 @@
 import re
 
 import pytest
-from evaluation_cases import Case, annotation, categories, image
+from evaluation_cases import PhraseCase, annotation, categories, image
 from report_cases import report_inputs
 
 from coordexp.evaluation.results import load_eval
 from coordexp.reporting.report import write_report
-
-
-class PhraseCase(Case):
-    """A case whose predictions answer phrases."""
-
-    def line(self, image):
-        return super().line(image) | {"protocol": "phrases"}
 
 
 @pytest.fixture(scope="module")
