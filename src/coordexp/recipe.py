@@ -178,6 +178,12 @@ class Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
 
     @property
+    def evaluates_phrases(self) -> bool:
+        """Whether evaluation asks for phrases: all samples do, or some do and the checkpoint's metric is of phrases."""
+        measured = self.detection_eval.metric.startswith(PHRASE_PREFIX)
+        return self.phrase_ratio == 1 or (measured and self.phrase_ratio > 0)
+
+    @property
     def samples(self) -> SampleOptions:
         """How training samples are drawn from records."""
         return SampleOptions(
@@ -341,12 +347,12 @@ def _check_effects(custom: Custom, file: str | Path) -> None:
 
 
 def _check_metric(custom: Custom, file: str | Path) -> None:
-    """ConfigError unless the metric belongs to the prompts that are evaluated: of phrases, if every sample has one."""
-    metric, phrases = custom.detection_eval.metric, custom.phrase_ratio == 1
+    """ConfigError unless training has the prompts that the metric evaluates: of phrases, or of detection."""
+    metric, phrases = custom.detection_eval.metric, custom.evaluates_phrases
     if metric.startswith(PHRASE_PREFIX) != phrases:
         field = "custom.detection_eval.metric"
         expected = f"{PHRASE_PREFIX}accuracy_50 or another metric of phrases" if phrases else "a metric of detection"
-        problem = f"the evaluation {'asks for' if phrases else 'does not ask for'} phrases"
+        problem = f"{'every' if phrases else 'no'} training sample asks for a phrase"
         problem += f" (custom.phrase_ratio: {custom.phrase_ratio:g})"
         raise ConfigError(located(problem, file=file, field=field, expected=expected, found=metric))
     if phrases and custom.detection_eval.slices is not None:

@@ -203,7 +203,9 @@ def test_selecting_a_checkpoint_needs_checkpoints_to_select_from(tmp_path, train
     [
         (1.0, "AP", "another metric of phrases"),
         (1.0, "phrase_F1_50", None),
-        (0.5, "phrase_F1_50", "a metric of detection"),
+        (0.5, "phrase_F1_50", None),
+        (0.5, "AP", None),
+        (0.0, "phrase_F1_50", "a metric of detection"),
     ],
 )
 def test_checkpoints_are_selected_by_a_metric_of_the_prompts_that_are_evaluated(ratio, metric, found):

@@ -46,7 +46,7 @@ class DetectionScorer(Scorer):
         self.folder = path.parent
         space = "token" if custom.coord_tokens.skip_bbox_norm else "pixel"
         self.records = list(islice(read_records(path, space), settings.images))
-        if custom.phrase_ratio == 1 and not any(record.phrases for record in self.records):
+        if custom.evaluates_phrases and not any(record.phrases for record in self.records):
             problem = f"the first {len(self.records)} images have no phrases to evaluate on"
             raise ConfigError(located(problem, file=path, field="phrases"))
         if not any(record.objects for record in self.records):
@@ -71,7 +71,7 @@ class DetectionScorer(Scorer):
         self.table = categories
         count = min(settings.train_images, settings.images) if custom.train_jsonl else 0
         self.train_records = list(islice(read_records(custom.train_jsonl, space), count)) if count else []
-        if custom.phrase_ratio == 1:
+        if custom.evaluates_phrases:
             self.train_records = [record for record in self.train_records if record.phrases]
         if not any(record.objects for record in self.train_records):
             self.train_records = []
@@ -163,11 +163,11 @@ def _scored(predictions: list[Prediction], ground_truth: GroundTruth) -> tuple[d
 
 
 def prompts_like_training(custom: Custom, exhaustive: int = 0) -> dict[str, Any]:
-    """Prediction options whose prompts are those of training: open, or with categories or phrases if all have them.
+    """Prediction options with prompts of training: of phrases, with categories if all samples have them, or open.
 
     exhaustive: number of categories if they are annotated exhaustively; 0 if they are not, or if it is unknown.
     """
-    if custom.phrase_ratio == 1:
+    if custom.evaluates_phrases:
         return {"protocol": "phrases"}
     if custom.category_ratio < 1:
         return {"protocol": "open"}

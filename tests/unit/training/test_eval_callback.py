@@ -179,7 +179,8 @@ def test_an_unmerged_adapter_predicts_the_same_as_its_merged_checkpoint(tmp_path
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
-def test_training_on_phrases_is_scored_by_the_metrics_of_phrases(shapes_data, tiny_model, tmp_path):
+@pytest.mark.parametrize("ratio", [1.0, 0.6])
+def test_training_on_phrases_is_scored_by_the_metrics_of_phrases(ratio, shapes_data, tiny_model, tmp_path):
     from coordexp.training.eval_callback import DetectionScorer
 
     records = list(read_records(shapes_data / "val.coord.jsonl", "token"))[:4]
@@ -187,7 +188,7 @@ def test_training_on_phrases_is_scored_by_the_metrics_of_phrases(shapes_data, ti
         record.phrases = [Phrase(f"first of {n}", [0]), Phrase("nothing", [])] if record.objects else []
     write_jsonl(tmp_path / "val.coord.jsonl", records)
     watched = DetectionEval(every=1, images=4, metric="phrase_accuracy_50", max_new_tokens=2)
-    custom = Custom(val_jsonl=str(tmp_path / "val.coord.jsonl"), detection_eval=watched, phrase_ratio=1.0)
+    custom = Custom(val_jsonl=str(tmp_path / "val.coord.jsonl"), detection_eval=watched, phrase_ratio=ratio)
     scorer = DetectionScorer(custom, tiny_model)
     assert scorer.options.protocol == "phrases"
     answers = []
