@@ -94,7 +94,8 @@ class Sample(NamedTuple):
 
     path: file of the record. source_line: `file:line`, for messages. style: settings of prompt and answer that the
     source overrides. categories: those that the prompt names; None asks for every object. phrase: the one whose objects
-    are asked for; they are the objects of the record then, with the phrase as their description.
+    are asked for; they are the objects of the record then, with the phrase as their description. source: index of the
+    record's file in the mixture.
     """
 
     record: Record
@@ -103,6 +104,7 @@ class Sample(NamedTuple):
     style: dict[str, str]
     categories: list[str] | None
     phrase: str | None = None
+    source: int = 0
 
 
 class Samples:
@@ -113,12 +115,20 @@ class Samples:
     """
 
     def __init__(self, config: MixtureConfig, expect: CoordSpace, options: SampleOptions, table: CategoryTable | None):
-        self.tables = _tables(config, table) if options.category_ratio else [table] * len(config.sources)
+        self.tables = [table] * len(config.sources)
         self.mixture, self.options = Mixture(config, expect), options
+        if options.category_ratio:
+            self.read_tables()
+            _require_tables(config, self.tables)
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return sum(self.mixture.quotas) * self.options.orders_per_sample
+
+    def read_tables(self) -> None:
+        """Read the category tables that sources name; the others keep the default one."""
+        sources = self.mixture.config.sources.values()
+        self.tables = [_table_of_source(source) or table for source, table in zip(sources, self.tables, strict=True)]
 
     def get(self, index: int, epoch: int) -> Sample:
         """Sample `index` of an epoch (both from 0)."""
@@ -138,7 +148,23 @@ class Samples:
             _check_descriptions(record, table, source_line)
             categories, objects = self._name_categories(record, table, rng)
         record = msgspec.structs.replace(record, objects=self._ordered(objects, rng), phrases=[])
-        return Sample(record, path, source_line, settings.style, categories, phrase)
+        return Sample(record, path, source_line, settings.style, categories, phrase, source)
+
+    def verified_descriptions(self, sample: Sample) -> set[str] | None:
+        """Descriptions of which an object that matches no annotation of the sample is certainly wrong; None: all.
+
+        None if the prompt names categories or a phrase: the annotations list all of their objects, and no others are
+        asked for. Otherwise the categories whose objects are all annotated, and those that are known to be absent. Of
+        these, only categories with annotations are known without a category table, or if it is that of other records.
+        """
+        if sample.categories or sample.phrase:
+            return None
+        record, table = sample.record, self.tables[sample.source]
+        incomplete = set(record.metadata.not_exhaustive_category_ids)
+        found = {obj.desc for obj in record.objects if obj.category_id not in incomplete}
+        if table is None or any(table.names.get(obj.category_id) != obj.desc for obj in record.objects):
+            return found
+        return found | {table.names[i] for i in _known_categories(record, table).absent}
 
     def _asks_for_phrase(self, record: Record, epoch: int, index: int) -> bool:
         """Whether a sample asks for a phrase; its own random stream leaves those of other samples unchanged."""
@@ -162,10 +188,7 @@ class Samples:
         is not named, and its objects are not part of the answer. Of all these, at most `max_named` are named. With
         probability `absent_only`, no present category is named, unless no category is known to be absent.
         """
-        not_exhaustive = set(record.metadata.not_exhaustive_category_ids)
-        present = {obj.category_id for obj in record.objects} - not_exhaustive
-        listed = set(table.names) if table.exhaustive else set(record.metadata.neg_category_ids)
-        absent = sorted((listed & set(table.names)) - present - not_exhaustive)
+        present, absent = _known_categories(record, table)
         absent = [absent[i] for i in rng.permutation(len(absent)).tolist()]
         allowed = self.options.named_categories
         present_named, absent_named = (
@@ -180,6 +203,20 @@ class Samples:
         chosen = [named[i] for i in rng.permutation(len(named))[: self.options.max_named].tolist()]
         listed = present.intersection(chosen)
         return [table.names[i] for i in chosen], [obj for obj in record.objects if obj.category_id in listed]
+
+
+class _Categories(NamedTuple):
+    """Ids of the categories of which all objects in an image are annotated, and of those known to be absent, sorted."""
+
+    present: set[int]
+    absent: list[int]
+
+
+def _known_categories(record: Record, table: CategoryTable) -> _Categories:
+    not_exhaustive = set(record.metadata.not_exhaustive_category_ids)
+    present = {obj.category_id for obj in record.objects} - not_exhaustive
+    listed = set(table.names) if table.exhaustive else set(record.metadata.neg_category_ids)
+    return _Categories(present, sorted((listed & set(table.names)) - present - not_exhaustive))
 
 
 def _draw_phrase(record: Record, turn: int, seed: tuple[int, int, int]) -> tuple[str, list[Object]]:
@@ -211,15 +248,13 @@ def _table_of_manifest(manifest: str | Path, style: DescStyle) -> CategoryTable:
     return CategoryTable(descriptions(load_categories(annotations), style), exhaustive=not source.federated)
 
 
-def _tables(config: MixtureConfig, default: CategoryTable | None) -> list[CategoryTable]:
-    """The table of each source: the one that it names, or else `default`."""
-    tables = [_table_of_source(source) or default for source in config.sources.values()]
+def _require_tables(config: MixtureConfig, tables: list[CategoryTable | None]) -> None:
+    """DataError if a source has no category table."""
     for name, table in zip(config.sources, tables, strict=True):
         if table is None:
             problem = "prompts that name categories need a category table"
             fix = "set it here or as custom.categories, or set custom.category_ratio: 0"
             raise DataError(located(problem, field=f"sources.{name}.categories", fix=fix))
-    return tables
 
 
 def _table_of_source(source: MixtureSource) -> CategoryTable | None:

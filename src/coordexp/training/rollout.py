@@ -6,7 +6,7 @@ matched objects have the annotated box as their target, missed objects are added
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,33 +24,42 @@ FORBIDDEN = 1e3  # cost of a pair that must not match; above the total cost of a
 
 
 class RolloutCounts(NamedTuple):
-    """Objects of an answer: matched to an annotation, near-duplicates, and all others; and annotations it misses."""
+    """Objects of an answer: matched to an annotation, near-duplicates, and all others; and annotations it misses.
+
+    unverified: false positives that may be objects without an annotation.
+    """
 
     matched: int
     missed: int
     false_positives: int
     duplicates: int
+    unverified: int = 0
 
 
 class RolloutAnswer(NamedTuple):
     """A training sequence.
 
     objects: in their order; an annotation, or what the model wrote where that matches none. read: the bins of each as
-    the model reads them. supervised: which of them are targets.
+    the model reads them. supervised: which of them are targets. rejected: which of them the image certainly lacks.
     """
 
     objects: list[Object]
     read: list[list[int]]
     supervised: list[bool]
+    rejected: list[bool]
     counts: RolloutCounts
 
 
 def rollout_answer(
-    answered: Sequence[ParsedObject], annotated: Sequence[Object], options: RolloutOptions
+    answered: Sequence[ParsedObject],
+    annotated: Sequence[Object],
+    options: RolloutOptions,
+    verified: Collection[str] | None = None,
 ) -> RolloutAnswer | None:
     """The training sequence for an answer; None for one with too many objects.
 
-    annotated: boxes in token space, in the order of training.
+    annotated: boxes in token space, in the order of training. verified: descriptions of which all objects are
+    annotated; None: all descriptions.
     """
     if len(answered) > options.max_objects:
         return None
@@ -66,9 +75,15 @@ def rollout_answer(
     for index in missed:
         entry = (index, annotated[index], [coord_bin(str(token)) for token in annotated[index].coords])
         sequence.insert(_position(index, sequence) if options.missed == "insert" else len(sequence), entry)
-    counts = RolloutCounts(len(match), len(missed), len(kept) - len(match), len(answered) - len(kept))
+    wrong = [obj.desc for n, obj in enumerate(kept) if n not in match]
+    unverified = 0 if verified is None else sum(desc not in verified for desc in wrong)
+    counts = RolloutCounts(len(match), len(missed), len(wrong), len(answered) - len(kept), unverified)
     return RolloutAnswer(
-        [obj for _, obj, _ in sequence], [bins for *_, bins in sequence], [n is not None for n, *_ in sequence], counts
+        objects=[obj for _, obj, _ in sequence],
+        read=[bins for *_, bins in sequence],
+        supervised=[n is not None for n, *_ in sequence],
+        rejected=[n is None and (verified is None or obj.desc in verified) for n, obj, _ in sequence],
+        counts=counts,
     )
 
 
@@ -76,8 +91,7 @@ def arranged(rollout: RolloutAnswer, answer_format: AnswerFormat) -> RolloutAnsw
     """The sequence in the order in which the format lists its objects; in the given order where it has no rule."""
     index = {id(obj): n for n, obj in enumerate(rollout.objects)}
     order = [index[id(obj)] for obj in answer_format.arrange(rollout.objects)]
-    columns = ([column[n] for n in order] for column in (rollout.objects, rollout.read, rollout.supervised))
-    return RolloutAnswer(*columns, rollout.counts)
+    return RolloutAnswer(*([column[n] for n in order] for column in rollout[:-1]), rollout.counts)
 
 
 def without_duplicates(answered: Sequence[ParsedObject], iou: float) -> list[ParsedObject]:

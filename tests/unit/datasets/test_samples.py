@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from coordexp.datasets.mixture import single_file_mixture
+from coordexp.datasets.mixture import MixtureConfig, MixtureSource, single_file_mixture
 from coordexp.datasets.samples import CategoryTable, SampleOptions, Samples
 from coordexp.records import Metadata, Object, Phrase, Record
 from coordexp.runtime import io
@@ -89,6 +89,47 @@ def test_negatives_are_limited_and_the_ratio_is_kept(jsonl):
     named = [s for s in seen if s.categories]
     assert 0.4 < len(named) / len(seen) < 0.6
     assert all(len(s.categories) == len({o.desc for o in s.record.objects}) + 1 for s in named)
+
+
+def verified(some):
+    """Descriptions of which an unmatched object is certainly wrong, by image."""
+    return {n: some.verified_descriptions(sample) for n, sample in drawn_samples(some).items()}
+
+
+def test_only_known_categories_are_verified_in_open_prompts(jsonl):
+    federated = verified(samples(jsonl))
+    assert federated == {1: {"cat", "dog", "cow", "car"}, 2: {"cat", "bus"}, 3: {"cow", "car", "cat"}, 4: {"bus"}}
+    everything = set(NAMES.values())
+    assert verified(samples(jsonl, exhaustive=True)) == {
+        1: everything,
+        2: everything,
+        3: everything - {"dog"},
+        4: everything,
+    }
+
+
+def test_prompts_that_name_categories_or_a_phrase_verify_every_description(jsonl, with_phrases):
+    assert set(verified(samples(jsonl, category_ratio=1.0)).values()) == {None}
+    some = samples(with_phrases, phrase_ratio=1.0)
+    assert {some.verified_descriptions(s) is None for s in drawn_samples(some).values() if s.phrase} == {True}
+
+
+def test_without_the_table_of_the_records_only_annotated_categories_are_verified(jsonl):
+    mixture, options = single_file_mixture(jsonl), SampleOptions()
+    expected = {1: {"cat", "dog"}, 2: set(), 3: {"cow", "car"}, 4: {"bus"}}
+    assert verified(Samples(mixture, "token", options, None)) == expected
+    other = CategoryTable({1: "tin", 2: "box", 3: "jar", 5: "cup"}, True)
+    found = verified(Samples(mixture, "token", options, other))
+    assert [found[n] for n in (1, 3, 4)] == [expected[n] for n in (1, 3, 4)]
+
+
+def test_the_table_of_a_source_verifies_its_records(jsonl, tmp_path):
+    table = tmp_path / "own.json"
+    io.write_json(table, CategoryTable(NAMES, False))
+    source = MixtureSource(jsonl=str(jsonl), categories=str(table))
+    some = Samples(MixtureConfig(sources={"own": source}), "token", SampleOptions(), None)
+    some.read_tables()
+    assert verified(some)[2] == {"cat", "bus"}
 
 
 def test_category_prompts_need_the_table(jsonl):

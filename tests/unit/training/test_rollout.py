@@ -99,6 +99,17 @@ def test_a_false_positive_is_context_or_removed():
     assert sequence(answer, [A], false_positives="drop")[0] == [(A, bins(NEAR_A))]
 
 
+def test_only_an_object_whose_description_is_verified_is_rejected():
+    """Where annotations are incomplete, a box without an annotation may be an object that nobody annotated."""
+    answer = answered(ELSEWHERE, NEAR_A, box("b", 800, 800, 900, 900))
+    made = rollout_answer(answer, [A], RolloutOptions(), {"a"})
+    assert made.supervised == [False, True, False] and made.rejected == [True, False, False]
+    assert made.counts == RolloutCounts(matched=1, missed=0, false_positives=2, duplicates=0, unverified=1)
+    assert rollout_answer(answer, [A], RolloutOptions()).rejected == [True, False, True]
+    grouped = arranged(made, format_of(PromptStyle(answer_format="grouped")))
+    assert [obj.desc for obj, rejected in zip(grouped.objects, grouped.rejected, strict=True) if rejected] == ["a"]
+
+
 def test_near_duplicates_are_removed_before_matching():
     """A second annotation at the same place stays missed, although a near-duplicate would match it."""
     twin = box("a", 100, 100, 203, 199)

@@ -36,12 +36,13 @@ from coordexp.records import COORD_BINS, Object
 from coordexp.runtime.errors import DataError, located
 from coordexp.training.ms_swift.best_checkpoint import base_for_generation, evaluation_mode
 from coordexp.training.ms_swift.custom_section import custom_section
+from coordexp.training.ms_swift.dataset import TRAIN, samples
 from coordexp.training.ms_swift.metrics import Mean, Total
 from coordexp.training.ms_swift.template import SOURCE, TARGETS, SampleSource, style_of
 from coordexp.training.rollout import Continuation, RolloutAnswer, arranged, departure, rollout_answer
 
 NAME = "coordexp_rollouts"
-COUNTS = ("rollouts", "matched", "missed", "false_positives", "duplicates", "truncated", "discarded")
+COUNTS = ("rollouts", "matched", "missed", "false_positives", "unverified", "duplicates", "truncated", "discarded")
 TOLERANCE = 0.25  # of an object's width or height: a coordinate that is farther away is of another object
 
 
@@ -66,6 +67,9 @@ class Rollouts:
         section = custom_section()
         self.options, self.seed = section.rollout, section.sample_seed
         self.rejects = section.loss.weights.get("unlikelihood", 0) > 0
+        self.samples = samples(TRAIN)
+        if self.rejects:
+            self.samples.read_tables()
         self.decoding = PredictOptions(
             decode="argmax",
             temperature=section.loss.temperature,
@@ -140,7 +144,8 @@ class Rollouts:
         style = style_of(source.sample)
         text = self.template.tokenizer.decode(answer.tokens, skip_special_tokens=False)
         answered = parse_answer(text, style.coordinates, style.answer_format).objects
-        rollout = rollout_answer(answered, source.sample.record.objects, self.options)
+        verified = self.samples.verified_descriptions(source.sample) if self.rejects else None
+        rollout = rollout_answer(answered, source.sample.record.objects, self.options, verified)
         rollout = rollout and arranged(rollout, format_of(style))
         replaced = rollout and encode_rollout(self.template, encoded, rollout, rejects=self.rejects)
         if replaced is None:
@@ -178,7 +183,7 @@ def encode_rollout(
 ) -> dict[str, Any] | None:
     """An encoded sample with the answer of `rollout` in place of its own; None if it is too long.
 
-    rejects: label the first token with which a false positive departs from all remaining objects as rejected.
+    rejects: label the first token with which a rejected object departs from all remaining objects.
     """
     source: SampleSource = encoded[SOURCE]
     style, start = style_of(source.sample), source.start
@@ -225,7 +230,7 @@ def answer_labels(
         end = positions[slot - 1] + 1
         if not supervised:
             labels[begin:end] = [IGNORE] * (end - begin)
-            if rejects:
+            if rejects and rollout.rejected[n]:
                 previous = rollout.objects[n - 1] if n else None
                 pairs = zip(rollout.objects[n:], rollout.supervised[n:], strict=True)
                 allowed = continuations(template, previous, [o for o, kept in pairs if kept], style)

@@ -32,14 +32,14 @@ def encoder(shapes_data, tiny_model):
         yield pair
 
 
-def encode_with(encode, row, answer, *, rejects=False, **options):
+def encode_with(encode, row, answer, *, rejects=False, verified=None, **options):
     """The row with the sequence of an answer with the objects that `answer` makes of the annotated ones."""
     from coordexp.training.ms_swift.rollouts import SOURCE, encode_rollout
 
     encoded = encode.encode(dict(row))
     annotated = encoded[SOURCE].sample.record.objects
     parsed = parse_answer(render.render_answer(answer(annotated), STYLE)).objects
-    rollout = rollout_answer(parsed, annotated, RolloutOptions(**options))
+    rollout = rollout_answer(parsed, annotated, RolloutOptions(**options), verified)
     return encoded, rollout, encode_rollout(encode, encoded, rollout, rejects=rejects)
 
 
@@ -105,6 +105,16 @@ def test_a_false_positive_is_context_but_not_a_target(encoder, rejects):
         assert encode.tokenizer.decode([rejected]) == "]},"
     assert replaced["coord_targets"].supervised == sum(label >= 0 for label in replaced["labels"])
     assert len(replaced["coord_targets"].boxes) == 1
+
+
+def test_a_false_positive_that_may_be_an_object_without_annotation_is_not_rejected(encoder):
+    encode, rows = encoder
+    row = rows_with(encode, rows, 1)
+    _, rollout, replaced = encode_with(encode, row, wrong_first, rejects=True, verified={"another"})
+    assert rollout.supervised == [False, True] and rollout.counts.unverified == 1
+    assert min(replaced["labels"]) > REJECTED
+    _, _, unlabelled = encode_with(encode, row, wrong_first, rejects=False)
+    assert replaced["labels"] == unlabelled["labels"]
 
 
 def test_a_box_before_the_only_object_departs_at_its_first_wrong_coordinate(encoder):
