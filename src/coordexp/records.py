@@ -147,7 +147,8 @@ class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     Every evaluated image has a line, even without detections. finish: why generation ended. problems: number of parts
     of the answer that the parser could not use, by reason. slices: [x1, y1, x2, y2] in [0, 1] of each slice, if the
     image was predicted in slices; `text` has the answers to all prompts of the first slice, then of the second, ...
-    merged: number of detections that were merged into one of another slice.
+    merged: number of detections that were merged into one of another slice. truncated_phrases: phrases with a truncated
+    answer.
     """
 
     image_id: int | str
@@ -162,6 +163,7 @@ class Prediction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     token_logprobs: list[float] = []
     slices: list[list[float]] = []
     merged: int = 0
+    truncated_phrases: list[str] = []
 
 
 def read_records(path: str | Path, expect: CoordSpace) -> Iterator[Record]:

@@ -61,11 +61,14 @@ class Case:
         return rows
 
 
+@dataclass
 class PhraseCase(Case):
-    """A case whose predictions answer phrases."""
+    """A case whose predictions answer phrases; `facts` are further fields of predictions, by image id."""
+
+    facts: dict[int | str, dict] = field(default_factory=dict)
 
     def line(self, image: dict) -> dict:
-        return super().line(image) | {"protocol": "phrases"}
+        return super().line(image) | {"protocol": "phrases"} | self.facts.get(image["id"], {})
 
 
 def _xywh(box: list[float]) -> list[float]:

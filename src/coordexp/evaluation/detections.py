@@ -93,6 +93,7 @@ class AnswerStats:
     boxes_outside_image: int
     boxes_without_area: int
     calibrated: int  # detections
+    truncated_phrases: dict[int | str, list[str]]  # by id of an image with a truncated answer; []: it is unknown which
 
 
 def read_predictions(path: str | Path) -> Iterator[tuple[str, Prediction]]:
@@ -134,12 +135,14 @@ def collect_detections(
     """
     seen: dict[int | str, str] = {}
     columns, problems, protocols, count = _Columns(), Counter(), Counter(), Counter()
+    truncated_phrases: dict[int | str, list[str]] = {}
     for where, row in rows:
         index = _image_index(where, row, ground_truth, seen)
         problems.update(row.problems)
         protocols[row.protocol] += 1
         count["without_detections"] += not row.detections
-        count["truncated"] += row.finish == "length"
+        if row.finish == "length":
+            truncated_phrases[row.image_id] = row.truncated_phrases
         count["with_problems"] += bool(row.problems)
         count["slices"] += len(row.slices)
         count["merged"] += row.merged
@@ -152,7 +155,7 @@ def collect_detections(
     stats = AnswerStats(
         image_ids=list(seen),
         without_detections=count["without_detections"],
-        truncated=count["truncated"],
+        truncated=len(truncated_phrases),
         with_problems=count["with_problems"],
         problems=dict(sorted(problems.items())),
         protocols=dict(sorted(protocols.items())),
@@ -161,6 +164,7 @@ def collect_detections(
         boxes_outside_image=int(((norm < -1e-9) | (norm > 1 + 1e-9)).any(axis=1).sum()),
         boxes_without_area=int((detections.box[:, 2:] <= 0).any(axis=1).sum()),
         calibrated=count["calibrated"],
+        truncated_phrases=truncated_phrases,
     )
     return detections, stats
 

@@ -161,6 +161,7 @@ def _score_phrases(
     block = phrase_result(
         scored,
         detections,
+        stats.truncated_phrases,
         bootstrap=options.bootstrap,
         seed=options.seed,
         without_record=len(annotated.phrases) - len(recorded.phrases),

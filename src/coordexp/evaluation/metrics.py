@@ -53,7 +53,8 @@ PHRASE_METRICS = {
     "precision_50": "fraction of the boxes that match a target at IoU 0.5, for phrases with several targets",
     "recall_50": "fraction of the targets that a box matches at IoU 0.5, for phrases with several targets",
     "F1_50": "harmonic mean of this precision and recall",
-    "no_target_accuracy": "fraction of the phrases without a target answered without a box (N-acc of gRefCOCO)",
+    "no_target_accuracy": "fraction of the phrases without a target with an answer that has no box and is complete "
+    "(N-acc of gRefCOCO)",
     "exact_50": "fraction of all phrases whose targets are all matched at IoU 0.5, without a false positive "
     "(Pr@(F1=1, IoU>=0.5) of gRefCOCO)",
 }

@@ -22,6 +22,10 @@ class PhraseRow(Result):
     false_positives: Annotated[Count, Meta(description="boxes that match no target, or one that is already matched")]
     without_boxes: Annotated[Count, Meta(description="phrases answered without a box")]
     exact: Annotated[Count, Meta(description="phrases whose targets are all matched, without a false positive")]
+    truncated: Annotated[
+        Count,
+        Meta(description="phrases with a truncated answer; without a box, it is wrong even if there is no target"),
+    ]
 
 
 class PhraseExample(Result):

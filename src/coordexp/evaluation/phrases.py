@@ -2,12 +2,13 @@
 
 An answer consists of the detections of an image whose description is the phrase. Two annotated phrases with the same
 text in one image are scored separately, against the same answer, as in the tables of RefCOCO. There is no score
-threshold; scores only decide which box of an answer is its best one.
+threshold; scores only decide which box of an answer is its best one. A truncated answer without a box does not reject
+its phrase: the answer is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +41,18 @@ class ScoredPhrases:
     boxes: np.ndarray  # int64 [P], number of boxes in the answer
     true_positives: np.ndarray  # int64 [P], boxes that match a target
     best_iou: np.ndarray  # float64 [P]
+    truncated: np.ndarray  # bool [P], whether the answer was truncated
+
+    @property
+    def rejected(self) -> np.ndarray:
+        """Whether the answer says that the phrase has no target; bool [P]."""
+        return (self.boxes == 0) & ~self.truncated
 
     @property
     def exact(self) -> np.ndarray:
         """Whether all targets of a phrase are matched and all boxes are true positives; bool [P]."""
-        return (self.true_positives == self.targets) & (self.true_positives == self.boxes)
+        matched = (self.true_positives == self.targets) & (self.true_positives == self.boxes)
+        return matched & (self.rejected | (self.boxes > 0))
 
     def statistic(self, weights: np.ndarray) -> dict[str, float]:
         """All metrics under image weights (int64 [I]); nan where undefined."""
@@ -63,13 +71,18 @@ class ScoredPhrases:
             "precision_50": _ratio(found, boxes),
             "recall_50": _ratio(found, targets),
             "F1_50": _ratio(2 * found, boxes + targets),
-            "no_target_accuracy": mean(self.boxes == 0, none),
+            "no_target_accuracy": mean(self.rejected, none),
             "exact_50": mean(self.exact, np.ones(len(weight), dtype=bool)),
         }
 
 
-def score_phrases(ground_truth: GroundTruth, detections: Detections) -> ScoredPhrases:
-    """Match the answer to every phrase with its targets, greedily in the order of the scores."""
+def score_phrases(
+    ground_truth: GroundTruth, detections: Detections, truncated: Mapping[int | str, Sequence[str]]
+) -> ScoredPhrases:
+    """Match the answer to every phrase with its targets, greedily in the order of the scores.
+
+    truncated: phrases with a truncated answer, by image id; an empty list if it is unknown which of the image's.
+    """
     phrases, row_of = ground_truth.phrases, _rows_by_id(ground_truth)
     target_rows = [[row_of[str(i)] for i in phrase.annotation_ids] for phrase in phrases]
     image = np.array([phrase.image for phrase in phrases], dtype=np.int64)
@@ -91,7 +104,8 @@ def score_phrases(ground_truth: GroundTruth, detections: Detections) -> ScoredPh
     only = objects[(np.cumsum(targets) - targets)[answered]]
     best_iou[answered] = box_iou(detections.box[first], ground_truth.box[only])
     true_positives = np.bincount(code[taken >= 0], minlength=len(phrases))
-    return ScoredPhrases([p.text for p in phrases], image, targets, boxes, true_positives, best_iou)
+    cut = np.array([_is_truncated(ground_truth.image_ids[p.image], p.text, truncated) for p in phrases], dtype=bool)
+    return ScoredPhrases([p.text for p in phrases], image, targets, boxes, true_positives, best_iou, cut)
 
 
 def match_targets(boxes: np.ndarray, code: np.ndarray, targets: np.ndarray, target_code: np.ndarray) -> np.ndarray:
@@ -105,10 +119,20 @@ def match_targets(boxes: np.ndarray, code: np.ndarray, targets: np.ndarray, targ
 
 
 def phrase_result(
-    ground_truth: GroundTruth, detections: Detections, *, bootstrap: int, seed: int, without_record: int, examples: int
+    ground_truth: GroundTruth,
+    detections: Detections,
+    truncated: Mapping[int | str, Sequence[str]],
+    *,
+    bootstrap: int,
+    seed: int,
+    without_record: int,
+    examples: int,
 ) -> PhraseResult:
-    """The `phrases` block of eval.json; `bootstrap` replicates for the intervals, over images."""
-    scored = score_phrases(ground_truth, detections)
+    """The `phrases` block of eval.json; `bootstrap` replicates for the intervals, over images.
+
+    truncated: as in `score_phrases`.
+    """
+    scored = score_phrases(ground_truth, detections, truncated)
     count = ground_truth.num_images
     values = scored.statistic(np.ones(count, dtype=np.int64))
     drawn = replicates(scored.statistic, count, bootstrap if len(scored.image) else 0, seed)
@@ -128,6 +152,11 @@ def phrase_result(
         by_targets=_by_targets(scored),
         **_examples(scored, ground_truth, examples),
     )
+
+
+def _is_truncated(image_id: int | str, text: str, truncated: Mapping[int | str, Sequence[str]]) -> bool:
+    phrases = truncated.get(image_id)
+    return phrases is not None and (not phrases or text in phrases)
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -193,6 +222,7 @@ def _by_targets(scored: ScoredPhrases) -> list[PhraseRow]:
             false_positives=int((scored.boxes - scored.true_positives)[rows].sum()),
             without_boxes=int((scored.boxes[rows] == 0).sum()),
             exact=int(scored.exact[rows].sum()),
+            truncated=int(scored.truncated[rows].sum()),
         )
         for name, rows in groups
     ]

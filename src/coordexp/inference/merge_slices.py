@@ -63,6 +63,7 @@ def merge_slices(slices: Sequence[SlicePrediction], size: tuple[int, int], optio
         token_logprobs=[value for prediction in predictions for value in prediction.token_logprobs],
         merged=len(placed) - len(groups),
         slices=windows,
+        truncated_phrases=list(dict.fromkeys(phrase for one in predictions for phrase in one.truncated_phrases)),
     )
 
 

@@ -63,6 +63,9 @@ def build_prediction(
         problems=dict(problems),
         token_ids=[token for answer, _, _ in answers for token in answer.tokens],
         token_logprobs=[round(value, 4) + 0.0 for answer, _, _ in answers for value in answer.logprobs],
+        truncated_phrases=list(
+            dict.fromkeys(p for answer, _, p in answers if p is not None and answer.finish == "length")
+        ),
     )
 
 

@@ -142,10 +142,12 @@ def _phrase_headline(result: EvalResult, block: PhraseResult) -> str:
         lines.append(f"{name:18} {number(value):>7}" + (f"  [{number(span[0])}, {number(span[1])}]" if span else ""))
     for name, value in block.baselines.items():
         lines.append(f"baseline: accuracy_50 {number(value)} with the {name.replace('_', ' ')} as every answer")
-    lines.append(f"{'targets':8} {'phrases':>8} {'boxes':>8} {'true pos.':>10} {'false pos.':>10} {'exact':>8}")
+    lines.append(
+        f"{'targets':8} {'phrases':>8} {'boxes':>8} {'true pos.':>10} {'false pos.':>10} {'exact':>8} {'truncated':>10}"
+    )
     for row in block.by_targets:
         counted = f"{row.phrases:8} {row.boxes:8} {row.true_positives:10} {row.false_positives:10} {row.exact:8}"
-        lines.append(f"{row.targets:8} {counted}")
+        lines.append(f"{row.targets:8} {counted} {row.truncated:10}")
     return "\n".join(lines)
 
 
@@ -167,6 +169,8 @@ def losses(eval_json: str | Path) -> list[str]:
         lines.append(f"detections without a {kind}: {counts.unmapped_detections} of {counts.detections}")
     if phrases is not None and phrases.without_record:
         lines.append(f"annotated phrases without a record, which are not scored: {phrases.without_record}")
+    if phrases is not None and (truncated := sum(row.truncated for row in phrases.by_targets)):
+        lines.append(f"phrases with a truncated answer, which is wrong without a box: {truncated} of {phrases.phrases}")
     if counts.subset_note:
         lines.append(counts.subset_note)
     return lines

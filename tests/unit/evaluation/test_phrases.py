@@ -147,6 +147,28 @@ def test_one_several_and_no_targets_are_counted_separately(tmp_path):
     assert block.worst[0].text in ("left", "big ones")
 
 
+def truncated_case(*phrases):
+    """The small case with answers to phrases of image 1 that were truncated; without `phrases`, it is unknown which."""
+    case = small_case()
+    case.facts[1] = {"finish": "length"} | ({"truncated_phrases": list(phrases)} if phrases else {})
+    return case
+
+
+def test_a_truncated_answer_without_a_box_is_not_a_rejection_and_is_counted(tmp_path):
+    block = evaluated(truncated_case("a cat", "right"), tmp_path, out=tmp_path / "eval.json").phrases
+    assert block.metrics["no_target_accuracy"] == 0 and block.metrics["exact_50"] == pytest.approx(1 / 7)
+    assert block.metrics["accuracy_50"] == 0.5
+    assert {row.targets: row.truncated for row in block.by_targets} == {"none": 1, "one": 1, "several": 0}
+    assert {example.text for example in block.best} == {"right"}
+    lost = ["phrases with a truncated answer, which is wrong without a box: 2 of 7"]
+    assert losses(tmp_path / "eval.json") == lost
+
+
+def test_if_it_is_unknown_which_answer_was_truncated_no_phrase_of_the_image_is_rejected(tmp_path):
+    block = evaluated(truncated_case(), tmp_path).phrases
+    assert block.metrics["no_target_accuracy"] == 0 and sum(row.truncated for row in block.by_targets) == 7
+
+
 def test_baselines_are_those_of_answers_that_ignore_the_phrase(tmp_path):
     baselines = evaluated(small_case(), tmp_path).phrases.baselines
     assert baselines["largest_object"] == 0.25  # object 1, the first of two equal ones, for four phrases
@@ -159,7 +181,7 @@ def test_table_on_the_console_has_the_metrics_and_counts(tmp_path):
     lines = headline(tmp_path / "eval.json").splitlines()
     assert lines[0] == "refer val: 2 images, 7 phrases"
     rows = {line.split()[0]: line.split()[1:] for line in lines}
-    assert rows["accuracy_50"][0] == "0.500" and rows["several"] == ["1", "2", "1", "1", "0"]
+    assert rows["accuracy_50"][0] == "0.500" and rows["several"] == ["1", "2", "1", "1", "0", "0"]
     assert losses(tmp_path / "eval.json") == []
 
 

@@ -53,6 +53,13 @@ def test_an_object_in_two_slices_is_reported_once_with_its_best_score():
     assert merge_slices([left, right], SIZE, OPTIONS).merged == 1
 
 
+def test_a_phrase_is_truncated_if_its_answer_about_one_slice_is():
+    cut = {"truncated_phrases": ["a"]}
+    assert merge_slices([found(LEFT), found(RIGHT, **cut)], SIZE, OPTIONS).truncated_phrases == ["a"]
+    assert merge_slices([found(LEFT, **cut), found(RIGHT, **cut)], SIZE, OPTIONS).truncated_phrases == ["a"]
+    assert merge_slices([found(LEFT), found(RIGHT)], SIZE, OPTIONS).truncated_phrases == []
+
+
 def test_a_box_that_is_cut_off_gives_way_to_the_complete_one_whatever_its_score():
     cut, complete = ("a", 0.9, 50, 10, 60, 30), ("a", 0.2, 50, 10, 80, 30)
     assert merged(found(LEFT, cut), found(RIGHT, complete)) == [complete]

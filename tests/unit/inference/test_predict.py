@@ -191,7 +191,10 @@ def test_every_phrase_is_asked_and_answered_with_the_phrase(taught, records, tmp
     rows = read(tmp_path / "p.jsonl")
     assert [row.text.count('{"objects"') for row in rows] == [0, 2, 0, 0, 0]
     assert {d.desc for d in rows[1].detections} == set(asked) and not any(r.detections for r in (rows[0], rows[2]))
-    assert all(row.protocol == "phrases" for row in rows)
+    assert all(row.protocol == "phrases" and not row.truncated_phrases for row in rows)
+    short = msgspec.structs.replace(options, max_new_tokens=8, samples=2)
+    predict(taught, records.parent / "phrases.jsonl", tmp_path / "short.jsonl", short, STYLE)
+    assert [row.truncated_phrases for row in read(tmp_path / "short.jsonl")] == [[], asked[:2], [], [], []]
 
 
 def test_chunks_of_all_categories_make_one_prediction(taught, records, tmp_path):
