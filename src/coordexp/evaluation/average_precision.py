@@ -41,7 +41,8 @@ class RankedMatches:
             category = np.zeros(len(image), dtype=np.int64)
         self._image = image
         group_start = np.searchsorted(category, np.arange(self.num_groups + 1))
-        self._counted = [np.flatnonzero(~ignored[:, t]) for t in range(ignored.shape[1])]
+        index = np.arange(len(image), dtype=np.int32)
+        self._counted = [index[~ignored[:, t]] for t in range(ignored.shape[1])]
         self._hits = [np.flatnonzero(matched[c, t]) for t, c in enumerate(self._counted)]
         self._group = [category[c][h] for c, h in zip(self._counted, self._hits, strict=True)]
         self._begin = [np.searchsorted(c, group_start[:-1]) for c in self._counted]

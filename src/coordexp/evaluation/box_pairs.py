@@ -51,6 +51,25 @@ def near_overlaps(
     where boxes overlap most others, a block holds a single `i`, as this needs an eighth of the time.
     """
     crowd = np.zeros(len(other_box), dtype=bool) if crowd is None else crowd
+    for rows, others in _parts(code, other_code):
+        boxes = (box[rows], code[rows], other_box[others], other_code[others])
+        for i, j, overlap in _near_overlaps(*boxes, least, crowd[others]):
+            yield rows[i], others[j], overlap
+
+
+def _parts(code: np.ndarray, other_code: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of both that have a range of codes, for ranges with about `BOXES_PER_PART` boxes."""
+    ordered = np.sort(code)
+    starts = np.unique(ordered[tuning.BOXES_PER_PART :: tuning.BOXES_PER_PART])
+    part, other_part = (np.searchsorted(starts, codes, side="right") for codes in (code, other_code))
+    for n in range(len(starts) + 1):
+        yield np.flatnonzero(part == n), np.flatnonzero(other_part == n)
+
+
+def _near_overlaps(
+    box: np.ndarray, code: np.ndarray, other_box: np.ndarray, other_code: np.ndarray, least: float, crowd: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """`near_overlaps` without a bound on its memory per box."""
     candidates = _candidates(box, code, other_box, other_code, least, crowd)
     dense = _in_dense_group(code, candidates.high - candidates.low)
     for i, j in near_pairs(np.flatnonzero(~dense), candidates):

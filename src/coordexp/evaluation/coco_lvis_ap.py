@@ -6,6 +6,7 @@ entries that exist. A slice without ground truth is None, never -1.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from coordexp.evaluation.greedy_matching import rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.large_groups import federated_category, large_categories
 from coordexp.evaluation.result_types import PrecisionCurves
+from coordexp.runtime import tuning
 
 IoUType = Literal["bbox", "segm"]
 FIXED_AP_PER_CATEGORY = 10_000
@@ -36,11 +38,9 @@ class APScores:
 
 def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
     """COCOeval: twelve metrics with at most `max_dets` detections per image and category."""
-    gt = hotcoco_ground_truth(ground_truth, iou_type)
     kept = best_per_image_and_category(detections.take(detections.category >= 0), max_dets)
-    evaluator = COCOeval(gt, hotcoco_results(gt, kept, iou_type), iou_type)
     tops = sorted({min(1, max_dets), min(10, max_dets), max_dets})
-    precision, recall = _run(evaluator, tops)
+    precision, recall = _in_parts(COCOeval, ground_truth, kept, iou_type, tops)
     metrics = _precisions(precision)
     for top in (1, 10, max_dets):
         metrics[f"AR{top}"] = _mean(recall[:, :, 0, tops.index(min(top, max_dets))])
@@ -141,9 +141,8 @@ def _federated(ground_truth: GroundTruth, detections: Detections, iou_type: IoUT
     found = detections.take(_areas(detections, ground_truth, iou_type) > 0)
     large = large_categories(truth, found) if iou_type == "bbox" else np.zeros(0, dtype=np.int64)
     small = truth.of_objects(~np.isin(truth.category, large))
-    gt = hotcoco_ground_truth(small, iou_type)
-    dt = hotcoco_results(gt, found.take(~np.isin(found.category, large)), iou_type)
-    precision, recall = _run(LVISeval(gt, dt, iou_type), [max(len(found), 1)])
+    in_small = found.take(~np.isin(found.category, large))
+    precision, recall = _in_parts(LVISeval, small, in_small, iou_type, [max(len(found), 1)])
     for category in large:
         in_category = federated_category(truth, found, category)
         precision[:, :, category, :, -1], recall[:, category, :, -1] = in_category
@@ -163,6 +162,47 @@ def _areas(detections: Detections, ground_truth: GroundTruth, iou_type: IoUType)
     pairs = zip(_polygons(detections), sizes, strict=True)
     masks = [mask.merge(mask.frPyObjects(polygon, height, width)) for polygon, (width, height) in pairs]
     return np.array([mask.area(rle) for rle in masks], dtype=np.float64)
+
+
+def _in_parts(
+    evaluator: type[COCOeval], ground_truth: GroundTruth, detections: Detections, iou_type: IoUType, max_dets: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_run` for ranges of categories with about `DETECTIONS_PER_PART` detections, one after the other."""
+    counts = np.bincount(detections.category, minlength=ground_truth.num_categories)
+    part = np.cumsum(counts) // tuning.DETECTIONS_PER_PART
+    starts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), ground_truth.num_categories]
+    arrays = []
+    for first, stop in itertools.pairwise(starts):
+        truth, found = _of_categories(ground_truth, first, stop), detections
+        if truth is not ground_truth:
+            found = detections.take((detections.category >= first) & (detections.category < stop))
+            found = replace(found, category=found.category - first)
+        gt = hotcoco_ground_truth(truth, iou_type)
+        arrays.append(_run(evaluator(gt, hotcoco_results(gt, found, iou_type), iou_type), max_dets))
+    precision, recall = zip(*arrays, strict=True)
+    return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
+
+
+def _of_categories(ground_truth: GroundTruth, first: int, stop: int) -> GroundTruth:
+    """Ground truth of the categories from index `first` to before `stop` only, numbered from 0."""
+    count = ground_truth.num_categories
+    if (first, stop) == (0, count):
+        return ground_truth
+    inside = (ground_truth.category >= first) & (ground_truth.category < stop)
+    objects = ground_truth.of_objects(inside)
+
+    def codes(pairs: np.ndarray) -> np.ndarray:
+        image, category = np.divmod(pairs, count)
+        kept = (category >= first) & (category < stop)
+        return image[kept] * (stop - first) + category[kept] - first
+
+    return replace(
+        objects,
+        categories=ground_truth.categories[first:stop],
+        category=objects.category - first,
+        negative=codes(ground_truth.negative),
+        not_exhaustive=codes(ground_truth.not_exhaustive),
+    )
 
 
 def _run(evaluator: COCOeval, max_dets: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +250,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _rows(detections: Detections) -> np.ndarray:
     columns = detections.image + 1, detections.box, detections.score, detections.category + 1
-    return np.column_stack(columns).astype(np.float64)
+    return np.column_stack(columns).astype(np.float64, copy=False)
 
 
 def _polygons(detections: Detections) -> list[list[list[float]]]:

@@ -6,9 +6,11 @@ Detections that are still equal are interchangeable.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -64,7 +66,10 @@ class Detections:
 
     def take(self, index: np.ndarray) -> Detections:
         """The selected detections (bool mask or indices), in the order given."""
-        index = np.flatnonzero(index) if index.dtype == bool else index
+        if index.dtype == bool:
+            if index.all():
+                return self
+            index = np.flatnonzero(index)
         return Detections(
             self.image[index],
             self.category[index],
@@ -110,10 +115,10 @@ def read_predictions(path: str | Path) -> Iterator[tuple[str, Prediction]]:
 class _Columns:
     """Detections in input order, before sorting."""
 
-    image: list[int] = field(default_factory=list)
-    desc: list[int] = field(default_factory=list)
-    norm: list[list[float]] = field(default_factory=list)
-    score: list[float] = field(default_factory=list)
+    image: array[int] = field(default_factory=partial(array, "q"))
+    desc: array[int] = field(default_factory=partial(array, "q"))
+    norm: array[float] = field(default_factory=partial(array, "d"))  # four values per detection
+    score: array[float] = field(default_factory=partial(array, "d"))
     poly: list[list[float] | None] = field(default_factory=list)
     index_of_desc: dict[tuple[str, int | None], int] = field(default_factory=dict)  # by description and category id
 
@@ -121,7 +126,7 @@ class _Columns:
         self.image.append(image)
         key = (det.desc, det.category_id if isinstance(det, CategoryDetection) else None)
         self.desc.append(self.index_of_desc.setdefault(key, len(self.index_of_desc)))
-        self.norm.append(det.norm)
+        self.norm.extend(det.norm)
         self.score.append(det.score)
         self.poly.append(det.poly)
 
@@ -151,7 +156,7 @@ def collect_detections(
             columns.add(index, det)
             count["calibrated"] += RAW_SCORE in det.score_parts
     detections = _sorted(ground_truth, labels, columns, seen)
-    norm = np.array(columns.norm, dtype=np.float64).reshape(-1, 4)
+    norm = np.asarray(columns.norm).reshape(-1, 4)
     stats = AnswerStats(
         image_ids=list(seen),
         without_detections=count["without_detections"],
@@ -201,19 +206,18 @@ def _sorted(
     ground_truth: GroundTruth, labels: LabelMap, columns: _Columns, locations: dict[int | str, str]
 ) -> Detections:
     """Sort the columns by the tie rule and convert boxes to pixels; `locations` of images are for errors."""
-    image = np.array(columns.image, dtype=np.int64)
-    norm = np.array(columns.norm, dtype=np.float64).reshape(-1, 4)
-    score = np.array(columns.score, dtype=np.float64)
+    image, score = np.asarray(columns.image), np.asarray(columns.score)
+    norm = np.asarray(columns.norm).reshape(-1, 4)
     _check_finite(ground_truth, image, norm, score, locations)
     keys = sorted(columns.index_of_desc, key=lambda key: (key[0], key[1] is not None, key[1] or 0))
     rank = np.empty(len(keys), dtype=np.int64)
     rank[[columns.index_of_desc[key] for key in keys]] = np.arange(len(keys))
-    desc = rank[np.array(columns.desc, dtype=np.int64)]
-    size = np.tile(ground_truth.sizes[image], 2)
-    pixels = np.round(norm * size, PIXEL_DECIMALS)
-    box = np.concatenate(
-        [pixels[:, :2], np.round(np.maximum(pixels[:, 2:] - pixels[:, :2], 0), PIXEL_DECIMALS)], axis=1
-    )
+    desc = rank[np.asarray(columns.desc)]
+    size = ground_truth.sizes[image]
+    box = np.empty(norm.shape)
+    for axis in (0, 1):
+        first, last = (np.round(norm[:, n] * size[:, axis], PIXEL_DECIMALS) for n in (axis, axis + 2))
+        box[:, axis], box[:, axis + 2] = first, np.round(np.maximum(last - first, 0), PIXEL_DECIMALS)
     has_poly = any(p is not None for p in columns.poly)
     poly_rank = _poly_rank(columns.poly) if has_poly else np.zeros(len(image))
     order = np.lexsort((poly_rank, *box.T[::-1], desc, -score, image))
@@ -228,7 +232,7 @@ def _sorted(
         score=score[order],
         descriptions=[desc for desc, _ in keys],
         labels=mapped,
-        poly=[_pixels(columns.poly[i], size[i, :2]) for i in order] if has_poly else [],
+        poly=[_pixels(columns.poly[i], size[i]) for i in order] if has_poly else [],
         input_index=order,
     )
 

@@ -41,7 +41,7 @@ class Matches:
     score: np.ndarray  # float64 [D]
     matched: np.ndarray  # bool [D, T], true positive
     ignored: np.ndarray  # bool [D, T], neither true nor false positive
-    object_index: np.ndarray  # int64 [D, T], matched object or -1
+    object_index: np.ndarray  # int32 [D, T], matched object or -1
     object_matched: np.ndarray  # bool [M, T]
     object_counted: np.ndarray  # bool [M], False for crowds (COCO) and objects without area (LVIS)
     object_image: np.ndarray  # int64 [M]
@@ -57,6 +57,8 @@ class Matches:
         A detection never changes the match of a better one, so dropping the worst detections of an image and
         category afterwards equals never having had them.
         """
+        if keep.all():
+            return self
         columns = ("row", "rank", "image", "category", "score", "matched", "ignored", "object_index")
         return replace(self, **{name: getattr(self, name)[keep] for name in columns})
 
@@ -84,15 +86,15 @@ def match(
     used = np.flatnonzero(ground_truth.has_area) if federated else np.arange(len(crowd))
     targets = Targets(ground_truth.box[used], ground_truth.code[used], crowd[used], crowd[used])
     taken, used_matched = greedy(detections.box[rows], code, rank, targets, thresholds)
-    if len(used):
-        taken = np.where(taken >= 0, used[taken], -1)
+    matched = taken >= 0
+    taken[matched] = used[taken[matched]]
     object_matched = np.zeros((len(crowd), len(thresholds)), dtype=bool)
     object_matched[used] = used_matched
     counted = np.zeros(len(crowd), dtype=bool)
     counted[used] = ~crowd[used]
-    matched = taken >= 0
-    on_crowd = matched & crowd[np.maximum(taken, 0)] if len(crowd) else matched
-    ignored = on_crowd.copy()
+    ignored = np.zeros_like(matched)
+    ignored[matched] = crowd[taken[matched]]
+    true_positive = matched & ~ignored
     if federated:
         ignored |= ~matched & np.isin(code, ground_truth.not_exhaustive)[:, None]
     image, category = np.divmod(code, count) if count else (code, code)
@@ -104,7 +106,7 @@ def match(
         image=image[order],
         category=category[order],
         score=detections.score[rows][order],
-        matched=(matched & ~on_crowd)[order],
+        matched=true_positive[order],
         ignored=ignored[order],
         object_index=taken[order],
         object_matched=object_matched,
@@ -130,8 +132,8 @@ class Targets(NamedTuple):
 def greedy(
     box: np.ndarray, code: np.ndarray, rank: np.ndarray, targets: Targets, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Object matched by each detection, int64 [D, T] or -1, and whether each object is matched, bool [M, T]."""
-    taken = np.full((len(code), len(thresholds)), -1, dtype=np.int64)
+    """Object matched by each detection, int32 [D, T] or -1, and whether each object is matched, bool [M, T]."""
+    taken = np.full((len(code), len(thresholds)), -1, dtype=np.int32)
     object_matched = np.zeros((len(thresholds), len(targets.code)), dtype=bool)
     limits = np.minimum(thresholds, 1 - 1e-10)
     least = limits.min()

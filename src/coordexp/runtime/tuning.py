@@ -27,4 +27,6 @@ ENCODING_THREADS = 8  # prepare images while a GPU decodes; on a CPU they would 
 
 # evaluation
 PAIRS_PER_BLOCK = 250_000  # pairs of boxes compared at once
+BOXES_PER_PART = 500_000  # boxes whose pairs are looked for at once
+DETECTIONS_PER_PART = 1_000_000  # detections that hotcoco gets at once
 DENSE_PAIRS = 512  # in groups with more pairs per box, boxes are compared one by one with all others

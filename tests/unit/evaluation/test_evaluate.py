@@ -10,11 +10,13 @@ import msgspec
 import pytest
 from evaluation_cases import Case, categories, generated
 
+from coordexp.evaluation import box_pairs, coco_lvis_ap
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions, options_from
 from coordexp.evaluation.result_types import AtIoU
 from coordexp.evaluation.results import UnmappedLabel, load_eval, schema
 from coordexp.records import Metadata, Record
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import ConfigError, DataError
 from coordexp.runtime.io import write_jsonl
 
@@ -55,6 +57,24 @@ def test_only_the_published_f1_depends_on_the_order_within_an_answer(tmp_path):
     for result in (first, second):
         del result["inputs"], result["coco"]["f1"]["published"], result["lvis"]["f1"]["published"]
     assert first == second
+
+
+def test_scoring_in_parts_gives_the_same_result(tmp_path, monkeypatch):
+    """Pairs of boxes and the input of hotcoco are limited to parts of the detections, so that memory is, too."""
+    case = generated(1, lvis=True, crowds=0.1)
+    whole = run(case, tmp_path)
+    most, sizes = 40, {"boxes": [], "detections": []}
+    monkeypatch.setattr(tuning, "BOXES_PER_PART", most)
+    monkeypatch.setattr(tuning, "DETECTIONS_PER_PART", most)
+    candidates, rows = box_pairs._candidates, coco_lvis_ap._rows
+    monkeypatch.setattr(
+        box_pairs, "_candidates", lambda box, *given: sizes["boxes"].append(len(box)) or candidates(box, *given)
+    )
+    monkeypatch.setattr(coco_lvis_ap, "_rows", lambda found: sizes["detections"].append(len(found)) or rows(found))
+    assert run(case, tmp_path) == whole
+    largest = max(row.detections for row in whole.coco.by_category)  # a category is never divided
+    assert len(sizes["boxes"]) > 20 and max(sizes["boxes"]) < 2 * most
+    assert len(sizes["detections"]) > 10 and max(sizes["detections"]) < most + largest
 
 
 def test_nothing_predicted_gives_zeros(tmp_path):
