@@ -300,10 +300,10 @@ def _mapping(detections: Detections, ground_truth: GroundTruth) -> LabelMappingR
     )
 
 
-def _made_by(predictions: str | Path) -> list[results.Software] | None:
+def _made_by(predictions: str | Path) -> list[results.PredictionSoftware] | None:
     """The software that made the predictions, if `predict` has written it beside them."""
     file = software_file(predictions)
-    return msgspec.convert(read_json(file), list[results.Software]) if file.is_file() else None
+    return msgspec.convert(read_json(file), list[results.PredictionSoftware]) if file.is_file() else None
 
 
 def _file_facts(path: str | Path, out: str | Path | None) -> dict[str, str | int]:

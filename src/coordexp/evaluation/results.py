@@ -43,13 +43,21 @@ class Software(Result):
     code: Annotated[str, Meta(description="identity of the code (`runtime.code_identity`)")]
 
 
+class PredictionSoftware(Software):
+    """The software that made predictions."""
+
+    score_options: Annotated[
+        dict[str, Any] | None, Meta(description="options of prediction that determine what a score means")
+    ] = None
+
+
 class PredictionsFile(InputFile):
     """The predictions that were scored."""
 
     format: Annotated[str, Meta(description="prediction format, `coordexp` for predictions.jsonl")]
-    made_by: Annotated[list[Software] | None, Meta(description="software that made the predictions; null: unknown")] = (
-        None
-    )
+    made_by: Annotated[
+        list[PredictionSoftware] | None, Meta(description="software that made the predictions; null: unknown")
+    ] = None
 
 
 class Inputs(Result):

@@ -23,8 +23,8 @@ from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, match
 from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
 from coordexp.evaluation.label_mapping import LabelMap
 from coordexp.evaluation.reliability import correctness
-from coordexp.inference.options import CalibrationMethod
-from coordexp.records import RAW_SCORE, Detection, Metadata, Prediction, Record, read_records
+from coordexp.inference.options import CalibrationMethod, PredictOptions, score_options
+from coordexp.records import RAW_SCORE, Detection, Metadata, Prediction, Record, read_records, software_file
 from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import NOT_JSON, enumerate_lines, read_json, sha256_file, write_json, write_jsonl
 
@@ -39,7 +39,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     logistic: `weights` and `bias` for `FEATURES`, standardised by `means` and `scales`.
     isotonic: linear interpolation between the points (`knots`, `values`) of the raw score.
-    fitted: what it was fitted on: file hashes, counts, and the IoU threshold.
+    fitted: what it was fitted on: file hashes, counts, the IoU threshold, and the `score_options` of the predictions if
+        they are known.
     """
 
     method: CalibrationMethod
@@ -57,6 +58,48 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return np.interp([raw_score(d) for d in detections], self.knots, self.values)
         terms = (features(detections)[:, : len(self.means)] - self.means) / self.scales
         return _sigmoid(terms @ np.array(self.weights) + self.bias)
+
+    @property
+    def options(self) -> PredictOptions | None:
+        """Options of prediction with the `score_options` that it was fitted with; None if they are unknown."""
+        return _as_options(self.fitted["options"]) if self.fitted.get("options") else None
+
+    def check(self, options: PredictOptions | None, file: str | Path) -> None:
+        """DataError that names `file` if scores predicted with `options` mean something else; None: unknown."""
+        if options is None or self.options is None:
+            return
+        fitted, used = score_options(self.options), score_options(options)
+        if differing := [name for name in fitted | used if fitted.get(name) != used.get(name)]:
+            name, rest = differing[0], ", ".join(differing[1:])
+            problem = "the calibration was fitted with another value" + (f"; other differences: {rest}" if rest else "")
+            facts = {"field": f"predict.{name}", "expected": fitted.get(name), "found": used.get(name)}
+            fix = "predict with the options of the calibration, or fit one on predictions with these options"
+            raise DataError(located(problem, file=file, fix=fix, **facts))
+
+
+def _as_options(recorded: dict[str, Any]) -> PredictOptions:
+    try:
+        return msgspec.convert(recorded, PredictOptions)
+    except msgspec.ValidationError as error:
+        fix = "load the plug-ins that prediction used, or fit the calibration again with this version"
+        raise DataError(located(f"unknown options of prediction: {error}", found=recorded, fix=fix)) from error
+
+
+def options_of(predictions_jsonl: str | Path) -> PredictOptions | None:
+    """Options with the `score_options` that predictions were made with, from the file beside them; None: unknown.
+
+    DataError if their parts were made with different ones.
+    """
+    file = software_file(predictions_jsonl)
+    entries = read_json(file) if file.is_file() else []
+    found = [options for entry in entries if (options := entry.get("score_options"))]
+    if not found:
+        return None
+    if different := [options for options in found[1:] if options != found[0]]:
+        fix = "predict all images with the same options"
+        problem = "the predictions were made with different options"
+        raise DataError(located(problem, file=file, expected=found[0], found=different[0], fix=fix))
+    return _as_options(found[0])
 
 
 def raw_score(detection: Detection) -> float:
@@ -95,7 +138,7 @@ def fit(
     trained_on: the training records. DataError if one contains a calibration image: a model is overconfident on images
         that it was trained on.
     """
-    records = list(read_records(records_jsonl, "pixel"))
+    records, options = list(read_records(records_jsonl, "pixel")), options_of(predictions_jsonl)
     for path in trained_on:
         _refuse_seen(records, path)
     rows = list(read_predictions(predictions_jsonl))
@@ -113,6 +156,7 @@ def fit(
         "detections": len(judged),
         "correct": int(correct.sum()),
         "iou": float(IOU_THRESHOLDS[0]),
+        "options": score_options(options) if options else None,
     }
     calibration = fit_detections([detections[i] for i in found.input_index[judged]], correct, method, fitted)
     write_json(out, calibration)
@@ -156,7 +200,11 @@ def calibrated(prediction: Prediction, calibration: Calibration) -> Prediction:
 
 
 def apply(predictions_jsonl: str | Path, calibration: Calibration, out: str | Path) -> int:
-    """Write `predictions_jsonl` with calibrated scores to `out`; returns the number of lines."""
+    """Write `predictions_jsonl` with calibrated scores to `out`; returns the number of lines.
+
+    DataError if the predictions were made with options that change what a score means.
+    """
+    calibration.check(options_of(predictions_jsonl), predictions_jsonl)
     return write_jsonl(out, (calibrated(row, calibration) for _, row in read_predictions(predictions_jsonl)))
 
 

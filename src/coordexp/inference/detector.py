@@ -23,7 +23,7 @@ from coordexp.inference.jobs import ImageTask, jobs_of, run_jobs
 from coordexp.inference.options import Engine, PredictOptions
 from coordexp.inference.overrides import announce, resolve
 from coordexp.inference.predictor import BasePredictor
-from coordexp.inference.prompts import Prompt, category_prompts, phrase_prompts
+from coordexp.inference.prompts import Prompt, category_prompts, open_prompt, phrase_prompts
 from coordexp.modeling.checkpoint_safety import check_checkpoint
 from coordexp.modeling.checksums import verify_checksums
 from coordexp.modeling.hub import checkpoint_folder
@@ -44,7 +44,8 @@ class Detector:
         Images are converted as in the data stage: EXIF rotation, RGB, and the model's grid.
     polygons: allow polygons as well as boxes; also allowed if the checkpoint was trained with `data.geometry: poly`.
     calibration: file written by `calibrate.fit`; scores become probabilities.
-    options, style, emit_norm: default to those that the checkpoint was trained with.
+    options, style, emit_norm: default to those that the checkpoint was trained with, and of `options` those that scores
+        depend on to those that the calibration was fitted with. DataError if they contradict the calibration.
     slices: detect objects in overlapping slices of each image, taken from it in its own size, and merge them;
         `slices.max_blocks` defaults to `max_blocks`.
     engine: `transformers` (default), or `vllm` where it is installed; see docs/serving.md.
@@ -81,11 +82,12 @@ class Detector:
         self.device = device
         verify_checksums(self.folder)
         recorded = settings_of(self.folder, "detect")
-        self.options = _options(options, recorded, polygons=polygons, engine=engine)
+        self.calibration = calibrate.load(calibration) if calibration else None
+        fitted = self.calibration.options if self.calibration else None
+        self.options = _options(options, recorded, fitted, polygons=polygons, engine=engine)
         check_engine(self.options)
         self.style: PromptStyle = resolve("detect", "style", style, recorded.style, None)
         self.emit_norm: EmitNorm = resolve("detect", "emit_norm", emit_norm, recorded.emit_norm, None)
-        self.calibration = calibrate.load(calibration) if calibration else None
         self.max_blocks: int = resolve("detect", "max_blocks", max_blocks, recorded.max_blocks, MAX_BLOCKS)
         self.min_blocks: int = resolve("detect", "min_blocks", min_blocks, recorded.min_blocks, MIN_BLOCKS)
         self.resize: ResizeRule = resolve("detect", "resize", resize, recorded.resize, "fill")
@@ -97,6 +99,8 @@ class Detector:
                 raise ConfigError(
                     located("a logistic calibration replaces the mean score", field="slices.score", fix=fix)
                 )
+        if self.calibration and calibration:
+            self.calibration.check(self.options, calibration)
         self._recorded_factor = recorded.factor
         self._trained_prompts = _trained_prompts(self.folder)
         if not lazy:
@@ -128,7 +132,7 @@ class Detector:
         images: one image or several: paths, folders (all images directly in it, by name), PIL images, or uint8 arrays
             (RGB, channels last); also URLs if `allow_urls`.
         categories: names to ask for, `options.chunk` per prompt; one text is one name. Default: the open prompt, every
-            object.
+            object; ConfigError with `options.restrict_labels`, which needs the names.
         phrases: ask for the objects of each phrase with a prompt of its own instead. An object is labelled with the
             phrase that it answers; a phrase may have one, several or no objects.
         score_threshold, max_objects: keep objects with at least this score, and of these the best.
@@ -193,7 +197,7 @@ class Detector:
             yield [(n, msgspec.structs.replace(self._calibrated(p), protocol=protocol)) for n, p in rows]
 
     def _prompts(self, categories: str | Sequence[str] | None, phrases: str | Sequence[str] | None) -> list[Prompt]:
-        """The prompts about every image; ConfigError for categories and phrases together."""
+        """The prompts about every image; ConfigError for categories and phrases together, or missing categories."""
         if categories is not None and phrases is not None:
             problem = "categories and phrases are mutually exclusive"
             raise ConfigError(located(problem, found=[categories, phrases], fix="ask for them in two calls"))
@@ -207,7 +211,7 @@ class Detector:
             )
         if phrases is not None:
             return phrase_prompts(_names(phrases, "phrases"))
-        return [Prompt()] if categories is None else category_prompts(_names(categories), self.options)
+        return [open_prompt(self.options)] if categories is None else category_prompts(_names(categories), self.options)
 
     def _calibrated(self, prediction: Prediction) -> Prediction:
         return calibrate.calibrated(prediction, self.calibration) if self.calibration else prediction
@@ -255,13 +259,19 @@ def _names(given: str | Sequence[str], kind: str = "categories") -> list[str]:
 
 
 def _options(
-    options: PredictOptions | None, recorded: InferenceSettings, *, polygons: bool, engine: Engine | None
+    options: PredictOptions | None,
+    recorded: InferenceSettings,
+    fitted: PredictOptions | None,
+    *,
+    polygons: bool,
+    engine: Engine | None,
 ) -> PredictOptions:
-    """`options`, by default those that the checkpoint records; with `polygons`, both kinds of geometry."""
+    """`options`, by default those `fitted` or recorded by the checkpoint; with `polygons`, both kinds of geometry."""
     kinds = recorded.geometry or ("bbox_2d",)
     if options is None:
         points = recorded.poly_max_points or PredictOptions().poly_max_points
-        options = PredictOptions(temperature=recorded.temperature, geometry=kinds, poly_max_points=points)
+        options = fitted or PredictOptions(temperature=recorded.temperature, geometry=kinds)
+        options = msgspec.structs.replace(options, poly_max_points=points)
     if polygons:
         options = msgspec.structs.replace(options, geometry=("bbox_2d", "poly"))
     if engine is not None:

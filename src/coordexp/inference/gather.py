@@ -28,7 +28,8 @@ def gather(
     calibration: file written by `calibrate.fit`; scores in `out` become probabilities, the shards keep the raw ones.
     records: the records that were predicted, to check the number of predictions.
 
-    DataError if a line is invalid or the counts do not match.
+    DataError if a line is invalid, if the counts do not match, or if the calibration was fitted with other options that
+    scores depend on.
     """
     lines = [_raw_lines(Path(shard)) for shard in shards]
     for number, shard in enumerate(lines):
@@ -43,6 +44,8 @@ def gather(
     ordered: Iterator[Any] = (msgspec.Raw(shard[n]) for n in range(longest) for shard in lines if n < len(shard))
     if calibration is not None:
         fitted = calibrate.load(calibration)
+        for shard in shards:
+            fitted.check(calibrate.options_of(shard), shard)
         ordered = (calibrate.calibrated(msgspec.json.decode(line, type=Prediction), fitted) for line in ordered)
     count = write_jsonl(out, ordered)
     write_json(software_file(out), _software(shards))

@@ -25,7 +25,7 @@ from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.jobs import ImageTask, run_tasks
 from coordexp.inference.predict import load_image
 from coordexp.inference.predictor import Predictor
-from coordexp.inference.prompts import Prompt, prompts_of
+from coordexp.inference.prompts import Prompt, open_prompt, prompts_of
 from coordexp.records import Object, Prediction, Record
 from coordexp.runtime.errors import ConfigError, DataError, located
 
@@ -79,7 +79,7 @@ def answer_swapped_images(
     tasks = []
     for n, record in enumerate(records):
         images = _images(record, records[(n + 1) % len(records)], folder)
-        prompts = prompts_of(record, predictor.options, categories) or [Prompt()]
+        prompts = prompts_of(record, predictor.options, categories) or [open_prompt(predictor.options, categories)]
         tasks += [ImageTask(3 * n + k, record, prompts, partial(_same, image)) for k, image in enumerate(images)]
     done = run_tasks(predictor, tasks, emit_norm)
     return [(record, [done[3 * n + k] for k in range(3)]) for n, record in enumerate(records)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -163,6 +163,21 @@ def check_options(options: PredictOptions, style: PromptStyle, section: str = "p
     if options.restrict_labels and style.coordinates == "integer":
         problem, fix = "needs coordinate tokens; the coordinates of this model are text integers", "set it to false"
         raise ConfigError(located(problem, field=f"{section}.restrict_labels", found=True, fix=fix))
+
+
+def score_options(options: PredictOptions) -> dict[str, Any]:
+    """The options that determine what a score means, as JSON types; without those that another one turns off.
+
+    Of slices, `max_blocks` is left out, because the image budget may be its default.
+    """
+    names = ["decode", "temperature", "local_radius", "geometry", "restrict_labels", "continue_above"]
+    names += ["samples", *(("sample_temperature", "merge_iou", "vote_weight") if options.samples > 1 else ())]
+    names += ["suppress_repeats", *(("repeat_iou", "max_suppressed") if options.suppress_repeats else ())]
+    names += ["drop_duplicates", *(("duplicate_iou",) if options.drop_duplicates else ()), "slices"]
+    given = msgspec.json.decode(msgspec.json.encode(options))
+    if given["slices"]:
+        del given["slices"]["max_blocks"]
+    return {name: given[name] for name in names}
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,10 +15,10 @@ from coordexp.datasets.images import ImageError, open_image
 from coordexp.geometry.norm1000 import EmitNorm
 from coordexp.inference.engines import check_engine, open_predictor
 from coordexp.inference.jobs import ImageTask, Job, jobs_of, run_jobs, run_tasks
-from coordexp.inference.options import PredictOptions
+from coordexp.inference.options import PredictOptions, score_options
 from coordexp.inference.overrides import announce_overrides
 from coordexp.inference.predictor import BasePredictor
-from coordexp.inference.prompts import Prompt, check_category_grids, prompts_of
+from coordexp.inference.prompts import check_category_grids, open_prompt, prompts_of
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.inference.scores import build_prediction
 from coordexp.modeling import checkpoint_files
@@ -89,7 +89,7 @@ def predict(
         predictor = open_predictor(model_dir, options, style, device)
         writer.add_batches(run_jobs(predictor, jobs, emit_norm), progress)
     write_jsonl(out, writer.ordered(len(records)))
-    write_json(software_file(out), [describe(identity["code"])])
+    write_json(software_file(out), [describe(identity["code"]) | {"score_options": score_options(options)}])
     writer.remove()
     return progress.finish()
 
@@ -106,7 +106,7 @@ def predict_records(
     categories: category names, for the protocols that need them.
     """
     options = predictor.options
-    otherwise = [] if options.protocol == "phrases" else [Prompt()]
+    otherwise = [] if options.protocol == "phrases" else [open_prompt(options, categories)]
     prompts = (prompts_of(record, options, categories) or otherwise for record in records)
     tasks = [
         ImageTask(n, record, parts, partial(_image, record, folder))

@@ -9,6 +9,7 @@ import msgspec
 
 from coordexp.inference.detector import Detector
 from coordexp.inference.image_sources import ImageSource
+from coordexp.inference.options import score_options
 from coordexp.inference.predict import WITHOUT_EFFECT
 from coordexp.inference.resumable_writer import ResumableWriter
 from coordexp.modeling import checkpoint_files
@@ -54,7 +55,7 @@ def predict_images(
     batches = detector.predictions(sources, categories, phrases=phrases, ids=ids, done=writer)
     writer.add_batches(batches, progress)
     write_jsonl(out, writer.ordered(len(sources)))
-    write_json(software_file(out), [describe(code)])
+    write_json(software_file(out), [describe(code) | {"score_options": score_options(detector.options)}])
     writer.remove()
     return progress.finish()
 

@@ -34,8 +34,12 @@ def prompts_of(record: Record, options: PredictOptions, categories: Sequence[str
         return category_prompts(sorted({obj.desc for obj in record.objects}), options)
     if options.protocol == "all_categories":
         return category_prompts(_required(categories, "protocol", "all_categories"), options)
-    labels = tuple(_required(categories, "restrict_labels", True)) if options.restrict_labels else None
-    return [Prompt(labels=labels)]
+    return [open_prompt(options, categories)]
+
+
+def open_prompt(options: PredictOptions, categories: Sequence[str] | None = None) -> Prompt:
+    """The prompt that asks for every object; ConfigError if labels are restricted and `categories` are missing."""
+    return Prompt(labels=tuple(_required(categories, "restrict_labels", True)) if options.restrict_labels else None)
 
 
 def category_prompts(categories: Sequence[str], options: PredictOptions) -> list[Prompt]:
@@ -52,7 +56,7 @@ def phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
 def _required(categories: Sequence[str] | None, option: str, value: object) -> Sequence[str]:
     if not categories:
         problem = f"`{option}: {value}` needs a list of categories"
-        raise ConfigError(located(problem, field=f"predict.{option}", fix="pass the category names of the dataset"))
+        raise ConfigError(located(problem, field=f"predict.{option}", fix="pass the names of the categories"))
     return categories
 
 

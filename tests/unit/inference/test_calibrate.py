@@ -12,10 +12,12 @@ from inference_helpers import images, read
 from coordexp.datasets.categories import Category
 from coordexp.evaluation.evaluate import evaluate
 from coordexp.evaluation.options import EvaluateOptions
+from coordexp.geometry.slices import SliceOptions
 from coordexp.inference import calibrate
 from coordexp.inference.detector import Detector
 from coordexp.inference.gather import gather
-from coordexp.records import Detection, Metadata, Object, Prediction, Record, coord_token
+from coordexp.inference.options import PredictOptions, score_options
+from coordexp.records import Detection, Metadata, Object, Prediction, Record, coord_token, software_file
 from coordexp.runtime.errors import DataError
 from coordexp.runtime.io import write_json, write_jsonl
 
@@ -96,6 +98,69 @@ def test_calibrating_twice_equals_once_and_keeps_the_raw_score(tmp_path):
     assert once == read(tmp_path / "twice.jsonl") != raw
     for before, after in zip(raw, once, strict=True):
         assert after.detections[0].score_parts["raw_score"] == before.detections[0].score
+
+
+SAMPLED = PredictOptions(samples=4, merge_iou=0.6)
+
+
+def predicted_with(predictions, options):
+    """Write beside `predictions` that they were made with `options`."""
+    write_json(software_file(predictions), [{"code": "a", "score_options": score_options(options)}])
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (PredictOptions(), "predict.samples"),
+        (msgspec.structs.replace(SAMPLED, decode="argmax"), "predict.decode"),
+        (msgspec.structs.replace(SAMPLED, suppress_repeats=True), "predict.suppress_repeats"),
+        (msgspec.structs.replace(SAMPLED, continue_above=0.5), "predict.continue_above"),
+        (msgspec.structs.replace(SAMPLED, slices=SliceOptions(grids=((2, 2),))), "predict.slices"),
+        (msgspec.structs.replace(SAMPLED, merge_iou=0.5), "predict.merge_iou"),
+    ],
+)
+def test_a_calibration_is_refused_for_scores_that_mean_something_else(tmp_path, options, field):
+    predictions, records, _ = files(tmp_path, 60, 1)
+    predicted_with(predictions, SAMPLED)
+    fitted = calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", federated=False)
+    assert score_options(fitted.options) == score_options(SAMPLED)
+    predicted_with(predictions, options)
+    with pytest.raises(DataError, match=rf"p\.jsonl: {field}: the calibration was fitted with another value"):
+        calibrate.apply(predictions, fitted, tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=field):
+        gather([predictions], tmp_path / "out.jsonl", tmp_path / "c.json")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_options_that_do_not_change_what_a_score_means_may_differ(tmp_path):
+    predictions, records, _ = files(tmp_path, 60, 1)
+    slices = SliceOptions(grids=((2, 2),))
+    options = PredictOptions(slices=slices)
+    predicted_with(predictions, options)
+    fitted = calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", federated=False)
+    changes = {"slices": SliceOptions(grids=((2, 2),), max_blocks=9), "max_new_tokens": 7, "batch_size": 2}
+    predicted_with(predictions, msgspec.structs.replace(options, **changes, merge_iou=0.9, duplicate_iou=0.8))
+    assert calibrate.apply(predictions, fitted, tmp_path / "out.jsonl") == 60
+    software_file(predictions).unlink()  # predictions of another tool
+    assert calibrate.apply(predictions, fitted, tmp_path / "out.jsonl") == 60
+
+
+def test_predictions_with_different_options_are_not_calibrated_together(tmp_path):
+    predictions, records, _ = files(tmp_path, 60, 1)
+    entries = [{"score_options": score_options(options)} for options in (SAMPLED, PredictOptions())]
+    write_json(software_file(predictions), entries)
+    with pytest.raises(DataError, match="made with different options"):
+        calibrate.fit(predictions, records, CATEGORIES, tmp_path / "c.json", federated=False)
+
+
+def test_a_detector_uses_the_options_of_its_calibration_unless_others_are_given(taught, tmp_path):
+    fitted = {"options": score_options(msgspec.structs.replace(SAMPLED, slices=SliceOptions(grids=((2, 2),))))}
+    write_json(tmp_path / "c.json", {"method": "isotonic", "fitted": fitted, "knots": [0.0], "values": [0.5]})
+    detector = Detector(taught, max_blocks=9, calibration=tmp_path / "c.json", lazy=True)
+    assert (detector.options.samples, detector.options.merge_iou) == (4, 0.6)
+    assert detector.options.slices == SliceOptions(grids=((2, 2),), max_blocks=9)
+    with pytest.raises(DataError, match=r"c\.json: predict\.samples: .*expected 4, found 1"):
+        Detector(taught, max_blocks=9, calibration=tmp_path / "c.json", options=PredictOptions(), lazy=True)
 
 
 def judged(tmp_path, detections: list[Detection], *, federated: bool) -> tuple[int, int]:

@@ -235,6 +235,14 @@ def test_polygons_are_detected_on_request(tmp_path, capsys):
         assert max(xs) <= 2 * width and max(ys) <= 2 * height
 
 
+def test_labels_cannot_be_restricted_without_names(taught):
+    detector = Detector(taught, max_blocks=15, options=PredictOptions(restrict_labels=True), lazy=True)
+    with pytest.raises(
+        ConfigError, match=r"predict\.restrict_labels: `restrict_labels: True` needs a list of categories"
+    ):
+        detector.detect(images()[0])
+
+
 def test_a_logistic_calibration_does_not_replace_mean_scores_of_slices(taught, tmp_path):
     write_json(tmp_path / "calibration.json", {"method": "logistic", "fitted": {}})
     slices = SliceOptions(grids=((2, 2),), score="mean")
