@@ -350,15 +350,16 @@ def first_users(jobs: Plan) -> dict[str, list[str]]:
 def page() -> str:
     """The whole page as Markdown."""
     jobs = plan({})
-    with tempfile.TemporaryDirectory() as folder:
-        groups: dict[tuple[str, ...], list[str]] = {}
-        for key, _ in keys(Path(folder)):
-            section, _, rest = key.rpartition(".")
-            groups.setdefault((section, *(expected_first(key) or ())), []).append(rest)
     lines = ["| section | keys | reruns first | and then |", "|---|---|---|---|"]
-    for (section, *rule_names), names in groups.items():
-        listed = ", ".join(f"`{name}`" for name in names)
-        lines.append(f"| `{section}` | {listed} | {_and_then(jobs, rule_names)} |")
+    with tempfile.TemporaryDirectory() as folder:
+        groups: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
+        for key, change in keys(Path(folder)):
+            section, _, rest = key.rpartition(".")
+            groups.setdefault((section, *(expected_first(key) or ())), []).append((rest, change))
+        for (section, *rule_names), found in groups.items():
+            listed = ", ".join(f"`{name}`" for name, _ in found)
+            known = set(rule_names) <= set(stages(jobs))  # a rule may have jobs only after the change
+            lines.append(f"| `{section}` | {listed} | {_and_then(jobs if known else plan(found[0][1]), rule_names)} |")
     files = [f"| `{key}` | {COUNTED[key]} | {_and_then(jobs, names)} |" for key, names in expected()["files"].items()]
     lines += ["", FILES + "\n".join(files), UNCOUNTED + MODULES]
     lines += ["| modules | reruns first | and then | training |", "|---|---|---|---|"]
@@ -381,8 +382,6 @@ def page() -> str:
 def _and_then(jobs: Plan, rule_names: list[str]) -> str:
     if not rule_names:
         return "nothing |"
-    if not {name[0] for name in jobs} & set(rule_names):
-        return f"{', '.join(f'`{rule}`' for rule in rule_names)} |"
     follow = downstream(jobs, {name for name in jobs if name[0] in rule_names})
     rest = [rule for rule in stages(jobs) if rule in rules(follow) and rule not in rule_names]
     return f"{', '.join(f'`{rule}`' for rule in rule_names)} | {', '.join(rest)}"

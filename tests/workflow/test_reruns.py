@@ -215,3 +215,9 @@ def test_every_profile_compares_files_by_content_whatever_their_size():
 
 def test_the_committed_page_is_up_to_date():
     assert reruns.PAGE.read_text() == reruns.page(), "run: python docs/make_reruns.py"
+
+
+def test_only_the_last_stages_of_a_run_have_nothing_downstream():
+    """Also for rules without a job in the default plan, such as `convert_shard`."""
+    rows = re.findall(r"^\| `[^|]*` \| [^|]* \| (`[^|]*`) \| *\|$", reruns.PAGE.read_text(), flags=re.MULTILINE)
+    assert set(rows) == {"`data`", "`report`"}
