@@ -165,7 +165,11 @@ def _areas(detections: Detections, ground_truth: GroundTruth, iou_type: IoUType)
 
 
 def _in_parts(
-    evaluator: type[COCOeval], ground_truth: GroundTruth, detections: Detections, iou_type: IoUType, max_dets: list[int]
+    evaluator: type[COCOeval] | type[LVISeval],
+    ground_truth: GroundTruth,
+    detections: Detections,
+    iou_type: IoUType,
+    max_dets: list[int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """`_run` for ranges of categories with about `DETECTIONS_PER_PART` detections, one after the other."""
     counts = np.bincount(detections.category, minlength=ground_truth.num_categories)

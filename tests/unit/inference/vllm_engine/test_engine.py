@@ -19,6 +19,7 @@ from vocabularies import qwen3_tokenizer
 from coordexp.answers.parse import parse_answer
 from coordexp.answers.render import PromptStyle
 from coordexp.inference.detector import Detector
+from coordexp.inference.gather import gather
 from coordexp.inference.options import PredictOptions
 from coordexp.inference.predict import predict
 from coordexp.inference.predictor import Request, local_processor
@@ -44,15 +45,18 @@ from coordexp.inference.predict import predict
 given = json.loads(sys.argv[1])
 counts = predict(
     given["model"], given["records"], Path(given["out"]), msgspec.convert(given["options"], PredictOptions),
-    msgspec.convert(given["style"], PromptStyle), categories=given["categories"],
+    msgspec.convert(given["style"], PromptStyle), categories=given["categories"], **given["part"],
 )
 print(json.dumps(counts))
 """
 CATEGORIES = ["cat", "black cat", "traffic light"]
 
 
-def command(model: Path, records: Path, out: Path, options: PredictOptions, style: PromptStyle) -> list[str]:
+def command(
+    model: Path, records: Path, out: Path, options: PredictOptions, style: PromptStyle, shard: int = 0, shards: int = 1
+) -> list[str]:
     given = {"model": str(model), "records": str(records), "out": str(out), "categories": CATEGORIES}
+    given |= {"part": {"shard": shard, "shards": shards}}
     given |= {"options": msgspec.to_builtins(options), "style": msgspec.to_builtins(style)}
     return [sys.executable, "-c", PREDICT, json.dumps(given)]
 
@@ -172,29 +176,38 @@ def test_a_prompt_that_vllm_rejects_is_an_error_with_its_remedy(tiny_model):
     assert not STEPPERS
 
 
-def test_a_killed_engine_loses_no_finished_prediction(tmp_path):
+def test_a_killed_engine_of_a_shard_loses_no_finished_prediction(tmp_path):
+    """Two shards, one of them killed and resumed, are gathered to the file that a single shard writes."""
     rows, examples = [], images()
     for n in range(24):
         examples[n % 5].save(tmp_path / f"{n}.png")
         rows.append(Record([f"{n}.png"], *examples[n % 5].size, "pixel", [], Metadata(n, 640, 480)))
-    records, out = tmp_path / "val.jsonl", tmp_path / "p.jsonl"
+    records = tmp_path / "val.jsonl"
     write_jsonl(records, rows)
     model, style = taught_checkpoint(PromptStyle()), PromptStyle()
-    options = PredictOptions(max_new_tokens=300, batch_size=1, engine="vllm")
-    started = command(model, records, out, options, style)
+    options = PredictOptions(max_new_tokens=300, batch_size=1, engine="vllm", shards=2)
+    shards = [tmp_path / "1-of-2.jsonl", tmp_path / "2-of-2.jsonl"]
+    first, second = (command(model, records, out, options, style, n, 2) for n, out in enumerate(shards))
+    with subprocess.Popen(second, env=environment(), stdout=subprocess.DEVNULL) as other:
+        kept = killed_after(4, first, shards[0])
+        assert 4 <= kept < len(rows) / 2
+        done = subprocess.run(first, check=True, env=environment(), capture_output=True, text=True)
+        assert json.loads(done.stdout.splitlines()[-1])["images"] == len(rows) / 2 - kept
+        assert other.wait() == 0
+    assert gather(shards, tmp_path / "gathered.jsonl", records=records) == len(rows)
+    subprocess.run(command(model, records, tmp_path / "whole.jsonl", options, style), check=True, env=environment())
+    assert (tmp_path / "gathered.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def killed_after(count: int, started: list[str], out: Path) -> int:
+    """Kill a prediction when more than `count` rows are finished; the number of rows that it leaves."""
     unfinished = out.with_name(f".{out.name}.rows")
     with subprocess.Popen(started, env=environment(), stdout=subprocess.DEVNULL) as process:
         end = time.monotonic() + 900
         while time.monotonic() < end and process.poll() is None:
-            if unfinished.is_file() and unfinished.read_bytes().count(b"\n") > 4:
+            if unfinished.is_file() and unfinished.read_bytes().count(b"\n") > count:
                 break
             time.sleep(0.02)
         assert process.poll() is None, "finished before it was killed"
         process.send_signal(signal.SIGKILL)
-    kept = unfinished.read_bytes().count(b"\n") - 1
-    assert 4 <= kept < len(rows)
-    done = subprocess.run(started, check=True, env=environment(), capture_output=True, text=True)
-    counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts["images"] == len(rows) - kept
-    predict(model, records, tmp_path / "q.jsonl", msgspec.structs.replace(options, engine="transformers"), style)
-    assert_equal({"vllm": read(out), "transformers": read(tmp_path / "q.jsonl")})
+    return unfinished.read_bytes().count(b"\n") - 1
