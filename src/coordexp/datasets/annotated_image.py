@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coordexp.datasets.annotation_index import ImageEntry, InvalidElement, build_index, read_images
+from coordexp.datasets.annotation_entries import ImageEntry, InvalidElement
+from coordexp.datasets.annotation_index import build_index, read_images
 from coordexp.datasets.categories import load_categories
 from coordexp.datasets.download import provide
 from coordexp.datasets.folder_listing import without_split

@@ -28,15 +28,15 @@ _STRING_OR_NON_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)', re.
 _POSITION = re.compile(r"\(byte (\d+)\)")
 
 
-class _Element(msgspec.Struct, gc=False):
-    """Any JSON object; its content is checked for syntax only."""
+class _Element(msgspec.Struct, frozen=True, gc=False):
+    """Any JSON object; its content is checked for syntax only. All are equal, so that a set of any number has one."""
 
 
 class _Lists(msgspec.Struct):
-    images: list[_Element] = []
-    annotations: list[_Element] = []
-    categories: list[_Element] = []
-    skipped: list[_Element] = []
+    images: set[_Element] = set()
+    annotations: set[_Element] = set()
+    categories: set[_Element] = set()
+    skipped: set[_Element] = set()
 
 
 def check_annotation_file(path: str | Path) -> np.ndarray:

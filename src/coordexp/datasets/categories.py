@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from coordexp.datasets.annotation_entries import InvalidElement, decode_elements
 from coordexp.datasets.annotation_file import Int64
-from coordexp.datasets.annotation_index import InvalidElement, decode_elements
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import OnBad
 from coordexp.runtime.errors import DataError, listed, located

@@ -13,13 +13,8 @@ import msgspec
 import numpy as np
 
 from coordexp.datasets import chunk_cache
-from coordexp.datasets.annotation_index import (
-    AnnotationColumns,
-    AnnotationIndex,
-    ImageEntry,
-    InvalidElement,
-    read_images,
-)
+from coordexp.datasets.annotation_entries import ImageEntry, InvalidElement
+from coordexp.datasets.annotation_index import AnnotationColumns, AnnotationIndex, read_images
 from coordexp.datasets.categories import DescStyle
 from coordexp.datasets.conversion_stats import ConversionCounts
 from coordexp.datasets.duplicate_images import OnDuplicate, content_key

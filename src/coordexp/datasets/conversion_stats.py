@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ConversionCounts(msgspec.Struct):
     objects: Counter = msgspec.field(default_factory=Counter)
     skipped: list[SkippedItem] = []
     undecidable: list[str] = []
-    keys: list[int] = []
+    keys: MutableSequence[int] = []
     problems: list[SkippedItem] = []
 
     @classmethod
@@ -43,7 +43,7 @@ class ConversionCounts(msgspec.Struct):
         self.objects.update(other.objects)
         self.skipped += other.skipped
         self.undecidable += other.undecidable
-        self.keys += other.keys
+        self.keys.extend(other.keys)
         self.problems += other.problems
 
     def drop_listed(self, item: SkippedItem) -> None:

@@ -7,13 +7,15 @@ output is the chunks in order, whatever the number of processes, or of jobs that
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import msgspec
 
 from coordexp.datasets import chunk_cache, images
-from coordexp.datasets.annotation_index import AnnotationIndex, build_index, read_images
+from coordexp.datasets.annotation_index import AnnotationIndex, all_annotations, build_index, read_images
 from coordexp.datasets.categories import descriptions, load_categories
 from coordexp.datasets.chunk_conversion import (
     ConversionJob,
@@ -88,6 +90,7 @@ def convert(
     if provenance_path is not None:
         made_from = {**read_provenance(images_dir), "image_dirs": identity_of(job.source.image_dirs)}
         write_json(provenance_path, made_from)
+    job.index = None  # closes its files: on NFS, a folder with an open file cannot be removed
     shutil.rmtree(job.chunks.parent)
     for text in notices(statistics):
         notice(text)
@@ -167,11 +170,12 @@ def _convert_all(job: ConversionJob, workers: int, shard: int = 1, shards: int =
 
     images.reuse_memory()
     if workers <= 1:
-        totals = _start(job, build_index(job.annotations), workers, shards)
+        totals = _start(job, build_index(job.annotations, folder=job.chunks), workers, shards)
         return _add_up(totals, job.index, own(), (convert_chunk(job, k) for k in own()))
     try:
         with _pool(workers, initializer=end_with_parent) as pool:
-            totals = _start(job, build_index(job.annotations, pool.map), workers, shards)
+            mapper = functools.partial(_ordered_map, pool, 4 * workers)
+            totals = _start(job, build_index(job.annotations, mapper, job.chunks), workers, shards)
         with _pool(workers, initializer=_set_worker_job, initargs=(job,)) as pool:
             return _add_up(totals, job.index, own(), pool.map(_convert_in_worker, own()))
     except BrokenProcessPool as error:
@@ -186,7 +190,7 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int, shards: int
     job.same_file, job.alike = shared_names(job)
     table = load_categories(job.annotations, job.options.on_bad, index.categories)
     job.descriptions = descriptions(table, job.options.desc)
-    unusable, totals = unusable_elements(index), ConversionCounts()
+    unusable, totals = unusable_elements(index), ConversionCounts(keys=array("Q"))
     if job.options.on_bad == "error" and (problems := [*unusable, *bad_entries(job)]):
         raise bad_input(problems, job.annotations)
     for item in (*unusable, *skipped_lines(index)):
@@ -197,12 +201,16 @@ def _start(job: ConversionJob, index: AnnotationIndex, workers: int, shards: int
 
 def _check_pixels(index: AnnotationIndex) -> None:
     """DataError if all boxes are within 0..1: then they are fractions of the image, not pixels."""
-    boxes = index.annotations.boxes
-    boxes = boxes[(boxes[:, 2:] > 0).all(axis=1)]
-    corners = xywh_to_xyxy(boxes)
-    if len(boxes) and (corners >= 0).all() and (corners <= 1).all() and looks_normalised(boxes).any():
+    count, normalised = 0, False
+    for block in all_annotations(index):
+        boxes = block.boxes[(block.boxes[:, 2:] > 0).all(axis=1)]
+        corners = xywh_to_xyxy(boxes)
+        if not ((corners >= 0) & (corners <= 1)).all():
+            return
+        count, normalised = count + len(boxes), normalised or bool(looks_normalised(boxes).any())
+    if normalised:
         fix = "multiply them by the width and height of their image: COCO boxes are x, y, width, height in pixels"
-        problem = f"all {len(boxes):,} boxes are within 0..1: they are normalised, not in pixels"
+        problem = f"all {count:,} boxes are within 0..1: they are normalised, not in pixels"
         raise DataError(located(problem, file=index.path, field="annotations.bbox", fix=fix))
 
 
@@ -221,6 +229,17 @@ def _announce(job: ConversionJob, workers: int, shards: int) -> None:
         announce_measured("convert", "images", total, remaining, workers, Path(job.images_dir), process)
     finally:
         os.close(fd)
+
+
+def _ordered_map(pool: Executor, pending: int, function: Callable, items: Iterable) -> Iterator[Any]:
+    """As `pool.map`, with at most `pending` results in memory."""
+    futures: deque[Future] = deque()
+    for item in items:
+        if len(futures) == pending:
+            yield futures.popleft().result()
+        futures.append(pool.submit(function, item))
+    while futures:
+        yield futures.popleft().result()
 
 
 def _pool(workers: int, **options) -> ProcessPoolExecutor:

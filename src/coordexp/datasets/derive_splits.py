@@ -10,8 +10,8 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from coordexp.datasets.annotation_entries import Decode, ImageEntry, decode_elements
 from coordexp.datasets.annotation_file import Id, check_annotation_file
-from coordexp.datasets.annotation_index import Decode, ImageEntry, decode_elements
 from coordexp.datasets.formats import DatasetFormat, DerivedSplit, derived_splits, original_split
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.ordering import stable_hash

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from coordexp.datasets.disk_arrays import blocks, find_rows, repeated_rows, without_rows
 from coordexp.datasets.image_provenance import MARKER
 from coordexp.runtime.errors import LISTED_PROBLEMS, DataError, located
 from coordexp.runtime.io import atomic_open, read_json
@@ -54,21 +55,26 @@ def duplicate_images(keys: Sequence[int], images_dir: Path, records_jsonl: Path)
     own = np.array(keys, dtype=np.uint64)
     with atomic_open(images_dir / KEYS) as file:
         np.save(file, own)
-    _, first, inverse = np.unique(own, return_index=True, return_inverse=True)
-    copies = np.flatnonzero(first[inverse] != np.arange(len(own)))
-    shared = {split: np.flatnonzero(np.isin(own, other)) for split, other in _other_splits(images_dir)}
+    copies = repeated_rows(own)
+    shared = {split: _rows_in(own, other, images_dir) for split, other in _other_splits(images_dir)}
     shared = {split: rows for split, rows in sorted(shared.items()) if len(rows)}
-    listed = [rows[:LISTED_PROBLEMS] for rows in (copies, *shared.values())]
-    wanted = np.concatenate([first[inverse[listed[0]]], *listed]).astype(int)
-    names = _file_names(records_jsonl, set(wanted.tolist()))
+    listed = [rows[:LISTED_PROBLEMS].tolist() for rows in (copies, *shared.values())]
+    originals = [int(np.argmax(own == own[i])) for i in listed[0]]
+    names = _file_names(records_jsonl, {i for rows in (originals, *listed) for i in rows})
     found: dict[str, Any] = {}
     if len(copies):
-        pairs = [[names[i], names[int(first[inverse[i]])]] for i in listed[0].tolist()]
+        pairs = [[names[i], names[original]] for i, original in zip(listed[0], originals, strict=True)]
         found["copies"] = {"images": len(copies), "examples": pairs}
     for (split, rows), some in zip(shared.items(), listed[1:], strict=True):
-        examples = [names[i] for i in some.tolist()]
+        examples = [names[i] for i in some]
         found.setdefault("other_splits", {})[split] = {"images": len(rows), "examples": examples}
     return found
+
+
+def _rows_in(keys: np.ndarray, other: np.ndarray, folder: Path) -> np.ndarray:
+    """The rows of `keys` that `other` has too, int64 [K]; `folder` is for temporary files."""
+    found = find_rows(without_rows(other, repeated_rows(other), folder), keys, folder)
+    return np.concatenate([low + np.flatnonzero(rows >= 0) for low, rows in blocks(found)] or [[]])
 
 
 def without_other_splits(statistics: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def _other_splits(images_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
     for file in sorted(images_dir.resolve().parent.glob(f"*/{KEYS}")):
         if file.parent != images_dir.resolve():
             with contextlib.suppress(OSError, ValueError, EOFError, KeyError, DataError):  # being replaced
-                yield read_json(file.parent / MARKER)["split"], np.load(file)
+                yield read_json(file.parent / MARKER)["split"], np.load(file, mmap_mode="r")
 
 
 def _file_names(records_jsonl: Path, rows: set[int]) -> dict[int, str]:

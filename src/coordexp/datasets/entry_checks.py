@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_index import ImageEntry, all_images, read_images
+from coordexp.datasets.annotation_entries import ImageEntry
+from coordexp.datasets.annotation_index import all_images, read_images
 from coordexp.datasets.chunk_conversion import ConversionJob, bad_image, locate_image
+from coordexp.datasets.disk_arrays import ArrayFile, repeated_rows
 from coordexp.datasets.images import ImageError, find_image
 from coordexp.datasets.objects import ObjectOptions, SkippedItem, select_annotations
 from coordexp.runtime import tuning
@@ -59,9 +62,11 @@ def shared_names(job: ConversionJob) -> SharedNames:
 
 def _similar(job: ConversionJob) -> Iterator[tuple[ImageEntry, int, str]]:
     """(image, index of its folder, path inside it) of images whose last part is alike, apart from a final `.jpg`."""
-    hashes = np.array([_key(image) for image in _named_images(job)], dtype=np.int64)
-    values, counts = np.unique(hashes, return_counts=True)
-    shared = set(values[counts > 1].tolist())
+    file, keys = ArrayFile(np.int64, folder=job.chunks), (_key(image) for image in _named_images(job))
+    while block := list(itertools.islice(keys, tuning.ROWS_PER_BLOCK)):
+        file.append(np.array(block))
+    hashes = file.finish()
+    shared = set(hashes[repeated_rows(hashes)].tolist())
     for image in _named_images(job) if shared else ():
         if _key(image) in shared:
             with contextlib.suppress(ImageError, DataError):  # reported when the image is converted

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_index import AnnotationIndex, ImageEntry, build_index, read_images
+from coordexp.datasets.annotation_entries import ImageEntry
+from coordexp.datasets.annotation_index import AnnotationColumns, AnnotationIndex, build_index, read_images
 from coordexp.datasets.categories import load_categories
 from coordexp.datasets.download import provide
 from coordexp.datasets.folder_listing import FolderListing
@@ -94,20 +95,20 @@ def _facts(dataset: str, entry: Mapping[str, Any], split: str, scratch: Path, wo
     try:
         provide(dataset, entry, split, scratch / "raw", manifest)
         source = load_source(manifest)
-        annotations = manifest.parent / source.annotations
-        index = build_index(annotations)
-        names = {category.id: category.name for category in load_categories(annotations, "skip", index.categories)}
+        index = build_index(manifest.parent / source.annotations, folder=scratch)
+        names = {category.id: category.name for category in load_categories(index.path, "skip", index.categories)}
     except CoordExpError as error:
         return SplitFacts(split, problem=str(error))
     facts = SplitFacts(split)
     facts.categories = Counter(dict.fromkeys(names.values(), 0))
-    columns, counts = np.unique(index.annotations.categories, return_counts=True)
+    annotations = index.annotations_of(0, len(index))
+    columns, counts = np.unique(annotations.categories, return_counts=True)
     for category_id, count in zip(columns.tolist(), counts.tolist(), strict=True):
         facts.categories[names.get(category_id, f"unknown category {category_id}")] += count
     facts.skipped = [f"{line.file}:{line.line or ''}: {line.reason}" for line in index.skipped]
     facts.skipped += [f"{element.id}: {element.problem}" for _, element in index.invalid]
     images = _images(index)
-    _measure_boxes(facts, index, images)
+    _measure_boxes(facts, annotations, images)
     folders = [str(manifest.parent / folder) for folder in source.image_dirs]
     _read_files(facts, [image for image in images if image is not None], folders, workers)
     return facts
@@ -122,12 +123,12 @@ def _images(index: AnnotationIndex) -> list[ImageEntry | None]:
     return found
 
 
-def _measure_boxes(facts: SplitFacts, index: AnnotationIndex, images: list[ImageEntry | None]) -> None:
+def _measure_boxes(facts: SplitFacts, annotations: AnnotationColumns, images: list[ImageEntry | None]) -> None:
     sizes = np.array([(i.width, i.height) if i else (0, 0) for i in images], np.int64).reshape(-1, 2)
-    boxes, image_of = index.annotations.boxes, index.annotations.image_index
+    boxes, image_of = annotations.boxes, annotations.image_index
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     limits = sizes[image_of].astype(np.float64)
-    facts.sizes, facts.boxes_of = sizes, np.diff(index.annotations.offsets)
+    facts.sizes, facts.boxes_of = sizes, np.diff(annotations.offsets)
     facts.without_area = int((boxes[:, 2:] <= 0).any(axis=1).sum())
     facts.outside = int(((low < -1) | (high > limits + 1)).any(axis=1).sum())
     facts.normalised = int(looks_normalised(boxes).sum())

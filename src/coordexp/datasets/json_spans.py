@@ -1,11 +1,12 @@
 """Byte positions of the elements of a large JSON file, found without loading it.
 
 COCO and LVIS files are one object with long arrays of objects. `find_elements` finds the byte span of every element in
-one pass of numpy over chunks. Memory is a few integers per element, and a gigabyte takes a few seconds.
+one pass of numpy over chunks, and kept on disk. A gigabyte takes a few seconds.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import os
 import re
@@ -16,12 +17,14 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from coordexp.datasets.disk_arrays import ArrayFile
 from coordexp.runtime import tuning
 from coordexp.runtime.errors import DataError, located
 
 Mapper = Callable[..., Iterable[Any]]
 BULK = 256  # a nested array or object longer than this many bytes is bulk
-_BETWEEN_ELEMENTS, _FINISHED = (2, 0), (0, 0)  # (bracket depth, inside a string)
+State = tuple[int, int, int | None, int | None]  # bracket depth, inside a string, starts of an open element and bulk
+_START, _BETWEEN_ELEMENTS, _FINISHED = ((depth, 0, None, None) for depth in (0, 2, 0))
 _NEXT_ELEMENT = re.compile(rb"\}\s*,\s*(?=\{)")
 _QUOTE, _BACKSLASH = 0x22, 0x5C
 _STEP = np.zeros(256, dtype=np.int8)
@@ -32,7 +35,7 @@ _KEY_BYTES = 256
 
 
 class Elements(msgspec.Struct, frozen=True):
-    """The objects of an array: byte spans int64 [N, 2] (start, end) of each, in file order.
+    """The objects of an array: byte spans int64 [N, 2] (start, end) of each, in file order, on disk.
 
     bulk: spans [K, 2] of the contents of long nested arrays and objects (mostly segmentations). A reader that does not
     need them leaves these bytes out.
@@ -42,11 +45,14 @@ class Elements(msgspec.Struct, frozen=True):
     bulk: np.ndarray
 
 
-def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, Elements]:
+def find_elements(
+    path: str | Path, names: Sequence[str], mapper: Mapper = map, folder: str | Path | None = None
+) -> dict[str, Elements]:
     """The objects in each top-level array of `names`; arrays that the file lacks are left out.
 
-    With the `map` of a process pool as `mapper`, a large file is scanned in parallel. DataError if the file is not one
-    JSON object, is truncated, or has one of the keys twice.
+    With the `map` of a process pool as `mapper`, a large file is scanned in parallel. The spans are kept in `folder`,
+    by default that for temporary files. DataError if the file is not one JSON object, is truncated, or has one of the
+    keys twice.
     """
     with Path(path).open("rb") as handle:
         head = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -55,28 +61,29 @@ def find_elements(path: str | Path, names: Sequence[str], mapper: Mapper = map) 
             raise DataError(
                 located("not an annotation file", file=path, expected=expected, found=head[:20].decode("latin1"))
             )
-        found = _scan(path, _cuts(handle), mapper) or _scan(path, [0], mapper)
-        if found is None:
-            fix = "the file is truncated or damaged: download it again"
-            raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
-        opens, closes, starts, ends, bulk_opens, bulk_closes = found
+        arrays, spans, bulk = _scan(path, _cuts(handle), mapper, folder)
         elements = {}
-        for low, high in zip(opens.tolist(), closes.tolist(), strict=True):
+        for low, high in arrays:
             name = _key_before(handle, low)
             if name in names and name in elements:
                 fix = "merge the two lists, or remove one of them"
                 raise DataError(located("the key occurs twice", file=path, field=name, fix=fix))
             if name in names:
-                a, b = np.searchsorted(starts, [low, high])
-                i, j = np.searchsorted(bulk_opens, [low, high])
-                spans = np.stack([starts[a:b], ends[a:b] + 1], axis=1)
-                elements[name] = Elements(spans, np.stack([bulk_opens[i:j] + 1, bulk_closes[i:j]], axis=1))
+                elements[name] = Elements(spans_between(spans, low, high), spans_between(bulk, low, high))
         return elements
 
 
-def element_spans(path: str | Path, names: Sequence[str], mapper: Mapper = map) -> dict[str, np.ndarray]:
+def element_spans(
+    path: str | Path, names: Sequence[str], mapper: Mapper = map, folder: str | Path | None = None
+) -> dict[str, np.ndarray]:
     """The spans found by `find_elements`, without those of the bulk."""
-    return {name: found.spans for name, found in find_elements(path, names, mapper).items()}
+    return {name: found.spans for name, found in find_elements(path, names, mapper, folder).items()}
+
+
+def spans_between(spans: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Those of the sorted `spans` [N, 2] that start in low..high-1."""
+    a, b = (bisect.bisect_left(spans, offset, key=lambda span: span[0]) for offset in (low, high))
+    return spans[a:b]
 
 
 def _cuts(handle) -> list[int]:
@@ -90,27 +97,43 @@ def _cuts(handle) -> list[int]:
     return cuts
 
 
-def _scan(path: str | Path, cuts: list[int], mapper: Mapper) -> tuple[np.ndarray, ...] | None:
-    """First and last bytes of top-level values, of elements and of bulk; None if a cut is wrong.
+def _scan(
+    path: str | Path, cuts: list[int], mapper: Mapper, folder: str | Path | None
+) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
+    """(first and last bytes of the top-level arrays and objects, spans of the elements, spans of the bulk).
 
     A cut is assumed to lie between two elements of a top-level array, outside any string. This is proven if the scan of
-    the range before it ends in exactly this state.
+    the range before it ends in exactly this state; otherwise the range is scanned again.
     """
-    ranges = [(str(path), low, high) for low, high in zip(cuts, [*cuts[1:], None], strict=True)]
-    events, states = zip(*mapper(_range_events, ranges), strict=True)
-    if states != (*[_BETWEEN_ELEMENTS] * (len(cuts) - 1), _FINISHED):
-        return None
-    return tuple(np.concatenate(kind) for kind in zip(*events, strict=True))
+    tasks = [
+        (str(path), low, high, _BETWEEN_ELEMENTS if low else _START)
+        for low, high in zip(cuts, [*cuts[1:], None], strict=True)
+    ]
+    opens, closes, state = [], [], _START
+    files = ArrayFile(np.int64, (2,), folder), ArrayFile(np.int64, (2,), folder)
+    for task, result in zip(tasks, mapper(_range_events, tasks), strict=True):
+        found = result if state == task[3] else _range_events((*task[:3], state))
+        opens += found[0]
+        closes += found[1]
+        for file, spans in zip(files, found[2:4], strict=True):
+            file.append(spans)
+        state = found[4]
+    if state != _FINISHED:
+        fix = "the file is truncated or damaged: download it again"
+        raise DataError(located("the JSON ends before its last bracket is closed", file=path, fix=fix))
+    return list(zip(opens, closes, strict=True)), *(file.finish() for file in files)
 
 
-def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """First and last bytes of top-level values, of elements and of bulk within bytes low..high (None: to the end).
+def _range_events(
+    task: tuple[str, int, int | None, State],
+) -> tuple[list[int], list[int], np.ndarray, np.ndarray, State]:
+    """What bytes low..high (None: to the end) of a file hold, if `state` is that at their start.
 
-    Also returns (bracket depth, inside a string) at the end of the range.
+    Returns the first bytes of top-level values, their last bytes, the spans of the elements and of the bulk that end in
+    the range, and the state at its end.
     """
-    path, low, high = span
+    path, low, high, (depth, in_string, *unclosed) = task
     events: list[list[np.ndarray]] = [[] for _ in range(6)]
-    depth, in_string = (0, 0) if low == 0 else _BETWEEN_ELEMENTS
     with Path(path).open("rb") as handle:
         handle.seek(low)
         for base, data in _chunks(handle, low, high):
@@ -121,10 +144,20 @@ def _range_events(span: tuple[str, int, int | None]) -> tuple[list[np.ndarray], 
             rising = step > 0
             for k, (above, opening) in enumerate(((2, True), (1, False), (3, True), (2, False), (4, True), (3, False))):
                 events[k].append(position[(level == above) & (rising == opening)])
-    *outer, opens, closes = (np.concatenate(kind) for kind in events)
-    pairs = min(len(opens), len(closes))
-    long = closes[:pairs] - opens[:pairs] > BULK
-    return [*outer, opens[:pairs][long], closes[:pairs][long]], (depth, in_string)
+    opens, closes, *inner = (np.concatenate(kind) if kind else np.zeros(0, np.int64) for kind in events)
+    elements, element = _pairs(*inner[:2], unclosed[0])
+    bulk, nested = _pairs(*inner[2:], unclosed[1])
+    elements = elements + np.array([0, 1])
+    bulk = bulk[bulk[:, 1] - bulk[:, 0] > BULK] + np.array([1, 0])
+    return opens.tolist(), closes.tolist(), elements, bulk, (depth, in_string, element, nested)
+
+
+def _pairs(opens: np.ndarray, closes: np.ndarray, unclosed: int | None) -> tuple[np.ndarray, int | None]:
+    """(first and last bytes of the pairs of brackets that are closed [N, 2], the one that is open at the end)."""
+    if unclosed is not None:
+        opens = np.concatenate([[unclosed], opens])
+    count = min(len(opens), len(closes))
+    return np.stack([opens[:count], closes[:count]], axis=1), int(opens[-1]) if len(opens) > count else None
 
 
 def _chunks(handle: IO[bytes], base: int, end: int | None) -> Iterator[tuple[int, bytes | bytearray]]:

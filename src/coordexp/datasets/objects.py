@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import shapely
 
-from coordexp.datasets.annotation_index import AnnotationColumns, ImageEntry, read_segmentations
+from coordexp.datasets.annotation_entries import ImageEntry
+from coordexp.datasets.annotation_index import AnnotationColumns, read_segmentations
 from coordexp.datasets.ordering import random_order, reading_order
 from coordexp.geometry import polygons
 from coordexp.geometry.boxes import area, iou, looks_normalised, xywh_to_xyxy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from coordexp.datasets.annotation_index import ImageEntry
+from coordexp.datasets.annotation_entries import ImageEntry
 from coordexp.datasets.objects import SkippedItem
 from coordexp.records import Phrase
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from coordexp.datasets.annotation_file import check_annotation_file, check_in_entries, mapped_json
-from coordexp.datasets.annotation_index import (
+from coordexp.datasets.annotation_entries import (
     AnnotationEntry,
     ImageEntry,
     InvalidElement,
     PhraseEntry,
     decode_elements,
 )
+from coordexp.datasets.annotation_file import check_annotation_file, check_in_entries, mapped_json
 from coordexp.datasets.categories import Category
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.source import OnBad

@@ -9,6 +9,8 @@ IMAGES_PER_CHUNK = 1024  # most images per chunk of a conversion; small splits h
 JSON_READ_BYTES = 1 << 20  # read at once while scanning an annotation file
 JSON_RANGE_BYTES = 1 << 26  # of an annotation file that one process scans
 ELEMENTS_PER_BLOCK = 8192  # annotations decoded at once while the index is built
+ROWS_PER_BLOCK = 1 << 18  # of an array on disk that are read or written at once
+KEYS_IN_MEMORY = 1 << 21  # compared at once in a search for repeated or equal keys: about 100 bytes each
 JOIN_BYTES = 1 << 20  # copied at once when finished chunks are joined
 PARALLEL_DOWNLOADS = 4
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coordexp.datasets import json_spans as scan
 from coordexp.datasets.annotation_index import build_index, read_images, read_segmentations
@@ -59,8 +62,7 @@ def test_blocks_and_chunks_make_no_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "ELEMENTS_PER_BLOCK", 7)
     small = build_index(path)
     for column in ("ids", "categories", "boxes", "crowd", "spans", "offsets"):
-        assert (getattr(whole.annotations, column) == getattr(small.annotations, column)).all()
-    assert whole.annotations.image_index.tolist() == sorted(whole.annotations.image_index.tolist())
+        assert (getattr(whole.annotations_of(0, 50), column) == getattr(small.annotations_of(0, 50), column)).all()
 
 
 @pytest.mark.parametrize("bulk", [0, 30, 10**6])
@@ -120,6 +122,68 @@ def test_missing_lists_and_an_empty_image_list_are_errors(tmp_path):
     path.write_text('{"images": [{"id": 1}]}')
     with pytest.raises(DataError, match="annotations: the list is missing"):
         build_index(path)
+
+
+def reference(content):
+    """(ids of the images, annotations of each, (field, id, problem) of the others) of a decoded file without errors."""
+
+    def comparable(*lists):
+        return [[str(i) for i in ids] if any(isinstance(j, str) for js in lists for j in js) else ids for ids in lists]
+
+    images, annotations = content["images"], content["annotations"]
+    ids, invalid, grouped = comparable([a["id"] for a in annotations])[0], [], {}
+    unique = comparable([i["id"] for i in images])[0]
+    invalid += [("images", v, "duplicate image id") for n, v in enumerate(unique) if v in unique[:n]]
+    known, owners = comparable([i["id"] for i in images], [a["image_id"] for a in annotations])
+    orphans = []
+    for n, (annotation, own, owner) in enumerate(zip(annotations, ids, owners, strict=True)):
+        if own in ids[:n]:
+            invalid.append(("annotations", own, "duplicate annotation id"))
+        elif owner not in known:
+            orphans.append(("annotations", own, f"image_id {owner!r} is not in images"))
+        else:
+            grouped.setdefault(owner, []).append((own, annotation["bbox"], annotation["category_id"]))
+    found = {image: grouped.get(image, []) for image in known}
+    return list(found.values()), invalid + orphans
+
+
+some_ids = st.integers(1, 6) | st.sampled_from(["1", "2", "b", "\u00e9"])
+id_pairs = st.lists(st.tuples(st.integers(0, 25), st.integers(1, 7)), max_size=25)
+mixed_pairs = st.lists(st.tuples(st.integers(0, 25) | some_ids, some_ids), max_size=25)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1) | st.lists(some_ids, min_size=1), id_pairs | mixed_pairs)
+@settings(deadline=None, max_examples=60)
+def test_the_index_is_that_of_a_plain_loop_whatever_the_sizes_of_its_parts(tmp_path_factory, images, annotations):
+    entries = [annotation_entry(i, owner, bbox=[n, 1, 2, 3]) for n, (i, owner) in enumerate(annotations)]
+    path = write(tmp_path_factory.mktemp("index"), [image_entry(i) for i in images], entries)
+    expected, invalid = reference(json.loads(path.read_text()))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in {"ELEMENTS_PER_BLOCK": 3, "ROWS_PER_BLOCK": 4, "KEYS_IN_MEMORY": 5}.items():
+            patch.setattr(tuning, name, size)
+        index = build_index(path)
+    _, grouped = read_all(index)
+    found = [list(zip(g.ids.tolist(), g.boxes.tolist(), g.categories.tolist(), strict=True)) for g in grouped]
+    assert found == expected
+    assert [(field, element.id, element.problem) for field, element in index.invalid] == invalid
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, kind):
+    for name in ("ELEMENTS_PER_BLOCK", "ROWS_PER_BLOCK", "KEYS_IN_MEMORY"):
+        monkeypatch.setattr(tuning, name, 500)
+    monkeypatch.setattr(tuning, "JSON_READ_BYTES", 1 << 14)
+    monkeypatch.setattr(tuning, "JSON_RANGE_BYTES", 1 << 16)
+    peaks = []
+    for count in (2_000, 8_000):
+        annotations = [annotation_entry(kind(-k), kind(1 + k * 7 % (count // 4))) for k in range(count)]
+        path = write(tmp_path, [image_entry(kind(1 + k)) for k in range(count // 4)], annotations)
+        tracemalloc.start()
+        index = build_index(path, folder=tmp_path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (len(index.annotations_of(0, len(index))), index.invalid) == (count, [])
+    assert peaks[1] - peaks[0] < 3 * 6_000  # bytes
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/photos")

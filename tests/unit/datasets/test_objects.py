@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordexp.datasets.annotation_index import AnnotationColumns, ImageEntry
+from coordexp.datasets.annotation_entries import ImageEntry
+from coordexp.datasets.annotation_index import AnnotationColumns
 from coordexp.datasets.objects import ObjectBatch, ObjectOptions, build_objects, to_pixels
 from coordexp.geometry.norm1000 import encode_box
 

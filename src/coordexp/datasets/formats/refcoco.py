@@ -18,14 +18,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from coordexp.datasets.annotation_index import (
-    AnnotationIndex,
-    ImageEntry,
-    InvalidElement,
-    all_images,
-    build_index,
-    read_images,
-)
+from coordexp.datasets.annotation_entries import ImageEntry, InvalidElement
+from coordexp.datasets.annotation_index import AnnotationIndex, all_images, build_index, read_images
 from coordexp.datasets.annotation_writer import AnnotationWriter
 from coordexp.datasets.categories import load_categories
 from coordexp.datasets.folder_listing import FolderListing
