@@ -108,13 +108,17 @@ def pycocotools(folder: Path) -> dict:
 
 
 def lvis_api(folder: Path) -> dict:
+    run = import_lvis().LVISEval(str(folder / "annotations.json"), str(folder / "results.json"), "bbox")
+    run.run()
+    return dict(run.get_results())
+
+
+def import_lvis() -> types.ModuleType:
+    """The module `lvis`, which imports cv2 and uses an alias that numpy has dropped."""
     if importlib.util.find_spec("cv2") is None:
         sys.modules["cv2"] = types.ModuleType("cv2")  # only its drawing needs it
     np.float = float  # dropped by numpy, still used by lvis 0.5.3
-    lvis = importlib.import_module("lvis")
-    run = lvis.LVISEval(str(folder / "annotations.json"), str(folder / "results.json"), "bbox")
-    run.run()
-    return dict(run.get_results())
+    return importlib.import_module("lvis")
 
 
 def seconds(work: Callable[[], Any], repeat: int) -> tuple[float, Any]:
