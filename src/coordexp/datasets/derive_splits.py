@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from coordexp.datasets.annotation_entries import Decode, ImageEntry, decode_elements
 from coordexp.datasets.annotation_file import Id, check_annotation_file
+from coordexp.datasets.disk_arrays import (
+    ArrayFile,
+    KeyFile,
+    blocks,
+    find_rows,
+    keys_of,
+    repeated_rows,
+    same_kind,
+    without_rows,
+)
 from coordexp.datasets.formats import DatasetFormat, DerivedSplit, derived_splits, original_split
 from coordexp.datasets.json_spans import element_spans, read_spans
 from coordexp.datasets.ordering import stable_hash
@@ -20,6 +30,7 @@ from coordexp.runtime.errors import DataError, located
 from coordexp.runtime.io import atomic_open, sha256_file
 
 ELEMENTS_PER_READ = 10_000
+ORIGINAL = -1
 _NO_ELEMENTS = np.zeros((0, 2), np.int64)
 
 
@@ -56,31 +67,6 @@ def derive_split(dataset_format: DatasetFormat, split: str, source: Source, raw_
     return msgspec.structs.replace(source, split=split, annotations=str(path), annotations_sha256=sha256_file(path))
 
 
-def choose(images: Iterable[ImageFacts], derived: Mapping[str, DerivedSplit], where: Mapping[str, Any]) -> dict:
-    """The derived split of each image, by id; images that stay in the original split are left out.
-
-    Groups are ranked by a hash of seed and group, and taken until a split has its share of the images, so that an added
-    image moves few others. `where` (file, field) is named by the DataError for a split that would be empty.
-    """
-    images = list(images)
-    remaining, chosen = images, {}
-    for name, options in derived.items():
-        groups: dict[str, list[ImageFacts]] = {}
-        for image in remaining:
-            groups.setdefault(_group_of(image, options, where), []).append(image)
-        if len(groups) < 2:
-            problem = f"the split {name!r} needs at least two {'groups of ' if _is_grouped(options) else ''}images"
-            raise DataError(located(problem, **where, found=len(groups)))
-        wanted, taken = max(1, round(options.fraction * len(images))), 0
-        ranked = sorted(groups, key=lambda group: stable_hash(options.seed, group))
-        for group in ranked[:-1]:
-            if taken < wanted:
-                chosen |= {image.id: name for image in groups[group]}
-                taken += len(groups[group])
-        remaining = [image for image in remaining if image.id not in chosen]
-    return chosen
-
-
 def _is_grouped(options: DerivedSplit) -> bool:
     return options.group is not None or options.group_key is not None
 
@@ -97,52 +83,113 @@ def _group_of(image: ImageFacts, options: DerivedSplit, where: Mapping[str, Any]
     return f"group {match[1]}" if match else f"image {image.id}"
 
 
+class _Part:
+    """What decides which elements of an annotation file belong to which split; 1 byte per image in memory.
+
+    images and annotations: the number of the image of each element, int64, -1 for one of no image. Images with the same
+    id have the same number, and an element whose id cannot be read has one of its own or none. split: int8 by number,
+    the position of the derived split, or -1 for the original one.
+    """
+
+    def __init__(self, fd: int, spans: Mapping[str, np.ndarray], folder: Path):
+        self._fd, self._spans = fd, spans["images"]
+        images = _keys(fd, self._spans, _decode_images, "id", folder)
+        owners = _keys(fd, spans["annotations"], _decode_image_ids, "image_id", folder)
+        images, owners = same_kind(images, owners, folder)
+        unique = without_rows(images, repeated_rows(images), folder)
+        self.images, self.annotations = find_rows(unique, images, folder), find_rows(unique, owners, folder)
+        self.split = np.full(len(unique), ORIGINAL, np.int8)
+
+    def choose(self, derived: Mapping[str, DerivedSplit], where: Mapping[str, Any], folder: Path) -> None:
+        """Choose the images of the derived splits.
+
+        Groups are ranked by a hash of seed and group, and taken until a split has its share of the images, so that an
+        added image moves few others. `where` (file, field) is named by the DataError for a split that would be empty.
+        """
+        for position, (name, options) in enumerate(derived.items()):
+            total, images, hashes = self._hash_groups(options, where, folder)
+            ranked = np.sort(hashes)
+            if not len(ranked) or ranked[0] == ranked[-1]:
+                problem = f"the split {name!r} needs at least two {'groups of ' if _is_grouped(options) else ''}images"
+                raise DataError(located(problem, **where, found=min(len(ranked), 1)))
+            wanted = min(max(1, round(options.fraction * total)), len(ranked))
+            last = min(ranked[wanted - 1], ranked[np.searchsorted(ranked, ranked[-1]) - 1])  # one group must remain
+            for low, block in blocks(hashes):
+                self.split[images[low : low + len(block)][block <= last]] = position
+
+    def _hash_groups(
+        self, options: DerivedSplit, where: Mapping[str, Any], folder: Path
+    ) -> tuple[int, np.ndarray, np.ndarray]:
+        """(number of valid images; of those without a split so far, their numbers and the hashes of their groups)."""
+        images, hashes, total = ArrayFile(np.int64, folder=folder), ArrayFile(np.uint64, folder=folder), 0
+        for low, facts in _image_facts(self._fd, self._spans, options.group_key is not None):
+            total += sum(image is not None for image in facts)
+            numbers = self.images[low : low + len(facts)].tolist()
+            free = [(n, f) for n, f in zip(numbers, facts, strict=True) if f is not None and self.split[n] == ORIGINAL]
+            images.append(np.array([n for n, _ in free], np.int64))
+            groups = [stable_hash(options.seed, _group_of(image, options, where)) for _, image in free]
+            hashes.append(np.array(groups, np.uint64))
+        return total, images.finish(), hashes.finish()
+
+    def is_in(self, numbers: np.ndarray, position: int) -> np.ndarray:
+        """Whether elements of these images belong to a split."""
+        return np.where(numbers < 0, ORIGINAL, self.split[numbers]) == position
+
+
 def _write_part(path: Path, out: Path, split: str, derived: Mapping[str, DerivedSplit], field: str) -> None:
     """Write what an annotation file has of one split to `out`."""
     check_annotation_file(path)
-    spans = element_spans(path, ("images", "annotations", "categories", "skipped"))
-    with path.open("rb") as source, atomic_open(out) as part:
+    folder = out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("images", "annotations", "categories", "skipped")
+    spans = dict.fromkeys(names, _NO_ELEMENTS) | element_spans(path, names, folder=folder)
+    with path.open("rb") as source, atomic_open(out) as file:
         fd = source.fileno()
-        keyed = any(options.group_key is not None for options in derived.values())
-        facts = _image_facts(fd, spans.get("images", _NO_ELEMENTS), keyed)
-        chosen = choose(facts, derived, {"file": path, "field": field})
-
-        def belongs(image_id: Any) -> bool:
-            return chosen.get(str(image_id)) == (split if split in derived else None)
-
-        selections = (
-            ("images", lambda raw: _selected(raw, _decode_images, "id", belongs)),
-            ("annotations", lambda raw: _selected(raw, _decode_image_ids, "image_id", belongs)),
-            ("categories", lambda raw: raw),
-            ("skipped", lambda raw: [] if split in derived else raw),
-        )
-        part.write(b"{")
-        for n, (name, select) in enumerate(selections):
-            part.write((b"," if n else b"") + f'"{name}":['.encode())
-            _copy(fd, spans.get(name, _NO_ELEMENTS), select, part)
-            part.write(b"]")
-        part.write(b"}")
+        part = _Part(fd, spans, folder)
+        part.choose(derived, {"file": path, "field": field}, folder)
+        own = list(derived).index(split) if split in derived else ORIGINAL
+        spans["skipped"] = spans["skipped"] if own == ORIGINAL else _NO_ELEMENTS
+        numbers = {"images": part.images, "annotations": part.annotations}
+        file.write(b"{")
+        for n, name in enumerate(names):
+            file.write((b"," if n else b"") + f'"{name}":['.encode())
+            separator = b""
+            for low, block in _reads(spans[name]):
+                if name in numbers:
+                    block = block[part.is_in(numbers[name][low : low + len(block)], own)]  # noqa: PLW2901
+                for text in read_spans(fd, block):
+                    file.write(separator + text)
+                    separator = b",\n"
+            file.write(b"]")
+        file.write(b"}")
 
 
-def _image_facts(fd: int, spans: np.ndarray, keyed: bool) -> Iterator[ImageFacts]:
-    """The valid images of a file; their entries are decoded in full only if `keyed`."""
+def _reads(spans: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first element, spans) of the elements that are read at once."""
     for low in range(0, len(spans), ELEMENTS_PER_READ):
-        raw = read_spans(fd, spans[low : low + ELEMENTS_PER_READ])
+        yield low, spans[low : low + ELEMENTS_PER_READ]
+
+
+def _keys(fd: int, spans: np.ndarray, decode: Decode, field: str, folder: Path) -> np.ndarray:
+    """The key of an id of each element; that of one whose id cannot be read is unique."""
+    file = KeyFile(folder)
+    for low, block in _reads(spans):
+        ids = [getattr(element, field) for element in decode_elements(read_spans(fd, block), decode)]
+        file.append(keys_of([f"? {field} {low + n}" if i is None else i for n, i in enumerate(ids)]))
+    return file.finish()
+
+
+def _image_facts(fd: int, spans: np.ndarray, keyed: bool) -> Iterator[tuple[int, list[ImageFacts | None]]]:
+    """(number of the first, images) of a file in blocks, None for an invalid one; `keyed`: with their entries."""
+    for low, block in _reads(spans):
+        raw = read_spans(fd, block)
         entries = decode_elements(raw, _decode_maps) if keyed else [{}] * len(raw)
-        for image, entry in zip(decode_elements(raw, _decode_images), entries, strict=True):
-            if isinstance(image, ImageEntry):
-                yield ImageFacts(str(image.id), image.path, entry if isinstance(entry, dict) else {})
-
-
-def _selected(raw: list[bytes], decode: Decode, key: str, belongs: Callable[[Any], bool]) -> list[bytes]:
-    ids = [getattr(element, key) for element in decode_elements(raw, decode)]
-    return [text for text, image_id in zip(raw, ids, strict=True) if belongs(image_id)]
-
-
-def _copy(fd: int, spans: np.ndarray, select: Callable[[list[bytes]], list[bytes]], part: IO[bytes]) -> None:
-    """Copy the selected elements of a list, separated by commas."""
-    separator = b""
-    for low in range(0, len(spans), ELEMENTS_PER_READ):
-        for text in select(read_spans(fd, spans[low : low + ELEMENTS_PER_READ])):
-            part.write(separator + text)
-            separator = b",\n"
+        yield (
+            low,
+            [
+                ImageFacts(str(image.id), image.path, entry if isinstance(entry, dict) else {})
+                if isinstance(image, ImageEntry)
+                else None
+                for image, entry in zip(decode_elements(raw, _decode_images), entries, strict=True)
+            ],
+        )

@@ -1,15 +1,21 @@
 """Derived splits: a dataset without val gets a seeded one, by image or by group, and every annotation is kept."""
 
 import json
+import random
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from dataset_cases import CATEGORIES, write_dataset
 
+from coordexp.datasets import derive_splits
 from coordexp.datasets.convert import ConvertOptions, convert
 from coordexp.datasets.download import local_annotations_sha256, options_for_split, provide
 from coordexp.datasets.formats import known_splits, open_format
+from coordexp.datasets.ordering import stable_hash
 from coordexp.datasets.source import load_source
 from coordexp.records import read_records
+from coordexp.runtime import tuning
 from coordexp.runtime.errors import ConfigError, DataError
 
 
@@ -136,3 +142,64 @@ def test_the_manifest_may_be_in_a_relative_folder(dataset, tmp_path, monkeypatch
     entry = {**dataset, "derived_splits": {"val": {}}}
     provide("mine", entry, "val", "work/raw", "work/val.source.json")
     assert load_source("work/val.source.json").annotations == "raw/val.part.annotations.json"
+
+
+def reference(images, derived):
+    """The split of each image id, by the definition: groups are taken in the order of their hashes."""
+    remaining, chosen = images, {}
+    for name, options in derived.items():
+        groups = {}
+        for image in remaining:
+            number = image["file_name"][1] if "group" in options else image.get("scene")
+            group = f"group {number}" if {"group", "group_key"} & set(options) else f"image {image['id']}"
+            groups.setdefault(group, []).append(image)
+        wanted, taken = max(1, round(options["fraction"] * len(images))), 0
+        for group in sorted(groups, key=lambda group: stable_hash(17, group))[:-1]:
+            if taken < wanted:
+                chosen |= {str(image["id"]): name for image in groups[group]}
+                taken += len(groups[group])
+        remaining = [image for image in remaining if str(image["id"]) not in chosen]
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_splits_are_those_of_a_plain_loop_whatever_the_sizes_of_its_parts(dataset, tmp_path, monkeypatch, seed):
+    """Ids are repeated, and integers or mixed with texts; some annotations belong to no image."""
+    rng, path = random.Random(seed), Path(dataset["root"]) / "annotations.json"
+    content = json.loads(path.read_text())
+    image_ids = [*range(25), *("3", "x", "y")[: 3 * (seed % 2)]]
+    for image in content["images"]:
+        image["id"] = rng.choice(image_ids)
+    for annotation in content["annotations"]:
+        annotation["image_id"] = rng.choice([*image_ids, 77])
+    path.write_text(json.dumps(content))
+    derived = {"val": {"fraction": 0.2}, "dev": {"fraction": 0.3, "group": r"^s(\d+)_"}, "few": {"fraction": 0.01}}
+    if seed > 3:
+        derived["dev"] = {"fraction": 0.79, "group_key": "scene"}
+        del derived["few"]
+    monkeypatch.setattr(derive_splits, "ELEMENTS_PER_READ", 7)
+    monkeypatch.setattr(tuning, "ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr(tuning, "KEYS_IN_MEMORY", 4)
+    entry, chosen = {**dataset, "derived_splits": derived}, reference(content["images"], derived)
+    for split in (*derived, "train"):
+        part = read(entry, split, tmp_path)[0]
+        for name, key in (("images", "id"), ("annotations", "image_id")):
+            assert part[name] == [e for e in content[name] if chosen.get(str(e[key]), "train") == split]
+
+
+def test_memory_grows_by_a_few_bytes_per_image(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(derive_splits, "ELEMENTS_PER_READ", 200)
+    for name in ("ROWS_PER_BLOCK", "KEYS_IN_MEMORY"):
+        monkeypatch.setattr(tuning, name, 500)
+    monkeypatch.setattr(tuning, "JSON_READ_BYTES", 1 << 14)
+    monkeypatch.setattr(tuning, "JSON_RANGE_BYTES", 1 << 16)
+    path, peaks = Path(dataset["root"]) / "annotations.json", []
+    for count in (1_000, 3_000):
+        images = [{"id": k, "file_name": f"{k}.jpg", "width": 9, "height": 9} for k in range(count)]
+        boxes = [{"id": k, "image_id": k * 7 % count, "category_id": 7, "bbox": [0, 0, 1, 1]} for k in range(2 * count)]
+        path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": CATEGORIES}))
+        tracemalloc.start()
+        provide("mine", {**dataset, "derived_splits": {"val": {}}}, "val", tmp_path / "raw", tmp_path / "val.json")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 30 * 2_000  # bytes
