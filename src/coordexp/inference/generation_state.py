@@ -43,8 +43,10 @@ class ObjectLogprobs:
 class TokenChoice(NamedTuple):
     """The token that the model chooses at one position, its log probability, and the coordinate if it is a slot.
 
-    next_logprob: where the answer may end, log probability of all tokens together that do not end it.
+    next_logprob: where the answer may end, log probability of all tokens together that start another object, given that
+        the current object is complete.
     continued: the model would have ended the answer, which `continue_above` does not allow yet.
+    ended_logprob: where a polygon may have a further point, log probability that it is complete.
     """
 
     token: int
@@ -52,6 +54,7 @@ class TokenChoice(NamedTuple):
     coordinate: DecodedCoordinate | None = None
     next_logprob: float = 0.0
     continued: bool = False
+    ended_logprob: float = 0.0
 
 
 @dataclass
@@ -69,6 +72,7 @@ class PendingToken:
     coordinate: DecodedCoordinate | None = None
     next_logprob: float = 0.0
     continued: bool = False
+    ended_logprob: float = 0.0
 
 
 @dataclass
@@ -176,7 +180,7 @@ class GenerationState:
         accepted, choice = len(pending), choices[-1]
         for position, verified in zip(drafts, choices, strict=False):
             pending[position].logprob, pending[position].next_logprob = verified.logprob, verified.next_logprob
-            pending[position].continued = verified.continued
+            pending[position].continued, pending[position].ended_logprob = verified.continued, verified.ended_logprob
             if verified.token != pending[position].token:
                 accepted, choice, self.index = position, verified, pending[position].index
                 break
@@ -225,6 +229,8 @@ class GenerationState:
         node = pending.node
         if pending.coordinate is not None:
             self._accept_coordinate(pending)
+        elif node is not None and pending.token in node.extends:
+            pass  # the next coordinate belongs to the same object
         elif node is not None and node.kind == "choice" and node.closes:
             if pending.token not in node.closes:
                 before = self._current.next_logprob
@@ -234,8 +240,8 @@ class GenerationState:
                     self._current.continued_logprob = self._continued
         elif node is not None and not (node.kind == "choice" and pending.token == node.draft):
             # an opening quote alone is part of the format, not of the description
-            self._current.desc_logprob += pending.logprob
-            self._current.desc_tokens += 1
+            self._current.desc_logprob += pending.logprob - pending.ended_logprob
+            self._current.desc_tokens += len(node.follow) - len(node.extends) > 1 or node.kind == "text"
         if node is not None:
             self._desc_run = [*self._desc_run, pending.token] if node.kind == "text" else []
         self._text = b"" if pending.coordinate else self._text + self._spelling(pending.token)
@@ -245,12 +251,11 @@ class GenerationState:
     def _accept_next(self, node: Node, pending: PendingToken) -> None:
         """Where objects share a description, going on is also the choice between the same and another description."""
         if not self.grammar.format.shares_descriptions:
-            self._current.next_logprob += pending.logprob
+            self._current.next_logprob += pending.logprob - pending.ended_logprob
             return
         self._current.next_logprob += pending.next_logprob
-        another_point = self.grammar.node(node.after(pending.token)).role == "x"
-        if len(node.follow) - len(node.closes) > 1 and not another_point:
-            self._current.desc_logprob += pending.logprob - pending.next_logprob
+        if len(node.follow) - len(node.closes) - len(node.extends) > 1:
+            self._current.desc_logprob += pending.logprob - pending.ended_logprob - pending.next_logprob
             self._current.desc_tokens += 1
 
     def _accept_coordinate(self, pending: PendingToken) -> None:

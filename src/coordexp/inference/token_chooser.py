@@ -111,15 +111,18 @@ class TokenChooser:
         for tokens, row, choice in zip(candidates, values, open_choices, strict=True):
             logprobs, ends = row[[column[token] for token in tokens]].log_softmax(-1), choice.node.closes
             best = int(_pick(logprobs[None], [choice]))
-            others = [n for n, token in enumerate(tokens) if token not in ends] if ends else []
+            ended = [n for n, token in enumerate(tokens) if token not in choice.node.extends]
+            others = [n for n in ended if tokens[n] not in ends] if ends else []
             closing = [n for n, token in enumerate(tokens) if token in ends]
-            next_logprob = float(logprobs[others].logsumexp(-1)) if others else 0.0
+            ended_logprob = float(logprobs[ended].logsumexp(-1)) if 0 < len(ended) < len(tokens) else 0.0
+            next_logprob = float(logprobs[others].logsumexp(-1)) - ended_logprob if others else 0.0
             continued = False
             if others and closing and (tokens[best] in ends or choice.state.is_continued):
                 further, end = (max(part, key=lambda n: float(logprobs[n])) for part in (others, closing))
                 continued = choice.state.continues(float(logprobs[further]), next_logprob)
                 best = further if continued else end
-            choices.append(TokenChoice(tokens[best], float(logprobs[best]), None, next_logprob, continued))
+            chosen = (tokens[best], float(logprobs[best]))
+            choices.append(TokenChoice(*chosen, None, next_logprob, continued, ended_logprob))
         return choices
 
     def _mask(self, node: Node, size: int) -> torch.Tensor:

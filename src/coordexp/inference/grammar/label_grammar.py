@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from coordexp.inference.grammar.automaton import Automaton
 from coordexp.inference.grammar.token_bytes import Vocabulary
-from coordexp.inference.grammar.token_grammar import Grammar, Node, likely_next
+from coordexp.inference.grammar.token_grammar import Grammar, Node, adds_point, likely_next
 from coordexp.runtime.errors import DataError
 
 
@@ -54,4 +54,5 @@ class LabelGrammar(Grammar):
         closes = {token for token, rest in branches.items() if all(target == end for _, target in rest)}
         closes = frozenset(closes if len(closes) < len(follow) else ())
         draft = likely_next(follow, closes, self.automaton) if closes else None
-        self._nodes[index] = Node("choice", follow, closes, draft)
+        points = (t for t, rest in branches.items() if all(adds_point(target, self.automaton) for _, target in rest))
+        self._nodes[index] = Node("choice", follow, closes, frozenset(points), draft)

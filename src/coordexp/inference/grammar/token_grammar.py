@@ -29,7 +29,8 @@ class Node:
     kind: `choice` between few tokens (if it is one token, it is forced), `text` inside a description, `slot` for a
         coordinate, or `end`.
     follow: token -> index of the next node; a slot has one next node, under the key -1.
-    closes: tokens after which no further object can follow; the probability of the others is that of an object.
+    closes: tokens after which no further object can follow.
+    extends: tokens that add a point to the polygon. The probability of the others but `closes` is that of an object.
     draft: the token that is nearly always chosen here; it is fed before the model has chosen, and verified.
     role: for `slot`, which coordinate it is.
     allowed: for `text`, bool [vocabulary size].
@@ -40,6 +41,7 @@ class Node:
     kind: Literal["choice", "text", "slot", "end"]
     follow: dict[int, int] = field(default_factory=dict)
     closes: frozenset[int] = frozenset()
+    extends: frozenset[int] = frozenset()
     draft: int | None = None
     role: Role | None = None
     allowed: np.ndarray | None = None
@@ -116,6 +118,12 @@ def likely_next(follow: dict[int, int], closes: frozenset[int], automaton: Autom
     return found[0] if len(found) == 1 else None
 
 
+def adds_point(state: int, automaton: Automaton) -> bool:
+    """Whether every path from a state leads to a further point of a polygon."""
+    targets = [target for _, target in automaton.endings(state)]
+    return all(automaton.slots.get(target, (None,))[0] == "x" for target in targets)
+
+
 class OpenGrammar(Grammar):
     """Any description is allowed; node indices are the states of the automaton."""
 
@@ -153,7 +161,8 @@ class OpenGrammar(Grammar):
         closes = frozenset(t for t, s in follow.items() if self._only_end(s))
         if len(closes) == len(follow):
             closes = frozenset()
-        return Node("choice", follow, closes, self._draft(state, prefix, follow, closes))
+        extends = frozenset(t for t, s in follow.items() if adds_point(s, self.automaton))
+        return Node("choice", follow, closes, extends, self._draft(state, prefix, follow, closes))
 
     def _draft(self, state: int, prefix: str, follow: dict[int, int], closes: frozenset[int]) -> int | None:
         """A further object rather than the end, and an opening quote alone rather than with a character after it."""
