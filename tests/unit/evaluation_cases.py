@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
+from coordexp.evaluation.detections import DetectionTable, collect_detections, read_predictions
 from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth
 from coordexp.evaluation.label_mapping import LabelMap
 
@@ -81,7 +81,7 @@ def _tie_rule(row: tuple[str, list[float], float]) -> tuple:
     return -score, desc, box
 
 
-def load(case: Case, folder: Path) -> tuple[GroundTruth, Detections]:
+def load(case: Case, folder: Path) -> tuple[GroundTruth, DetectionTable]:
     """Write the case to `folder` and read it back."""
     predictions, annotations = case.write(folder)
     ground_truth = load_ground_truth(annotations)

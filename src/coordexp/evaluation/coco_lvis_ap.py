@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from hotcoco import COCO, COCOeval, LVISeval, LVISResults, mask
 
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.greedy_matching import rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.large_groups import federated_category, large_categories
@@ -36,7 +36,7 @@ class APScores:
     curves: PrecisionCurves
 
 
-def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
+def coco(ground_truth: GroundTruth, detections: DetectionTable, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
     """COCOeval: twelve metrics with at most `max_dets` detections per image and category."""
     kept = best_per_image_and_category(detections.take(detections.category >= 0), max_dets)
     tops = sorted({min(1, max_dets), min(10, max_dets), max_dets})
@@ -48,24 +48,24 @@ def coco(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_t
     return APScores(metrics, *_by_category(precision))
 
 
-def lvis(ground_truth: GroundTruth, detections: Detections, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
+def lvis(ground_truth: GroundTruth, detections: DetectionTable, max_dets: int, iou_type: IoUType = "bbox") -> APScores:
     """lvis-api: federated AP with the `max_dets` best detections of each image over all categories."""
     kept = best_per_image(detections.take(detections.category >= 0), max_dets)
     return _federated(ground_truth, kept, iou_type, f"@{max_dets}")
 
 
-def lvis_fixed(ground_truth: GroundTruth, detections: Detections, iou_type: IoUType = "bbox") -> APScores:
+def lvis_fixed(ground_truth: GroundTruth, detections: DetectionTable, iou_type: IoUType = "bbox") -> APScores:
     """Fixed AP (Dave et al., 2021): the 10,000 best detections of each category, no limit per image."""
     kept = best_per_category(detections.take(detections.category >= 0), FIXED_AP_PER_CATEGORY)
     return _federated(ground_truth, kept, iou_type, "")
 
 
-def best_per_image(detections: Detections, count: int) -> Detections:
+def best_per_image(detections: DetectionTable, count: int) -> DetectionTable:
     """The `count` best detections of each image; the columns are in score order within an image."""
     return detections.take(rank_in_group(detections.image) < count)
 
 
-def best_per_image_and_category(detections: Detections, count: int) -> Detections:
+def best_per_image_and_category(detections: DetectionTable, count: int) -> DetectionTable:
     """The `count` best detections of each image and category, in the order of the columns."""
     order = np.lexsort((detections.category, detections.image))  # keeps the score order within a group
     image, category = detections.image[order], detections.category[order]
@@ -74,7 +74,7 @@ def best_per_image_and_category(detections: Detections, count: int) -> Detection
     return detections.take(keep)
 
 
-def best_per_category(detections: Detections, count: int) -> Detections:
+def best_per_category(detections: DetectionTable, count: int) -> DetectionTable:
     """The `count` best detections of each category over all images, in the order of the columns."""
     order = np.lexsort((detections.image, -detections.score, detections.category))
     keep = np.zeros(len(detections), dtype=bool)
@@ -115,7 +115,7 @@ def hotcoco_ground_truth(ground_truth: GroundTruth, iou_type: IoUType = "bbox") 
     )
 
 
-def hotcoco_results(gt: COCO, detections: Detections, iou_type: IoUType = "bbox") -> COCO:
+def hotcoco_results(gt: COCO, detections: DetectionTable, iou_type: IoUType = "bbox") -> COCO:
     """hotcoco's results of the detections with a category, in the order of the columns, without a limit."""
     mapped = detections.take(detections.category >= 0)
     rows = _rows(mapped)
@@ -132,7 +132,7 @@ def hotcoco_results(gt: COCO, detections: Detections, iou_type: IoUType = "bbox"
     )
 
 
-def _federated(ground_truth: GroundTruth, detections: Detections, iou_type: IoUType, suffix: str) -> APScores:
+def _federated(ground_truth: GroundTruth, detections: DetectionTable, iou_type: IoUType, suffix: str) -> APScores:
     """Federated AP of all `detections`.
 
     As in lvis-api, objects and detections without area are left out, and a crowd is an object like any other.
@@ -154,7 +154,7 @@ def _federated(ground_truth: GroundTruth, detections: Detections, iou_type: IoUT
     return APScores(metrics, *_by_category(precision))
 
 
-def _areas(detections: Detections, ground_truth: GroundTruth, iou_type: IoUType) -> np.ndarray:
+def _areas(detections: DetectionTable, ground_truth: GroundTruth, iou_type: IoUType) -> np.ndarray:
     """Area of each box, or of each mask in pixels of the image."""
     if iou_type == "bbox":
         return detections.box[:, 2] * detections.box[:, 3]
@@ -167,7 +167,7 @@ def _areas(detections: Detections, ground_truth: GroundTruth, iou_type: IoUType)
 def _in_parts(
     evaluator: type[COCOeval] | type[LVISeval],
     ground_truth: GroundTruth,
-    detections: Detections,
+    detections: DetectionTable,
     iou_type: IoUType,
     max_dets: list[int],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -252,12 +252,12 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def _rows(detections: Detections) -> np.ndarray:
+def _rows(detections: DetectionTable) -> np.ndarray:
     columns = detections.image + 1, detections.box, detections.score, detections.category + 1
     return np.column_stack(columns).astype(np.float64, copy=False)
 
 
-def _polygons(detections: Detections) -> list[list[list[float]]]:
+def _polygons(detections: DetectionTable) -> list[list[list[float]]]:
     """The polygon of each detection, or its box as a polygon."""
     polygons = []
     for i, (x, y, w, h) in enumerate(detections.box.tolist()):

@@ -24,7 +24,7 @@ from coordexp.evaluation.compare_results import (
     RunDifference,
     ValueWithInterval,
 )
-from coordexp.evaluation.detections import Detections, collect_detections
+from coordexp.evaluation.detections import DetectionTable, collect_detections
 from coordexp.evaluation.evaluate import protocols_to_compute, restrict_to_predicted
 from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
 from coordexp.evaluation.f1 import f1_per_image
@@ -154,7 +154,7 @@ def compare(
     return result
 
 
-def _load(run: Run, annotated: GroundTruth, options: EvaluateOptions) -> tuple[GroundTruth, Detections]:
+def _load(run: Run, annotated: GroundTruth, options: EvaluateOptions) -> tuple[GroundTruth, DetectionTable]:
     rows = read_any_format(run.predictions, annotated, run.format, named_only=options.subset)
     detections, stats = collect_detections(rows, annotated, LabelMap(annotated.categories))
     if PHRASES in stats.protocols:
@@ -166,7 +166,7 @@ def _load(run: Run, annotated: GroundTruth, options: EvaluateOptions) -> tuple[G
 
 
 def _compare_protocol(
-    name: ProtocolName, ground_truth: GroundTruth, detections: Mapping[str, Detections], options: EvaluateOptions
+    name: ProtocolName, ground_truth: GroundTruth, detections: Mapping[str, DetectionTable], options: EvaluateOptions
 ) -> ProtocolComparison:
     max_dets = getattr(options.max_dets, name)
     protocols = {run: ScoredProtocol(name, ground_truth, d, max_dets) for run, d in detections.items()}

@@ -39,7 +39,7 @@ class CategoryDetection(Detection):
 
 
 @dataclass(frozen=True)
-class Detections:
+class DetectionTable:
     """N detections in the images of a `GroundTruth`."""
 
     image: np.ndarray  # int64 [N], index of the image in the ground truth
@@ -60,17 +60,17 @@ class Detections:
         """Whether each box has an area; bool [N]."""
         return self.box[:, 2] * self.box[:, 3] > 0
 
-    def renumbered(self, index_of: np.ndarray) -> Detections:
+    def renumbered(self, index_of: np.ndarray) -> DetectionTable:
         """The same detections with image index i replaced by `index_of[i]`."""
         return replace(self, image=index_of[self.image])
 
-    def take(self, index: np.ndarray) -> Detections:
+    def take(self, index: np.ndarray) -> DetectionTable:
         """The selected detections (bool mask or indices), in the order given."""
         if index.dtype == bool:
             if index.all():
                 return self
             index = np.flatnonzero(index)
-        return Detections(
+        return DetectionTable(
             self.image[index],
             self.category[index],
             self.desc[index],
@@ -133,7 +133,7 @@ class _Columns:
 
 def collect_detections(
     rows: Iterable[tuple[str, Prediction]], ground_truth: GroundTruth, labels: LabelMap
-) -> tuple[Detections, AnswerStats]:
+) -> tuple[DetectionTable, AnswerStats]:
     """Columns of all predictions; `rows` pairs each with its location in the input, which errors name.
 
     DataError for an unknown image, a repeated one, one of another size, and a non-finite score or coordinate.
@@ -204,7 +204,7 @@ def _image_index(where: str, row: Prediction, ground_truth: GroundTruth, seen: d
 
 def _sorted(
     ground_truth: GroundTruth, labels: LabelMap, columns: _Columns, locations: dict[int | str, str]
-) -> Detections:
+) -> DetectionTable:
     """Sort the columns by the tie rule and convert boxes to pixels; `locations` of images are for errors."""
     image, score = np.asarray(columns.image), np.asarray(columns.score)
     norm = np.asarray(columns.norm).reshape(-1, 4)
@@ -224,7 +224,7 @@ def _sorted(
     index_of_id = {category.id: i for i, category in enumerate(ground_truth.categories)}
     mapped = [labels(desc) if id is None else _label_of_id(index_of_id.get(id)) for desc, id in keys]
     category = np.array([-1 if label.category is None else label.category for label in mapped], dtype=np.int64)
-    return Detections(
+    return DetectionTable(
         image=image[order],
         category=category[desc[order]],
         desc=desc[order],

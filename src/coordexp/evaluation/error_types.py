@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from coordexp.evaluation.box_pairs import near_overlaps
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.greedy_matching import Matches
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.result_types import ErrorType
@@ -30,7 +30,7 @@ class Duplicates(NamedTuple):
     near_pairs: int
 
 
-def duplicates(detections: Detections) -> Duplicates:
+def duplicates(detections: DetectionTable) -> Duplicates:
     """The duplicates among `detections`, which are in the order of their scores."""
     groups = np.where(detections.category >= 0, detections.category, -1 - detections.desc)
     low = groups.min(initial=0)
@@ -58,9 +58,9 @@ def annotated_near_pairs(ground_truth: GroundTruth) -> int:
 
 
 def false_positives(
-    ground_truth: GroundTruth, detections: Detections, matches: Matches, unmapped: np.ndarray, threshold: int = 0
+    ground_truth: GroundTruth, detections: DetectionTable, matches: Matches, unmapped: np.ndarray, threshold: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """False positives (index in Detections) and their error types (index in `ERROR_TYPES`), at a threshold index.
+    """False positives (index in DetectionTable) and their error types (index in `ERROR_TYPES`), at a threshold index.
 
     duplicate: the object is already matched by a better detection. localisation: right category, IoU from 0.1 to the
     threshold. classification: IoU above the threshold with an object of another category. background: none of these.

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from coordexp.evaluation import results
-from coordexp.evaluation.detections import TIE_RULE, AnswerStats, Detections, collect_detections
+from coordexp.evaluation.detections import TIE_RULE, AnswerStats, DetectionTable, collect_detections
 from coordexp.evaluation.error_types import DUPLICATE_IOU, NEAR_DUPLICATE_IOU, annotated_near_pairs, duplicates
 from coordexp.evaluation.external_predictions import COORDEXP, read_any_format
 from coordexp.evaluation.ground_truth import GroundTruth, load_ground_truth, restrict_to_images, restrict_to_phrases
@@ -144,7 +144,7 @@ def _score_phrases(
     scored: GroundTruth,
     recorded: GroundTruth,
     annotated: GroundTruth,
-    detections: Detections,
+    detections: DetectionTable,
     stats: AnswerStats,
     options: EvaluateOptions,
     where: str,
@@ -183,8 +183,8 @@ def _score_phrases(
 
 
 def restrict_to_predicted(
-    ground_truth: GroundTruth, detections: Detections, stats: AnswerStats, options: EvaluateOptions, where: str
-) -> tuple[GroundTruth, Detections]:
+    ground_truth: GroundTruth, detections: DetectionTable, stats: AnswerStats, options: EvaluateOptions, where: str
+) -> tuple[GroundTruth, DetectionTable]:
     """Restrict both to the predicted images; DataError if an image is missing and `options.subset` is off."""
     predicted = np.zeros(ground_truth.num_images, dtype=bool)
     predicted[[ground_truth.index_of[image_id] for image_id in stats.image_ids]] = True
@@ -220,7 +220,7 @@ def _counts(
     scored: GroundTruth,
     recorded: GroundTruth,
     annotated: GroundTruth,
-    detections: Detections,
+    detections: DetectionTable,
     stats: AnswerStats,
     format: str,
 ) -> Counts:
@@ -274,7 +274,7 @@ def _subset_note(scored: int, recorded: int, annotated: int) -> str | None:
     return "; ".join(notes) or None
 
 
-def _mapping(detections: Detections, ground_truth: GroundTruth) -> LabelMappingResult:
+def _mapping(detections: DetectionTable, ground_truth: GroundTruth) -> LabelMappingResult:
     """How descriptions were mapped, most frequent first."""
     counts = np.bincount(detections.desc, minlength=len(detections.descriptions)).tolist()
     rows = sorted(zip(detections.descriptions, detections.labels, counts, strict=True), key=lambda r: (-r[2], r[0]))

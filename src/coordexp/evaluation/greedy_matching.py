@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from coordexp.evaluation.box_pairs import near_overlaps
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.ground_truth import GroundTruth
 
 # Computed as in COCOeval: 0.9 becomes 0.8999999999999999, which decides boxes exactly at the threshold.
@@ -34,7 +34,7 @@ class Matches:
     area (LVIS), are only counted, in `num_not_judged`.
     """
 
-    row: np.ndarray  # int64 [D], index in Detections
+    row: np.ndarray  # int64 [D], index in DetectionTable
     rank: np.ndarray  # int64 [D], position by score within its image and category
     image: np.ndarray  # int64 [D]
     category: np.ndarray  # int64 [D]
@@ -65,7 +65,7 @@ class Matches:
 
 def match(
     ground_truth: GroundTruth,
-    detections: Detections,
+    detections: DetectionTable,
     *,
     federated: bool,
     thresholds: np.ndarray = IOU_THRESHOLDS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from coordexp.evaluation.average_precision import RECALLS
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, Targets, greedy, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 
@@ -18,7 +18,7 @@ AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 MAX_MATRIX = 4_000_000  # IoUs of one image and category that hotcoco may keep: 32 MB
 
 
-def large_categories(ground_truth: GroundTruth, detections: Detections) -> np.ndarray:
+def large_categories(ground_truth: GroundTruth, detections: DetectionTable) -> np.ndarray:
     """Categories with an image in which detections times objects exceed `MAX_MATRIX`; int64, sorted."""
     count = ground_truth.num_categories
     codes, objects = np.unique(ground_truth.code, return_counts=True)
@@ -29,7 +29,7 @@ def large_categories(ground_truth: GroundTruth, detections: Detections) -> np.nd
 
 
 def federated_category(
-    ground_truth: GroundTruth, detections: Detections, category: int
+    ground_truth: GroundTruth, detections: DetectionTable, category: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision [T, R, A] and recall [T, A] of one category as in lvis-api; -1 without ground truth.
 

@@ -16,7 +16,7 @@ import numpy as np
 from coordexp.evaluation.bootstrap import INTERVALS, interval, replicates
 from coordexp.evaluation.box_pairs import box_iou
 from coordexp.evaluation.breakdowns import none_if_nan
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.greedy_matching import Targets, greedy, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.metrics import PHRASE_METRICS
@@ -77,7 +77,7 @@ class ScoredPhrases:
 
 
 def score_phrases(
-    ground_truth: GroundTruth, detections: Detections, truncated: Mapping[int | str, Sequence[str]]
+    ground_truth: GroundTruth, detections: DetectionTable, truncated: Mapping[int | str, Sequence[str]]
 ) -> ScoredPhrases:
     """Match the answer to every phrase with its targets, greedily in the order of the scores.
 
@@ -120,7 +120,7 @@ def match_targets(boxes: np.ndarray, code: np.ndarray, targets: np.ndarray, targ
 
 def phrase_result(
     ground_truth: GroundTruth,
-    detections: Detections,
+    detections: DetectionTable,
     truncated: Mapping[int | str, Sequence[str]],
     *,
     bootstrap: int,
@@ -170,7 +170,7 @@ def _rows_by_id(ground_truth: GroundTruth) -> dict[str, int]:
     return {annotation_id: row for row, annotation_id in enumerate(ids) if annotation_id in used}
 
 
-def _answer_rows(image: np.ndarray, text: np.ndarray, detections: Detections) -> list[np.ndarray]:
+def _answer_rows(image: np.ndarray, text: np.ndarray, detections: DetectionTable) -> list[np.ndarray]:
     """Rows of `detections` that answer each phrase, best score first."""
     texts = max(len(detections.descriptions), 1)
     code = detections.image * texts + detections.desc

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.ground_truth import GroundTruth
 
 
-def pointing_accuracy(ground_truth: GroundTruth, detections: Detections) -> float | None:
+def pointing_accuracy(ground_truth: GroundTruth, detections: DetectionTable) -> float | None:
     """Pointing game (Zhang et al., 2016) with box centres and boxes, without a margin; None without objects.
 
     One point per image and annotated category: the centre of the best detection of that category. It is a hit if it

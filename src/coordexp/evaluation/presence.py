@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.ground_truth import GroundTruth
 
 
-def presence(ground_truth: GroundTruth, detections: Detections, *, federated: bool) -> dict[str, float | None]:
+def presence(ground_truth: GroundTruth, detections: DetectionTable, *, federated: bool) -> dict[str, float | None]:
     """Detections of absent categories per image, and Matthews correlation of predicted with actual presence.
 
     A category is present in an image if it has an object, crowds excluded. It is absent if it is listed as such

@@ -8,7 +8,7 @@ import numpy as np
 
 from coordexp.evaluation import coco_lvis_ap, f1
 from coordexp.evaluation.average_precision import RankedMatches, mean_ap
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.greedy_matching import Matches, match, rank_in_group
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.options import ProtocolName
@@ -25,7 +25,7 @@ class ScoredProtocol:
     detections without a category that count as false positives: all of them under COCO, none under LVIS.
     """
 
-    def __init__(self, name: ProtocolName, ground_truth: GroundTruth, detections: Detections, max_dets: int):
+    def __init__(self, name: ProtocolName, ground_truth: GroundTruth, detections: DetectionTable, max_dets: int):
         self.name = name
         self.ground_truth = ground_truth
         self.detections = detections

@@ -17,7 +17,7 @@ import numpy as np
 
 from coordexp.evaluation.average_precision import RECALLS
 from coordexp.evaluation.coco_lvis_ap import best_per_image_and_category
-from coordexp.evaluation.detections import Detections
+from coordexp.evaluation.detections import DetectionTable
 from coordexp.evaluation.greedy_matching import Matches, match
 from coordexp.evaluation.ground_truth import GroundTruth
 from coordexp.evaluation.result_types import AtIoU, PublishedF1
@@ -29,7 +29,7 @@ DESCRIPTION = (
 MAX_DETS_COCO = 100  # per image and category; their LVIS scorer has no limit
 
 
-def published_f1(ground_truth: GroundTruth, detections: Detections, *, federated: bool) -> PublishedF1:
+def published_f1(ground_truth: GroundTruth, detections: DetectionTable, *, federated: bool) -> PublishedF1:
     """F1, precision and recall at IoU 0.5, at 0.95 and over 0.50:0.95; `federated` for LVIS annotations."""
     if federated:  # a crowd is an object like any other, as in lvis-api
         ground_truth = replace(ground_truth, crowd=np.zeros_like(ground_truth.crowd))
@@ -55,7 +55,7 @@ def published_f1(ground_truth: GroundTruth, detections: Detections, *, federated
     )
 
 
-def _in_input_order(ground_truth: GroundTruth, detections: Detections, federated: bool) -> Detections:
+def _in_input_order(ground_truth: GroundTruth, detections: DetectionTable, federated: bool) -> DetectionTable:
     """The scored detections, all with the same score, by image and position in the answer."""
     annotated = np.unique(ground_truth.code)
     code = detections.image * ground_truth.num_categories + detections.category

@@ -11,7 +11,7 @@ BINS = 10
 
 
 def correctness(matches: Matches, unmapped: np.ndarray, threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Judged detections (index in Detections, int64 [N]) and whether each is correct (bool [N]).
+    """Judged detections (index in DetectionTable, int64 [N]) and whether each is correct (bool [N]).
 
     `threshold` is an index; 0 is IoU 0.5. Detections matched to a crowd, or of a category that is not exhaustively
     annotated, are left out. `unmapped` are indices of detections without a category that count as wrong.

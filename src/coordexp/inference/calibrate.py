@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
 from coordexp.datasets.categories import Category
-from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
+from coordexp.evaluation.detections import DetectionTable, collect_detections, read_predictions
 from coordexp.evaluation.greedy_matching import IOU_THRESHOLDS, match
 from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
 from coordexp.evaluation.label_mapping import LabelMap
@@ -208,7 +208,7 @@ def apply(predictions_jsonl: str | Path, calibration: Calibration, out: str | Pa
     return write_jsonl(out, (calibrated(row, calibration) for _, row in read_predictions(predictions_jsonl)))
 
 
-def _maybe_unannotated(ground_truth: GroundTruth, found: Detections, rows: np.ndarray) -> np.ndarray:
+def _maybe_unannotated(ground_truth: GroundTruth, found: DetectionTable, rows: np.ndarray) -> np.ndarray:
     """Whether the records lack annotations of the category in the image, for detections `rows`; bool [N]."""
     category = found.category[rows]
     codes = found.image[rows] * len(ground_truth.categories) + category

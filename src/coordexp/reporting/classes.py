@@ -12,7 +12,7 @@ import numpy as np
 
 from coordexp.datasets.categories import Category
 from coordexp.evaluation.box_pairs import near_overlaps
-from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
+from coordexp.evaluation.detections import DetectionTable, collect_detections, read_predictions
 from coordexp.evaluation.greedy_matching import Matches, match
 from coordexp.evaluation.ground_truth import GroundTruth, ground_truth_from_records
 from coordexp.evaluation.label_mapping import Label
@@ -97,7 +97,7 @@ def record_ground_truth(records: list[Record], result: EvalResult, names: dict[i
 
 
 def _by_category(
-    ground_truth: GroundTruth, detections: Detections, matches: Matches, aps: dict[int, float | None]
+    ground_truth: GroundTruth, detections: DetectionTable, matches: Matches, aps: dict[int, float | None]
 ) -> tuple[list[CategoryScores], list[Series]]:
     """Scores and precision-recall curve of every category with objects or detections, most objects first."""
     objects = np.bincount(ground_truth.category[matches.object_counted], minlength=ground_truth.num_categories)
@@ -136,7 +136,7 @@ def _best_threshold(categories: list[CategoryScores]) -> int:
 
 
 def confusion_matrix(
-    ground_truth: GroundTruth, detections: Detections, matches: Matches, threshold: float
+    ground_truth: GroundTruth, detections: DetectionTable, matches: Matches, threshold: float
 ) -> tuple[list[str], np.ndarray]:
     """Labels and counts (see `ClassResults`) of the detections with at least this score.
 

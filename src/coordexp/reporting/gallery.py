@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from coordexp.datasets.images import ImageError, open_image
-from coordexp.evaluation.detections import Detections, collect_detections, read_predictions
+from coordexp.evaluation.detections import DetectionTable, collect_detections, read_predictions
 from coordexp.evaluation.error_types import ERROR_TYPES, false_positives
 from coordexp.evaluation.greedy_matching import match
 from coordexp.evaluation.ground_truth import GroundTruth
@@ -164,7 +164,7 @@ def _shapes(records: list[Record], predictions: list[Prediction], result: EvalRe
     return shapes
 
 
-def _outcomes(ground_truth: GroundTruth, detections: Detections, federated: bool) -> tuple[np.ndarray, np.ndarray]:
+def _outcomes(ground_truth: GroundTruth, detections: DetectionTable, federated: bool) -> tuple[np.ndarray, np.ndarray]:
     """Outcome of each detection at IoU 0.5 (correct, ignored or an error type), and whether each object is matched."""
     matches = match(ground_truth, detections, federated=federated)
     unmapped = np.flatnonzero(detections.category < 0)
