@@ -34,7 +34,7 @@ def prepare_images_dir(folder: Path, split: dict[str, str], made_from: dict[str,
     earlier = read_json(marker) if marker.exists() else None
     # A killed process may have left the temporary file of the marker.
     if earlier is None and folder.exists() and any(not _is_temporary_marker(file) for file in folder.iterdir()):
-        fix = "use an empty folder, or one that an earlier conversion of this split wrote"
+        fix = "use an empty directory, or one that an earlier conversion of this split wrote"
         raise DataError(located("directory is not empty and was not created by CoordExp", file=folder, fix=fix))
     if earlier is not None and {k: earlier.get(k) for k in split} != split:
         fix = "use a separate folder for each split"
