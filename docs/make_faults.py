@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,15 @@ def page() -> str:
         name, _, suffix = rule.partition(" ")
         cells = " | ".join(_cell(row.get(fault)) for fault in FAULTS)
         lines.append(f"| {f'`{name}` {suffix}'.rstrip()} | {cells} |")
+    lines += [f"| `{rule}` |{' |' * len(FAULTS)}" for rule in rules() if rule not in table]
     return HEAD + "\n".join(lines) + "\n" + TAIL
+
+
+def rules() -> list[str]:
+    """The rules of the workflow that run a script."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "rules").glob("*.smk")))
+    names = re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)
+    return [name for name in names if (REPOSITORY / "workflow_scripts" / f"{name}.py").exists()]
 
 
 def _cell(outcome: dict[str, Any] | None) -> str:

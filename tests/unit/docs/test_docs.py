@@ -336,6 +336,13 @@ def test_citation_matches_the_version():
     assert catalog["usage"]["software-stack-deployment"]["conda"] is True
 
 
+def test_the_table_of_faults_has_a_row_per_rule():
+    """Without measurements, its cells are empty."""
+    rules = {path.stem for path in (REPOSITORY / "workflow_scripts").glob("*.py")} - {"__init__", "arguments"}
+    rows = re.findall(r"^\| `(\w+)`", (REPOSITORY / "docs/faults.md").read_text(), flags=re.MULTILINE)
+    assert set(rows) == rules
+
+
 @pytest.mark.parametrize("name", ["make_ablation", "make_faults"])
 def test_generated_result_pages_are_up_to_date(name):
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
