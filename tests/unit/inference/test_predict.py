@@ -15,8 +15,9 @@ from coordexp.datasets.images import resample
 from coordexp.geometry.resize import grid_size
 from coordexp.geometry.slices import SliceOptions
 from coordexp.inference import predict as module
+from coordexp.inference.calibrate import options_of
 from coordexp.inference.gather import gather
-from coordexp.inference.options import PredictOptions
+from coordexp.inference.options import PredictOptions, score_options
 from coordexp.inference.predict import predict
 from coordexp.inference.predictor import Predictor
 from coordexp.inference.resumable_writer import ResumableWriter
@@ -36,6 +37,7 @@ def complete(taught, records, tmp_path_factory):
     counts = predict(taught, records, out, OPTIONS, STYLE)
     assert counts["images"] == len(SIZES) and counts["objects"] > 0
     assert {p.name for p in out.parent.iterdir()} == {out.name, software_file(out).name}
+    assert score_options(options_of(out)) == score_options(OPTIONS)
     return read(out)
 
 

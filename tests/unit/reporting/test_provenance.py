@@ -48,12 +48,14 @@ def test_code_of_every_stage(result, manifest, expected):
 def test_predictions_are_by_the_processes_that_made_them(tmp_path):
     predictions, annotations = generated(0, lvis=False, images=3).write(tmp_path)
     current = {"software": {"coordexp": "0.0.8"}, "revision": {"commit": "a" * 40, "changed_files": 0}}
-    made_by = [current | {"code": "0" * 16}, current | {"code": code_identity("coordexp.inference.predict")}]
+    own = {"code": code_identity("coordexp.inference.predict"), "score_options": {"samples": 4}}
+    made_by = [current | {"code": "0" * 16}, current | own]
     write_json(software_file(predictions), made_by)
     result = evaluate(predictions, annotations, EvaluateOptions(bootstrap=0), dataset="generated", split="val")
     stages = stage_codes({}, result)
     assert [stage.stage for stage in stages] == ["training", "prediction", "prediction", "evaluation", "report"]
     assert [(stage.version, stage.current) for stage in stages[1:3]] == [("0.0.8", False), ("0.0.8", True)]
+    assert result.inputs.predictions.made_by[1].score_options == {"samples": 4}
     assert result.software["numpy"] and result.revision.keys() == {"commit", "changed_files"}
 
 
