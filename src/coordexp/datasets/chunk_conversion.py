@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -178,8 +178,17 @@ def locate_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tupl
     return size, *find_image(image.path, job.image_dirs, from_url=not image.file_name)
 
 
-def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tuple[str, tuple[int, int], str]:
-    """Write one image; returns (path relative to the JSONL, size in pixels, outcome). ImageError if it is unusable."""
+class WrittenImage(NamedTuple):
+    """Path of a written image relative to the JSONL, its size in pixels, the path of its source, and the outcome."""
+
+    path: str
+    size: tuple[int, int]
+    source: str
+    outcome: str
+
+
+def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> WrittenImage:
+    """Write one image; ImageError if it is unusable."""
     size, folder, inner = locate_image(job, image)
     options = job.options
     name = output_name(inner, size != (image.width, image.height), job.image_dirs[folder])
@@ -189,7 +198,7 @@ def convert_image(job: ConversionJob, image: ImageEntry | InvalidElement) -> tup
     source, target = f"{job.image_dirs[folder]}/{inner}", f"{job.images_dir}/{name}"
     limits = {"exif": options.exif, "max_pixels": options.max_pixels}
     outcome = prepare_image(source, target, (image.width, image.height), size, options.jpeg_quality, **limits)
-    return f"{job.image_prefix}{name}", size, outcome
+    return WrittenImage(f"{job.image_prefix}{name}", size, source, outcome)
 
 
 def _distinct(name: str, inner: str) -> str:
@@ -214,13 +223,13 @@ def _convert_images(
     outcomes: Counter,
 ) -> list[Record]:
     """Write the images and return their records; adds to `totals` and `outcomes`."""
-    kept, paths, sizes = [], [], []
+    kept, written = [], []
     object_counts = np.diff(annotations.offsets)
     for i, image in enumerate(images):
         totals.counts["images listed"] += 1
         totals.counts["objects listed"] += int(object_counts[i])
         try:
-            path, size, outcome = convert_image(job, image)
+            result = convert_image(job, image)
         except ImageError as error:
             _report_bad(job, bad_image(image, error), totals)
             totals.counts["objects dropped:image skipped"] += int(object_counts[i])
@@ -228,21 +237,14 @@ def _convert_images(
                 totals.counts["phrases listed"] += lost
                 totals.counts["phrases dropped:image skipped"] += lost
             continue
-        outcomes[outcome] += 1
-        source = source_path(job, image)
-        _count_convention(source, image, totals)
+        outcomes[result.outcome] += 1
+        if result.outcome != "linked":  # these have no EXIF orientation
+            _count_convention(result.source, image, totals)
         kept.append(i)
-        paths.append(path)
-        sizes.append(size)
+        written.append(result)
     offsets = np.concatenate([[0], np.cumsum(object_counts[kept])]).astype(np.int64)
     annotations = annotations.take(np.isin(annotations.image_index, kept), offsets)
-    return _build_records(job, fd, [images[i] for i in kept], annotations, paths, sizes, totals)
-
-
-def source_path(job: ConversionJob, image: ImageEntry) -> str:
-    """Path of the source image."""
-    folder, inner = find_image(image.path, job.image_dirs, from_url=not image.file_name)
-    return f"{job.image_dirs[folder]}/{inner}"
+    return _build_records(job, fd, [images[i] for i in kept], annotations, written, totals)
 
 
 def _count_convention(source: str, image: ImageEntry, totals: ConversionCounts) -> None:
@@ -258,12 +260,11 @@ def _build_records(
     fd: int,
     images: list[ImageEntry],
     annotations: AnnotationColumns,
-    paths: list[str],
-    sizes: list[tuple[int, int]],
+    written: list[WrittenImage],
     totals: ConversionCounts,
 ) -> list[Record]:
     options = msgspec.convert(job.options, ObjectOptions, from_attributes=True)
-    batch = build_objects(images, annotations, sizes, job.descriptions, options, fd)
+    batch = build_objects(images, annotations, [image.size for image in written], job.descriptions, options, fd)
     for item in batch.bad:
         _report_bad(job, item, totals)
     for item in (*batch.skipped, *batch.bad):
@@ -271,14 +272,15 @@ def _build_records(
     totals.skipped += batch.skipped
     totals.objects.update(batch.counts)
     records = []
-    columns = (images, paths, sizes, batch.objects, batch.ids, batch.incomplete)
-    for image, path, size, objects, ids, lost in zip(*columns, strict=True):
+    columns = (images, written, batch.objects, batch.ids, batch.incomplete)
+    for image, result, objects, ids, lost in zip(*columns, strict=True):
         totals.counts["images without objects"] += not objects
         phrases = _phrases(job, image, ids, totals) if image.phrases else []
         if objects or phrases or job.options.keep_empty:
+            path, size, source, _ = result
             records.append(_record(job, image, path, size, objects, phrases, lost))
             if job.options.on_duplicate != "ignore":
-                totals.keys.append(content_key(source_path(job, image)))
+                totals.keys.append(content_key(source))
             totals.counts[f"blocks:{size[0] * size[1] // job.options.factor**2}"] += 1
         else:
             totals.counts["images dropped:no objects"] += 1
