@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, metavar="FOLDER", help="expanded base, or merged checkpoint"
     )
-    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe that sets the prompt and answer style")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe that sets the texts of prompt and answer")
     parser.add_argument(
         "--out", type=image_file, metavar="IMAGE", help="draw the boxes decoded from the tokens to this file"
     )
