@@ -9,7 +9,7 @@ peak of the resident set. `largest_difference` is from hotcoco: of CoordExp in t
 entry of its arrays.
 
 The memory of the references exceeds 20 GB at full size, so they score `Workload.parts` files, each with every n-th
-category, one after the other; `--parts` scores the first of them only. CPU time is the sum, memory the largest.
+category, at the largest fraction; `--parts` scores the first of them only. CPU time is the sum, memory the largest.
 Measurements in `--folder` are kept, so an interrupted benchmark continues. `growth` is the measured exponent of the
 CPU time between the two largest sizes (1: proportional to the number of detections).
 """
@@ -219,7 +219,8 @@ def main() -> None:
         for fraction in sorted(args.fractions):
             with contextlib.ExitStack() as stack:
                 folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                sizes.append(measure(WORKLOADS[name], fraction, folder / f"{name}-{fraction:g}", args.parts))
+                limit = args.parts if fraction == max(args.fractions) else 0
+                sizes.append(measure(WORKLOADS[name], fraction, folder / f"{name}-{fraction:g}", limit))
             print(name, json.dumps(sizes[-1]), flush=True)
         report[name] = {"measured": sizes, "growth": growth(sizes)}
     if args.out:
