@@ -30,7 +30,10 @@ def test_metrics_and_counts_on_the_page_are_those_of_eval_json(page):
     for name, value in block.metrics.items():
         shown = "–" if value is None else f"{value:.3f}"
         assert f"<tr><td>{name}</td><td>{shown}</td>" in text
-    assert "<tr><td>several</td><td>1</td><td>2</td><td>2</td><td>2</td><td>0</td><td>0</td><td>1</td></tr>" in text
+    assert (
+        "<tr><td>several</td><td>1</td><td>2</td><td>2</td><td>2</td><td>0</td><td>0</td><td>1</td><td>0</td></tr>"
+        in text
+    )
     assert f"<tr><td>largest object</td><td>{block.baselines['largest_object']:.3f}</td></tr>" in text
 
 

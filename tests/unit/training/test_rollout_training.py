@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from inference_helpers import SIZES, images, objects, taught_checkpoint
+from inference_helpers import NAMES, SIZES, images, objects, taught_checkpoint
 from safetensors.torch import load_file
 
 from coordexp.answers.render import PromptStyle
+from coordexp.datasets.samples import CategoryTable
 from coordexp.recipe import load_recipe
 from coordexp.records import Metadata, Record, coord_bin, coord_token
-from coordexp.runtime.io import write_jsonl
+from coordexp.runtime.io import write_json, write_jsonl
 from coordexp.training.launch import DistributedConfig
 from coordexp.training.train import train
 
@@ -27,7 +28,8 @@ def annotated(n):
     for obj in objects(n):
         bins = [min(coord_bin(token) + 3, 999) for token in obj.coords]
         box = [coord_token(k) for k in bins]
-        found.append(msgspec.structs.replace(obj, norm=[k / 999 for k in bins], bbox_2d=box))
+        category = 1 + NAMES.index(obj.desc)
+        found.append(msgspec.structs.replace(obj, category_id=category, norm=[k / 999 for k in bins], bbox_2d=box))
     return found[len(found) > 1 :]
 
 
@@ -41,6 +43,7 @@ def data(tmp_path_factory):
         for i, n in enumerate([*range(len(SIZES))] * 4)
     ]
     write_jsonl(folder / "train.coord.jsonl", rows)
+    write_json(folder / "categories.json", CategoryTable(dict(enumerate(NAMES, 1)), exhaustive=True))
     return folder / "train.coord.jsonl"
 
 
@@ -60,6 +63,7 @@ def run(folder, data):
             },
             "custom": {
                 "train_jsonl": str(data),
+                "categories": str(data.with_name("categories.json")),
                 "json_format": "standard",
                 "loss": {"weights": {"unlikelihood": 1.0}},
                 "rollout": {"share": 0.5, "start": 0.0, "full": 0.3, "max_new_tokens": 200, "batch_size": 2},
