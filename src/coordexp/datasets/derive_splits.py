@@ -154,7 +154,7 @@ def _write_part(path: Path, out: Path, split: str, derived: Mapping[str, Derived
         for n, name in enumerate(names):
             file.write((b"," if n else b"") + f'"{name}":['.encode())
             separator = b""
-            for low, block in _reads(spans[name]):
+            for low, block in blocks(spans[name], ELEMENTS_PER_READ):
                 if name in numbers:
                     block = block[part.is_in(numbers[name][low : low + len(block)], own)]  # noqa: PLW2901
                 for text in read_spans(fd, block):
@@ -164,16 +164,10 @@ def _write_part(path: Path, out: Path, split: str, derived: Mapping[str, Derived
         file.write(b"}")
 
 
-def _reads(spans: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first element, spans) of the elements that are read at once."""
-    for low in range(0, len(spans), ELEMENTS_PER_READ):
-        yield low, spans[low : low + ELEMENTS_PER_READ]
-
-
 def _keys(fd: int, spans: np.ndarray, decode: Decode, field: str, folder: Path) -> np.ndarray:
     """The key of an id of each element; that of one whose id cannot be read is unique."""
     file = KeyFile(folder)
-    for low, block in _reads(spans):
+    for low, block in blocks(spans, ELEMENTS_PER_READ):
         ids = [getattr(element, field) for element in decode_elements(read_spans(fd, block), decode)]
         file.append(keys_of([f"? {field} {low + n}" if i is None else i for n, i in enumerate(ids)]))
     return file.finish()
@@ -181,7 +175,7 @@ def _keys(fd: int, spans: np.ndarray, decode: Decode, field: str, folder: Path) 
 
 def _image_facts(fd: int, spans: np.ndarray, keyed: bool) -> Iterator[tuple[int, list[ImageFacts | None]]]:
     """(number of the first, images) of a file in blocks, None for an invalid one; `keyed`: with their entries."""
-    for low, block in _reads(spans):
+    for low, block in blocks(spans, ELEMENTS_PER_READ):
         raw = read_spans(fd, block)
         entries = decode_elements(raw, _decode_maps) if keyed else [{}] * len(raw)
         yield (

@@ -79,10 +79,11 @@ def zeros(count: int, dtype: Any, folder: str | Path | None = None) -> np.ndarra
     return file.finish(writable=True)
 
 
-def blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first row, rows) of successive parts of an array."""
-    for low in range(0, len(array), tuning.ROWS_PER_BLOCK):
-        yield low, array[low : low + tuning.ROWS_PER_BLOCK]
+def blocks(array: np.ndarray, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, rows) of successive parts of an array, of `size` or else ROWS_PER_BLOCK rows."""
+    size = size or tuning.ROWS_PER_BLOCK
+    for low in range(0, len(array), size):
+        yield low, array[low : low + size]
 
 
 def without_rows(array: np.ndarray, rows: np.ndarray, folder: str | Path | None = None) -> np.ndarray:

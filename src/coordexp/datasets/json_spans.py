@@ -1,7 +1,7 @@
 """Byte positions of the elements of a large JSON file, found without loading it.
 
 COCO and LVIS files are one object with long arrays of objects. `find_elements` finds the byte span of every element in
-one pass of numpy over chunks, and kept on disk. A gigabyte takes a few seconds.
+one pass of numpy over chunks, and keeps it on disk. A gigabyte takes a few seconds.
 """
 
 from __future__ import annotations
